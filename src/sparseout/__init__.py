@@ -1,0 +1,1 @@
+"""The sparsity dial for PyTorch."""
