@@ -1,0 +1,13 @@
+"""The one form of every error about an argument."""
+
+from typing import Any
+
+
+def expected(name: str, wanted: str, got: Any) -> str:
+    """The sentence "expected `name` to be wanted, but got got"."""
+    return f"expected `{name}` to be {wanted}, but got {got}"
+
+
+def kind(value: Any) -> str:
+    """How to name a value whose type is wrong: short ones in full, others by their type."""
+    return repr(value) if value is None or isinstance(value, bool | str) else f"a {type(value).__name__}"

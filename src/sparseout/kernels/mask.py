@@ -1,0 +1,72 @@
+"""The only random code: a boolean mask from (seed, shape, p).
+
+The mask is False with probability `effective_p(p)` and a pure function of its arguments on one kind of device.
+Draws are integers, so that a small p is met in every dtype: 16 bits an element, or 32 where p is within 1% of 0
+or 1 and 16 would be coarse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _bits_and_threshold(p: float) -> tuple[int, int]:
+    bits = 16 if 0.01 <= p <= 0.99 else 32
+    return bits, min(max(round(p * 2**bits), 1), 2**bits - 1)
+
+
+def effective_p(p: float) -> float:
+    """The probability that the draws realise, for 0 < p < 1: `p` rounded to 2^-16 or 2^-32, never 0 or 1.
+
+    The noise is computed with this value, so that its mean is exactly 0.
+    """
+    bits, threshold = _bits_and_threshold(p)
+    return threshold / 2**bits
+
+
+def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """The mask of the given `shape`, on the device of the 0-d int64 `seed`."""
+    bits, threshold = _bits_and_threshold(p)
+    size = math.prod(shape)
+    fill = _generated if seed.device.type == "cpu" else _hashed
+    words = fill(seed, -(-size * bits // 64))
+    draws = words.view(torch.int16 if bits == 16 else torch.int32)[:size]
+    return (draws >= threshold - 2 ** (bits - 1)).view(list(shape))
+
+
+def _generated(seed: Tensor, count: int) -> Tensor:
+    """`count` random int64 words from torch's CPU generator, several times faster there than hashing."""
+    # That generator looks at 32 bits of its seed: mix all 64 into them.
+    mixed = int(_mix(seed + _GOLDEN)) & 0xFFFFFFFF
+    generator = torch.Generator().manual_seed(mixed)
+    # A plain random_() would never set the top bit.
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+
+
+def _hashed(seed: Tensor, count: int) -> Tensor:
+    """`count` random int64 words on any device, with no host sync: the SplitMix64 stream of the mixed seed.
+
+    Source: Steele, Lea & Flood (2014), Fast splittable pseudorandom number generators, section 5.
+    """
+    index = torch.arange(1, count + 1, device=seed.device)
+    return _mix(index * _GOLDEN + _mix(seed + _GOLDEN))
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), (31, 1))
+
+
+def _mix(word: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
+    for shift, factor in _ROUNDS:
+        logical = (word >> shift) & (2 ** (64 - shift) - 1)  # >> on int64 copies the sign
+        word = (word ^ logical) * factor
+    return word

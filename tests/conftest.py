@@ -1,0 +1,21 @@
+import shutil
+
+import pytest
+import torch
+
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason="torch.compile on a CPU needs a C++ compiler and none was found"
+)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    yield
+    torch.compiler.reset()
