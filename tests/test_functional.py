@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+
 from sparseout import sparseout
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -208,7 +209,7 @@ def _layouts_of(x):
 def test_q_2_is_dropout_bit_for_bit(scale, p, dtype):
     for x in _layouts_of(torch.randn(6, 7, 8, dtype=dtype)):
         results = []
-        for f in (lambda x: F.dropout(x, p), lambda x: sparseout(x, p, 2, scale=scale)):  # noqa: B023
+        for f in (lambda x: F.dropout(x, p), lambda x: sparseout(x, p, 2, scale=scale)):
             leaf = x.detach().requires_grad_()
             torch.manual_seed(3)
             y = f(leaf)
@@ -360,7 +361,8 @@ def test_shapes(shape, q):
 
 
 @pytest.mark.parametrize(
-    ("shape", "memory_format"), [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)]
+    ("shape", "memory_format"),
+    [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)],
 )
 @pytest.mark.parametrize("crop", [False, True])
 def test_memory_format_is_kept_and_the_mask_follows_memory(shape, memory_format, crop):

@@ -97,7 +97,7 @@ def sparseout(
         >>> import torch, sparseout
         >>> x = torch.tensor([0.0, 0.25, 1.0, 4.0])
         >>> sparseout.sparseout(x, p=0.5, q=1.0, seed=3)  # x ± sqrt(x)
-        tensor([0.0000, 0.7500, 2.0000, 2.0000])
+        tensor([ 0.0000, -0.2500,  0.0000,  2.0000])
         >>> sparseout.sparseout(x, p=0.5, q=1.0, training=False) is x
         True
 
@@ -125,9 +125,7 @@ def sparseout(
     return _perturb(input, p, q, gradient, scale, dims, seed)
 
 
-def check_arguments(
-    p: Any, q: Any, gradient: Any, scale: Any, shared_dims: Any, seed: Any
-) -> tuple[int, ...]:
+def check_arguments(p: Any, q: Any, gradient: Any, scale: Any, shared_dims: Any, seed: Any) -> tuple[int, ...]:
     """Raise one clear sentence for an argument that no input could make right; return `shared_dims` as a tuple."""
     p_range = "a number between 0 and 1"
     if not 0 <= _number("p", p_range, p) <= 1:

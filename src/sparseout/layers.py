@@ -88,8 +88,7 @@ class Sparseout(nn.Module):
         return self.shared_dims
 
     def extra_repr(self) -> str:
-        q = f"tensor({self.q.item():.4g})" if isinstance(self.q, Tensor) else self.q
-        shown = [f"p={self.p}, q={q}"]
+        shown = [f"p={self.p}, q={self.q!s}"]
         defaults = {"inplace": False, "gradient": "detached", "scale": None, "shared_dims": (), "seed": None}
         for name, default in defaults.items():
             value = getattr(self, name)
@@ -98,7 +97,7 @@ class Sparseout(nn.Module):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Tensors for q and seed move with the module but keep their dtype, and stay out of the state_dict.
         for name in ("q", "seed"):
             value = getattr(self, name)

@@ -1,8 +1,9 @@
 """The only random code: a boolean mask from (seed, shape, p).
 
-The mask is False with probability `effective_p(p)` and a pure function of its arguments on one kind of device.
-Draws are integers, so that a small p is met in every dtype: 16 bits an element, or 32 where p is within 1% of 0
-or 1 and 16 would be coarse.
+The mask is False with probability `effective_p(p)` and a pure function of its arguments: the same on every device,
+eager or compiled, with no generator to advance and no host sync. The bits are a hash of the seed and the position,
+so that any block of them can be made, or made again, alone. Draws are integers, so that a small p is met in every
+dtype: 16 bits an element, or 32 where p is within 1% of 0 or 1 and 16 would be coarse.
 """
 
 from __future__ import annotations
@@ -32,28 +33,17 @@ def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask of the given `shape`, on the device of the 0-d int64 `seed`."""
     bits, threshold = _bits_and_threshold(p)
     size = math.prod(shape)
-    fill = _generated if seed.device.type == "cpu" else _hashed
-    words = fill(seed, -(-size * bits // 64))
-    draws = words.view(torch.int16 if bits == 16 else torch.int32)[:size]
+    draws = words(seed, -(-size * bits // 64)).view(torch.int16 if bits == 16 else torch.int32)[:size]
     return (draws >= threshold - 2 ** (bits - 1)).view(list(shape))
 
 
-def _generated(seed: Tensor, count: int) -> Tensor:
-    """`count` random int64 words from torch's CPU generator, several times faster there than hashing."""
-    # That generator looks at 32 bits of its seed: mix all 64 into them.
-    mixed = int(_mix(seed + _GOLDEN)) & 0xFFFFFFFF
-    generator = torch.Generator().manual_seed(mixed)
-    # A plain random_() would never set the top bit.
-    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+def words(seed: Tensor, count: int) -> Tensor:
+    """`count` random int64 words: the SplitMix64 stream whose state begins at the mixed seed.
 
-
-def _hashed(seed: Tensor, count: int) -> Tensor:
-    """`count` random int64 words on any device, with no host sync: the SplitMix64 stream of the mixed seed.
-
-    Source: Steele, Lea & Flood (2014), Fast splittable pseudorandom number generators, section 5.
+    Source: Steele, Lea & Flood (2014), Fast splittable pseudorandom number generators, section 4.
     """
     index = torch.arange(1, count + 1, device=seed.device)
-    return _mix(index * _GOLDEN + _mix(seed + _GOLDEN))
+    return _mix(_mix(seed + _GOLDEN) + index * _GOLDEN)
 
 
 def _signed(word: int) -> int:

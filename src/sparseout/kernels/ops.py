@@ -22,7 +22,6 @@ from sparseout.kernels import reference
 from sparseout.kernels.reference import Scalar
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
-_LIBRARY.define("mask(Tensor seed, SymInt[] shape, float p) -> Tensor")
 _LIBRARY.define(
     "forward(Tensor x, Tensor seed, float p, float[] curve, Tensor? curve_tensor, int[] shared_dims,"
     " bool exact) -> Tensor"
@@ -46,7 +45,7 @@ def apply(
     """Sparseout of a contiguous `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device."""
     if _transforms_active():
         dtype = reference.compute_dtype(x.dtype)
-        xi = _noise(x, seed, p, shared_dims, torch.ops.sparseout.mask)
+        xi = _noise(x, seed, p, shared_dims)
         q = q.to(dtype) if isinstance(q, Tensor) else q
         return reference.sparseout(x, xi, q, unit, gain, exact)
     floats, tensor = _pack(x, q, unit, gain)
@@ -55,7 +54,7 @@ def apply(
 
 
 def _transforms_active() -> bool:
-    """Is a functorch transform (vmap, grad, jvp ...) or a forward-mode level open?"""
+    """Whether a functorch transform (vmap, grad, jvp ...) or a forward-mode level is open."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -75,11 +74,9 @@ def _unpack(curve: list[float], tensor: Tensor | None) -> tuple[Scalar, Scalar, 
     return q, unit, gain
 
 
-def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int], make: Any = masks.make) -> Tensor:
+def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Tensor:
     shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)]
-    return reference.noise(
-        make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype)
-    )
+    return reference.noise(masks.make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype))
 
 
 def _forward(
@@ -110,14 +107,8 @@ def _backward(
     return (grad * slope).to(x.dtype).contiguous()
 
 
-_LIBRARY.impl("mask", masks.make, "CompositeExplicitAutograd")
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sparseout::mask")
-def _(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
-    return seed.new_empty(shape, dtype=torch.bool)
 
 
 @torch.library.register_fake("sparseout::forward")
@@ -130,14 +121,6 @@ def _(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_vmap("sparseout::mask")
-def _(
-    info: Any, in_dims: tuple[Any, ...], seed: Tensor, shape: Sequence[int], p: float
-) -> tuple[Tensor, int]:
-    each = [torch.ops.sparseout.mask(one, shape, p) for one in seed.unbind(in_dims[0])]
-    return torch.stack(each), 0
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, seed, ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact = inputs
     ctx.save_for_backward(x, seed, curve_tensor)
@@ -146,13 +129,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, seed, curve_tensor = ctx.saved_tensors
     if torch.is_grad_enabled() or _transforms_active():  # a derivative of this derivative will be asked for
-        xi = _noise(x, seed, ctx.p, ctx.shared_dims, torch.ops.sparseout.mask)
+        xi = _noise(x, seed, ctx.p, ctx.shared_dims)
         slope = reference.slope(x, xi, *_unpack(ctx.curve, curve_tensor), ctx.exact)
         result = (grad * slope).to(x.dtype)
     else:
-        result = torch.ops.sparseout.backward(
-            grad, x, seed, ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact
-        )
+        result = torch.ops.sparseout.backward(grad, x, seed, ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact)
     return result, None, None, None, None, None, None
 
 

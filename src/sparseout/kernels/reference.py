@@ -70,19 +70,15 @@ def slope(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exact: b
     Differentiable in x if `exact`, and a constant otherwise.
     """
     wide = x.to(compute_dtype(x.dtype))
-    return 1 + _noise_slope(
-        wide if exact else wide.detach(), xi, q, unit, gain, exact, torch.finfo(x.dtype).max
-    )
+    return 1 + _noise_slope(wide if exact else wide.detach(), xi, q, unit, gain, exact, torch.finfo(x.dtype).max)
 
 
 def _term(x: Tensor, q: Scalar, unit: Scalar, gain: Scalar) -> Tensor:
     return x.sign() * (_in_units(x, unit).pow(q / 2) * unit * gain)
 
 
-def _noise_slope(
-    x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exact: bool, limit: float
-) -> Tensor:
-    """beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 for every other q."""
+def _noise_slope(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exact: bool, limit: float) -> Tensor:
+    """Beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 for every other q."""
     a = _in_units(x, unit)
     zero = a == 0
     at_zero = (q == 2).to(x.dtype) if isinstance(q, Tensor) else float(q == 2)

@@ -1,0 +1,135 @@
+"""torch.compile with fullgraph: the same noise, value and gradient as eager."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import needs_compiler
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
+
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
+
+
+def value_and_gradient(f, x, *args):
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = f(x, *args)
+    upstream = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    return y.detach(), torch.autograd.grad(y, x, upstream)[0]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_equals_eager_for_a_seed_tensor(backend, dynamic):
+    variants = list(itertools.product((0.5, 1.5, torch.tensor(1.3)), ("detached", "exact"), (None, 0.5, "matched")))
+    if backend == "inductor":
+        variants = variants[::4]
+    for q, gradient, scale in variants:
+        torch.compiler.reset()
+
+        def f(x, seed, q=q, gradient=gradient, scale=scale):
+            return sparseout(x, 0.3, q, gradient=gradient, scale=scale, seed=seed)
+
+        compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend=backend)
+        for shape in ((6, 7), (9, 5)):
+            x = torch.randn(shape).relu()
+            for seed in (torch.tensor(3), torch.tensor(2**40)):
+                eager, other = value_and_gradient(f, x, seed), value_and_gradient(compiled, x, seed)
+                if scale == "matched":  # the mean may be summed in another order
+                    torch.testing.assert_close(other, eager, rtol=1e-5, atol=1e-6)
+                else:
+                    assert torch.equal(other[0], eager[0])
+                    assert torch.equal(other[1], eager[1])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dims", [(), (2, 3), (0,)])
+def test_compiled_layouts_and_shared_dims(dims, memory_format):
+    x = torch.randn(3, 4, 5, 6).contiguous(memory_format=memory_format)
+
+    def f(x, seed):
+        return sparseout(x, 0.3, 1.5, shared_dims=dims, seed=seed)
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    eager, other = value_and_gradient(f, x, torch.tensor(1)), value_and_gradient(compiled, x, torch.tensor(1))
+    for a, b in zip(eager, other, strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("q", [1.0, 2.0, torch.tensor(1.5)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_calls_differ_and_backward_uses_the_mask_of_forward(backend, q):
+    layer = torch.compile(Sparseout(0.5, q), fullgraph=True, backend=backend)
+    x = torch.ones(50)
+    results = [value_and_gradient(lambda x: layer(x) * 1, x) for _ in range(3)]
+    for (a, _), (b, _) in itertools.combinations(results, 2):
+        assert not torch.equal(a, b)
+    upstream = torch.linspace(-1, 1, 50)
+    for y, gradient in results:
+        torch.testing.assert_close(gradient, y * upstream)  # at x = 1 value and slope are 1 + xi
+    torch.manual_seed(3)
+    first = layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Sparseout, (4, 5)),
+        (Sparseout1d, (2, 4, 5)),
+        (Sparseout2d, (2, 3, 4, 5)),
+        (Sparseout3d, (2, 3, 4, 5, 6)),
+    ],
+)
+@pytest.mark.parametrize("q", [1.5, 2.0])
+def test_layers_in_training_and_evaluation(q, layer, shape):
+    for inplace in (False, True):
+        module = layer(0.5, q, inplace)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        x = torch.ones(shape)
+        assert compiled(x.clone()).std() > 0
+        module.eval()
+        state = torch.get_rng_state()
+        assert torch.equal(compiled(x), x)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_trains_when_compiled():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), Sparseout(0.5, 1.5, scale="matched"), nn.Linear(16, 1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = torch.randn(32, 8)
+    y = x.sum(1, keepdim=True)
+    losses = []
+    for _ in range(30):
+        loss = (compiled(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_moving_a_tensor_q_neither_recompiles_nor_goes_unseen():
+    counter = CompileCounter()
+    q = torch.tensor(1.0)
+    layer = Sparseout(0.5, q, seed=1)
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    x = torch.rand(20)
+    for value in (1.0, 1.7, 3.1):
+        q.fill_(value)
+        assert torch.equal(compiled(x), layer(x))
+    assert counter.frame_count == 1
+
+
+def test_moving_a_float_q_is_seen():
+    layer = Sparseout(0.5, 1.0, seed=1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.rand(20)
+    for q in (1.0, 1.7, 2.0, 3.1):
+        layer.q = q
+        torch.testing.assert_close(compiled(x), layer(x))

@@ -1,0 +1,37 @@
+"""`import sparseout` imports torch and nothing optional."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import sys
+import torch
+import torch._dynamo, torch.testing  # imported lazily by torch itself
+before = set(sys.modules)
+import sparseout
+{extra}
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(*sorted(new - set(sys.stdlib_module_names) - {{"torch", "sparseout"}}))
+print(*sorted(name for name in sys.modules if name.startswith("sparseout.experiments")))
+"""
+
+
+def imported_besides_torch(extra=""):
+    done = subprocess.run([sys.executable, "-c", PROBE.format(extra=extra)], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_nothing_optional():
+    assert imported_besides_torch() == []
+
+
+@pytest.mark.parametrize("optional", ["rich", "scipy", "sparseout.experiments"])
+def test_that_test_can_fail(optional):
+    assert optional in imported_besides_torch(f"import {optional}")
+
+
+def test_no_device_is_touched():
+    code = "import sparseout, torch; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)
