@@ -10,7 +10,7 @@ def expected(name: str, wanted: str, got: Any) -> str:
 
 def kind(value: Any) -> str:
     """How to name a value whose type is wrong: short ones in full, others by their type."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, (bool, str)):
         return repr(value)
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

@@ -150,7 +150,7 @@ def check_arguments(p: Any, q: Any, gradient: Any, scale: Any, shared_dims: Any,
 
 
 def _number(name: str, wanted: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(expected(name, wanted, kind(value)))
     return float(value)
 
@@ -169,7 +169,7 @@ def _check_seed(seed: Any) -> None:
 
 def _check_dims(dims: Any) -> tuple[int, ...]:
     wanted = "a sequence of different ints"
-    if not isinstance(dims, tuple | list):
+    if not isinstance(dims, (tuple, list)):
         raise TypeError(expected("shared_dims", wanted, kind(dims)))
     for dim in dims:
         if isinstance(dim, bool) or not isinstance(dim, int):

@@ -33,8 +33,11 @@ def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask of the given `shape`, on the device of the 0-d int64 `seed`."""
     bits, threshold = _bits_and_threshold(p)
     size = math.prod(shape)
-    draws = words(seed, -(-size * bits // 64)).view(torch.int16 if bits == 16 else torch.int32)[:size]
-    return (draws >= threshold - 2 ** (bits - 1)).view(list(shape))
+    drawn = words(seed, -(-size * bits // 64))
+    narrow = torch.int16 if bits == 16 else torch.int32
+    # The lowest bits of a word come first. A view as `narrow` would do, but does not run under vmap in torch 2.8.
+    draws = torch.stack([(drawn >> shift).to(narrow) for shift in range(0, 64, bits)], dim=-1)
+    return (draws.flatten()[:size] >= threshold - 2 ** (bits - 1)).view(list(shape))
 
 
 def words(seed: Tensor, count: int) -> Tensor:

@@ -1,0 +1,41 @@
+# make demo       see the dial turn on real data            make test       lint, types, doctests, tests
+# make test-all   adds what is slow or needs a browser      make format     let ruff rewrite what it can
+# Each does all of its own set-up. PIP_ARGS= goes to pip (an index with CPU builds, say), ARGS= to `sparseout demo`.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+export PYTHON PIP_ARGS
+
+.PHONY: demo test test-slow test-all format clean
+
+demo: .venv/.experiments
+	@.venv/bin/sparseout demo $(ARGS)
+
+test: .venv/.dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev
+	@tools/browser
+	.venv/bin/python -m pytest -m slow
+
+test-all: test test-slow
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+# `dev` includes `experiments`, so whoever runs the tests first has the demo installed too.
+.venv/.experiments: pyproject.toml constraints.txt
+	@tools/setup experiments
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	@tools/setup dev
+	@touch $@ .venv/.experiments
+
+clean:
+	rm -rf .venv demo
