@@ -1,0 +1,658 @@
+"""Each measure against a naive float64 computation, its axioms, and the stream against the functions."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sparseout import measures
+from sparseout.measures import MEASURES, Streaming, density, gini, hoyer, kurtosis, sparsity, treves_rolls
+
+FUNCTIONS = {name: getattr(measures, name) for name in MEASURES}
+RATIOS = (hoyer, gini, treves_rolls, kurtosis)  # the smooth ones, undefined for all-zero rows
+fast = settings(max_examples=40, deadline=None)
+same = partial(torch.testing.assert_close, equal_nan=True)
+
+
+def naive(name, row, eps=0.0, relative=False):
+    """The definitions, written down a second time, for one row of float64."""
+    a = np.abs(np.asarray(row, dtype=np.float64))
+    n, limit = len(a), eps * math.sqrt(np.mean(a**2)) if relative else eps
+    if name in ("sparsity", "density"):
+        active = sum(1 for v in a if v > limit) / n
+        return active if name == "density" else 1 - active
+    if not a.any():
+        return math.nan
+    if name == "hoyer":
+        return (math.sqrt(n) - np.sum(a) / math.sqrt(np.sum(a**2))) / (math.sqrt(n) - 1) if n > 1 else math.nan
+    if name == "gini":
+        return sum(abs(u - v) for u in a for v in a) / (2 * n * np.sum(a))  # mean difference, another form
+    if name == "treves_rolls":
+        return np.mean(a) ** 2 / np.mean(a**2)
+    return np.mean(a**4) / np.mean(a**2) ** 2
+
+
+def naive_rows(name, x, **options):
+    rows = x.double().reshape(-1, x.shape[-1]).numpy()
+    return torch.tensor([naive(name, row, **options) for row in rows], dtype=torch.float64)
+
+
+def sparse_data(*shape, seed=0, zeros=0.5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return (x * (torch.rand(*shape, generator=generator) > zeros)).to(dtype)
+
+
+element = st.one_of(st.just(0.0), st.floats(0.01, 100.0), st.floats(-100.0, -0.01))
+row = st.lists(element, min_size=2, max_size=9).filter(any).map(lambda v: torch.tensor(v, dtype=torch.float64))
+# Quarters: every transfer and sum below is exact, so that the strict axioms can be asked for strictly.
+quarters = st.lists(st.integers(0, 20), min_size=2, max_size=7).filter(any)
+wealth = quarters.map(lambda v: torch.tensor(v, dtype=torch.float64) / 4)
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@fast
+@given(row=row)
+def test_value_is_the_naive_one(name, row):
+    same(FUNCTIONS[name](row).item(), naive(name, row), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
+def test_any_dim_of_a_strided_tensor(name, dim):
+    x = sparse_data(5, 8, 7).transpose(0, 2)[:, ::2]
+    got = FUNCTIONS[name](x, dim)
+    moved = x.movedim(dim, -1)
+    assert got.shape == moved.shape[:-1]
+    same(got.flatten(), naive_rows(name, moved.contiguous()), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (9, 1), (9, 4), (16, 5), (100, 99), (64, 64)])
+def test_k_equal_elements_among_n(n, k):
+    x = torch.zeros(n, dtype=torch.float64)
+    x[torch.randperm(n, generator=torch.Generator().manual_seed(n))[:k]] = -3.7
+    expected = {
+        "hoyer": (math.sqrt(n) - math.sqrt(k)) / (math.sqrt(n) - 1),
+        "gini": 1 - k / n,
+        "treves_rolls": k / n,
+        "sparsity": 1 - k / n,
+        "density": k / n,
+        "kurtosis": n / k,
+    }
+    got = {name: f(x).item() for name, f in FUNCTIONS.items()}
+    assert got == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+def test_a_ramp_has_closed_forms():
+    n = 12
+    x = torch.arange(1, n + 1, dtype=torch.float64)
+    assert gini(x).item() == pytest.approx((n - 1) / (3 * n), rel=1e-13)
+    assert treves_rolls(x).item() == pytest.approx(3 * (n + 1) / (2 * (2 * n + 1)), rel=1e-13)
+    expected = 6 * (3 * n**2 + 3 * n - 1) / (5 * (n + 1) * (2 * n + 1))
+    assert kurtosis(x).item() == pytest.approx(expected, rel=1e-13)
+
+
+def test_gaussian_limits():
+    n = 100_001  # quantiles in place of draws: no sampling noise
+    x = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    assert kurtosis(x).item() == pytest.approx(3, rel=1e-3)
+    assert treves_rolls(x).item() == pytest.approx(2 / math.pi, rel=1e-4)
+    assert gini(x).item() == pytest.approx(math.sqrt(2) - 1, rel=1e-4)
+    limit = (math.sqrt(n) - math.sqrt(n * 2 / math.pi)) / (math.sqrt(n) - 1)
+    assert hoyer(x).item() == pytest.approx(limit, rel=1e-4)
+    assert sparsity(x, eps=1.0).item() == pytest.approx(math.erf(1 / math.sqrt(2)), rel=1e-4)
+
+
+def test_selectivity_of_vinje_and_gallant_from_treves_rolls():
+    x = torch.tensor([[0.0, 5.0, 0.0], [1.0, 1.0, 1.0], [1.0, 2.0, 0.0]], dtype=torch.float64)
+    n = x.shape[-1]
+    # their equation, with the rates r of one row: (1 - (sum r / n)^2 / sum(r^2 / n)) / (1 - 1/n)
+    expected = (1 - (x.sum(-1) / n) ** 2 / (x**2 / n).sum(-1)) / (1 - 1 / n)
+    same((1 - treves_rolls(x)) / (1 - 1 / n), expected)
+    same(expected[:2], torch.tensor([1.0, 0.0], dtype=torch.float64))
+
+
+@fast
+@given(row=row, scale=st.floats(1e-3, 1e3), data=st.data())
+def test_bounds_permutations_signs_scale(row, scale, data):
+    n = len(row)
+    bounds = {"hoyer": (0, 1), "gini": (0, 1 - 1 / n), "treves_rolls": (1 / n, 1), "kurtosis": (1, n)}
+    order = data.draw(st.permutations(range(n)))
+    signs = torch.tensor(data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=n, max_size=n)))
+    for name, f in FUNCTIONS.items():
+        low, high = bounds.get(name, (0, 1))
+        value = f(row)
+        assert low - 1e-12 <= value.item() <= high + 1e-12
+        for other in (row[list(order)], row * signs, row * scale):
+            same(f(other), value, rtol=1e-12, atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------ axioms
+
+
+def sparser(name, x, **options):
+    """The measure, turned so that it rises with sparsity."""
+    value = FUNCTIONS[name](x, **options).item()
+    return -value if name in ("treves_rolls", "density") else value
+
+
+MARGIN = 1e-12  # rounding; on the grid of quarters the strict changes are larger
+
+
+@pytest.mark.parametrize("name", ["hoyer", "gini", "treves_rolls"])
+@fast
+@given(x=wealth, share=st.floats(0.05, 0.95), data=st.data())
+def test_d1_robin_hood_is_kept(name, x, share, data):
+    i, j = data.draw(st.permutations(range(len(x))))[:2]
+    assume(x[i] > x[j])
+    y = x.clone()
+    transfer = share * (x[i] - x[j]) / 2
+    y[i] -= transfer
+    y[j] += transfer
+    assert sparser(name, y) < sparser(name, x) - MARGIN
+
+
+@pytest.mark.parametrize("name", ["hoyer", "gini", "treves_rolls", "kurtosis"])
+@fast
+@given(x=wealth, tide=st.floats(0.1, 20))
+def test_d3_rising_tide_is_kept(name, x, tide):
+    assume(x.min() < x.max())
+    assert sparser(name, x + tide) < sparser(name, x) - MARGIN
+
+
+@pytest.mark.parametrize("name", ["gini", "treves_rolls", "sparsity", "density", "kurtosis"])
+@fast
+@given(x=wealth, copies=st.integers(2, 4))
+def test_d4_cloning_is_kept(name, x, copies):
+    assert sparser(name, x.repeat(copies)) == pytest.approx(sparser(name, x), abs=MARGIN)
+
+
+@pytest.mark.parametrize("name", ["hoyer", "gini", "treves_rolls", "kurtosis"])
+@fast
+@given(x=wealth, more=st.floats(1, 100), data=st.data())
+def test_p1_bill_gates_is_kept(name, x, more, data):
+    i = data.draw(st.integers(0, len(x) - 1))
+    assume(x.sum() > x[i])  # else growing is scaling
+    rich, richer = x.clone(), x.clone()
+    rich[i] += 100
+    richer[i] += 100 + more
+    assert sparser(name, richer) > sparser(name, rich) + MARGIN
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@fast
+@given(x=wealth)
+def test_p2_babies_is_kept(name, x):
+    assume(name != "hoyer" or (x > 0).sum() > 1)  # a one-hot row is at the maximum already
+    assert sparser(name, torch.cat([x, x.new_zeros(1)])) > sparser(name, x) + MARGIN
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "values", "options"),
+    [
+        # (D4) cloning changes it
+        ("hoyer", [2, 1], [2, 1, 2, 1], (0.18, 0.10), {}),
+        # (P2) a one-hot row has no room
+        ("hoyer", [1, 0], [1, 0, 0], (1.0, 1.0), {}),
+        # (D1) a transfer between the small ones raises it
+        ("kurtosis", [10, 2, 0], [10, 1, 1], (2.78, 2.88), {}),
+        # (D1, D3, P1) the size of what is not zero is not seen
+        ("sparsity", [3, 1], [2.5, 1.5], (0.0, 0.0), {}),
+        ("sparsity", [3, 1], [4, 2], (0.0, 0.0), {}),
+        ("sparsity", [3, 1], [9, 1], (0.0, 0.0), {}),
+        # (D1 the wrong way, D2) an absolute threshold
+        ("sparsity", [1.1, 0.5], [0.9, 0.7], (0.5, 1.0), {"eps": 1.0}),
+        ("sparsity", [1.1, 0.5], [2.2, 1.0], (0.5, 0.5), {"eps": 1.0}),
+        ("sparsity", [1.1, 0.5], [11, 5], (0.5, 0.0), {"eps": 1.0}),
+        # (P2 the wrong way) a relative threshold
+        ("sparsity", [1, 1], [1, 1, 0], (1.0, 0.33), {"eps": 1.0, "relative": True}),
+    ],
+)
+def test_broken_axioms_have_the_documented_counterexamples(name, before, after, values, options):
+    got = [FUNCTIONS[name](torch.tensor(v, dtype=torch.float64), **options).item() for v in (before, after)]
+    assert [round(v, 2) for v in got] == list(values)
+
+
+def test_other_numbers_in_the_docstrings():
+    x = torch.tensor([2.0, 1.0])
+    selectivity = [(1 - treves_rolls(v).item()) / (1 - 1 / len(v)) for v in (x, x.repeat(2))]
+    assert [round(v, 2) for v in selectivity] == [0.2, 0.13]
+    # kappa_4 without the factor n: clones halve it, a zero leaves it alone
+    kappa = {len(v): kurtosis(v).item() / len(v) for v in (x, x.repeat(2), torch.tensor([2.0, 1.0, 0.0]))}
+    assert kappa[4] == pytest.approx(kappa[2] / 2, rel=1e-6)
+    assert kappa[3] == pytest.approx(kappa[2], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ robustness
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 122])
+def test_no_overflow_or_underflow_in_float32(name, exponent):
+    x = torch.tensor([[0.0, 1.0, -2.0, 5.0], [3.0, 3.0, 3.0, 3.0], [0.0, 0.0, 7.0, 0.0]])
+    # A power of two, exact also in denormals: the result is the same to the last bit.
+    assert torch.equal(FUNCTIONS[name](torch.ldexp(x, torch.tensor(exponent))), FUNCTIONS[name](x))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_range_within_a_row(name):
+    x = torch.tensor([1e-30, 1e30, 0.0, -1e-30])
+    same(FUNCTIONS[name](x).double().item(), naive(name, x.double()), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_dtypes(name):
+    f = FUNCTIONS[name]
+    x = sparse_data(6, 40)
+    assert f(x).dtype == torch.float64
+    for dtype in (torch.float16, torch.bfloat16):
+        half = x.to(dtype)
+        assert f(half).dtype == torch.float32
+        assert torch.equal(f(half), f(half.float()))
+        assert torch.equal(f(half * 10000), f((half * 10000).float()))
+    same(f(x.float()).double(), naive_rows(name, x.float()), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_undefined_rows(name):
+    f, nan = FUNCTIONS[name], math.nan
+    x = torch.tensor([[0.0, -0.0, 0.0], [1.0, nan, 0.0], [1.0, math.inf, 0.0], [-math.inf, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    of_zero = {"sparsity": 1.0, "density": 0.0}.get(name, nan)
+    same(f(x), torch.tensor([of_zero, nan, nan, nan, naive(name, x[4])], dtype=torch.float32))
+    same(f(torch.zeros(2, 0)), torch.full((2,), nan))  # rows of nothing
+    assert f(torch.zeros(0, 3)).shape == (0,)
+    assert f(torch.zeros(0, 3, 2), 1).shape == (0, 2)
+    same(f(torch.full((2, 1), 5.0)), torch.full((2,), naive(name, [5.0]), dtype=torch.float32))
+
+
+def test_thresholds():
+    x = torch.tensor([0.0, 0.1, -0.1, 0.2, 5.0])
+    assert sparsity(x).item() == pytest.approx(0.2)
+    assert sparsity(x, eps=0.1).item() == pytest.approx(0.6)  # <= in the dtype of x
+    assert density(x, eps=0.15).item() == pytest.approx(0.4)
+    assert density(x, eps=5).item() == 0
+    assert density(x, eps=1e300).item() == 0  # beyond float32
+    rms = math.sqrt((0.01 * 2 + 0.04 + 25) / 5)
+    for eps in (0.0, 0.19 / rms, 0.21 / rms, 1.0, 4.9 / rms, 5.1 / rms):
+        expected = naive("sparsity", x.double(), eps=eps, relative=True)
+        assert sparsity(x, eps=eps, relative=True).item() == pytest.approx(expected)
+        for scale in (1e-30, 1e30):
+            assert sparsity(x * scale, eps=eps, relative=True).item() == pytest.approx(expected)
+    assert sparsity(torch.ones(3, 4), eps=1.0, relative=True).tolist() == [1, 1, 1]  # a constant row is its rms
+    assert sparsity(torch.zeros(4), eps=1.0, relative=True).item() == 1
+
+
+@pytest.mark.parametrize("f", RATIOS)
+def test_gradients(f):
+    x = torch.tensor([[1.0, -2.0, 3.0, 0.5], [0.2, 4.0, -1.5, 0.7]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(f, x)
+    assert torch.autograd.gradcheck(partial(f, dim=0), x)
+    assert torch.autograd.gradgradcheck(f, x)
+
+
+@pytest.mark.parametrize("f", RATIOS)
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_gradients_of_rows_with_zeros(f, scale):
+    x = (torch.tensor([[0.0, 2.0, -1.0, 0.0], [0.0] * 4, [0.0, 0.0, 3.0, 0.0]]) * scale).requires_grad_()
+    value = f(x)
+    value.nanmean().backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad[1] == 0).all()  # undefined: no slope, and it poisons nothing
+    if f is hoyer:  # by hand: -(sign x_i / |x|_2 - |x|_1 x_i / |x|_2^3) / (sqrt(n) - 1), of which the mean takes half
+        two = math.sqrt(5)
+        slope = torch.tensor([0.0, 1 / two - 3 * 2 / two**3, -1 / two + 3 / two**3, 0.0]) / -(2 - 1) / 2
+        same(x.grad[0] * scale, slope, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_have_no_gradient():
+    x = torch.ones(3, requires_grad=True)
+    assert not sparsity(x, eps=0.5, relative=True).requires_grad
+    assert not density(x).requires_grad
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_meta_vmap_and_compile(name):
+    f = FUNCTIONS[name]
+    x = sparse_data(3, 4, 5, dtype=torch.float32)
+    x[0, 0] = 0
+    x[1, 1, 1] = math.nan
+    meta = f(x.half().to("meta"), 1)
+    assert (meta.shape, meta.dtype, meta.device.type) == ((3, 5), torch.float32, "meta")
+    same(torch.vmap(f)(x), f(x))
+    torch.compiler.reset()
+    same(torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")(x), f(x))
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+KINDS = "hoyer, gini, treves_rolls, sparsity, density, kurtosis"
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((torch.ones(3).long(),), TypeError, "expected `x` to be a floating-point tensor, but got torch.int64"),
+        ((torch.ones(3) * 1j,), TypeError, "expected `x` to be a floating-point tensor, but got torch.complex64"),
+        (([1.0, 2.0],), TypeError, "expected `x` to be a floating-point tensor, but got a list"),
+        ((ONES, 1.0), TypeError, "expected `dim` to be an int, but got a float"),
+        ((ONES, True), TypeError, "expected `dim` to be an int, but got True"),
+        ((ONES, 2), ValueError, "expected `dim` to be in [-2, 1], but got 2"),
+        ((ONES, -3), ValueError, "expected `dim` to be in [-2, 1], but got -3"),
+        ((torch.tensor(1.0),), ValueError, "expected `x` to be a tensor of at least one dimension, but got a 0-d one"),
+    ],
+)
+def test_bad_tensors(name, arguments, error, text):
+    with pytest.raises(error) as caught:
+        FUNCTIONS[name](*arguments)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("eps", "error", "text"),
+    [
+        (True, TypeError, "expected `eps` to be a number, but got True"),
+        ("0", TypeError, "expected `eps` to be a number, but got '0'"),
+        (-0.1, ValueError, "expected `eps` to be a finite number >= 0, but got -0.1"),
+        (math.inf, ValueError, "expected `eps` to be a finite number >= 0, but got inf"),
+        (math.nan, ValueError, "expected `eps` to be a finite number >= 0, but got nan"),
+    ],
+)
+@pytest.mark.parametrize("call", [partial(sparsity, ONES), partial(density, ONES), Streaming])
+def test_bad_eps(call, eps, error, text):
+    with pytest.raises(error) as caught:
+        call(eps=eps)
+    assert str(caught.value) == text
+
+
+GINI = "expected `axis` to be 'population' for gini or `relative`, but got 'lifetime'"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"measures": ("hoyer", "l1")}, ValueError, f"expected `measures` to be among {KINDS}, but got 'l1'"),
+        ({"measures": "hoyer"}, TypeError, "expected `measures` to be a sequence of names, but got 'hoyer'"),
+        ({"relative": 1}, TypeError, "expected `relative` to be a bool, but got an int"),
+        ({"axis": "time"}, ValueError, "expected `axis` to be 'population' or 'lifetime', but got 'time'"),
+        ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int, but got a float"),
+        ({"measures": ("gini",), "axis": "lifetime"}, ValueError, GINI),
+        ({"relative": True, "axis": "lifetime"}, ValueError, GINI),
+    ],
+)
+def test_bad_streams(options, error, text):
+    with pytest.raises(error) as caught:
+        Streaming(**options)
+    assert str(caught.value) == text
+
+
+def test_errors_leave_a_stream_as_it_was():
+    stream, other, wide = Streaming(unit_dim=1), Streaming(eps=1.0), Streaming()
+    stream.update(ONES)
+    wide.update(torch.ones(2, 4))
+    before = stream.state()
+    attempts = [
+        (stream.update, torch.ones(2, 4), ValueError, "expected `x` to be of 3 units, but got 4"),
+        (stream.update, torch.ones(3), ValueError, "expected `unit_dim` to be in [-1, 0], but got 1"),
+        (stream.update, [1.0], TypeError, "expected `x` to be a floating-point tensor, but got a list"),
+        (stream.merge, wide, ValueError, "expected `other` to be of 3 units, but got 4"),
+        (stream.merge, {}, TypeError, "expected `other` to be a Streaming, but got a dict"),
+    ]
+    for call, argument, error, text in attempts:
+        with pytest.raises(error) as caught:
+            call(argument)
+        assert str(caught.value) == text
+    with pytest.raises(ValueError, match=r"^expected `other` to be a Streaming of .*, but got one of "):
+        stream.merge(other)
+    keys = "['active', 'density', 'hoyer', 'ratio', 'rows', 'treves_rolls', 'undefined_rows']"
+    with pytest.raises(ValueError, match="expected `state`") as caught:
+        stream.load_state({"rows": torch.ones(())})
+    assert str(caught.value) == f"expected `state` to be a dict of {keys}, but got one of ['rows']"
+    assert stream.state().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in stream.state().items())
+
+
+# ------------------------------------------------------------------------------------------ streams
+
+ALL = tuple(MEASURES)
+LIFETIME = tuple(name for name in MEASURES if name != "gini")
+
+
+def whole(x, axis, eps=0.0, relative=False):
+    """What a stream must give for `x`, (samples, units), from the functions on all of it at once."""
+    dim = {"population": -1, "lifetime": 0}[axis]
+    expected = {}
+    for name, f in FUNCTIONS.items():
+        if name == "gini" and axis == "lifetime":
+            continue
+        options = {"eps": eps, "relative": relative} if MEASURES[name].zero_defined else {}
+        expected[name] = f(x, dim, **options).nanmean().item()
+    limit = eps * x.square().mean(-1, keepdim=True).sqrt() if relative else eps
+    active = x.abs() > limit
+    expected |= {
+        "rows": len(x),
+        "undefined_rows": int((x == 0).all(-1).sum()),
+        "units": x.shape[1],
+        "dead_units": int((~active.any(0)).sum()),
+        "always_on_units": int(active.all(0).sum()),
+    }
+    if eps == 0 or axis == "lifetime":
+        expected["hoyer_live"] = hoyer(x[:, active.any(0)], dim).nanmean().item()
+    return expected
+
+
+def numbers(stream):
+    return {name: value.item() for name, value in stream.compute().items()}
+
+
+def data_with_everything(dtype=torch.float64):
+    x = sparse_data(41, 12, seed=3, zeros=0.6, dtype=dtype)
+    x[:, [2, 7, 11]] = 0  # dead units
+    x[:, 5] = x[:, 5].abs() + 0.5  # always on, but for the rows that come next
+    x[[0, 13, 40]] = 0  # undefined rows
+    x[:, 9] *= 0.01  # dead at eps = 0.1
+    return x
+
+
+def streams(x, **options):
+    measures_ = LIFETIME if options.get("axis") == "lifetime" else ALL
+    make = partial(Streaming, measures_, **options)
+    one = make()
+    one.update(x)
+    chunked = make()
+    for chunk in x.split([1, 5, 0, 20, 15]):
+        chunked.update(chunk)
+    parts = [make(), make(), make()]
+    for part, chunk in zip(parts, x.split([7, 30, 4]), strict=True):
+        part.update(chunk)
+    merged = make()  # empty: merging takes over what the other has
+    for part in parts:
+        merged.merge(part)
+    merged.merge(make())  # and merging nothing changes nothing
+    summed = make()
+    summed.load_state({key: sum(part.state()[key] for part in parts) for key in parts[0].state()})
+    return {"one": one, "chunked": chunked, "merged": merged, "summed": summed}
+
+
+@pytest.mark.parametrize(
+    ("axis", "eps", "relative"),
+    [
+        ("population", 0.0, False),
+        ("population", 0.1, False),
+        ("population", 0.3, True),
+        ("lifetime", 0.0, False),
+        ("lifetime", 0.1, False),
+    ],
+)
+def test_chunks_merges_and_sums_equal_the_whole(axis, eps, relative):
+    x = data_with_everything()
+    expected = whole(x, axis, eps, relative)
+    assert (expected["dead_units"], expected["undefined_rows"]) == (3 + (eps > 0), 3)
+    for kind, stream in streams(x, axis=axis, eps=eps, relative=relative).items():
+        got = numbers(stream)
+        assert got.keys() == expected.keys() | {"hoyer_live"}, kind
+        assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-12), kind
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision(axis, dtype):
+    x = data_with_everything(dtype)
+    expected = whole(x.double(), axis)
+    for stream in streams(x, axis=axis).values():
+        assert numbers(stream) == pytest.approx(expected, rel=1e-6)
+        assert all(value.dtype == torch.float64 for value in stream.state().values())
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+@fast
+@given(seed=st.integers(0, 2**20), zeros=st.floats(0, 0.95), cut=st.integers(0, 8), units=st.integers(2, 6))
+def test_random_streams_equal_the_whole(axis, seed, zeros, cut, units):
+    x = sparse_data(8, units, seed=seed, zeros=zeros)
+    stream = Streaming(LIFETIME if axis == "lifetime" else ALL, axis=axis)
+    for chunk in (x[:cut], x[cut:]):
+        stream.update(chunk)
+    expected = whole(x, axis)
+    assert numbers(stream) == pytest.approx(expected, rel=1e-11, abs=1e-13, nan_ok=True)
+
+
+def test_hoyer_live_sees_through_dead_units():
+    x = sparse_data(50, 16, zeros=0.2)
+    padded = torch.zeros(50, 64, dtype=torch.float64)
+    padded[:, 1::4] = x
+    stream = Streaming(("hoyer",))
+    stream.update(padded)
+    got = numbers(stream)
+    assert got["hoyer_live"] == pytest.approx(np.mean([naive("hoyer", r) for r in x.numpy()]), rel=1e-12)
+    assert got["hoyer"] == pytest.approx(np.mean([naive("hoyer", r) for r in padded.numpy()]), rel=1e-12)
+    assert got["hoyer"] > got["hoyer_live"] + 0.3
+    assert got["dead_units"] == 48
+
+
+def test_hoyer_live_above_a_threshold():
+    # Unit 2 is dead at eps = 0.1; what it holds stays in the norms, and n is 2.
+    x = torch.tensor([[3.0, 4.0, 0.1], [1.0, 0.0, 0.05]], dtype=torch.float64)
+    stream = Streaming(("hoyer",), eps=0.1)
+    stream.update(x)
+    ratio = np.mean([7.1 / math.sqrt(25.01), 1.05 / math.sqrt(1.0025)])
+    expected = (math.sqrt(2) - ratio) / (math.sqrt(2) - 1)
+    assert numbers(stream)["hoyer_live"] == pytest.approx(expected, rel=1e-12)
+    # The lifetime axis leaves the unit out altogether, while its Hoyer is defined.
+    lifetime = Streaming(("hoyer",), axis="lifetime", eps=0.1)
+    lifetime.update(x)
+    each = [naive("hoyer", column) for column in x.T.numpy()]
+    assert numbers(lifetime)["hoyer"] == pytest.approx(np.mean(each), rel=1e-12)
+    assert numbers(lifetime)["hoyer_live"] == pytest.approx(np.mean(each[:2]), rel=1e-12)
+
+
+@pytest.mark.parametrize("live", [0, 1])
+def test_hoyer_live_needs_two_live_units(live):
+    x = torch.full((4, 3), 0.05)
+    x[:, :live] = 2.0
+    stream = Streaming(("hoyer",), eps=0.1)
+    stream.update(x)
+    got = numbers(stream)
+    assert math.isnan(got["hoyer_live"])
+    assert math.isfinite(got["hoyer"])
+    assert got["dead_units"] == 3 - live
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_leading_dimensions_and_unit_dim(axis):
+    x = sparse_data(2, 3, 4, 5)
+    flat = x.permute(0, 2, 3, 1).reshape(-1, 3)
+    stream = Streaming(LIFETIME, axis=axis, unit_dim=1)
+    stream.update(x.to(memory_format=torch.channels_last))
+    last = Streaming(LIFETIME, axis=axis)
+    for row in flat:
+        last.update(row)  # a single sample, without a batch dimension
+    expected = whole(flat, axis)
+    expected.pop("gini", None)
+    assert numbers(stream) == pytest.approx(expected, rel=1e-12)
+    assert numbers(last) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_streams_at_extreme_scales(axis, scale):
+    x = data_with_everything(torch.float32) * scale
+    expected = whole(x.double() / scale, axis)
+    for stream in streams(x, axis=axis).values():
+        assert numbers(stream) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-75, 1e75])
+def test_lifetime_sums_of_float64_at_the_ends_of_their_range(scale):
+    x = data_with_everything()
+    x[(x.abs() < 0.5) & (x != 0)] = 0.5
+    stream = Streaming(LIFETIME, axis="lifetime")
+    stream.update(x.clamp(-0.9, 0.9) * scale)
+    assert numbers(stream) == pytest.approx(whole(x.clamp(-0.9, 0.9), "lifetime"), rel=1e-9)
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_before_and_after_nothing(axis):
+    stream = Streaming(LIFETIME, axis=axis)
+    for units in (None, 5):
+        if units:
+            stream.update(torch.zeros(0, units))
+        got = numbers(stream)
+        zeros = {"rows": 0, "undefined_rows": 0, "units": units or 0, "dead_units": 0, "always_on_units": 0}
+        assert {name: got.pop(name) for name in zeros} == zeros
+        assert all(math.isnan(value) for value in got.values())
+        assert got.keys() == {*LIFETIME, "hoyer_live"}
+    stream.reset()
+    assert stream.state() == {}
+    stream.load_state({})
+    stream.update(torch.zeros(3, 4))  # all dead: only the counts are defined
+    got = numbers(stream)
+    assert (got["undefined_rows"], got["dead_units"], got["sparsity"], got["density"]) == (3, 4, 1, 0)
+    assert all(math.isnan(got[name]) for name in ("hoyer", "treves_rolls", "kurtosis", "hoyer_live"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_broken_data_are_not_averaged_away(axis, bad):
+    x = data_with_everything()
+    x[20, 1] = bad
+    stream = Streaming(LIFETIME, axis=axis)
+    stream.update(x)
+    got = numbers(stream)
+    assert all(math.isnan(got[name]) for name in (*LIFETIME, "hoyer_live"))
+    assert (got["rows"], got["undefined_rows"], got["units"], got["dead_units"]) == (41, 3, 12, 3)
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_always_on_units(axis):
+    x = torch.tensor([[1.0, 0.0, 0.3], [-2.0, 3.0, 0.3]])
+    for eps, expected in ((0.0, 2), (0.3, 1), (2.0, 0)):
+        stream = Streaming((), axis=axis, eps=eps)
+        stream.update(x)
+        assert numbers(stream)["always_on_units"] == expected
+
+
+@pytest.mark.parametrize("axis", ["population", "lifetime"])
+def test_nothing_is_read_on_the_host_and_nothing_is_kept(axis):
+    # Tensors on "meta" hold no values: reading one, or branching on one, would raise.
+    stream = Streaming(LIFETIME, axis=axis, eps=0.1)
+    for _ in range(2):
+        stream.update(torch.ones(5, 3, device="meta"))
+    assert {value.device.type for value in stream.state().values()} == {"meta"}
+    assert all(value.shape == () for value in stream.compute().values())
+    stream.reset()
+    x = torch.ones(5, 3, requires_grad=True)
+    with torch.inference_mode():
+        stream.update(x)
+    stream.update(x)  # states made in inference mode can be added to outside it
+    assert not any(value.requires_grad for value in stream.state().values())
+    state = stream.state()
+    state["rows"].zero_()  # a copy
+    assert numbers(stream)["rows"] == 10
