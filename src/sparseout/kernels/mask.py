@@ -17,7 +17,7 @@ from torch import Tensor
 
 def _bits_and_threshold(p: float) -> tuple[int, int]:
     bits = 16 if 0.01 <= p <= 0.99 else 32
-    return bits, min(max(round(p * 2**bits), 1), 2**bits - 1)
+    return bits, min(max(round(p * (1 << bits)), 1), (1 << bits) - 1)
 
 
 def effective_p(p: float) -> float:
@@ -26,7 +26,7 @@ def effective_p(p: float) -> float:
     The noise is computed with this value, so that its mean is exactly 0.
     """
     bits, threshold = _bits_and_threshold(p)
-    return threshold / 2**bits
+    return threshold / (1 << bits)
 
 
 def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
@@ -37,7 +37,7 @@ def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     narrow = torch.int16 if bits == 16 else torch.int32
     # The lowest bits of a word come first. A view as `narrow` would do, but does not run under vmap in torch 2.8.
     draws = torch.stack([(drawn >> shift).to(narrow) for shift in range(0, 64, bits)], dim=-1)
-    return (draws.flatten()[:size] >= threshold - 2 ** (bits - 1)).view(list(shape))
+    return (draws.flatten()[:size] >= threshold - (1 << (bits - 1))).view(list(shape))
 
 
 def words(seed: Tensor, count: int) -> Tensor:
@@ -60,6 +60,6 @@ _ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)),
 def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
     for shift, factor in _ROUNDS:
-        logical = (word >> shift) & (2 ** (64 - shift) - 1)  # >> on int64 copies the sign
+        logical = (word >> shift) & ((1 << (64 - shift)) - 1)  # >> on int64 copies the sign
         word = (word ^ logical) * factor
     return word

@@ -111,14 +111,8 @@ _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("sparseout::forward")
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("sparseout::backward")
-def _(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+torch.library.register_fake("sparseout::forward", lambda x, *_: torch.empty_like(x))
+torch.library.register_fake("sparseout::backward", lambda grad, x, *_: torch.empty_like(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

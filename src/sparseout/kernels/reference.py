@@ -58,8 +58,9 @@ def sparseout(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exac
     # The value of the term and its slope, both constants: a straight line through the point x.
     term = _term(base, q, unit, gain) * xi + steepness * (x - base)
     if exact:
-        # The line stays only where the power itself has no finite slope.
-        flat = (base == 0) | (steepness.abs() >= torch.finfo(dtype).max)
+        # The line stays only where the power itself has no finite slope: at zeros, denormals and where it saturates.
+        info = torch.finfo(dtype)
+        flat = (_in_units(base, unit) < info.tiny) | (steepness.abs() >= info.max)
         term = torch.where(flat, term, _term(torch.where(flat, 1.0, x), q, unit, gain) * xi)
     return (x + term).to(dtype)
 
@@ -78,14 +79,16 @@ def _term(x: Tensor, q: Scalar, unit: Scalar, gain: Scalar) -> Tensor:
 
 
 def _noise_slope(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exact: bool, limit: float) -> Tensor:
-    """Beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 for every other q."""
+    """beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 for every other q."""
     a = _in_units(x, unit)
     zero = a == 0
     at_zero = (q == 2).to(x.dtype) if isinstance(q, Tensor) else float(q == 2)
     # The inner `where` keeps the infinite derivative of the power at 0 out of the graph.
-    steepness = torch.where(zero, at_zero, torch.where(zero, 1.0, a).pow(q / 2 - 1)) * gain
-    steepness = steepness.clamp(max=limit)  # |x|^(q/2 - 1) overflows on denormals
-    return ((steepness * (q / 2) if exact else steepness) * xi).clamp(-limit, limit)
+    safe = torch.where(zero, 1.0, a)
+    factor = (q / 2 if exact else 1.0) * gain
+    # Not safe^(q/2 - 1), which may overflow where q/2 is 0 and their product is NaN.
+    steepness = torch.where(zero, at_zero, safe.pow(q / 2) * factor / safe)
+    return (steepness * xi).clamp(-limit, limit)
 
 
 def _in_units(x: Tensor, unit: Scalar) -> Tensor:
