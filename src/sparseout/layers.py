@@ -97,7 +97,7 @@ class Sparseout(nn.Module):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Tensors for q and seed move with the module but keep their dtype, and stay out of the state_dict.
         for name in ("q", "seed"):
             value = getattr(self, name)
