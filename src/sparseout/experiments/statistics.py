@@ -1,0 +1,57 @@
+"""Means over seeds and slopes over q, each with a t interval."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
+
+
+class Interval(NamedTuple):
+    """An estimate and half the width of its interval; `half` is nan where one value gives no interval."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean of `values` with a two-sided t interval. Values that are not finite are left out."""
+    kept = [value for value in values if math.isfinite(value)]
+    n = len(kept)
+    mean = sum(kept) / n if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, n)
+    variance = sum((value - mean) ** 2 for value in kept) / (n - 1)
+    return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * math.sqrt(variance / n), n)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The slope of the least-squares line through the points (x, y)."""
+    centre_x, centre_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - centre_x) ** 2 for a in x)
+    return sum((a - centre_x) * (b - centre_y) for a, b in zip(x, y, strict=True)) / spread
+
+
+def slope_interval(x: Sequence[float], curves: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
+    """The mean slope of several curves over the same x, one curve a seed, with a t interval over the seeds.
+
+    The points of one curve share weights and batches, so curves and not points are what repeats.
+    """
+    return t_interval([slope(x, curve) for curve in curves], level)
+
+
+def falls_apart(intervals: Sequence[Interval]) -> bool:
+    """Whether each interval lies wholly below the one before it, so that no two overlap."""
+    return all(after.high < before.low for before, after in pairwise(intervals))
