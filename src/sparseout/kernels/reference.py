@@ -79,7 +79,7 @@ def _term(x: Tensor, q: Scalar, unit: Scalar, gain: Scalar) -> Tensor:
 
 
 def _noise_slope(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, exact: bool, limit: float) -> Tensor:
-    """beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 for every other q."""
+    """The slope of the noise term, beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 otherwise."""
     a = _in_units(x, unit)
     zero = a == 0
     at_zero = (q == 2).to(x.dtype) if isinstance(q, Tensor) else float(q == 2)
