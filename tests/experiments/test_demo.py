@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ from sparseout.experiments.models import Autoencoder
 from sparseout.experiments.summary import dial, summarise, trend, verdict
 
 SHORT = Options(epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with demo.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def demo(
 ) -> None:
     """Turn the dial: train autoencoders on handwritten digits at several q and report how sparse they become.
 
-    Takes one to two minutes and needs no download. Writes report.html, results.json and demo.png.
+    Takes about a minute and needs no download. Writes report.html, results.json and demo.png.
     """
     options = Options(
         q=_exponents(q) if q else Options.q,

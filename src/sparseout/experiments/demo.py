@@ -25,7 +25,7 @@ Gradient = Literal["detached", "exact"]
 UNITS = 256
 BATCH = 64
 LEARNING_RATE = 1e-3
-EPOCHS = 32
+EPOCHS = 20
 
 # The histogram of log10 of the activations, the same bins in every run so that seeds can be pooled.
 BINS, LOWEST, HIGHEST = 60, -4.0, 2.0
