@@ -24,8 +24,8 @@ def value_and_gradient(f, x, *args):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_equals_eager_for_a_seed_tensor(backend, dynamic):
     variants = list(itertools.product((0.5, 1.5, torch.tensor(1.3)), ("detached", "exact"), (None, 0.5, "matched")))
-    if backend == "inductor":
-        variants = variants[::4]
+    if backend == "inductor" or dynamic:  # slow to compile
+        variants = variants[::5]
     for q, gradient, scale in variants:
         torch.compiler.reset()
 
