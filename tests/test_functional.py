@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseout import sparseout
+from sparseout import functional, sparseout
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 QS = [0.0, 0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0]
@@ -355,6 +355,14 @@ def test_explicit_seed_leaves_the_generator_alone():
 def test_different_seeds_differ(other):
     agreement = (noise_of(seed=7) == noise_of(seed=other)).float().mean().item()
     assert abs(agreement - 0.5) < 5 * 0.5 / math.sqrt(1000)
+
+
+def test_drawn_seeds_use_all_64_bits():
+    seeds = [functional._seed_tensor(None, torch.device("cpu")).item() for _ in range(500)]
+    assert len(set(seeds)) == 500
+    for bit in range(64):
+        ones = sum((seed >> bit) & 1 for seed in seeds)
+        assert abs(ones - 250) < 5 * 0.5 * math.sqrt(500)
 
 
 def test_seeds_wrap_at_64_bits():

@@ -142,8 +142,12 @@ def test_second_derivative_by_function(gradient):
 def test_batched_backward_is_the_loop():
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     y = sparseout(x, 0.3, 1.0, seed=2)
-    jacobian = torch.autograd.grad(y, x, torch.eye(5, dtype=torch.float64), is_grads_batched=True)[0]
-    torch.testing.assert_close(jacobian, torch.diag(slope_of(x.detach(), p=0.3, q=1.0, seed=2)))
+    basis = torch.eye(5, dtype=torch.float64)
+    expected = torch.diag(slope_of(x.detach(), p=0.3, q=1.0, seed=2))
+    jacobian = torch.autograd.grad(y, x, basis, is_grads_batched=True, retain_graph=True)[0]
+    torch.testing.assert_close(jacobian, expected)
+    jacobian = vmap(lambda row: torch.autograd.grad(y, x, row, retain_graph=True)[0])(basis)
+    torch.testing.assert_close(jacobian, expected)
 
 
 # Checkpoints, autocast, fakes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ def sparseout(
     *,
     gradient: Gradient = "detached",
     scale: Scale = None,
-    shared_dims: Iterable[int] = (),
+    shared_dims: Sequence[int] = (),
     seed: int | Tensor | None = None,
 ) -> Tensor:
     r"""Dropout whose noise grows as :math:`|x|^{q/2}`, so that training makes the activations sparser or denser.

@@ -102,7 +102,11 @@ class Sparseout(nn.Module):
         for name in ("q", "seed"):
             value = getattr(self, name)
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(fn(value).device))
+                moved = value.to(fn(value).device)
+                try:
+                    value.data = moved  # another layer, or whoever moves q, may hold the same tensor
+                except RuntimeError:  # to and from meta tensors it must be a new one
+                    setattr(self, name, moved)
         return self
 
 

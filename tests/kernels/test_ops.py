@@ -18,3 +18,11 @@ def test_opcheck(exact, dtype, curve, shared_dims):
     opcheck(torch.ops.sparseout.forward.default, (x, SEED, 0.3, *curve, shared_dims, exact))
     x, grad = x.detach(), torch.randn_like(x).detach()
     opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *curve, shared_dims, exact))
+
+
+def test_backward_keeps_the_layout_that_it_promises():
+    x, grad = torch.randn(4, 5), torch.randn(5, 4).t()
+    result = torch.ops.sparseout.backward(grad, x, SEED, 0.3, [1.3, 1.0, 1.0], None, [], False)
+    assert result.is_contiguous()
+    expected = torch.ops.sparseout.backward(grad.contiguous(), x, SEED, 0.3, [1.3, 1.0, 1.0], None, [], False)
+    assert torch.equal(result, expected)
