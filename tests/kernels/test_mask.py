@@ -1,6 +1,7 @@
 """The random code: rates and independence."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -106,7 +107,11 @@ def test_a_shorter_mask_is_a_prefix_of_a_longer_one(p):
     assert torch.equal(masks.make(torch.tensor(9), (77,), p), long[:77])
 
 
+AVAILABLE = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(AVAILABLE < 20, reason=f"a mask of 2^31 elements needs 20 GiB, and {AVAILABLE:.0f} are free")
 def test_more_than_2_to_the_31_elements():
     n = 2**31 + 5
     mask = masks.make(torch.tensor(1), (n,), 0.5)
