@@ -48,6 +48,7 @@ BAD = [
         ValueError,
         "expected `q` to be a tensor without gradient, but got one that requires it",
     ),
+    ({"inplace": "matched"}, TypeError, "expected `inplace` to be a bool, but got 'matched'"),
     ({"gradient": "Exact"}, ValueError, GRADIENT + "'Exact'"),
     ({"gradient": None}, ValueError, GRADIENT + "None"),
     ({"scale": 0.0}, ValueError, SCALE + "0.0"),

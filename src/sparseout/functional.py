@@ -104,7 +104,7 @@ def sparseout(
     Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3, and the code
     published with it; ``"exact"`` and ``scale`` are this library's.
     """
-    dims = check_arguments(p, q, gradient, scale, shared_dims, seed)
+    dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
     if not isinstance(input, Tensor):
         raise TypeError(expected("input", "a tensor", kind(input)))
     dims = _normalise_dims(dims, input.dim())
@@ -125,7 +125,9 @@ def sparseout(
     return _perturb(input, p, q, gradient, scale, dims, seed)
 
 
-def check_arguments(p: Any, q: Any, gradient: Any, scale: Any, shared_dims: Any, seed: Any) -> tuple[int, ...]:
+def check_arguments(
+    p: Any, q: Any, inplace: Any, gradient: Any, scale: Any, shared_dims: Any, seed: Any
+) -> tuple[int, ...]:
     """Raise one clear sentence for an argument that no input could make right; return `shared_dims` as a tuple."""
     p_range = "a number between 0 and 1"
     if not 0 <= _number("p", p_range, p) <= 1:
@@ -138,6 +140,8 @@ def check_arguments(p: Any, q: Any, gradient: Any, scale: Any, shared_dims: Any,
             raise ValueError(expected("q", "a tensor without gradient", "one that requires it"))
     elif not 0 <= _number("q", "a number or a 0-d fp32 tensor", q) < math.inf:
         raise ValueError(expected("q", "a finite number >= 0", q))
+    if not isinstance(inplace, bool):
+        raise TypeError(expected("inplace", "a bool", kind(inplace)))
     if gradient not in ("detached", "exact"):
         raise ValueError(expected("gradient", "'detached' or 'exact'", repr(gradient)))
     if scale is not None and scale != "matched":

@@ -62,7 +62,7 @@ class Sparseout(nn.Module):
         shared_dims: Sequence[int] = (),
         seed: int | Tensor | None = None,
     ) -> None:
-        self.shared_dims = check_arguments(p, q, gradient, scale, shared_dims, seed)
+        self.shared_dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
         super().__init__()
         self.p = p
         self.q = q

@@ -14,9 +14,14 @@ def main(args: Sequence[str] | None = None) -> None:
     if missing:
         tell(f'this command needs {", ".join(missing)}: pip install "sparseout[experiments]"')
         sys.exit(1)
-    from sparseout.experiments.commands import run
+    try:
+        from sparseout.experiments.commands import run  # seconds, in which an interrupt is no reason for a traceback
 
-    sys.exit(run(args))
+        status = run(args)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        status = 130
+    sys.exit(status)
 
 
 def tell(sentence: str) -> None:

@@ -107,6 +107,8 @@ def verdict(rows: Sequence[Row], scales: Iterable[Scale]) -> str:
             f"{first.hoyer.mean:.2f} to {last.hoyer.mean:.2f} {scale_name(scale)} "
             f"({first.hoyer_live.mean:.2f} to {last.hoyer_live.mean:.2f} over live units{live})"
         )
+    if all(len(dial(rows, scale)) == 1 for scale in scales):
+        return "Only one q was given, so there is nothing to compare."
     if not says:
         return "Fewer than two values of q have a defined sparsity, so there is nothing to compare."
     span = " or ".join(f"{low:g} to {high:g}" for low, high in sorted(ends))
@@ -120,7 +122,7 @@ def scale_name(scale: Scale) -> str:
     return names[scale] if isinstance(scale, str) else f"at unit {scale:g}"
 
 
-def caveats(rows: Sequence[Row]) -> list[str]:
+def caveats(rows: Sequence[Row], blind_error: float) -> list[str]:
     """What keeps a number of the table from meaning what it seems to, where there is anything."""
     found = []
     if any(math.isnan(row.hoyer.half) for row in rows):
@@ -132,6 +134,12 @@ def caveats(rows: Sequence[Row]) -> list[str]:
     ]
     if diverged:
         found.append(f"Runs that diverged, which are left out of the means: {'; '.join(diverged)}.")
+    collapsed = [_label(row.setting) for row in rows if row.error.mean > 0.9 * blind_error]
+    if collapsed:
+        found.append(
+            f"Collapsed: the network answers little better than with the average digit, whatever its sparsity "
+            f"({'; '.join(collapsed)})."
+        )
     undefined = [f"{_label(row.setting)}: {row.undefined} of {row.rows}" for row in rows if row.undefined]
     if undefined:
         found.append(

@@ -14,7 +14,19 @@ from rich.console import Console
 
 from sparseout import __version__
 from sparseout.experiments import files
-from sparseout.experiments.demo import BATCH, BINS, HIGHEST, LEARNING_RATE, LOWEST, UNITS, Options, Run, plan
+from sparseout.experiments.data import digits
+from sparseout.experiments.demo import (
+    BATCH,
+    BINS,
+    HIGHEST,
+    LEARNING_RATE,
+    LOWEST,
+    UNITS,
+    Options,
+    Run,
+    mean_error,
+    plan,
+)
 from sparseout.experiments.report import figures
 from sparseout.experiments.report.page import page
 from sparseout.experiments.report.table import terminal
@@ -39,8 +51,13 @@ def show(console: Console, options: Options, runs: Sequence[Run], written: Seque
     """The end of the run: table, verdict, caveats, and where to read on."""
     rows = summarise(options, runs)
     console.print(terminal(rows))
+    console.print(
+        f"Means over {options.seeds} seeds ± half a 95% t interval, on test digits. Live: over the units that fire for "
+        "at least one of them; dead: those that fire for none.\n",
+        highlight=False,
+    )
     console.print(f"[bold]{verdict(rows, options.scales)}[/bold]\n", highlight=False)
-    for sentence in caveats(rows):
+    for sentence in caveats(rows, mean_error(digits())):
         console.print(sentence + "\n", highlight=False, markup=False)
     console.print("Wrote " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 

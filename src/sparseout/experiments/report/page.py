@@ -27,12 +27,13 @@ def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
     """The HTML of the report."""
     source = resources(__package__).joinpath("demo.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
+    blind_error = mean_error(digit_data())
     table = [(group, list(members)) for group, members in groupby(lines(rows), key=lambda line: line.group)]
     return template.render(
         options=options,
         results=results,
         units=UNITS,
-        blind_error=1000 * mean_error(digit_data()),
+        blind_error=1000 * blind_error,
         sparsity=Markup(figures.sparsity(rows, options.scales)),  # our own drawings: not escaped
         cost=Markup(figures.cost(rows, options.scales)),
         activations=Markup(figures.activations(rows, options.scales)),
@@ -40,7 +41,7 @@ def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
         strips_scale=scale_name(options.scales[-1]),
         headings=HEADINGS,
         table=table,
-        notes=[*caveats(rows), *notes(options, rows)],
+        notes=[*caveats(rows, blind_error), *notes(options, rows)],
     )
 
 
