@@ -16,7 +16,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 def value_and_gradient(f, x, *args):
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = f(x, *args)
-    upstream = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    upstream = torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).view(y.shape))  # a gradient follows upstream
     return y.detach(), torch.autograd.grad(y, x, upstream)[0]
 
 

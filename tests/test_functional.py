@@ -481,10 +481,20 @@ def test_inplace_refuses_what_torch_refuses(q):
 
 @pytest.mark.parametrize("scale", [None, 2.0, "matched"])
 @pytest.mark.parametrize("q", [1.0, torch.tensor(1.5)])
-def test_backward_keeps_the_input_and_a_few_scalars(q, scale):
-    x = torch.randn(1000, requires_grad=True)
+@pytest.mark.parametrize(
+    ("gradient", "dtype", "own"),
+    [
+        ("detached", torch.float32, True),  # the slope, as large as the mask that `F.dropout` keeps on a CPU
+        ("exact", torch.float32, False),
+        ("detached", torch.bfloat16, False),
+    ],
+)
+def test_backward_keeps_one_tensor_and_a_few_scalars(gradient, dtype, own, q, scale):
+    x = torch.randn(1000).to(dtype).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        sparseout(x, 0.5, q, scale=scale)
-    large = [t for t in kept if t.numel() > 3]
-    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+        sparseout(x, 0.5, q, scale=scale, gradient=gradient)
+    (large,) = (t for t in kept if t.numel() > 3)
+    assert large.numel() == x.numel()
+    assert large.dtype == dtype
+    assert (large.data_ptr() != x.data_ptr()) == own

@@ -204,18 +204,21 @@ def _perturb(
 ) -> Tensor:
     q = q if isinstance(q, Tensor) else float(q)
     unit, gain = reference.matched(input, q) if scale == "matched" else (float(scale or 1.0), 1.0)
+    more = (_seed_tensor(seed, input.device), float(p), q, unit, gain)
+    if input.is_contiguous():
+        return ops.apply(input, *more, dims, gradient == "exact")
     # The mask follows memory, not logical order: the kernels see contiguous tensors only.
     order = _memory_order(input)
     shared = [place for place, dim in enumerate(order) if dim in dims]
     x = input.permute(order).contiguous()
-    y = ops.apply(x, _seed_tensor(seed, input.device), float(p), q, unit, gain, shared, gradient == "exact")
+    y = ops.apply(x, *more, shared, gradient == "exact")
     return y.permute([order.index(dim) for dim in range(input.dim())])
 
 
 def _memory_order(x: Tensor) -> list[int]:
     """The dims from the outermost to the innermost in memory; as they are where memory gives no order."""
     dims = list(range(x.dim()))
-    if x.is_contiguous() or 0 in x.stride():
+    if 0 in x.stride():
         return dims
     return sorted(dims, key=lambda dim: x.stride(dim), reverse=True)
 

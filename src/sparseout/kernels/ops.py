@@ -1,11 +1,12 @@
-"""The operation as torch sees it: registered ops, their fake and autograd rules, and the choice between paths.
+"""The operation as torch sees it: registered ops with their rules, and the choice between paths.
 
-Two paths compute one equation. The ops are opaque to autograd and to the compiler, save one input and a seed, and
-recompute the noise in backward. The plain path is ordinary differentiable torch: for vmap, jvp, forward mode and
-higher derivatives, which a registered op would get silently wrong or not at all.
+Three ways lead to one equation. The registered ops are for the compiler and for whatever else traces or intercepts:
+they save one input and a seed, and make the noise again in backward. Plain eager tensors take the same rules without
+the dispatcher, which would cost more than a small tensor does. And the plain path is ordinary differentiable torch:
+for vmap, jvp, forward mode and higher derivatives, which an op would get silently wrong or not at all.
 
-The curve of the noise is (q, unit, gain), see `reference`: as floats, or as one tensor where any of them is one, so
-that a moving q costs neither a recompilation nor a host sync.
+The curve of the noise is (q, unit, gain), see `reference`: as floats, or, where one of them is a tensor, the last two
+or all three in one tensor, so that a moving q costs neither a recompilation nor a host sync.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels import reference
 from sparseout.kernels.reference import Scalar
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
@@ -48,8 +49,16 @@ def apply(
         xi = _noise(x, seed, p, shared_dims)
         q = q.to(dtype) if isinstance(q, Tensor) else q
         return reference.sparseout(x, xi, q, unit, gain, exact)
-    floats, tensor = _pack(x, q, unit, gain)
-    y: Tensor = torch.ops.sparseout.forward(x, seed, p, floats, tensor, shared_dims, exact)
+    arguments = (x, seed, p, *_pack(x, q, unit, gain), shared_dims, exact)
+    if _intercepted(x):
+        y: Tensor = torch.ops.sparseout.forward(*arguments)
+        return y
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _forward(*arguments)
+    if not exact and x.dtype == reference.compute_dtype(x.dtype) and (floats := _cpu_curve(*arguments[:5])):
+        # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+        return x * cpu.slope(x.detach(), int(seed), p, floats, shared_dims)
+    y = _Eager.apply(*arguments)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -58,20 +67,40 @@ def _transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _intercepted(x: Tensor) -> bool:
+    """Whether something besides autograd is to see what happens to `x`: the compiler, a tracer, a mode, a subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+    )
+
+
 def _pack(x: Tensor, *curve: Scalar) -> tuple[list[float], Tensor | None]:
     if all(isinstance(value, float) for value in curve):
         return list(curve), None  # type: ignore[arg-type]
+    floats = [value for value in curve[:1] if isinstance(value, float)]  # a float q: there are shortcuts for some
     dtype = reference.compute_dtype(x.dtype)
     values = [
         value.to(x.device, dtype) if isinstance(value, Tensor) else x.new_full((), value, dtype=dtype)
-        for value in curve
+        for value in curve[len(floats) :]
     ]
-    return [], torch.stack(values)
+    return floats, torch.stack(values)
 
 
 def _unpack(curve: list[float], tensor: Tensor | None) -> tuple[Scalar, Scalar, Scalar]:
-    q, unit, gain = curve if tensor is None else tensor.unbind()
+    values: Sequence[Scalar] = curve if tensor is None else [*curve, *tensor.unbind()]
+    q, unit, gain = values
     return q, unit, gain
+
+
+def _cpu_curve(x: Tensor, seed: Tensor, p: float, curve: list[float], tensor: Tensor | None) -> cpu.Curve | None:
+    """The curve for the CPU path, or None where that is not the one to take."""
+    if x.device.type != "cpu":
+        return None
+    q, unit, gain = curve if tensor is None else [*curve, *tensor.tolist()]
+    return (q, unit, gain) if cpu.supports(x.dtype, p, (q, unit, gain)) else None
 
 
 def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Tensor:
@@ -85,9 +114,15 @@ def _forward(
     p: float,
     curve: list[float],
     curve_tensor: Tensor | None,
-    shared_dims: list[int],
+    shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
+    if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
+        return cpu.multiply(x, x, int(seed), p, floats, shared_dims)
+    kernels = backends.kernels(x.device)
+    if kernels is not None and kernels.supports(x, shared_dims):
+        y: Tensor = kernels.forward(x, seed, p, curve, curve_tensor, shared_dims)
+        return y
     xi = _noise(x, seed, p, shared_dims)
     return reference.value(x, xi, *_unpack(curve, curve_tensor))
 
@@ -99,14 +134,23 @@ def _backward(
     p: float,
     curve: list[float],
     curve_tensor: Tensor | None,
-    shared_dims: list[int],
+    shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
+    if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
+        return cpu.multiply(grad, x, int(seed), p, floats, shared_dims, exact)
+    kernels = backends.kernels(x.device)
+    if kernels is not None and kernels.supports(x, shared_dims):
+        result: Tensor = kernels.backward(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
+        return result
     xi = _noise(x, seed, p, shared_dims)
     slope = reference.slope(x, xi, *_unpack(curve, curve_tensor), exact)
     return (grad * slope).to(x.dtype).contiguous()
 
 
+# Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and
+# would hand Python floats as fp64. One implementation for all devices, since even on CUDA it is the dtype, the mask
+# and the machine that choose between the kernels and plain torch.
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 
@@ -122,13 +166,45 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, seed, curve_tensor = ctx.saved_tensors
+    rest = (ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact)
     if torch.is_grad_enabled() or _transforms_active():  # a derivative of this derivative will be asked for
         xi = _noise(x, seed, ctx.p, ctx.shared_dims)
         slope = reference.slope(x, xi, *_unpack(ctx.curve, curve_tensor), ctx.exact)
         result = (grad * slope).to(x.dtype)
+    elif _intercepted(grad):
+        result = torch.ops.sparseout.backward(grad, x, seed, *rest)
     else:
-        result = torch.ops.sparseout.backward(grad, x, seed, ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact)
+        result = _backward(grad, x, seed, *rest)
     return result, None, None, None, None, None, None
 
 
 torch.library.register_autograd("sparseout::forward", _differentiate, setup_context=_setup_context)
+
+
+def _one_by_one(op: Any) -> Any:
+    """The vmap rule of an op: what is batched is taken apart, and the results stacked."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        rows = [
+            [value if dim is None else value.select(dim, place) for value, dim in zip(arguments, in_dims, strict=True)]
+            for place in range(info.batch_size)
+        ]
+        return torch.stack([op(*row) for row in rows]), 0
+
+    return rule
+
+
+for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward):
+    torch.library.register_vmap(_op._qualified_op_name, _one_by_one(_op))
+
+
+class _Eager(torch.autograd.Function):
+    """The op without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y = _forward(*arguments)
+        _setup_context(ctx, arguments, y)
+        return y
+
+    backward = staticmethod(_differentiate)

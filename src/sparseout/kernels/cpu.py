@@ -1,0 +1,135 @@
+"""The CPU path: a factor times the slope dy/dx, in blocks that stay in cache.
+
+Under "detached" y is x times its own slope, since the slope of the noise term is the term over x: forward and backward
+are one function. What a pass costs decides how it is written (ns an element, fp32, one thread of an AVX-512 machine):
+a product 0.1, a root 0.4, a logarithm or an exponential 1, a `pow` 2.6, a `where` 4, torch's own Bernoulli draw 15.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sparseout.kernels import mask as masks
+from sparseout.kernels.reference import compute_dtype
+
+Curve = tuple[float, float, float]
+
+_BLOCK = masks.MANY  # elements: fewer cost more calls, more leave the cache
+
+# a^e by roots, in place, for the e = q/2 - 1 that have them.
+_POWERS: dict[float, Callable[[Tensor], Tensor]] = {
+    -0.75: lambda a: a.rsqrt_().mul_(a.sqrt()),
+    -0.5: Tensor.rsqrt_,
+    -0.25: lambda a: a.rsqrt_().sqrt_(),
+    0.0: lambda a: a.fill_(1),
+    0.25: lambda a: a.sqrt_().sqrt_(),
+    0.5: Tensor.sqrt_,
+    0.75: lambda a: a.sqrt_().mul_(a.sqrt()),
+    1.0: lambda a: a,
+    2.0: Tensor.square_,
+}
+
+
+def supports(dtype: torch.dtype, p: float, curve: Curve) -> bool:
+    """Whether x times its slope is y at every x: not where q is so small that the slope of a denormal overflows."""
+    return curve[0] >= 2 or _log2_steepest(dtype, p, *curve) < _log2_max(compute_dtype(dtype))
+
+
+def slope(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
+    """The slope under "detached" of a contiguous `x` of fp32 or fp64."""
+    result = torch.empty_like(x)
+    limit = _limit(x.dtype, p, *curve)
+    for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
+        _slope_(torch.abs(x_, out=result_), xi, curve, limit)
+    return result
+
+
+def multiply(
+    factor: Tensor, x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int], exact: bool = False
+) -> Tensor:
+    """`factor` times the slope of a contiguous `x`: y where `factor` is x, the gradient where it is that of y."""
+    result = torch.empty_like(x)
+    # y does not saturate where its gradient does.
+    limit = math.inf if factor is x else _limit(x.dtype, p, *curve)
+    for (factor_, x_, result_), xi in _blocks([factor.contiguous(), x, result], seed, p, shared_dims):
+        a = x_.to(xi.dtype).abs()
+        torch.mul(factor_, _slope_(a, xi, curve, limit, exact), out=result_)
+    return result
+
+
+def _slope_(a: Tensor, xi: Tensor, curve: Curve, limit: float, exact: bool = False) -> Tensor:
+    """1 + beta a^(q/2 - 1) xi, times q/2 in the noise if `exact`, in the memory of a = |x|."""
+    q, unit, gain = curve
+    if unit != 1:
+        a.div_(unit)
+    if q < 2:
+        torch.threshold_(a, 0.0, math.inf)  # the slope of the noise is 0 at x = 0, and infinity has that power
+    steepness = _power(q)(a)
+    if exact:
+        gain *= q / 2
+    if gain != 1:
+        steepness.mul_(gain)
+    if limit < math.inf:
+        return steepness.mul_(xi).clamp_(-limit, limit).add_(1)
+    return torch.addcmul(_one(a.dtype), steepness, xi, out=steepness)
+
+
+@functools.lru_cache(maxsize=256)
+def _power(q: float) -> Callable[[Tensor], Tensor]:
+    """The power q/2 - 1, in place."""
+    # exp and log are vectorised, which pow is not.
+    return _POWERS.get(q / 2 - 1, lambda a: a.log_().mul_(q / 2 - 1).exp_())
+
+
+@functools.cache
+def _one(dtype: torch.dtype) -> Tensor:
+    return torch.ones((), dtype=dtype, device="cpu")
+
+
+@functools.lru_cache(maxsize=256)
+def _limit(dtype: torch.dtype, p: float, q: float, unit: float, gain: float) -> float:
+    """Where the slope of the noise saturates; infinite if no number of this dtype takes it there."""
+    return math.inf if _log2_steepest(dtype, p, q, unit, gain) < _log2_max(dtype) else torch.finfo(dtype).max
+
+
+def _log2_max(dtype: torch.dtype) -> float:
+    return math.log2(torch.finfo(dtype).max) - 1  # a factor of 2 for what is rounded
+
+
+@functools.lru_cache(maxsize=256)
+def _log2_steepest(dtype: torch.dtype, p: float, q: float, unit: float, gain: float) -> float:
+    """The logarithm of the largest slope of the noise that a number of this dtype can have."""
+    info, p = torch.finfo(dtype), masks.effective_p(p)
+    factor = max(gain * max(q / 2, 1.0) * max(p / (1 - p), 1.0), info.tiny)
+    ends = (math.log2(end) - math.log2(unit) for end in (info.tiny * info.eps, info.max))
+    return math.log2(factor) + max((q / 2 - 1) * end for end in ends)
+
+
+def _blocks(
+    tensors: list[Tensor], seed: int, p: float, shared_dims: Sequence[int]
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Block after block: the parts of contiguous `tensors` of one shape, and the noise xi that broadcasts to them."""
+    x = tensors[-1]
+    shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)]
+    noise = functools.partial(masks.noise, masks.key(seed), p, compute_dtype(x.dtype))
+    if x.numel() == 0:
+        return
+    if x.numel() <= _BLOCK:
+        xi = noise(0, math.prod(shape))
+        yield tensors, xi if len(shape) == 1 else xi.view(shape)
+    elif not shared_dims:
+        flat = [tensor.view(-1) for tensor in tensors]
+        for start in range(0, x.numel(), _BLOCK):
+            parts = [tensor[start : start + _BLOCK] for tensor in flat]
+            yield parts, noise(start, len(parts[0]))
+    else:
+        count, rows = math.prod(shape), max(1, _BLOCK * len(x) // x.numel())
+        xi = torch.cat([noise(start, min(_BLOCK, count - start)) for start in range(0, count, _BLOCK)]).view(shape)
+        for start in range(0, len(x), rows):
+            here = slice(start, start + rows)
+            yield [tensor[here] for tensor in tensors], xi[here] if len(xi) > 1 else xi
