@@ -1,8 +1,11 @@
-"""The registered ops keep torch's rules for ops."""
+"""The registered ops keep torch's rules for ops, and eager tensors, which go around them, get the same."""
 
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparseout.kernels import ops
 
 SEED = torch.tensor(5)
 
@@ -26,3 +29,82 @@ def test_backward_keeps_the_layout_that_it_promises():
     assert result.is_contiguous()
     expected = torch.ops.sparseout.backward(grad.contiguous(), x, SEED, 0.3, [1.3, 1.0, 1.0], None, [], False)
     assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("batched", [("x",), ("seed",), ("curve",), ("grad",), ("grad", "x", "seed", "curve")])
+def test_vmap_rules_are_the_loop(batched):
+    def draw(name, make):
+        return torch.stack([make() for _ in range(4)], dim=-1) if name in batched else make()
+
+    x, grad = draw("x", lambda: torch.randn(6, 5)), draw("grad", lambda: torch.randn(6, 5))
+    seed = draw("seed", lambda: torch.randint(2**40, ()))
+    curve = draw("curve", lambda: torch.rand(3) + 0.5)
+    arguments = {"grad": grad, "x": x, "seed": seed, "curve": curve}
+    in_dims = tuple(-1 if name in batched else None for name in arguments)
+
+    def forward(grad, x, seed, curve):
+        return torch.ops.sparseout.forward(x, seed, 0.3, [], curve, [0], False)
+
+    def backward(grad, x, seed, curve):
+        return torch.ops.sparseout.backward(grad, x, seed, 0.3, [], curve, [0], True)
+
+    for op in (forward, backward):
+        rows = [
+            op(*(value[..., place] if name in batched else value for name, value in arguments.items()))
+            for place in range(4)
+        ]
+        result = torch.vmap(op, in_dims)(*arguments.values())
+        assert torch.equal(result, torch.stack(rows))
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("shared_dims", [(), (1,)])
+@pytest.mark.parametrize("q", [0.1, 1.0, 1.3, 2.0, 3.0, torch.tensor(1.7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_eager_tensors_get_what_the_ops_give_and_a_mode_sees_the_ops(dtype, q, shared_dims, exact):
+    def results():
+        x = torch.linspace(-2, 2, 300).view(20, 15).to(dtype).requires_grad_()
+        y = ops.apply(x, SEED, 0.3, q, 1.0, 1.0, shared_dims, exact)
+        (grad,) = torch.autograd.grad(y, x, torch.ones_like(y) * 0.3)
+        with torch.no_grad():
+            return y.detach(), grad, ops.apply(x, SEED, 0.3, q, 1.0, 1.0, shared_dims, exact)
+
+    with Recorder() as recorder:
+        seen = results()
+    assert [name for name in recorder.seen if "sparseout" in name] == [
+        "sparseout.forward.default",
+        "sparseout.backward.default",
+        "sparseout.forward.default",
+    ]
+    for ours, theirs in zip(results(), seen, strict=True):
+        assert ours.dtype == dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_a_subclass_of_tensor_sees_the_ops():
+    class Seeing(torch.Tensor):
+        seen = []
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    x = torch.ones(5).as_subclass(Seeing)
+    y = ops.apply(x, SEED, 0.3, 1.0, 1.0, 1.0, (), False)
+    assert type(y) is Seeing
+    assert any("sparseout.forward" in name for name in Seeing.seen)
+
+
+def test_nothing_is_drawn_or_computed_for_a_batch_of_none():
+    assert torch.ops.sparseout.forward(torch.ones(0, 3), SEED, 0.3, [1.0, 1.0, 1.0], None, [0], False).shape == (0, 3)

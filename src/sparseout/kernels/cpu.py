@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseout.kernels import mask as masks
-from sparseout.kernels.reference import compute_dtype
+from sparseout.kernels.reference import compute_dtype, limit
 
 Curve = tuple[float, float, float]
 
@@ -37,15 +37,15 @@ _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
 
 def supports(dtype: torch.dtype, p: float, curve: Curve) -> bool:
     """Whether x times its slope is y at every x: not where q is so small that the slope of a denormal overflows."""
-    return curve[0] >= 2 or _log2_steepest(dtype, p, *curve) < _log2_max(compute_dtype(dtype))
+    return curve[0] >= 2 or limit(dtype, p, *curve, room=compute_dtype(dtype)) == math.inf
 
 
 def slope(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
     """The slope under "detached" of a contiguous `x` of fp32 or fp64."""
     result = torch.empty_like(x)
-    limit = _limit(x.dtype, p, *curve)
+    most = limit(x.dtype, p, *curve)
     for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
-        _slope_(torch.abs(x_, out=result_), xi, curve, limit)
+        _slope_(torch.abs(x_, out=result_), xi, curve, most)
     return result
 
 
@@ -55,14 +55,14 @@ def multiply(
     """`factor` times the slope of a contiguous `x`: y where `factor` is x, the gradient where it is that of y."""
     result = torch.empty_like(x)
     # y does not saturate where its gradient does.
-    limit = math.inf if factor is x else _limit(x.dtype, p, *curve)
+    most = math.inf if factor is x else limit(x.dtype, p, *curve)
     for (factor_, x_, result_), xi in _blocks([factor.contiguous(), x, result], seed, p, shared_dims):
         a = x_.to(xi.dtype).abs()
-        torch.mul(factor_, _slope_(a, xi, curve, limit, exact), out=result_)
+        torch.mul(factor_, _slope_(a, xi, curve, most, exact), out=result_)
     return result
 
 
-def _slope_(a: Tensor, xi: Tensor, curve: Curve, limit: float, exact: bool = False) -> Tensor:
+def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = False) -> Tensor:
     """1 + beta a^(q/2 - 1) xi, times q/2 in the noise if `exact`, in the memory of a = |x|."""
     q, unit, gain = curve
     if unit != 1:
@@ -74,8 +74,8 @@ def _slope_(a: Tensor, xi: Tensor, curve: Curve, limit: float, exact: bool = Fal
         gain *= q / 2
     if gain != 1:
         steepness.mul_(gain)
-    if limit < math.inf:
-        return steepness.mul_(xi).clamp_(-limit, limit).add_(1)
+    if most < math.inf:
+        return steepness.mul_(xi).clamp_(-most, most).add_(1)
     return torch.addcmul(_one(a.dtype), steepness, xi, out=steepness)
 
 
@@ -89,25 +89,6 @@ def _power(q: float) -> Callable[[Tensor], Tensor]:
 @functools.cache
 def _one(dtype: torch.dtype) -> Tensor:
     return torch.ones((), dtype=dtype, device="cpu")
-
-
-@functools.lru_cache(maxsize=256)
-def _limit(dtype: torch.dtype, p: float, q: float, unit: float, gain: float) -> float:
-    """Where the slope of the noise saturates; infinite if no number of this dtype takes it there."""
-    return math.inf if _log2_steepest(dtype, p, q, unit, gain) < _log2_max(dtype) else torch.finfo(dtype).max
-
-
-def _log2_max(dtype: torch.dtype) -> float:
-    return math.log2(torch.finfo(dtype).max) - 1  # a factor of 2 for what is rounded
-
-
-@functools.lru_cache(maxsize=256)
-def _log2_steepest(dtype: torch.dtype, p: float, q: float, unit: float, gain: float) -> float:
-    """The logarithm of the largest slope of the noise that a number of this dtype can have."""
-    info, p = torch.finfo(dtype), masks.effective_p(p)
-    factor = max(gain * max(q / 2, 1.0) * max(p / (1 - p), 1.0), info.tiny)
-    ends = (math.log2(end) - math.log2(unit) for end in (info.tiny * info.eps, info.max))
-    return math.log2(factor) + max((q / 2 - 1) * end for end in ends)
 
 
 def _blocks(

@@ -121,7 +121,7 @@ def _forward(
         return cpu.multiply(x, x, int(seed), p, floats, shared_dims)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
-        y: Tensor = kernels.forward(x, seed, p, curve, curve_tensor, shared_dims)
+        y: Tensor = kernels.launch(None, x, seed, p, curve, curve_tensor, shared_dims, exact)
         return y
     xi = _noise(x, seed, p, shared_dims)
     return reference.value(x, xi, *_unpack(curve, curve_tensor))
@@ -141,7 +141,7 @@ def _backward(
         return cpu.multiply(grad, x, int(seed), p, floats, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
-        result: Tensor = kernels.backward(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
+        result: Tensor = kernels.launch(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
         return result
     xi = _noise(x, seed, p, shared_dims)
     slope = reference.slope(x, xi, *_unpack(curve, curve_tensor), exact)
@@ -184,9 +184,12 @@ torch.library.register_autograd("sparseout::forward", _differentiate, setup_cont
 def _one_by_one(op: Any) -> Any:
     """The vmap rule of an op: what is batched is taken apart, and the results stacked."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         rows = [
-            [value if dim is None else value.select(dim, place) for value, dim in zip(arguments, in_dims, strict=True)]
+            [
+                value.select(dim, place) if isinstance(dim, int) else value
+                for value, dim in zip(arguments, in_dims, strict=True)
+            ]
             for place in range(info.batch_size)
         ]
         return torch.stack([op(*row) for row in rows]), 0

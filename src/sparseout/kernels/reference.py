@@ -11,6 +11,9 @@ Everything here differentiates, in reverse and forward mode and to second order,
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
@@ -93,3 +96,16 @@ def _noise_slope(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar, e
 
 def _in_units(x: Tensor, unit: Scalar) -> Tensor:
     return x.abs() if isinstance(unit, float) and unit == 1 else x.abs() / unit
+
+
+@functools.lru_cache(maxsize=1024)
+def limit(dtype: torch.dtype, p: float, q: float, unit: float, gain: float, room: torch.dtype | None = None) -> float:
+    """Where the slope of the noise saturates at numbers of this dtype; infinite if none of them takes it there.
+
+    That is at the largest number of the dtype, or of `room`.
+    """
+    info, largest = torch.finfo(dtype), torch.finfo(room or dtype).max
+    ends = (math.log2(end) - math.log2(unit) for end in (info.tiny * info.eps, info.max))
+    factor = max(gain * max(q / 2, 1) * max(p / (1 - p), 1), info.tiny)
+    steepest = math.log2(factor) + max((q / 2 - 1) * end for end in ends)
+    return largest if steepest > math.log2(largest) - 1 else math.inf  # a factor of 2 for what is rounded

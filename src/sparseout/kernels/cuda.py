@@ -1,0 +1,145 @@
+"""Launches the Triton kernel: from the arguments of an op to those of the kernel. Imported only where it can run."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from sparseout.kernels import mask as masks
+from sparseout.kernels import reference
+from sparseout.kernels import triton_kernels as kernels
+
+_WIDTH = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}  # 16 bytes, what a thread loads in one go
+_WARPS = 4
+_LOADS = 4  # that a thread has on their way at a time, of x alone or of x and grad
+_NATIVE = isinstance(kernels.sparseout, triton.JITFunction)  # else Triton's interpreter runs it, on any device
+
+
+def supports(x: Tensor, shared_dims: Sequence[int]) -> bool:
+    """Whether the kernel takes such an `x` and such a mask."""
+    return x.dtype in _WIDTH and _sharing(tuple(x.shape), tuple(shared_dims), 16) is not None
+
+
+def launch(
+    grad: Tensor | None,
+    x: Tensor,
+    seed: Tensor,
+    p: float,
+    curve: Sequence[float],
+    curve_tensor: Tensor | None,
+    shared_dims: Sequence[int],
+    exact: bool,
+) -> Tensor:
+    """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    x, grad = x.contiguous(), None if grad is None else grad.contiguous()
+    out = torch.empty_like(x)
+    shape, dims = tuple(x.shape), tuple(shared_dims)
+    arguments = _arguments(x.dtype, shape, p, tuple(curve), dims, grad is not None, exact)
+    programs = -(-x.numel() // arguments["TILE"])
+    # The device of the tensors need not be the current one, which is where Triton launches.
+    elsewhere = _NATIVE and x.get_device() != torch.cuda.current_device()
+    with torch.cuda.device(x.device) if elsewhere else nullcontext():
+        if programs:
+            kernels.sparseout[(programs,)](out, grad, x, seed, curve_tensor, **arguments)
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _arguments(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    p: float,
+    curve: tuple[float, ...],
+    shared_dims: tuple[int, ...],
+    backward: bool,
+    exact: bool,
+) -> dict[str, Any]:
+    """What the kernel is told besides tensors, kept between calls: on small tensors the host sets the time."""
+    bits, threshold = masks.bits_and_threshold(p)
+    effective = masks.effective_p(p)
+    q, unit, gain = (*curve, *(0.0, 1.0, 1.0)[len(curve) :])
+    scaled = len(curve) < 3 or unit != 1 or gain != 1
+    limit = torch.finfo(dtype).max if len(curve) < 3 else reference.limit(dtype, p, q, unit, gain)
+    sharing = _sharing(shape, shared_dims, bits)
+    assert sharing is not None  # see `supports`
+    n = math.prod(shape)
+    return {
+        "n": n,
+        "cut": masks.signed(threshold, bits) << (32 - bits),
+        "kept": effective / (1 - effective),
+        "half": q / 2,
+        "unit": unit,
+        "gain": gain,
+        "LOADED": 3 - len(curve),
+        # The exponent q/2 in quarters where roots make its power and that of the slope.
+        "QUARTERS": int(2 * q) if curve and 2 * q in range(9) else -9,
+        "SCALED": scaled,
+        "EXACT": exact and backward,
+        "LIMIT": limit if backward and limit < math.inf else 0.0,
+        "BITS": bits,
+        "WIDE": n >= 2**31,
+        "NATIVE": _NATIVE,
+        "TILE": 32 * _WARPS * _WIDTH[dtype] * _LOADS // (2 if backward else 1),
+        "num_warps": _WARPS,
+        "enable_fp_fusion": True,  # the default, but releases differ in how they take its absence
+        **sharing._asdict(),
+    }
+
+
+class Sharing(NamedTuple):
+    """How the kernel comes from the number of an element to the number of its draw: in at most four steps.
+
+    `// STEP`; `% period` if OUTER; `// inner` if INNER; `// block * row + % row` if MIDDLE. What comes out is the
+    number of a draw, or, if WHOLE, of a word whose draws the STEP neighbours take in turn.
+    """
+
+    STEP: int
+    WHOLE: bool
+    OUTER: bool = False
+    INNER: bool = False
+    MIDDLE: bool = False
+    period: int = 0
+    inner: int = 0
+    block: int = 0
+    row: int = 0
+
+
+@functools.lru_cache(maxsize=1024)
+def _sharing(shape: tuple[int, ...], shared_dims: tuple[int, ...], bits: int) -> Sharing | None:
+    """The sharing of a contiguous tensor; None where shared dims and others take turns more often than it can say."""
+    draws = 64 // bits  # of a word
+    runs = _runs(shape, shared_dims)
+    if not any(shared for _, shared in runs):
+        return Sharing(draws, True)
+    inner = runs.pop()[0] if runs[-1][1] else 1
+    outer = runs.pop(0)[0] if runs and runs[0][1] else 1
+    if len(runs) > 3:
+        return None
+    sizes = [size for size, _ in runs] or [1]  # what is left: own, or own, shared, own
+    row, block, period = sizes[-1], math.prod(sizes[1:]), math.prod(sizes) * inner
+    flags = (outer > 1, inner > 1, len(sizes) == 3)
+    # Neighbours that share a draw, or take those of one word, find it together where the sizes allow.
+    if inner == 1 and row % draws == 0:
+        return Sharing(draws, True, *flags, period // draws, inner, block // draws, row // draws)
+    if inner % draws == 0:
+        return Sharing(draws, False, *flags, period // draws, inner // draws, block, row)
+    return Sharing(1, False, *flags, period, inner, block, row)
+
+
+def _runs(shape: tuple[int, ...], shared_dims: tuple[int, ...]) -> list[tuple[int, bool]]:
+    """The sizes of the runs of neighbouring dims that are all shared, or none of them, outermost first."""
+    runs: list[tuple[int, bool]] = []
+    for dim, size in enumerate(shape):
+        shared = dim in shared_dims
+        if runs and runs[-1][1] == shared:
+            runs[-1] = (runs[-1][0] * size, shared)
+        elif size != 1:
+            runs.append((size, shared))
+    return runs

@@ -1,0 +1,179 @@
+"""The equation as one Triton kernel, x to y or (grad, x) to grad * dy/dx: nothing else touches memory.
+
+The mask is the hash of `mask`, in registers: once for the four 16-bit draws of a word, since neighbours in a thread
+share the word and the compiler sees it. Powers come from the hardware's approximate functions: chains of square roots
+where 2q is a whole number, and 2^(e log2 u) elsewhere. A root is off by at most 2^-22 of itself and log2 by 2^-22
+max(1, |log2 u|), hence u^e by about 2^-22 (1 + 0.7 |e| max(1, |log2 u|)) of itself. They know no denormals, and so
+|x| < 2^-126 counts as 0 here.
+"""
+
+import triton
+import triton.language as tl
+
+# Constants stand inside the functions: Triton compares globals with what it has compiled, at each launch.
+
+
+@triton.jit
+def _mix(word):
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB
+    return word ^ (word >> 31)
+
+
+@triton.jit
+def _keep(seed_ptr, element, cut, period, inner, block, row, BITS: tl.constexpr, STEP: tl.constexpr,
+          WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr):  # fmt: skip
+    """Whether the mask keeps each `element`. See `cuda.Sharing` for how an element finds its draw."""
+    GOLDEN: tl.constexpr = 0x9E3779B97F4A7C15
+    DRAWS: tl.constexpr = 64 // BITS
+    place = element // STEP
+    if OUTER:
+        place %= tl.full((), period, place.dtype)
+    if INNER:
+        place //= tl.full((), inner, place.dtype)
+    if MIDDLE:
+        width = tl.full((), row, place.dtype)
+        place = place // tl.full((), block, place.dtype) * width + place % width
+    draw = (element if WHOLE else place) % DRAWS
+    count = (place if WHOLE else place // DRAWS).to(tl.uint64) + 1
+    key = _mix(tl.load(seed_ptr).to(tl.uint64) + GOLDEN)
+    word = _mix(key + count * GOLDEN)
+    # A draw stands in the upper bits of 32. What is below them decides nothing, `cut` having zeros there.
+    if BITS == 32:
+        drawn = (word >> (draw * 32).to(tl.uint64)).to(tl.int32)
+    else:
+        drawn = (word >> (draw // 2 * 32).to(tl.uint64)).to(tl.int32) << ((1 - draw % 2) * 16).to(tl.int32)
+    return drawn >= cut
+
+
+@triton.jit
+def _log2(a, NATIVE: tl.constexpr):
+    if NATIVE:  # tl.log2 is a polynomial of 15 instructions
+        result = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [a], tl.float32, is_pure=True, pack=1)
+    else:
+        result = tl.log2(a)
+    return result
+
+
+@triton.jit
+def _power(a, e, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
+    """The power a^e of a > 0, where e is QUARTERS / 4 if that is from -4 to 8; and of a = 0 if e > 0."""
+    if QUARTERS < -4 or QUARTERS > 8:
+        result = tl.exp2(e * _log2(a, NATIVE))
+    elif QUARTERS == -4:
+        result = 1 / a
+    elif QUARTERS == -3:
+        root = tl.rsqrt(a)
+        result = root * tl.sqrt(root)
+    elif QUARTERS == -2:
+        result = tl.rsqrt(a)
+    elif QUARTERS == -1:
+        result = tl.sqrt(tl.rsqrt(a))
+    elif QUARTERS == 0:
+        result = tl.full(a.shape, 1.0, tl.float32)
+    else:
+        result = a if QUARTERS >= 4 else tl.full(a.shape, 1.0, tl.float32)
+        if QUARTERS == 8:
+            result *= a
+        elif QUARTERS % 4 > 0:
+            root = tl.sqrt(a)
+            if QUARTERS % 4 >= 2:
+                result *= root
+            if QUARTERS % 2 == 1:
+                result *= tl.sqrt(root)
+    return result
+
+
+@triton.jit
+def _fp32(number):
+    """A number from the host: a float, which some launchers pass as fp64."""
+    return tl.full((), number, tl.float32)
+
+
+@triton.jit
+def _curve(curve_ptr, half, unit, gain, LOADED: tl.constexpr):
+    """Half of q, 1 / unit, unit and gain: the last LOADED of q, unit and gain stand in memory."""
+    if LOADED == 3:
+        half = tl.load(curve_ptr) * 0.5
+    if LOADED >= 2:
+        unit = tl.load(curve_ptr + LOADED - 2)
+        gain = tl.load(curve_ptr + LOADED - 1)
+    half, unit, gain = _fp32(half), _fp32(unit), _fp32(gain)
+    return half, 1 / tl.maximum(unit, 2.0**-126), unit, gain
+
+
+@triton.jit
+def _load(ptr, offsets, left, FULL: tl.constexpr):
+    values = tl.load(ptr + offsets) if FULL else tl.load(ptr + offsets, mask=offsets < left, other=0.0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
+          period, inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, SCALED: tl.constexpr,
+          EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr,
+          OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr, NATIVE: tl.constexpr,
+          TILE: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
+    offsets = tl.arange(0, TILE)
+    x = _load(x_ptr + start, offsets, left, FULL)
+    element = (start + offsets).to(tl.uint64 if WIDE else tl.uint32)
+    keep = _keep(seed_ptr, element, cut, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE)
+    half, inverse, unit, gain = _curve(curve_ptr, half, unit, gain, LOADED)
+    u = tl.abs(x)
+    if SCALED:
+        u *= inverse
+    zero = u < 2.0**-126
+    xi = tl.where(keep, _fp32(kept), -1.0)
+    if grad_ptr is None:
+        if QUARTERS == 0:
+            term = tl.where(zero, 0.0, 1.0)
+        elif LOADED == 3:
+            term = tl.where(zero, 0.0, tl.exp2(half * _log2(u, NATIVE)))
+            term = tl.where(half == 1, u, term)  # q = 2 is Dropout to the last bit
+        else:
+            term = _power(tl.where(zero, 0.0, u), half, QUARTERS, NATIVE)
+        if SCALED:
+            term *= unit * gain
+        sign = x.to(tl.int32, bitcast=True) & -(2**31)
+        out = x + (term.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) * xi
+    else:
+        slope = _power(u, half - 1, QUARTERS - 4, NATIVE)
+        if LOADED == 3:
+            slope = tl.where(zero, tl.where(half == 1, 1.0, 0.0), slope)
+        elif QUARTERS < 4:
+            slope = tl.where(zero, 0.0, slope)
+        factor = half if EXACT else 1.0
+        if SCALED:
+            factor *= gain
+        slope *= xi * factor
+        if LIMIT > 0:
+            slope = tl.clamp(slope, -LIMIT, LIMIT, tl.PropagateNan.ALL)
+        grad = _load(grad_ptr + start, offsets, left, FULL)
+        out = grad + grad * slope
+    out = out.to(out_ptr.dtype.element_ty)
+    if FULL:
+        tl.store(out_ptr + start + offsets, out)
+    else:
+        tl.store(out_ptr + start + offsets, out, mask=offsets < left)
+
+
+@triton.jit(
+    do_not_specialize=["n", "cut", "kept", "half", "unit", "gain", "period", "inner", "block", "row"],
+    do_not_specialize_on_alignment=["seed_ptr", "curve_ptr"],
+)
+def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, n, cut, kept, half, unit, gain, period, inner, block, row,
+              LOADED: tl.constexpr, QUARTERS: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
+              LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, OUTER: tl.constexpr,
+              INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr, NATIVE: tl.constexpr,
+              TILE: tl.constexpr):  # fmt: skip
+    """Writes y of the `n` elements of x or, where there is a grad, grad times dy/dx."""
+    start = tl.program_id(0).to(tl.int64) * TILE
+    left = n - start
+    if left >= TILE:  # without masks, which would keep loads from being as wide as a thread can take
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
+              period, inner, block, row, LOADED, QUARTERS, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
+              OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, True)  # fmt: skip
+    else:
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
+              period, inner, block, row, LOADED, QUARTERS, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
+              OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, False)  # fmt: skip

@@ -1,0 +1,103 @@
+"""Which implementation is taken, and what is said about it."""
+
+import pytest
+import torch
+from interpreter import DEVICE, launchers
+
+import sparseout
+from sparseout.kernels import backends, ops
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if there were a GPU on which the kernel runs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(backends, "_launchers", lambda: "launchers")
+    monkeypatch.setattr(backends, "_obstacle", lambda index: "")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("setting", ["auto", "torch", "triton", None])
+def test_where_there_is_no_gpu_it_is_torch(monkeypatch, setting):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if setting is None:
+        monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
+    else:
+        monkeypatch.setenv("SPARSEOUT_BACKEND", setting)
+    assert sparseout.backend() == ("torch", "there is no CUDA device")
+    assert sparseout.backend("cpu") == ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
+    assert sparseout.backend(torch.device("mps")).name == "torch"
+    assert backends.kernels(torch.device("meta")) is None
+
+
+def test_the_setting_decides_on_a_gpu(gpu):
+    for setting, name in (("auto", "triton"), ("triton", "triton"), ("torch", "torch")):
+        gpu.setenv("SPARSEOUT_BACKEND", setting)
+        assert sparseout.backend().name == name
+        assert (backends.kernels(torch.device("cuda")) is None) == (name == "torch")
+    gpu.setattr(backends, "_obstacle", lambda index: f"device {index} is too old")
+    gpu.setenv("SPARSEOUT_BACKEND", "auto")
+    assert sparseout.backend("cuda:3") == ("torch", "device 3 is too old")
+    gpu.setenv("SPARSEOUT_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="SPARSEOUT_BACKEND=triton cannot be followed: device 3 is too old"):
+        sparseout.backend("cuda:3")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_setting_that_is_none_of_them_is_refused(gpu, device):
+    gpu.setenv("SPARSEOUT_BACKEND", "cuda")
+    sentence = "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch' or 'triton', but got 'cuda'"
+    with pytest.raises(ValueError, match=sentence):
+        sparseout.backend(device)
+
+
+def test_every_obstacle_is_named(gpu):
+    gpu.undo()
+    gpu.setattr(torch.version, "hip", "6.0")
+    assert "AMD" in backends._obstacle.__wrapped__(0)
+    gpu.setattr(torch.version, "hip", None)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert "needs compute capability 8.0, and this GPU has 7.5" in backends._obstacle.__wrapped__(0)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+
+    def fails(error):
+        def launchers():
+            raise error
+
+        return launchers
+
+    gpu.setattr(backends, "_launchers", fails(ImportError("No module named 'triton'")))
+    assert backends._obstacle.__wrapped__(0) == "triton cannot be imported: No module named 'triton'"
+    gpu.setattr(backends, "_launchers", fails(RuntimeError("no C compiler")))
+    assert backends._obstacle.__wrapped__(0) == "triton does not run here: no C compiler"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on which Triton's interpreter computes
+@pytest.mark.parametrize("shared_dims", [(), (0,)])
+@pytest.mark.parametrize("scale", [None, 0.5, "matched"])
+@pytest.mark.parametrize("q", [0.5, 1.5, torch.tensor(1.3)])
+@pytest.mark.parametrize("gradient", ["detached", "exact"])
+def test_the_ops_hand_the_kernel_what_it_needs(monkeypatch, gradient, q, scale, shared_dims):
+    pytest.importorskip("triton")
+    x = torch.randn(6, 8, 5, device=DEVICE).relu()
+    calls = []
+
+    def result():
+        leaf = x.clone().requires_grad_()
+        y = sparseout.sparseout(leaf, 0.3, q, gradient=gradient, scale=scale, shared_dims=shared_dims, seed=3)
+        return y.detach(), torch.autograd.grad(y.sin().sum(), leaf)[0]
+
+    with launchers() as module:
+        monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(backends, "kernels", lambda device: None)
+        plain = result()
+        launch = module.launch
+        monkeypatch.setattr(module, "launch", lambda *given: calls.append(given) or launch(*given))
+        monkeypatch.setattr(backends, "kernels", lambda device: module)
+        fused = result()
+    assert len(calls) == 2
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,93 @@
+"""The CPU path against the definition: in one block and in many, for masks of every kind."""
+
+import math
+
+import pytest
+import torch
+
+from sparseout.kernels import cpu, reference
+from sparseout.kernels import mask as masks
+
+SEED = 11
+# |x / unit|^(q/2 - 1) loses with the logarithm of what it is taken of; here that is within 1e-6 of its value.
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.float32: {"rtol": 3e-6, "atol": 3e-6},
+    torch.bfloat16: {"rtol": 1e-2, "atol": 1e-5},
+}
+SHAPES = [
+    ((1000,), ()),
+    ((), ()),
+    ((7, 0), ()),
+    ((3, 4, 5), (0, 2)),
+    ((3, 4, 5), (0, 1, 2)),
+    ((600_001,), ()),
+    ((700, 400, 3), (2,)),
+    ((700, 400, 3), (0,)),
+    ((2, 300_000), (1,)),
+    ((2, 300_000), (0,)),
+]
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 6.0])
+@pytest.mark.parametrize(("shape", "shared_dims"), SHAPES)
+def test_value_and_slopes_are_the_definition(shape, shared_dims, q):
+    place = SHAPES.index((shape, shared_dims))
+    for dtype, p, unit, gain in (
+        (torch.float32, 0.3, 1.0, 1.0),
+        (torch.float32, 0.001, 0.7, 1.6),
+        (list(TOLERANCE)[place % 3], 0.3, 0.7, 1.0),
+    ):
+        x, grad = torch.randn(shape, dtype=torch.float64).relu().to(dtype), torch.randn(shape).to(dtype)
+        small = [1 if dim in shared_dims else size for dim, size in enumerate(shape)]
+        mask = masks.make(torch.tensor(SEED), small, p)
+        xi = reference.noise(mask, masks.effective_p(p), reference.compute_dtype(dtype))
+        curve, how = (q, unit, gain if q != 2 else 1.0), TOLERANCE[dtype]  # at q = 2 beta is 1
+        y = cpu.multiply(x, x, SEED, p, curve, shared_dims)
+        torch.testing.assert_close(y, reference.value(x, xi, *curve), **how)
+        for exact in (False, True):
+            slope = reference.slope(x, xi, *curve, exact)
+            result = cpu.multiply(grad, x, SEED, p, curve, shared_dims, exact)
+            torch.testing.assert_close(result, (grad * slope).to(dtype), **how)
+        if dtype != torch.bfloat16:
+            slope = cpu.slope(x, SEED, p, curve, shared_dims)
+            torch.testing.assert_close(slope, reference.slope(x, xi, *curve, False).expand_as(x), **how)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 2**32, 7 - 2**40])
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.77, 0.99, 1e-9, 0.004, 0.9999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_that_of_the_mask_however_much_is_made_at_a_time(dtype, p, seed):
+    n = 1500
+    xi = reference.noise(masks.make(torch.tensor(seed), (n,), p), masks.effective_p(p), dtype)
+    for start, count in ((0, 1), (0, 3), (0, 511), (0, 512), (0, 513), (0, n), (4, 100), (700, 800), (1496, 4)):
+        made = masks.noise(masks.key(seed), p, dtype, start, count)
+        assert made.dtype == dtype
+        assert torch.equal(made, xi[start : start + count])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_only_where_a_slope_would_overflow_the_path_is_not_taken(dtype):
+    smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    for q in (0.0, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 2.0, 3.0, 7.0):
+        y = cpu.multiply(*2 * (torch.tensor([smallest], dtype=dtype),), SEED, 0.5, (q, 1.0, 1.0), ())
+        right = math.isclose(abs(y.double().item()), smallest ** (q / 2), rel_tol=0.01) or q >= 2
+        assert right or not cpu.supports(dtype, 0.5, (q, 1.0, 1.0))
+    assert cpu.supports(dtype, 0.5, (0.3, 1.0, 1.0))
+    assert not cpu.supports(dtype, 0.5, (0.0, 1.0, 1.0))
+
+
+def test_it_works_whatever_the_default_device_and_in_inference_mode():
+    masks._steps.cache_clear()
+    masks._lanes.cache_clear()
+    cpu._one.cache_clear()
+    curve = (1.3, 1.0, 1.0)
+    x, large = torch.rand(64), torch.rand(1000)
+    with torch.inference_mode(), torch.device("meta"):
+        first = cpu.multiply(x, x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
+    second = cpu.multiply(x, x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
+    for a, b in zip(first, second, strict=True):
+        assert a.device.type == "cpu"
+        assert torch.equal(a, b)
+    y = (leaf := large.clone().requires_grad_()) * second[1]
+    assert torch.equal(torch.autograd.grad(y.sum(), leaf)[0], second[1])
