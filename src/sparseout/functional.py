@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseout.errors import expected, kind
-from sparseout.kernels import ops, reference
+from sparseout.kernels import ops
 
 Gradient = Literal["detached", "exact"]
 Scale = float | Literal["matched"] | None
@@ -203,16 +203,14 @@ def _perturb(
     seed: int | Tensor | None,
 ) -> Tensor:
     q = q if isinstance(q, Tensor) else float(q)
-    unit, gain = reference.matched(input, q) if scale == "matched" else (float(scale or 1.0), 1.0)
-    more = (_seed_tensor(seed, input.device), float(p), q, unit, gain)
-    if input.is_contiguous():
-        return ops.apply(input, *more, dims, gradient == "exact")
+    x, shared = input, dims
     # The mask follows memory, not logical order: the kernels see contiguous tensors only.
-    order = _memory_order(input)
-    shared = [place for place, dim in enumerate(order) if dim in dims]
-    x = input.permute(order).contiguous()
-    y = ops.apply(x, *more, shared, gradient == "exact")
-    return y.permute([order.index(dim) for dim in range(input.dim())])
+    if not input.is_contiguous():
+        order = _memory_order(input)
+        x, shared = input.permute(order).contiguous(), tuple(order.index(dim) for dim in dims)
+    unit, gain = ops.matched(x, q) if scale == "matched" else (float(scale or 1.0), 1.0)
+    y = ops.apply(x, _seed_tensor(seed, input.device), float(p), q, unit, gain, shared, gradient == "exact")
+    return y if x is input else y.permute([order.index(dim) for dim in range(input.dim())])
 
 
 def _memory_order(x: Tensor) -> list[int]:

@@ -21,7 +21,7 @@ Curve = tuple[float, float, float]
 
 _BLOCK = masks.MANY  # elements: fewer cost more calls, more leave the cache
 
-# a^e by roots, in place, for the e = q/2 - 1 that have them.
+# a^e by roots, in place, for the e that have them.
 _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
     -0.75: lambda a: a.rsqrt_().mul_(a.sqrt()),
     -0.5: Tensor.rsqrt_,
@@ -62,6 +62,21 @@ def multiply(
     return result
 
 
+def matched(x: Tensor, q: float) -> tuple[float, float]:
+    """The `unit` and `gain` of `reference.matched` for a contiguous `x`."""
+    if x.numel() == 0:
+        return 1.0, 1.0
+    peak = max(abs(float(end)) for end in torch.aminmax(x))
+    if not 0 < peak < math.inf:
+        return 1.0, 1.0
+    square = moment = 0.0
+    for block in x.view(-1).split(_BLOCK):
+        u = block.to(compute_dtype(x.dtype), copy=True).abs_().div_(peak)
+        square += float(torch.dot(u, u))
+        moment += float((u.sgn_() if q == 0 else _power(q)(u)).sum())
+    return peak, math.sqrt(square / moment)
+
+
 def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = False) -> Tensor:
     """1 + beta a^(q/2 - 1) xi, times q/2 in the noise if `exact`, in the memory of a = |x|."""
     q, unit, gain = curve
@@ -69,7 +84,7 @@ def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = Fals
         a.div_(unit)
     if q < 2:
         torch.threshold_(a, 0.0, math.inf)  # the slope of the noise is 0 at x = 0, and infinity has that power
-    steepness = _power(q)(a)
+    steepness = _power(q / 2 - 1)(a)
     if exact:
         gain *= q / 2
     if gain != 1:
@@ -80,10 +95,10 @@ def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = Fals
 
 
 @functools.lru_cache(maxsize=256)
-def _power(q: float) -> Callable[[Tensor], Tensor]:
-    """The power q/2 - 1, in place."""
+def _power(e: float) -> Callable[[Tensor], Tensor]:
+    """The function that takes a to a^e in place."""
     # exp and log are vectorised, which pow is not.
-    return _POWERS.get(q / 2 - 1, lambda a: a.log_().mul_(q / 2 - 1).exp_())
+    return _POWERS.get(e, lambda a: a.log_().mul_(e).exp_())
 
 
 @functools.cache

@@ -62,6 +62,13 @@ def apply(
     return y
 
 
+def matched(x: Tensor, q: Scalar) -> tuple[Scalar, Scalar]:
+    """The unit and the gain for a contiguous `x`, see `reference`: as floats where nothing is lost by reading them."""
+    if x.device.type == "cpu" and not _transforms_active() and not _intercepted(x):
+        return cpu.matched(x.detach(), float(q))
+    return reference.matched(x, q)
+
+
 def _transforms_active() -> bool:
     """Whether a functorch transform (vmap, grad, jvp ...) or a forward-mode level is open."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -34,17 +34,18 @@ def noise(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
 def matched(x: Tensor, q: Scalar) -> tuple[Tensor, Tensor]:
     """The `unit` and `gain` that give the noise Dropout's power: beta^2 mean |x|^q = mean x^2.
 
-    The unit is max |x|: both means then lie between 1/n and 1 whatever x is measured in. beta is 1 where x is all
-    zero. No gradient flows through either.
+    The unit is max |x|: both means then lie between 1/n and 1 whatever x is measured in. beta is 1 where that is 0 or
+    not finite. No gradient flows through either.
     """
     a = x.detach().to(compute_dtype(x.dtype)).abs()
     if a.numel() == 0:
         return a.new_ones(()), a.new_ones(())
     peak = a.amax()
-    unit = torch.where(peak > 0, peak, 1.0)
+    usable = (peak > 0) & (peak < math.inf)
+    unit = torch.where(usable, peak, 1.0)
     u = a / unit
     moment = torch.where(u > 0, u.pow(q), 0.0).mean()  # 0^0 counts as 0: sign(0) is 0
-    return unit, torch.where(peak > 0, (u.square().mean() / moment).sqrt(), 1.0)
+    return unit, torch.where(usable, (u.square().mean() / moment).sqrt(), 1.0)
 
 
 def value(x: Tensor, xi: Tensor, q: Scalar, unit: Scalar, gain: Scalar) -> Tensor:
