@@ -1,0 +1,142 @@
+"""What only a GPU can show; without one the kernel is still interpreted, in `tests/kernels/test_cuda.py`."""
+
+import pytest
+import torch
+from torch import nn
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+import sparseout as package
+from sparseout import Sparseout, sparseout
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernel was not run natively")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def value_and_gradient(f, x, *args):
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = f(x, *args)
+    return y.detach(), torch.autograd.grad(y.sin().sum(), x)[0]
+
+
+def test_the_kernel_is_taken():
+    assert package.backend().name == "triton", package.backend().reason
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shared_dims", [(), (0,), (2, 3), (0, 2, 3)])
+@pytest.mark.parametrize("scale", [None, 0.5, "matched"])
+@pytest.mark.parametrize("gradient", ["detached", "exact"])
+def test_values_and_gradients_are_those_of_a_cpu(gradient, scale, shared_dims, memory_format):
+    x = torch.randn(16, 24, 7, 8).relu().contiguous(memory_format=memory_format)
+    for q in (0.5, 1.0, 1.3, 1.5, 2.5, 3.0, torch.tensor(1.7)):
+
+        def f(x, q=q):
+            q = q.to(x.device) if isinstance(q, torch.Tensor) else q
+            return sparseout(x, 0.3, q, gradient=gradient, scale=scale, shared_dims=shared_dims, seed=5)
+
+        for ours, theirs in zip(value_and_gradient(f, x.cuda()), value_and_gradient(f, x), strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=2e-5, atol=2e-5)
+            assert ours.stride() == theirs.stride()
+
+
+def test_a_replayed_graph_draws_a_new_mask():
+    x = torch.ones(1000, device="cuda", requires_grad=True)
+    layer = Sparseout(0.5, 1.5)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            torch.autograd.grad(layer(x).sum(), x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    masks = []
+    for _ in range(3):
+        graph.replay()
+        torch.testing.assert_close(gradient, y.detach())  # at x = 1 value and slope are 1 + xi
+        masks.append(y.detach() > 1)
+    assert not torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[1], masks[2])
+
+
+@pytest.mark.parametrize("q", [1.0, 1.3, torch.tensor(1.5, device="cuda" if torch.cuda.is_available() else "cpu")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_equals_eager(dtype, q):
+    def f(x, seed):
+        return sparseout(x, 0.3, q, seed=seed)
+
+    x = torch.randn(50, 40, device="cuda").to(dtype)
+    seed = torch.tensor(2**40, device="cuda")
+    for a, b in zip(
+        value_and_gradient(f, x, seed),
+        value_and_gradient(torch.compile(f, fullgraph=True), x, seed),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint_changes_nothing(use_reentrant):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), Sparseout(0.5, 1.0), nn.Linear(8, 1)).cuda()
+    results = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=use_reentrant)):
+        torch.manual_seed(4)
+        x = torch.linspace(-1, 1, 80, device="cuda").view(10, 8).requires_grad_()
+        run(x).sum().backward()
+        results.append(x.grad)
+    assert torch.equal(*results)
+
+
+def test_nothing_waits_for_the_device():
+    x = torch.randn(1000, device="cuda", requires_grad=True)
+    q = torch.tensor(1.5, device="cuda")
+    layers = [Sparseout(0.5, q, scale=scale) for scale in (None, 0.5, "matched")] + [Sparseout(0.5, 1.3)]
+    for layer in layers:
+        torch.autograd.grad(layer(x).sum(), x)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for layer in layers:
+            q.mul_(1.01)
+            torch.autograd.grad(layer(x).sum(), x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shared_dims", [[], [0]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(dtype, shared_dims):
+    x, seed = torch.randn(30, 8, device="cuda").to(dtype).requires_grad_(), torch.tensor(3, device="cuda")
+    curve = torch.tensor([1.3, 2.0, 0.5], device="cuda")
+    for arguments in (([1.3, 1.0, 1.0], None), ([], curve)):
+        opcheck(torch.ops.sparseout.forward.default, (x, seed, 0.3, *arguments, shared_dims, False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_keeps_the_input_and_no_pass_takes_more_than_its_result(dtype):
+    x = torch.randn(1 << 24, device="cuda").to(dtype).requires_grad_()
+    grad = torch.ones_like(x)
+    size = x.numel() * x.itemsize
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        y = sparseout(x, 0.5, 1.5)
+        assert torch.cuda.memory_allocated() - before < 1.01 * size
+        torch.autograd.grad(y, x, grad)
+        assert torch.cuda.max_memory_allocated() - before < 2.01 * size
+        del y
+
+
+def test_more_than_2_to_the_31_elements():
+    n = 2**31 + 4099
+    if torch.cuda.mem_get_info()[0] < 5 * n:
+        pytest.skip("needs 10 GiB of GPU memory")
+    x = torch.ones(n, device="cuda", dtype=torch.bfloat16)
+    y = sparseout(x, 0.5, 1.0, seed=3)
+    assert torch.equal(y[:1000], sparseout(x[:1000], 0.5, 1.0, seed=3))
+    tail = (y[-1_000_000:] > 1).float()
+    assert abs(tail.mean().item() - 0.5) < 5 * 0.5 / 1000
+    assert not torch.equal(tail[-4099:], (y[:4099] > 1).float())
