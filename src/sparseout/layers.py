@@ -64,8 +64,8 @@ class Sparseout(nn.Module):
     ) -> None:
         self.shared_dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
         super().__init__()
-        self.p = p
-        self.q = q
+        self.p = float(p)  # numbers of other libraries would stop the compiler
+        self.q = q if isinstance(q, Tensor) else float(q)
         self.inplace = inplace
         self.gradient = gradient
         self.scale = scale
