@@ -151,7 +151,7 @@ def bench(
         written = rendering.write(folder)
     except OSError as error:
         _fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
-    except ValueError as error:  # a file that is not ours
+    except store.NotRows as error:
         _fail(str(error), FAILED)
     rendering.show(console, record)
     _wrote(console, [folder / f"{record.slug}.json", *written])

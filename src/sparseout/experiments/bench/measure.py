@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparseout import Sparseout
 from sparseout.experiments.bench import memory, timing
 from sparseout.experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Model, Operation
-from sparseout.experiments.bench.peers import LAYOUTS, P
+from sparseout.experiments.bench.peers import LAYOUTS, P, compiled
 from sparseout.experiments.bench.timing import (
     STREAMS,
     Budget,
@@ -127,7 +127,7 @@ def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> C
         target = torch.randint(shape.words, (shape.steps * shape.batch,), device=device)
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    forward = torch.compile(model, dynamic=False) if case.mode == "compiled" else model
+    forward = compiled(model) if case.mode == "compiled" else model
     half = device == "cuda" and isinstance(shape, Images)
 
     def step() -> None:

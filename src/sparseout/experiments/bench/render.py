@@ -13,12 +13,12 @@ PAGE = "bench.md"
 def write(folder: Path) -> list[Path]:
     """Write the page and a picture for every file of rows in `folder`; return their paths.
 
-    Raises ValueError where there is none, or one cannot be read.
+    Raises NotRows where there is none, or one cannot be read.
     """
     records = [store.load(path) for path in sorted(folder.glob("*.json"))]
     records = [record for record in records if record.rows]
     if not records:
-        raise ValueError(f"{folder} holds no rows of {store.KIND}")
+        raise store.NotRows(f"{folder} holds no rows of {store.KIND}")
     pictures = [folder / f"{record.slug}.png" for record in records]
     for path, record in zip(pictures, records, strict=True):
         files.write(path, plot.picture(record))

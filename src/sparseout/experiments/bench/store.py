@@ -22,6 +22,10 @@ from sparseout.experiments.bench.measure import Row, measure
 KIND = "sparseout bench"
 
 
+class NotRows(ValueError):
+    """A file that is not ours, in one sentence."""
+
+
 @dataclass
 class Record:
     """One file: rows measured in one environment, and the cases that the last run set out to do."""
@@ -87,14 +91,14 @@ def source() -> str:
 
 
 def load(path: Path) -> Record:
-    """A record from its file. Raises ValueError where the file is none."""
+    """A record from its file. Raises NotRows where the file is none."""
     try:
         found = json.loads(path.read_text())
         if found.pop("kind") != KIND:
             raise KeyError
         return Record(**found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold rows of {KIND}") from error
+        raise NotRows(f"{path} does not hold rows of {KIND}") from error
 
 
 def save(record: Record, folder: Path) -> None:

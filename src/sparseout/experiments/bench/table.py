@@ -25,8 +25,8 @@ _DETAIL = """\
 "Of copy speed" is the least time an implementation could take, moving each operand once at the speed at which \
 `tensor.copy_` copies the same tensor to one that exists, over the time it took: forward 2 streams of the input's \
 size, backward 3, both 5. Memory is in bytes for one element of the input: the peak of a forward and backward above \
-what was held before, results included; and what is kept from forward to backward. "+ input" means that the input is kept too, \
-for which something else may have a use anyway."""
+what was held before, results included; and what is kept from forward to backward. "+ input" means that the \
+input is kept too, for which something else may have a use anyway."""
 
 _NO_CUDA = """\
 **Rows from a GPU are missing**: no CUDA device was at hand. On a machine with one, this adds them: \
