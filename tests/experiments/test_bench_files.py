@@ -245,7 +245,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cases, "cores", lambda: 1)
     monkeypatch.setitem(cases.MODELS, "WRN-10-1, batch 2", cases.Images(10, 1, 2))
     monkeypatch.setitem(cases.MODELS, "LSTM 2 x 8, batch 2 x 3 steps", cases.Text(2, 8, 8, 2, 3, 20))
-    models = ("WRN-10-1, batch 2", "LSTM 2 x 8, batch 2 x 3 steps")
+    models = dict.fromkeys(("WRN-10-1, batch 2", "LSTM 2 x 8, batch 2 x 3 steps"), ("eager", "compiled"))
     plan = cases.Plan(Budget(0, 3, 3), (N,), ("fp32", "bf16"), N, models)
     monkeypatch.setitem(cases.PLANS, ("cpu", True), plan)
     monkeypatch.setitem(measure.LATENCY_CALLS, "wall", 2)

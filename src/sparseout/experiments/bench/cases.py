@@ -1,7 +1,7 @@
 """What is measured: the cases of a run. A case is what its peers share, and is finished or not as a whole."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -9,6 +9,7 @@ from sparseout.experiments.bench.peers import LAYOUTS
 from sparseout.experiments.bench.timing import Budget
 
 Section = Literal["operation", "model"]
+Mode = Literal["eager", "compiled"]
 
 SMALL = 64  # elements: what such a call takes is what any call takes at least
 M = 2**20
@@ -39,7 +40,7 @@ class Model:
     """One training step of a model."""
 
     model: str
-    mode: Literal["eager", "compiled"]
+    mode: Mode
     threads: int | None = None
     section: ClassVar[Section] = "model"
 
@@ -87,18 +88,20 @@ class Plan(NamedTuple):
     sizes: tuple[int, ...]  # of vectors, in elements
     dtypes: tuple[str, ...]  # the first in all sizes; on a CPU the others in one
     layout_size: int
-    models: tuple[str, ...]
+    models: Mapping[str, tuple[Mode, ...]]
 
 
-_GPU_MODELS = ("WRN-28-10, batch 128", "LSTM 3 x 1150, batch 80 x 70 steps")
+_BOTH: tuple[Mode, ...] = ("eager", "compiled")
 _LSTM = "LSTM 2 x 200, batch 20 x 35 steps"
+_CPU_MODELS = {"WRN-16-2, batch 16": _BOTH, _LSTM: _BOTH}
+_QUICK_MODELS: dict[str, tuple[Mode, ...]] = {"WRN-10-1, batch 16": ("eager",), _LSTM: _BOTH}  # compiling takes 40 s
+_GPU_MODELS = {"WRN-28-10, batch 128": _BOTH, "LSTM 3 x 1150, batch 80 x 70 steps": _BOTH}
+_GPU_SIZES = (M, 16 * M, 64 * M, 256 * M)
 PLANS = {
-    ("cpu", False): Plan(Budget(12, 7, 60), (M, 10 * M), ("fp32", "bf16"), M, ("WRN-16-2, batch 16", _LSTM)),
-    ("cpu", True): Plan(Budget(1, 4, 20), (M,), ("fp32", "bf16"), M, ("WRN-10-1, batch 16", _LSTM)),
-    ("cuda", False): Plan(
-        Budget(4, 20, 100), (M, 16 * M, 64 * M, 256 * M), ("fp32", "bf16", "fp16"), 64 * M, _GPU_MODELS
-    ),
-    ("cuda", True): Plan(Budget(1, 10, 30), (64 * M,), ("fp32", "bf16"), 64 * M, _GPU_MODELS[:1]),
+    ("cpu", False): Plan(Budget(12, 7, 60), (M, 10 * M), ("fp32", "bf16"), M, _CPU_MODELS),
+    ("cpu", True): Plan(Budget(1, 4, 20), (M,), ("fp32", "bf16"), M, _QUICK_MODELS),
+    ("cuda", False): Plan(Budget(4, 20, 100), _GPU_SIZES, ("fp32", "bf16", "fp16"), 64 * M, _GPU_MODELS),
+    ("cuda", True): Plan(Budget(1, 10, 30), (64 * M,), ("fp32", "bf16"), 64 * M, _GPU_MODELS),
 }
 
 
@@ -136,8 +139,8 @@ def _on_cuda(plan: Plan) -> Iterator[Case]:
 
 
 def _models(plan: Plan, device: str) -> Iterator[Case]:
-    for model in plan.models:
-        for mode in ("eager", "compiled"):
+    for model, modes in plan.models.items():
+        for mode in modes:
             yield Model(model, mode, cores() if device == "cpu" else None)
 
 
