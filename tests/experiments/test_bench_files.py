@@ -60,7 +60,7 @@ def measured(monkeypatch):
 
 
 def go(folder, here=HERE, todo=TODO):
-    record = store.resume(folder, here, todo)
+    record = store.resume(folder, here, todo, TODO)
     store.run(record, todo, folder, lambda *_: None)
     return record
 
@@ -98,6 +98,11 @@ def test_one_half_measured_anew_keeps_the_other(tmp_path, measured):
         TODO[1].key: 2,
         TODO[2].key: 4,
     }
+
+
+def test_a_case_that_is_no_longer_in_the_plan_goes(tmp_path, measured):
+    go(tmp_path, todo=[*TODO, cases.Model("gone", "eager", 1)])
+    assert {row["case"] for row in go(tmp_path).rows} == {case.key for case in TODO}
 
 
 def test_a_quick_run_has_a_file_of_its_own(tmp_path, measured):

@@ -143,7 +143,7 @@ def bench(
             _wrote(console, rendering.write(folder))
             return
         todo = cases.cases(device, quick, only)
-        record = store.resume(folder, store.environment(device, quick), todo)
+        record = store.resume(folder, store.environment(device, quick), todo, cases.cases(device, quick))
         interrupted = _measure(record, todo, folder)
         finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
         if interrupted and len(record.missing) == len(todo):

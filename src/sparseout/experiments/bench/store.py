@@ -107,10 +107,10 @@ def save(record: Record, folder: Path) -> None:
     files.write(folder / f"{record.slug}.json", content + "\n")
 
 
-def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case]) -> Record:
+def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequence[Case]) -> Record:
     """The record to go on with: what an unfinished run of the same cases left, or else one without their rows.
 
-    Rows of other cases stay, unless they were measured in another environment.
+    Rows of other cases stay if they are among `every` case there is, unless they were measured in another environment.
     """
     keys = [case.key for case in cases]
     record = Record(now)
@@ -120,7 +120,8 @@ def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case]) -> Record:
         if old.environment == now:
             record = old
     if record.planned != keys or not record.missing:
-        record.rows = [row for row in record.rows if row["case"] not in keys]
+        others = {case.key for case in every} - set(keys)
+        record.rows = [row for row in record.rows if row["case"] in others]
         record.planned = keys
     return record
 
