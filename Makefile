@@ -1,16 +1,21 @@
 # make demo       see the dial turn on real data            make test       lint, types, doctests, tests
 # make test-all   adds what is slow or needs a browser      make format     let ruff rewrite what it can
-# Each does all of its own set-up. PIP_ARGS= goes to pip (an index with CPU builds, say), ARGS= to `sparseout demo`.
+# make bench      time and memory against Dropout
+# Each does all of its own set-up. PIP_ARGS= goes to pip (an index with CPU builds, say), ARGS= to `sparseout demo` or
+# `sparseout bench`.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 export PYTHON PIP_ARGS
 
-.PHONY: demo test test-slow test-all format clean
+.PHONY: demo bench test test-slow test-all format clean
 
 demo: .venv/.experiments
 	@.venv/bin/sparseout demo $(ARGS)
+
+bench: .venv/.experiments
+	@.venv/bin/sparseout bench $(ARGS)
 
 test: .venv/.dev
 	.venv/bin/ruff check
@@ -38,4 +43,4 @@ format: .venv/.dev
 	@touch $@ .venv/.experiments
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo bench

@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +16,10 @@ from sparseout.errors import expected
 from sparseout.experiments import files
 from sparseout.experiments.cli import tell
 from sparseout.experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, plan, run_all
+
+if TYPE_CHECKING:
+    from sparseout.experiments.bench.cases import Case
+    from sparseout.experiments.bench.store import Record
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -109,12 +114,87 @@ def demo(
         _fail(f"interrupted: {finished}, and they are what the report shows", INTERRUPTED)
 
 
-def _watch(options: Options, total: int) -> list[Run]:
-    """Run everything under a progress bar; an interrupt keeps what is finished."""
-    from sparseout.experiments.data import digits
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds.")] = False,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="A GPU where there is one, if not given.")] = "",
+    only: Annotated[str, typer.Option(metavar="operation|model", help="Measure one half.")] = "",
+    render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and plots from the rows.")] = False,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where rows, page and plots go.")] = "bench",
+) -> None:
+    """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
-    runs: list[Run] = []
-    progress = Progress(
+    On two processor cores it takes some ten minutes, or two with --quick. Writes the rows as JSON under the device's
+    name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
+    interrupted goes on when it is started again.
+    """
+    from sparseout.experiments.bench import cases, store
+    from sparseout.experiments.bench import render as rendering
+
+    folder, console = Path(out), Console()
+    device = _device(device)
+    if only not in ("", "operation", "model"):
+        _fail(expected("--only", "operation or model", repr(only)))
+    if render and not any(folder.glob("*.json")):
+        _fail(expected("--out", "a folder with rows of sparseout bench", repr(out)))
+    try:
+        files.prepare(folder)
+        if render:
+            _wrote(console, rendering.write(folder))
+            return
+        todo = cases.cases(device, quick, only)
+        record = store.resume(folder, store.environment(device, quick), todo, cases.cases(device, quick))
+        interrupted = _measure(record, todo, folder)
+        finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
+        if interrupted and len(record.missing) == len(todo):
+            _fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
+        written = rendering.write(folder)
+    except OSError as error:
+        _fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
+    except store.NotRows as error:
+        _fail(str(error), FAILED)
+    rendering.show(console, record)
+    _wrote(console, [folder / f"{record.slug}.json", *written])
+    if interrupted:
+        _fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
+
+
+def _wrote(console: Console, paths: Sequence[Path]) -> None:
+    console.print("Wrote " + ", ".join(map(str, paths)), highlight=False, markup=False, soft_wrap=True)
+
+
+def _device(text: str) -> str:
+    there = torch.cuda.is_available()
+    if text not in ("", "cpu", "cuda"):
+        _fail(expected("--device", "cpu or cuda", repr(text)))
+    if text == "cuda" and not there:
+        _fail(expected("--device", "cpu, since torch finds no CUDA device", repr(text)))
+    return text or ("cuda" if there else "cpu")
+
+
+def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> bool:
+    """Measure under a progress bar; return whether it was interrupted, which keeps what is finished."""
+    from sparseout.experiments.bench import store
+
+    done = len(todo) - len(record.missing)
+    progress = _progress()
+    try:
+        with progress:
+            task = progress.add_task("", total=len(todo), completed=done, count=f"case {done + 1}/{len(todo)}", now="")
+
+            def on_run(case: "Case", peer: str, share: float) -> None:
+                place = len(todo) - len(record.missing)
+                now = f"{case.key}: {peer}"
+                progress.update(task, completed=place + share, count=f"case {place + 1}/{len(todo)}", now=now)
+
+            store.run(record, todo, folder, on_run)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _progress() -> Progress:
+    return Progress(
         TextColumn("{task.fields[count]}"),
         BarColumn(bar_width=16),
         TimeElapsedColumn(),
@@ -124,6 +204,14 @@ def _watch(options: Options, total: int) -> list[Run]:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def _watch(options: Options, total: int) -> list[Run]:
+    """Run everything under a progress bar; an interrupt keeps what is finished."""
+    from sparseout.experiments.data import digits
+
+    runs: list[Run] = []
+    progress = _progress()
     try:
         with progress:
             task = progress.add_task("", total=total * options.epochs, count=f"run 1/{total}", now="reading the digits")

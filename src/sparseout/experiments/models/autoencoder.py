@@ -1,4 +1,4 @@
-"""Models for the experiments."""
+"""An autoencoder with one hidden layer."""
 
 import torch
 from torch import Tensor, nn

@@ -1,0 +1,32 @@
+"""Page, pictures and what the terminal shows, made from files of rows alone."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sparseout.experiments import files
+from sparseout.experiments.bench import plot, store, table
+
+PAGE = "bench.md"
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the page and a picture for every file of rows in `folder`; return their paths.
+
+    Raises NotRows where there is none, or one cannot be read.
+    """
+    records = [store.load(path) for path in sorted(folder.glob("*.json"))]
+    records = [record for record in records if record.rows]
+    if not records:
+        raise store.NotRows(f"{folder} holds no rows of {store.KIND}")
+    pictures = [folder / f"{record.slug}.png" for record in records]
+    for path, record in zip(pictures, records, strict=True):
+        files.write(path, plot.picture(record))
+    files.write(folder / PAGE, table.page(records, str(folder)))
+    return [folder / PAGE, *pictures]
+
+
+def show(console: Console, record: store.Record) -> None:
+    """The ratios of one device."""
+    for one in table.terminal(record):
+        console.print(one)
