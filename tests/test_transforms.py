@@ -234,3 +234,14 @@ def test_onnx_of_an_evaluated_model_shows_no_trace():
         torch.onnx.export(Model().eval(), (torch.randn(2, 1, 5, 5),), dynamo=True, verbose=False).save(buffer)
     kinds = {node.op_type for node in onnx.load_from_string(buffer.getvalue()).graph.node}
     assert kinds <= {"Conv", "Relu", "Flatten", "Reshape"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fx_traces_the_layers(training):
+    model = Model().train(training)
+    traced = torch.fx.symbolic_trace(model)
+    x = torch.randn(2, 1, 5, 5)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(traced(x), expected)

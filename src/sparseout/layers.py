@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparseout.errors import expected
 from sparseout.functional import Gradient, Scale, check_arguments, sparseout
@@ -110,6 +110,19 @@ class Sparseout(nn.Module):
         return self
 
 
+def _channel_dims(input: Any, dims: Mapping[int, tuple[int, ...]], shapes: str) -> Sequence[int]:
+    if not isinstance(input, Tensor):
+        return ()  # the function says what is wrong
+    if input.dim() not in dims:
+        raise ValueError(expected("input", f"of shape {shapes}", f"shape {tuple(input.shape)}"))
+    return dims[input.dim()]
+
+
+# What looks at the input is one step of a graph to torch.fx, which traces with stand-ins for tensors.
+for _name in ("sparseout", "_channel_dims"):
+    fx.wrap(_name)
+
+
 class _ChannelSparseout(Sparseout):
     """One draw for each channel, with the input shapes of torch's layer of the same number."""
 
@@ -129,11 +142,7 @@ class _ChannelSparseout(Sparseout):
         super().__init__(p, q, inplace, gradient=gradient, scale=scale, seed=seed)
 
     def _dims(self, input: Any) -> Sequence[int]:
-        if not isinstance(input, Tensor):
-            return ()  # the function says what is wrong
-        if input.dim() not in self._DIMS:
-            raise ValueError(expected("input", f"of shape {self._SHAPES}", f"shape {tuple(input.shape)}"))
-        return self._DIMS[input.dim()]
+        return _channel_dims(input, self._DIMS, self._SHAPES)
 
 
 class Sparseout1d(_ChannelSparseout):
