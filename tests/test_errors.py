@@ -13,6 +13,7 @@ P = "expected `p` to be a number between 0 and 1, but got "
 Q = "expected `q` to be a finite number >= 0, but got "
 Q_TYPE = "expected `q` to be a number or a 0-d fp32 tensor, but got "
 SCALE = "expected `scale` to be a finite number > 0, but got "
+SCALE_RANGE = "expected `scale` to be a number from 1e-37 to 1e37, which fp32 can divide by, but got "
 SCALE_TYPE = "expected `scale` to be None, a number > 0 or 'matched', but got "
 GRADIENT = "expected `gradient` to be 'detached' or 'exact', but got "
 SEED = "expected `seed` to be None, an int or a 0-d int64 tensor, but got "
@@ -55,6 +56,8 @@ BAD = [
     ({"scale": -1}, ValueError, SCALE + "-1"),
     ({"scale": NAN}, ValueError, SCALE + "nan"),
     ({"scale": INF}, ValueError, SCALE + "inf"),
+    ({"scale": 1e-46}, ValueError, SCALE_RANGE + "1e-46"),
+    ({"scale": 1e38}, ValueError, SCALE_RANGE + "1e+38"),
     ({"scale": "match"}, ValueError, SCALE_TYPE + "'match'"),
     ({"scale": True}, TypeError, SCALE_TYPE + "True"),
     ({"scale": torch.tensor(1.0)}, TypeError, SCALE_TYPE + "a Tensor"),

@@ -139,11 +139,18 @@ def test_second_derivative_by_function(gradient):
         torch.testing.assert_close(second, expected, rtol=1e-6, atol=0)
 
 
-def test_batched_backward_is_the_loop():
-    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    y = sparseout(x, 0.3, 1.0, seed=2)
-    basis = torch.eye(5, dtype=torch.float64)
-    expected = torch.diag(slope_of(x.detach(), p=0.3, q=1.0, seed=2))
+@pytest.mark.parametrize("gradient", ["detached", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_batched_backward_is_the_loop(dtype, gradient):
+    x = torch.randn(5).to(dtype).requires_grad_()
+
+    def f(x):
+        return sparseout(x, 0.3, 1.3, gradient=gradient, seed=2)
+
+    y = f(x)
+    basis = torch.eye(5, dtype=dtype)
+    expected = torch.diag(slope_of(x.detach(), p=0.3, q=1.3, seed=2, gradient=gradient))
+    torch.testing.assert_close(torch.autograd.functional.jacobian(f, x.detach(), vectorize=True), expected)
     jacobian = torch.autograd.grad(y, x, basis, is_grads_batched=True, retain_graph=True)[0]
     torch.testing.assert_close(jacobian, expected)
     jacobian = vmap(lambda row: torch.autograd.grad(y, x, row, retain_graph=True)[0])(basis)

@@ -150,6 +150,8 @@ def check_arguments(
             raise ValueError(expected("scale", "None, a number > 0 or 'matched'", repr(scale)))
         if not 0 < _number("scale", "None, a number > 0 or 'matched'", scale) < math.inf:
             raise ValueError(expected("scale", "a finite number > 0", scale))
+        if not 1e-37 <= scale <= 1e37:
+            raise ValueError(expected("scale", "a number from 1e-37 to 1e37, which fp32 can divide by", scale))
     _check_seed(seed)
     return _check_dims(shared_dims)
 
@@ -210,6 +212,8 @@ def _perturb(
         order = _memory_order(input)
         x, shared = input.permute(order).contiguous(), tuple(order.index(dim) for dim in dims)
     unit, gain = ops.matched(x, q) if scale == "matched" else (float(scale or 1.0), 1.0)
+    if not isinstance(q, Tensor) and q == 2:  # beta is 1, and not up to rounding
+        unit = gain = 1.0
     y = ops.apply(x, _seed_tensor(seed, input.device), float(p), q, unit, gain, shared, gradient == "exact")
     return y if x is input else y.permute([order.index(dim) for dim in range(input.dim())])
 

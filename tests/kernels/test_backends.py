@@ -22,13 +22,15 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("setting", ["auto", "torch", "triton", None])
 def test_where_there_is_no_gpu_it_is_torch(monkeypatch, setting):
+    cpu = ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if setting is None:
         monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
     else:
         monkeypatch.setenv("SPARSEOUT_BACKEND", setting)
-    assert sparseout.backend() == ("torch", "there is no CUDA device")
-    assert sparseout.backend("cpu") == ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
+    assert sparseout.backend() == sparseout.backend("cpu") == cpu
+    if setting != "torch":
+        assert sparseout.backend("cuda") == sparseout.backend(0) == ("torch", "there is no CUDA device")
     assert sparseout.backend(torch.device("mps")).name == "torch"
     assert backends.kernels(torch.device("meta")) is None
 
@@ -39,14 +41,16 @@ def test_the_setting_decides_on_a_gpu(gpu):
         assert sparseout.backend().name == name
         assert (backends.kernels(torch.device("cuda")) is None) == (name == "torch")
     gpu.setattr(backends, "_obstacle", lambda index: f"device {index} is too old")
+    gpu.setattr(torch.cuda, "current_device", lambda: 2)
     gpu.setenv("SPARSEOUT_BACKEND", "auto")
-    assert sparseout.backend("cuda:3") == ("torch", "device 3 is too old")
+    assert sparseout.backend("cuda:3") == sparseout.backend(3) == ("torch", "device 3 is too old")
+    assert sparseout.backend() == sparseout.backend("cuda") == ("torch", "device 2 is too old")
     gpu.setenv("SPARSEOUT_BACKEND", "triton")
     with pytest.raises(RuntimeError, match="SPARSEOUT_BACKEND=triton cannot be followed: device 3 is too old"):
         sparseout.backend("cuda:3")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", None])
 def test_a_setting_that_is_none_of_them_is_refused(gpu, device):
     gpu.setenv("SPARSEOUT_BACKEND", "cuda")
     sentence = "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch' or 'triton', but got 'cuda'"
@@ -61,7 +65,9 @@ def test_every_obstacle_is_named(gpu):
     gpu.setattr(torch.version, "hip", None)
     gpu.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     assert "needs compute capability 8.0, and this GPU has 7.5" in backends._obstacle.__wrapped__(0)
-    gpu.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    for capability in ((8, 0), (9, 0)):
+        gpu.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
+        assert "capability" not in backends._obstacle.__wrapped__(0)
 
     def fails(error):
         def launchers():
@@ -73,6 +79,11 @@ def test_every_obstacle_is_named(gpu):
     assert backends._obstacle.__wrapped__(0) == "triton cannot be imported: No module named 'triton'"
     gpu.setattr(backends, "_launchers", fails(RuntimeError("no C compiler")))
     assert backends._obstacle.__wrapped__(0) == "triton does not run here: no C compiler"
+
+
+def test_the_launchers_are_there():
+    pytest.importorskip("triton")
+    assert callable(backends._launchers.__wrapped__().launch)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on which Triton's interpreter computes
@@ -101,3 +112,17 @@ def test_the_ops_hand_the_kernel_what_it_needs(monkeypatch, gradient, q, scale, 
     assert len(calls) == 2
     for ours, theirs in zip(fused, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "dims"), [(torch.float64, ()), (torch.float32, (0, 2, 4))])
+def test_what_the_kernel_does_not_do_goes_to_plain_torch(monkeypatch, dtype, dims):
+    pytest.importorskip("triton")
+    x = torch.randn(2, 3, 2, 3, 2, 3, dtype=dtype, device=DEVICE, requires_grad=True)
+    expected = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
+    with launchers() as module:
+        monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(backends, "kernels", lambda device: module)
+        y = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
+        (ours,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected.sum(), x)[0])

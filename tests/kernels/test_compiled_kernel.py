@@ -88,3 +88,24 @@ def test_arithmetic_is_hidden_behind_memory(case, backward, budget, tmp_path):
     whole_tile = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", listing.partition("EXIT")[0])
     assert len(whole_tile) > elements
     assert len(whole_tile) / elements <= budget
+
+
+def test_one_compilation_serves_every_size_p_and_q_of_a_kind():
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import create_function_from_signature
+
+    cuda = importlib.import_module("sparseout.kernels.cuda")
+    kernel = cuda.kernels.sparseout
+    bind = create_function_from_signature(kernel.signature, kernel.params, CUDABackend(GPUTarget("cuda", 90, 32)))
+    storage, seeds = torch.empty(65), torch.empty(3, dtype=torch.int64)
+
+    def key(shape=(5000,), p=0.5, q=1.3, dims=(), x=storage[:64], seed=seeds[0]):
+        arguments = cuda._arguments(torch.float32, shape, p, (q, 1.0, 1.0), dims, False, False)
+        given = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+        return str(bind(storage[:64], None, x, seed, None, **given, debug=False)[1])
+
+    assert len({key((n,), p, q) for n in (1, 16, 4099) for p in (0.25, 0.3) for q in (0.7, 1.3, 1.7)}) == 1
+    assert len({key(shape, dims=(2, 3)) for shape in ((4, 6, 2, 2), (4, 16, 8, 8), (1, 7, 4, 4))}) == 1
+    assert key(seed=seeds[1]) == key()
+    assert key(x=storage[1:]) != key()  # loads cannot be wide there

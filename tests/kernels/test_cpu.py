@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sparseout import sparseout
 from sparseout.kernels import cpu, reference
 from sparseout.kernels import mask as masks
 
@@ -43,13 +44,13 @@ def test_value_and_slopes_are_the_definition(shape, shared_dims, q):
         mask = masks.make(torch.tensor(SEED), small, p)
         xi = reference.noise(mask, masks.effective_p(p), reference.compute_dtype(dtype))
         curve, how = (q, unit, gain if q != 2 else 1.0), TOLERANCE[dtype]  # at q = 2 beta is 1
-        y = cpu.multiply(x, x, SEED, p, curve, shared_dims)
+        y = cpu.value(x, SEED, p, curve, shared_dims)
         torch.testing.assert_close(y, reference.value(x, xi, *curve), **how)
         for exact in (False, True):
             slope = reference.slope(x, xi, *curve, exact)
-            result = cpu.multiply(grad, x, SEED, p, curve, shared_dims, exact)
+            result = cpu.gradient(grad, x, SEED, p, curve, shared_dims, exact)
             torch.testing.assert_close(result, (grad * slope).to(dtype), **how)
-        if dtype != torch.bfloat16:
+        if cpu.keeps_slope(dtype, p, curve):
             slope = cpu.slope(x, SEED, p, curve, shared_dims)
             torch.testing.assert_close(slope, reference.slope(x, xi, *curve, False).expand_as(x), **how)
 
@@ -70,7 +71,7 @@ def test_noise_is_that_of_the_mask_however_much_is_made_at_a_time(dtype, p, seed
 def test_only_where_a_slope_would_overflow_the_path_is_not_taken(dtype):
     smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for q in (0.0, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 2.0, 3.0, 7.0):
-        y = cpu.multiply(*2 * (torch.tensor([smallest], dtype=dtype),), SEED, 0.5, (q, 1.0, 1.0), ())
+        y = cpu.value(torch.tensor([smallest], dtype=dtype), SEED, 0.5, (q, 1.0, 1.0), ())
         right = math.isclose(abs(y.double().item()), smallest ** (q / 2), rel_tol=0.01) or q >= 2
         assert right or not cpu.supports(dtype, 0.5, (q, 1.0, 1.0))
     assert cpu.supports(dtype, 0.5, (0.3, 1.0, 1.0))
@@ -84,10 +85,38 @@ def test_it_works_whatever_the_default_device_and_in_inference_mode():
     curve = (1.3, 1.0, 1.0)
     x, large = torch.rand(64), torch.rand(1000)
     with torch.inference_mode(), torch.device("meta"):
-        first = cpu.multiply(x, x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
-    second = cpu.multiply(x, x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
+        first = cpu.value(x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
+    second = cpu.value(x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
     for a, b in zip(first, second, strict=True):
         assert a.device.type == "cpu"
         assert torch.equal(a, b)
     y = (leaf := large.clone().requires_grad_()) * second[1]
     assert torch.equal(torch.autograd.grad(y.sum(), leaf)[0], second[1])
+
+
+@pytest.mark.parametrize("scale", [None, 0.3, "matched"])
+@pytest.mark.parametrize("q", [2.0, torch.tensor(2.0)])
+def test_at_q_2_a_dropped_unit_is_zero_in_any_unit(q, scale):
+    x = torch.randn(10_000)
+    y = sparseout(x, 0.5, q, scale=scale, seed=1)
+    dropped = ~masks.make(torch.tensor(1), x.shape, 0.5)
+    assert torch.equal(y == 0, dropped)
+    assert torch.equal(y[~dropped], 2 * x[~dropped])
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5])
+def test_a_gradient_saturates_also_if_it_is_the_input_itself(q):
+    x = torch.tensor([6e-8, 1e-7, 1.0, 2.0], dtype=torch.float16, requires_grad=True)
+    y = sparseout(x, 0.9, q, seed=5)
+    (same,) = torch.autograd.grad(y, x, x, retain_graph=True)
+    (equal,) = torch.autograd.grad(y, x, x.detach().clone())
+    assert torch.equal(same, equal)
+
+
+def test_a_steep_slope_saturates_and_a_large_value_does_not():
+    x = torch.full((40,), 1e25, requires_grad=True)
+    for q, scale in ((6.0, None), (torch.tensor(6.0), 2.0)):
+        y = sparseout(x, 0.5, q, scale=scale, seed=1)
+        assert set(y.abs().tolist()) == {math.inf}
+        (slope,) = torch.autograd.grad(y, x, torch.full_like(x, 1e-30))
+        torch.testing.assert_close(slope.abs(), torch.full_like(slope, 1e-30 * torch.finfo(torch.float32).max))

@@ -11,7 +11,7 @@ from interpreter import DEVICE, launchers
 from sparseout.kernels import mask as masks
 from sparseout.kernels import ops, reference
 
-pytest.importorskip("triton", reason="triton is not installed: its kernel was not tested")
+tl = pytest.importorskip("triton.language", reason="triton is not installed: its kernel was not tested")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on which the interpreter computes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -115,7 +115,12 @@ def test_half_types_are_rounded_once(cuda, q, dtype):
 
 @pytest.mark.parametrize("q", [0.0, 1.0, 1.3, 2.0, 3.0])
 def test_units_and_gains_of_any_size(cuda, q):
-    for unit, gain in ((0.5, 0.25), (2.0**100, 1.5), (2.0**-100, 1.0)):
+    for unit, gain in (
+        (0.5, 0.25 if q != 2 else 1.0),
+        (1.0, 1.5),
+        (2.0**100, 1.5),
+        (2.0**-100, 1.0),
+    ):  # at q = 2 beta is 1
         for curve in list(curves(q, unit, gain))[: 3 if unit == 0.5 else 1]:
             check(cuda, spread(200, torch.float32) * unit, 0.25, curve, q, unit, gain)
 
@@ -186,6 +191,30 @@ def test_every_bit_of_the_seed_counts(cuda, seed, p):
     assert torch.equal(y > 0.5, mask_of((999,), p, seed=seed))
 
 
+def keep_of(out_ptr, seed_ptr, start, cut, keep: tl.constexpr, bits: tl.constexpr, step: tl.constexpr):
+    element = (start + tl.arange(0, 64)).to(tl.uint64)
+    kept = keep(seed_ptr, element, cut, 0, 0, 0, 0, bits, step, True, False, False, False)
+    tl.store(out_ptr + tl.arange(0, 64), kept.to(tl.int8))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU a whole tensor of that size is tested")
+@pytest.mark.parametrize("p", [0.004, 0.5])
+@pytest.mark.parametrize("start", [0, 8, 2**31, 2**32, 2**33 + 64])
+def test_positions_have_64_bits(cuda, start, p):
+    bits, threshold = masks.bits_and_threshold(p)
+    out = torch.zeros(64, dtype=torch.int8)
+    cut = masks.signed(threshold, bits) << (32 - bits)
+    kernel = type(cuda.kernels.sparseout)(keep_of)
+    kernel[(1,)](out, SEED, start, cut, cuda.kernels._keep, bits, 64 // bits)
+    xi = masks.noise(masks.key(SEED.item()), p, torch.float32, start, 64)
+    assert torch.equal(out.bool(), xi > 0)
+
+
+def test_what_is_large_is_indexed_with_64_bits(cuda):
+    for n, wide in ((2**32 - 1, False), (2**32, True)):
+        assert cuda._arguments(torch.bfloat16, (n,), 0.5, (1.0, 1.0, 1.0), (), False, False)["WIDE"] == wide
+
+
 def test_what_the_kernel_does_not_do_is_left_to_torch(cuda):
     assert not cuda.supports(torch.ones(3, dtype=torch.float64), ())
     assert not cuda.supports(torch.ones(2, 2, 2, 2, 2, 2), (0, 2, 4))
@@ -224,10 +253,10 @@ def test_awkward_numbers_go_where_plain_torch_sends_them(cuda, q, dtype):
             assert q in (0, 2) or result[x.isnan()].isnan().all()
 
 
-@pytest.mark.parametrize("tensor_q", [False, True])
-def test_q_2_is_dropout_to_the_last_bit(cuda, tensor_q):
+@pytest.mark.parametrize("unit", [None, 1.7])
+def test_q_2_is_dropout_to_the_last_bit(cuda, unit):
     x = spread(1000, torch.float32)
-    curve = list(curves(2.0))[2 if tensor_q else 0]
+    curve = next(curves(2.0)) if unit is None else list(curves(2.0, unit))[2]
     expected = torch.where(mask_of((1000,), 0.5), 2 * x, 0.0)
     assert torch.equal(forward(cuda, x, 0.5, curve), expected)
     assert torch.equal(backward(cuda, x, x, 0.5, curve, exact=True), expected)
@@ -247,3 +276,22 @@ def test_of_nothing_comes_nothing(cuda, shape):
     x = torch.ones(shape, device=DEVICE)
     assert forward(cuda, x, 0.5, ONES).shape == shape
     assert backward(cuda, x, x, 0.5, ONES, (0,), True).shape == shape
+
+
+@pytest.mark.parametrize("unit", [2.0**-127, 2.0**-140])
+def test_units_too_small_to_have_an_inverse_give_no_nan(cuda, unit):
+    x = torch.tensor([0.0, unit, -unit, 1e-30], device=DEVICE)
+    curve = [1.3], torch.tensor([unit, 1.0], device=DEVICE)
+    assert forward(cuda, x, 0.5, curve).isfinite().all()
+    assert backward(cuda, torch.ones_like(x), x, 0.5, curve).isfinite().all()
+
+
+def test_an_infinite_gradient_stays_infinite(cuda):
+    x, grad = torch.zeros(40, device=DEVICE), torch.full((40,), math.inf, device=DEVICE)
+    assert torch.equal(backward(cuda, grad, x, 0.5, ([1.0, 1.0, 1.0], None)), grad)
+
+
+def test_a_slope_saturates_in_the_unit_that_it_has(cuda):
+    x = torch.full((40,), 6e-8, dtype=torch.float16, device=DEVICE)
+    result = backward(cuda, torch.full_like(x, 0.5), x, 0.5, ([1.0, 1.0, 100.0], None))
+    assert set(result.tolist()) == {32752.0, -32752.0}  # half of 1 ± 65504

@@ -24,11 +24,12 @@ class Backend(NamedTuple):
 
 
 def backend(device: torch.device | str | int | None = None) -> Backend:
-    """The implementation that :func:`sparseout.sparseout` takes for tensors on `device`, and why.
+    r"""The implementation that :func:`sparseout.sparseout` takes for tensors on `device`, and why.
 
     On a CUDA device the environment variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the Triton
     kernel where it runs; ``torch`` never takes it; ``triton`` raises an error where it does not run. Masks agree
-    between implementations exactly, and values up to rounding, but for |x| < 2^-126, which counts as 0 in the kernel.
+    between implementations exactly, and values up to rounding, but for what is infinite and for |x / unit| < 2^-126,
+    which counts as 0 in the kernel (the unit being 1, a float `scale`, or max \|x\| with "matched").
     Whatever is decided, torch computes fp64, functorch's transforms and higher derivatives, and masks whose shared dims
     take turns in memory with others more often than shared, own, shared, own, shared.
 
@@ -45,10 +46,8 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
         Backend(name='torch', reason='the Triton kernel needs a CUDA device, and this is cpu')
     """
     if device is None:
-        if not torch.cuda.is_available():
-            return Backend("torch", "there is no CUDA device")
-        device = "cuda"
-    return _backend(torch.device(device))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _backend(torch.device("cuda", device) if isinstance(device, int) else torch.device(device))
 
 
 def kernels(device: torch.device) -> ModuleType | None:
@@ -62,6 +61,8 @@ def _backend(device: torch.device) -> Backend:
         raise ValueError(expected("SPARSEOUT_BACKEND", "'auto', 'torch' or 'triton'", repr(setting)))
     if device.type != "cuda":
         return Backend("torch", f"the Triton kernel needs a CUDA device, and this is {device.type}")
+    if not torch.cuda.is_available():
+        return Backend("torch", "there is no CUDA device")
     if setting == "torch":
         return Backend("torch", "SPARSEOUT_BACKEND=torch")
     obstacle = _obstacle(torch.cuda.current_device() if device.index is None else device.index)

@@ -40,31 +40,41 @@ def supports(dtype: torch.dtype, p: float, curve: Curve) -> bool:
     return curve[0] >= 2 or limit(dtype, p, *curve, room=compute_dtype(dtype)) == math.inf
 
 
+def keeps_slope(dtype: torch.dtype, p: float, curve: Curve) -> bool:
+    """Whether `slope` gives y and its gradient at every x: where it is not rounded and does not saturate."""
+    return dtype == compute_dtype(dtype) and limit(dtype, p, *curve) == math.inf
+
+
 def slope(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
-    """The slope under "detached" of a contiguous `x` of fp32 or fp64."""
+    """The slope under "detached" of a contiguous `x`, see `keeps_slope`."""
     result = torch.empty_like(x)
-    most = limit(x.dtype, p, *curve)
     for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
-        _slope_(torch.abs(x_, out=result_), xi, curve, most)
+        _slope_(torch.abs(x_, out=result_), xi, curve)
     return result
 
 
-def multiply(
-    factor: Tensor, x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int], exact: bool = False
-) -> Tensor:
-    """`factor` times the slope of a contiguous `x`: y where `factor` is x, the gradient where it is that of y."""
+def value(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
+    """The output y for a contiguous `x`: x times its slope under "detached", which does not saturate here."""
     result = torch.empty_like(x)
-    # y does not saturate where its gradient does.
-    most = math.inf if factor is x else limit(x.dtype, p, *curve)
-    for (factor_, x_, result_), xi in _blocks([factor.contiguous(), x, result], seed, p, shared_dims):
-        a = x_.to(xi.dtype).abs()
-        torch.mul(factor_, _slope_(a, xi, curve, most, exact), out=result_)
+    for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
+        torch.mul(x_, _slope_(x_.to(xi.dtype).abs(), xi, curve), out=result_)
+    return result
+
+
+def gradient(
+    grad: Tensor, x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int], exact: bool
+) -> Tensor:
+    """`grad` times the slope of a contiguous `x`."""
+    result = torch.empty_like(x)
+    most = limit(x.dtype, p, *curve)
+    for (grad_, x_, result_), xi in _blocks([grad.contiguous(), x, result], seed, p, shared_dims):
+        torch.mul(grad_, _slope_(x_.to(xi.dtype).abs(), xi, curve, exact, most), out=result_)
     return result
 
 
 def matched(x: Tensor, q: float) -> tuple[float, float]:
     """The `unit` and `gain` of `reference.matched` for a contiguous `x`."""
-    if x.numel() == 0:
+    if x.numel() == 0 or q == 2:
         return 1.0, 1.0
     peak = max(abs(float(end)) for end in torch.aminmax(x))
     if not 0 < peak < math.inf:
@@ -77,7 +87,7 @@ def matched(x: Tensor, q: float) -> tuple[float, float]:
     return peak, math.sqrt(square / moment)
 
 
-def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = False) -> Tensor:
+def _slope_(a: Tensor, xi: Tensor, curve: Curve, exact: bool = False, most: float = math.inf) -> Tensor:
     """1 + beta a^(q/2 - 1) xi, times q/2 in the noise if `exact`, in the memory of a = |x|."""
     q, unit, gain = curve
     if unit != 1:
@@ -94,7 +104,6 @@ def _slope_(a: Tensor, xi: Tensor, curve: Curve, most: float, exact: bool = Fals
     return torch.addcmul(_one(a.dtype), steepness, xi, out=steepness)
 
 
-@functools.lru_cache(maxsize=256)
 def _power(e: float) -> Callable[[Tensor], Tensor]:
     """The function that takes a to a^e in place."""
     # exp and log are vectorised, which pow is not.

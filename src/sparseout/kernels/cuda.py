@@ -37,9 +37,8 @@ def launch(
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
-    x, grad = x.contiguous(), None if grad is None else grad.contiguous()
-    out = torch.empty_like(x)
+    """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    grad, out = None if grad is None else grad.contiguous(), torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)
     arguments = _arguments(x.dtype, shape, p, tuple(curve), dims, grad is not None, exact)
     programs = -(-x.numel() // arguments["TILE"])
@@ -84,7 +83,7 @@ def _arguments(
         "EXACT": exact and backward,
         "LIMIT": limit if backward and limit < math.inf else 0.0,
         "BITS": bits,
-        "WIDE": n >= 2**31,
+        "WIDE": n >= 2**32,
         "NATIVE": _NATIVE,
         "TILE": 32 * _WARPS * _WIDTH[dtype] * _LOADS // (2 if backward else 1),
         "num_warps": _WARPS,

@@ -1,4 +1,4 @@
-"""The only random code: a boolean mask from (seed, shape, p).
+"""The only random code: a boolean mask, or the noise made of it, from (seed, shape, p).
 
 The mask is False with probability `effective_p(p)` and a pure function of its arguments: the same on every device,
 eager or compiled, with no generator to advance and no host sync. The bits are a hash of the seed and the position,
@@ -88,7 +88,7 @@ def key(seed: int) -> int:
 
 
 def noise(key: int, p: float, dtype: torch.dtype, start: int, count: int) -> Tensor:
-    """The noise xi, p / (1 - p) or -1, of `count` elements from element `start` on, a multiple of 4."""
+    """The noise xi, p / (1 - p) or -1, of up to `MANY` elements from element `start` on, a multiple of 4."""
     bits, threshold = bits_and_threshold(p)
     kept = effective_p(p) / (1 - effective_p(p))
     state = key + start * bits // 64 * _GOLDEN & _WORD

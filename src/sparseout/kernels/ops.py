@@ -55,7 +55,7 @@ def apply(
         return y
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _forward(*arguments)
-    if not exact and x.dtype == reference.compute_dtype(x.dtype) and (floats := _cpu_curve(*arguments[:5])):
+    if not exact and (floats := _cpu_curve(*arguments[:5])) and cpu.keeps_slope(x.dtype, p, floats):
         # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
         return x * cpu.slope(x.detach(), int(seed), p, floats, shared_dims)
     y = _Eager.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -125,7 +125,7 @@ def _forward(
     exact: bool,
 ) -> Tensor:
     if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
-        return cpu.multiply(x, x, int(seed), p, floats, shared_dims)
+        return cpu.value(x, int(seed), p, floats, shared_dims)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
         y: Tensor = kernels.launch(None, x, seed, p, curve, curve_tensor, shared_dims, exact)
@@ -145,7 +145,7 @@ def _backward(
     exact: bool,
 ) -> Tensor:
     if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
-        return cpu.multiply(grad, x, int(seed), p, floats, shared_dims, exact)
+        return cpu.gradient(grad, x, int(seed), p, floats, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
         result: Tensor = kernels.launch(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
@@ -174,7 +174,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, seed, curve_tensor = ctx.saved_tensors
     rest = (ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact)
-    if torch.is_grad_enabled() or _transforms_active():  # a derivative of this derivative will be asked for
+    # A derivative of this derivative may be asked for, or several gradients come as one.
+    if torch.is_grad_enabled() or _transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad):
         xi = _noise(x, seed, ctx.p, ctx.shared_dims)
         slope = reference.slope(x, xi, *_unpack(ctx.curve, curve_tensor), ctx.exact)
         result = (grad * slope).to(x.dtype)
@@ -194,7 +195,7 @@ def _one_by_one(op: Any) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         rows = [
             [
-                value.select(dim, place) if isinstance(dim, int) else value
+                value.select(dim, place).contiguous() if isinstance(dim, int) else value
                 for value, dim in zip(arguments, in_dims, strict=True)
             ]
             for place in range(info.batch_size)

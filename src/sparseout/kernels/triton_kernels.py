@@ -4,7 +4,7 @@ The mask is the hash of `mask`, in registers: once for the four 16-bit draws of 
 share the word and the compiler sees it. Powers come from the hardware's approximate functions: chains of square roots
 where 2q is a whole number, and 2^(e log2 u) elsewhere. A root is off by at most 2^-22 of itself and log2 by 2^-22
 max(1, |log2 u|), hence u^e by about 2^-22 (1 + 0.7 |e| max(1, |log2 u|)) of itself. They know no denormals, and so
-|x| < 2^-126 counts as 0 here.
+|x / unit| < 2^-126 counts as 0 here, and in a unit above 2^126, of which they do not know the inverse, all x.
 """
 
 import triton
@@ -85,12 +85,6 @@ def _power(a, e, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def _fp32(number):
-    """A number from the host: a float, which some launchers pass as fp64."""
-    return tl.full((), number, tl.float32)
-
-
-@triton.jit
 def _curve(curve_ptr, half, unit, gain, LOADED: tl.constexpr):
     """Half of q, 1 / unit, unit and gain: the last LOADED of q, unit and gain stand in memory."""
     if LOADED == 3:
@@ -98,7 +92,8 @@ def _curve(curve_ptr, half, unit, gain, LOADED: tl.constexpr):
     if LOADED >= 2:
         unit = tl.load(curve_ptr + LOADED - 2)
         gain = tl.load(curve_ptr + LOADED - 1)
-    half, unit, gain = _fp32(half), _fp32(unit), _fp32(gain)
+    if LOADED == 3:
+        gain = tl.where(half == 1, 1.0, gain)  # beta is 1 at q = 2, and not up to rounding
     return half, 1 / tl.maximum(unit, 2.0**-126), unit, gain
 
 
@@ -123,17 +118,18 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept,
     if SCALED:
         u *= inverse
     zero = u < 2.0**-126
-    xi = tl.where(keep, _fp32(kept), -1.0)
+    xi = tl.where(keep, kept, -1.0)
     if grad_ptr is None:
         if QUARTERS == 0:
             term = tl.where(zero, 0.0, 1.0)
         elif LOADED == 3:
             term = tl.where(zero, 0.0, tl.exp2(half * _log2(u, NATIVE)))
-            term = tl.where(half == 1, u, term)  # q = 2 is Dropout to the last bit
         else:
             term = _power(tl.where(zero, 0.0, u), half, QUARTERS, NATIVE)
         if SCALED:
             term *= unit * gain
+        if LOADED == 3:
+            term = tl.where(half == 1, tl.abs(x), term)  # q = 2 is Dropout to the last bit, in any unit
         sign = x.to(tl.int32, bitcast=True) & -(2**31)
         out = x + (term.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) * xi
     else:
@@ -149,7 +145,7 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept,
         if LIMIT > 0:
             slope = tl.clamp(slope, -LIMIT, LIMIT, tl.PropagateNan.ALL)
         grad = _load(grad_ptr + start, offsets, left, FULL)
-        out = grad + grad * slope
+        out = grad * (1 + slope)
     out = out.to(out_ptr.dtype.element_ty)
     if FULL:
         tl.store(out_ptr + start + offsets, out)
