@@ -192,8 +192,7 @@ def test_every_bit_of_the_seed_counts(cuda, seed, p):
 
 
 def keep_of(out_ptr, seed_ptr, start, cut, keep: tl.constexpr, bits: tl.constexpr, step: tl.constexpr):
-    element = (start + tl.arange(0, 64)).to(tl.uint64)
-    kept = keep(seed_ptr, element, cut, 0, 0, 0, 0, bits, step, True, False, False, False)
+    kept = keep(seed_ptr, start, tl.arange(0, 64), cut, 0, 0, 0, 0, bits, step, True, False, False, False, True)
     tl.store(out_ptr + tl.arange(0, 64), kept.to(tl.int8))
 
 

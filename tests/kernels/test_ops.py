@@ -23,6 +23,11 @@ def test_opcheck(exact, dtype, curve, shared_dims):
     opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *curve, shared_dims, exact))
 
 
+@pytest.mark.parametrize("shared_dims", [[], [0]])
+def test_opcheck_of_the_slope(shared_dims):
+    opcheck(torch.ops.sparseout.slope.default, (torch.randn(3, 4), SEED, 0.3, [1.3, 1.0, 1.0], shared_dims))
+
+
 def test_backward_keeps_the_layout_that_it_promises():
     x, grad = torch.randn(4, 5), torch.randn(5, 4).t()
     result = torch.ops.sparseout.backward(grad, x, SEED, 0.3, [1.3, 1.0, 1.0], None, [], False)
@@ -85,11 +90,10 @@ def test_eager_tensors_get_what_the_ops_give_and_a_mode_sees_the_ops(dtype, q, s
 
     with Recorder() as recorder:
         seen = results()
-    assert [name for name in recorder.seen if "sparseout" in name] == [
-        "sparseout.forward.default",
-        "sparseout.backward.default",
-        "sparseout.forward.default",
-    ]
+    steep = isinstance(q, torch.Tensor) or (q == 0.1 and dtype == torch.float32)
+    keeps_slope = dtype != torch.bfloat16 and not exact and not steep
+    names = ["slope", "forward"] if keeps_slope else ["forward", "backward", "forward"]
+    assert [name for name in recorder.seen if "sparseout" in name] == [f"sparseout.{name}.default" for name in names]
     for ours, theirs in zip(results(), seen, strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours, theirs)

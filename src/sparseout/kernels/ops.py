@@ -31,6 +31,7 @@ _LIBRARY.define(
     "backward(Tensor grad, Tensor x, Tensor seed, float p, float[] curve, Tensor? curve_tensor,"
     " int[] shared_dims, bool exact) -> Tensor"
 )
+_LIBRARY.define("slope(Tensor x, Tensor seed, float p, float[] curve, int[] shared_dims) -> Tensor")
 
 
 def apply(
@@ -49,16 +50,18 @@ def apply(
         xi = _noise(x, seed, p, shared_dims)
         q = q.to(dtype) if isinstance(q, Tensor) else q
         return reference.sparseout(x, xi, q, unit, gain, exact)
-    arguments = (x, seed, p, *_pack(x, q, unit, gain), shared_dims, exact)
-    if _intercepted(x):
-        y: Tensor = torch.ops.sparseout.forward(*arguments)
-        return y
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return _forward(*arguments)
-    if not exact and (floats := _cpu_curve(*arguments[:5])) and cpu.keeps_slope(x.dtype, p, floats):
-        # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
-        return x * cpu.slope(x.detach(), int(seed), p, floats, shared_dims)
-    y = _Eager.apply(*arguments)  # type: ignore[no-untyped-call]
+    curve, curve_tensor = _pack(x, q, unit, gain)
+    intercepted, differentiated = _intercepted(x), x.requires_grad and torch.is_grad_enabled()
+    if differentiated and not exact and not (intercepted and curve_tensor is not None):
+        floats = _cpu_curve(x, seed, p, curve, curve_tensor)
+        if floats and cpu.keeps_slope(x.dtype, p, floats):
+            # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+            make: Any = torch.ops.sparseout.slope if intercepted else _slope
+            slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
+            return x * slope
+    arguments = (x, seed, p, curve, curve_tensor, shared_dims, exact)
+    apply: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
+    y: Tensor = apply(*arguments)
     return y
 
 
@@ -155,15 +158,22 @@ def _backward(
     return (grad * slope).to(x.dtype).contiguous()
 
 
+def _slope(x: Tensor, seed: Tensor, p: float, curve: Sequence[float], shared_dims: Sequence[int]) -> Tensor:
+    q, unit, gain = curve
+    return cpu.slope(x, int(seed), p, (q, unit, gain), shared_dims)
+
+
 # Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and
 # would hand Python floats as fp64. One implementation for all devices, since even on CUDA it is the dtype, the mask
 # and the machine that choose between the kernels and plain torch.
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
+_LIBRARY.impl("slope", _slope, "CPU")
 
 
 torch.library.register_fake("sparseout::forward", lambda x, *_: torch.empty_like(x))
 torch.library.register_fake("sparseout::backward", lambda grad, x, *_: torch.empty_like(x))
+torch.library.register_fake("sparseout::slope", lambda x, *_: torch.empty_like(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -205,7 +215,7 @@ def _one_by_one(op: Any) -> Any:
     return rule
 
 
-for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward):
+for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward, torch.ops.sparseout.slope):
     torch.library.register_vmap(_op._qualified_op_name, _one_by_one(_op))
 
 

@@ -11,7 +11,6 @@ Everything here differentiates, in reverse and forward mode and to second order,
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -99,7 +98,6 @@ def _in_units(x: Tensor, unit: Scalar) -> Tensor:
     return x.abs() if isinstance(unit, float) and unit == 1 else x.abs() / unit
 
 
-@functools.lru_cache(maxsize=1024)
 def limit(dtype: torch.dtype, p: float, q: float, unit: float, gain: float, room: torch.dtype | None = None) -> float:
     """Where the slope of the noise saturates at numbers of this dtype; infinite if none of them takes it there.
 

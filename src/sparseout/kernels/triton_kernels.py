@@ -21,11 +21,13 @@ def _mix(word):
 
 
 @triton.jit
-def _keep(seed_ptr, element, cut, period, inner, block, row, BITS: tl.constexpr, STEP: tl.constexpr,
-          WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr):  # fmt: skip
-    """Whether the mask keeps each `element`. See `cuda.Sharing` for how an element finds its draw."""
+def _keep(seed_ptr, start, offsets, cut, period, inner, block, row, BITS: tl.constexpr, STEP: tl.constexpr,
+          WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr,
+          WIDE: tl.constexpr):  # fmt: skip
+    """Whether the mask keeps each element. See `cuda.Sharing` for how an element finds its draw."""
     GOLDEN: tl.constexpr = 0x9E3779B97F4A7C15
     DRAWS: tl.constexpr = 64 // BITS
+    element = (start + offsets).to(tl.uint64 if WIDE else tl.uint32)
     place = element // STEP
     if OUTER:
         place %= tl.full((), period, place.dtype)
@@ -111,8 +113,9 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept,
           TILE: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
     offsets = tl.arange(0, TILE)
     x = _load(x_ptr + start, offsets, left, FULL)
-    element = (start + offsets).to(tl.uint64 if WIDE else tl.uint32)
-    keep = _keep(seed_ptr, element, cut, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE)
+    keep = _keep(
+        seed_ptr, start, offsets, cut, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE, WIDE
+    )
     half, inverse, unit, gain = _curve(curve_ptr, half, unit, gain, LOADED)
     u = tl.abs(x)
     if SCALED:
