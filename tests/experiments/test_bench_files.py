@@ -272,7 +272,9 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert dropout["ratio"]["both"] == {"median": 1, "low": 1, "high": 1}
     assert ours["rounds"] == 3
     assert all(ours["of_copy_bandwidth"][phase] > 0 for phase in ("forward", "backward", "both"))
-    assert ours["kept_input_bytes"] == ours["input_bytes"] == 4 * N
+    assert ours["kept_bytes"] == dropout["kept_bytes"] == ours["input_bytes"] == 4 * N
+    exact = rows[f"{N} fp32, vector, 1 thread", "Sparseout q=1.5 exact"]
+    assert (exact["kept_bytes"] - 8, exact["kept_input_bytes"]) == (0, 4 * N)  # the input, and a seed
     assert ours["peak_bytes"] >= 8 * N
     out, err = capfd.readouterr()
     assert max(map(len, out[: out.index("Wrote")].splitlines())) <= 80

@@ -1,9 +1,10 @@
 """The operation as torch sees it: registered ops with their rules, and the choice between paths.
 
 Three ways lead to one equation. The registered ops are for the compiler and for whatever else traces or intercepts:
-they save one input and a seed, and make the noise again in backward. Plain eager tensors take the same rules without
-the dispatcher, which would cost more than a small tensor does. And the plain path is ordinary differentiable torch:
-for vmap, jvp, forward mode and higher derivatives, which an op would get silently wrong or not at all.
+they save one input and a seed, and make the noise again in backward, or, on a CPU, make the slope and keep it. Plain
+eager tensors take the same rules without the dispatcher, which would cost more than a small tensor does. And the plain
+path is ordinary differentiable torch: for vmap, jvp, forward mode and higher derivatives, which an op would get
+silently wrong or not at all.
 
 The curve of the noise is (q, unit, gain), see `reference`: as floats, or, where one of them is a tensor, the last two
 or all three in one tensor, so that a moving q costs neither a recompilation nor a host sync.
@@ -60,8 +61,8 @@ def apply(
             slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
             return x * slope
     arguments = (x, seed, p, curve, curve_tensor, shared_dims, exact)
-    apply: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
-    y: Tensor = apply(*arguments)
+    run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
+    y: Tensor = run(*arguments)
     return y
 
 
