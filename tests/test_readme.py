@@ -1,5 +1,6 @@
 """What the README shows runs, and what it points at exists."""
 
+import json
 import re
 import subprocess
 import sys
@@ -36,3 +37,19 @@ def test_commands_are_targets_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make ([a-z-]+)", TEXT)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_its_figures_are_those_of_the_benchmark():
+    from sparseout.experiments.bench.table import number
+
+    rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores.json").read_text())["rows"]
+    ratios = {
+        (f"{row['elements']}, {row['threads']}", row["peer"]): number(row["ratio"]["both"]["median"])
+        for row in rows
+        if row.get("layout") == "vector" and row["dtype"] == "fp32"
+    }
+    columns = ["64, 1", f"{2**20}, 1", f"{2**20}, 2", f"{10 * 2**20}, 1", f"{10 * 2**20}, 2"]
+    lines = re.findall(r"^\| (\S.*\S) \|(( +\d\.\d+ \|){5})$", TEXT, re.MULTILINE)
+    assert len(lines) == 9
+    for peer, cells, _ in lines:
+        assert [cell.strip() for cell in cells.strip("|").split("|")] == [ratios[column, peer] for column in columns]

@@ -86,7 +86,7 @@ def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
     axes.tick_params(axis="y", length=0)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), max(high, 2.2))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"time as a multiple of {yardstick}'s, the line at 1 (bars: 10 to 90% of rounds)")
