@@ -47,6 +47,8 @@ def keeps_slope(dtype: torch.dtype, p: float, curve: Curve) -> bool:
 
 def slope(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
     """The slope under "detached" of a contiguous `x`, see `keeps_slope`."""
+    if 0 < x.numel() <= _BLOCK:
+        return _slope_(x.abs(), _noise(x, seed, p, shared_dims), curve)
     result = torch.empty_like(x)
     for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
         _slope_(torch.abs(x_, out=result_), xi, curve)
@@ -120,21 +122,30 @@ def _blocks(
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Block after block: the parts of contiguous `tensors` of one shape, and the noise xi that broadcasts to them."""
     x = tensors[-1]
-    shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)]
-    noise = functools.partial(masks.noise, masks.key(seed), p, compute_dtype(x.dtype))
     if x.numel() == 0:
         return
     if x.numel() <= _BLOCK:
-        xi = noise(0, math.prod(shape))
-        yield tensors, xi if len(shape) == 1 else xi.view(shape)
+        yield tensors, _noise(x, seed, p, shared_dims)
     elif not shared_dims:
+        noise = functools.partial(masks.noise, masks.key(seed), p, compute_dtype(x.dtype))
         flat = [tensor.view(-1) for tensor in tensors]
         for start in range(0, x.numel(), _BLOCK):
             parts = [tensor[start : start + _BLOCK] for tensor in flat]
             yield parts, noise(start, len(parts[0]))
     else:
-        count, rows = math.prod(shape), max(1, _BLOCK * len(x) // x.numel())
-        xi = torch.cat([noise(start, min(_BLOCK, count - start)) for start in range(0, count, _BLOCK)]).view(shape)
+        xi, rows = _noise(x, seed, p, shared_dims), max(1, _BLOCK * len(x) // x.numel())
         for start in range(0, len(x), rows):
             here = slice(start, start + rows)
             yield [tensor[here] for tensor in tensors], xi[here] if len(xi) > 1 else xi
+
+
+def _noise(x: Tensor, seed: int, p: float, shared_dims: Sequence[int]) -> Tensor:
+    """All of xi, of size 1 along the shared dims of `x`."""
+    shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)] if shared_dims else x.shape
+    key, dtype, count = masks.key(seed), compute_dtype(x.dtype), math.prod(shape)
+    if count <= _BLOCK:
+        xi = masks.noise(key, p, dtype, 0, count)
+    else:
+        starts = range(0, count, _BLOCK)
+        xi = torch.cat([masks.noise(key, p, dtype, start, min(_BLOCK, count - start)) for start in starts])
+    return xi if len(shape) == 1 else xi.view(shape)

@@ -90,7 +90,7 @@ def key(seed: int) -> int:
 def noise(key: int, p: float, dtype: torch.dtype, start: int, count: int) -> Tensor:
     """The noise xi, p / (1 - p) or -1, of up to `MANY` elements from element `start` on, a multiple of 4."""
     bits, threshold = bits_and_threshold(p)
-    kept = effective_p(p) / (1 - effective_p(p))
+    kept = threshold / ((1 << bits) - threshold)
     state = key + start * bits // 64 * _GOLDEN & _WORD
     size = -(-count * bits // 64)
     if count <= _FEW and bits == 16 and dtype == torch.float32:

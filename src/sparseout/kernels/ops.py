@@ -53,9 +53,9 @@ def apply(
         return reference.sparseout(x, xi, q, unit, gain, exact)
     curve, curve_tensor = _pack(x, q, unit, gain)
     intercepted, differentiated = _intercepted(x), x.requires_grad and torch.is_grad_enabled()
-    if differentiated and not exact and not (intercepted and curve_tensor is not None):
-        floats = _cpu_curve(x, seed, p, curve, curve_tensor)
-        if floats and cpu.keeps_slope(x.dtype, p, floats):
+    if differentiated and not exact and x.device.type == "cpu" and not (intercepted and curve_tensor is not None):
+        floats = _floats(curve, curve_tensor)
+        if cpu.keeps_slope(x.dtype, p, floats):
             # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
             make: Any = torch.ops.sparseout.slope if intercepted else _slope
             slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
@@ -106,12 +106,17 @@ def _unpack(curve: list[float], tensor: Tensor | None) -> tuple[Scalar, Scalar, 
     return q, unit, gain
 
 
-def _cpu_curve(x: Tensor, seed: Tensor, p: float, curve: list[float], tensor: Tensor | None) -> cpu.Curve | None:
+def _floats(curve: list[float], tensor: Tensor | None) -> cpu.Curve:
+    q, unit, gain = curve if tensor is None else [*curve, *tensor.tolist()]
+    return q, unit, gain
+
+
+def _cpu_curve(x: Tensor, p: float, curve: list[float], tensor: Tensor | None) -> cpu.Curve | None:
     """The curve for the CPU path, or None where that is not the one to take."""
     if x.device.type != "cpu":
         return None
-    q, unit, gain = curve if tensor is None else [*curve, *tensor.tolist()]
-    return (q, unit, gain) if cpu.supports(x.dtype, p, (q, unit, gain)) else None
+    floats = _floats(curve, tensor)
+    return floats if cpu.supports(x.dtype, p, floats) else None
 
 
 def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Tensor:
@@ -128,7 +133,7 @@ def _forward(
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
+    if floats := _cpu_curve(x, p, curve, curve_tensor):
         return cpu.value(x, int(seed), p, floats, shared_dims)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
@@ -148,7 +153,7 @@ def _backward(
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    if floats := _cpu_curve(x, seed, p, curve, curve_tensor):
+    if floats := _cpu_curve(x, p, curve, curve_tensor):
         return cpu.gradient(grad, x, int(seed), p, floats, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
