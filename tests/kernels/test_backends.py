@@ -5,7 +5,7 @@ import torch
 from interpreter import DEVICE, launchers
 
 import sparseout
-from sparseout.kernels import backends, ops
+from sparseout.kernels import backends, cpu, ops
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("setting", ["auto", "torch", "triton", None])
 def test_where_there_is_no_gpu_it_is_torch(monkeypatch, setting):
-    cpu = ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
+    plain = ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if setting is None:
         monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
     else:
         monkeypatch.setenv("SPARSEOUT_BACKEND", setting)
-    assert sparseout.backend() == sparseout.backend("cpu") == cpu
+    assert sparseout.backend() == sparseout.backend("cpu") == plain
     if setting != "torch":
         assert sparseout.backend("cuda") == sparseout.backend(0) == ("torch", "there is no CUDA device")
     assert sparseout.backend(torch.device("mps")).name == "torch"
@@ -103,6 +103,7 @@ def test_the_ops_hand_the_kernel_what_it_needs(monkeypatch, gradient, q, scale, 
 
     with launchers() as module:
         monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: None)
         plain = result()
         launch = module.launch
@@ -121,6 +122,7 @@ def test_what_the_kernel_does_not_do_goes_to_plain_torch(monkeypatch, dtype, dim
     expected = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
     with launchers() as module:
         monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: module)
         y = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
         (ours,) = torch.autograd.grad(y.sum(), x)
