@@ -211,9 +211,12 @@ def _perturb(
     if not input.is_contiguous():
         order = _memory_order(input)
         x, shared = input.permute(order).contiguous(), tuple(order.index(dim) for dim in dims)
-    unit, gain = ops.matched(x, q) if scale == "matched" else (float(scale or 1.0), 1.0)
-    if not isinstance(q, Tensor) and q == 2:  # beta is 1, and not up to rounding
-        unit = gain = 1.0
+    unit: float | Tensor
+    gain: float | Tensor
+    if scale is None or (not isinstance(q, Tensor) and q == 2):  # beta is 1, and not up to rounding
+        unit, gain = 1.0, 1.0
+    else:
+        unit, gain = ops.matched(x, q) if scale == "matched" else (float(scale), 1.0)
     y = ops.apply(x, _seed_tensor(seed, input.device), float(p), q, unit, gain, shared, gradient == "exact")
     return y if x is input else y.permute([order.index(dim) for dim in range(input.dim())])
 

@@ -256,6 +256,19 @@ def tiny(monkeypatch):
     monkeypatch.setitem(measure.LATENCY_CALLS, "wall", 2)
 
 
+def test_what_would_fail_at_the_end_fails_at_the_start(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(store, "run", lambda *_: pytest.fail("measured all the same"))
+    assert status_of("bench", "--quick", "--device", "cpu", "--out", "") == 2
+    assert "expected `--out` to be the name of a folder, but got ''" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setenv("SPARSEOUT_BACKEND", "foo")
+        assert status_of("bench", "--quick", "--device", "cpu", "--out", str(tmp_path)) == 2
+    assert "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch' or 'triton', but got 'foo'" in capfd.readouterr().err
+    (tmp_path / "results.json").write_text('{"experiment": "demo"}')
+    assert status_of("bench", "--quick", "--device", "cpu", "--out", str(tmp_path)) == 1
+    assert "does not hold rows of sparseout bench" in capfd.readouterr().err
+
+
 def test_the_whole_command(tiny, tmp_path, capfd):
     folder = tmp_path / "made" / "here"
     assert status_of("bench", "--quick", "--device", "cpu", "--out", str(folder)) == 0
@@ -263,7 +276,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     found = json.loads(path.read_text())
     assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name, path.with_suffix(".png").name])
     rows = {(row["case"], row["peer"]): row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 3 * 12 + 3 * 2 + 4 * 3
+    assert len(rows) == len(found["rows"]) == 4 * 12 + 3 * 2 + 4 * 3
     assert set(found["planned"]) == {case for case, _ in rows}
     failed = {peer for (_, peer), row in rows.items() if "failed" in row}
     assert failed == {"plain formula, compiled", "nn.Dropout", "no dropout", "Sparseout q=1.5"}
@@ -310,7 +323,7 @@ def test_one_half_and_an_interrupt(tiny, tmp_path, capfd, monkeypatch):
     assert (
         status_of("bench", "--quick", "--device", "cpu", "--only", "operation", "--out", str(tmp_path / "new")) == 130
     )
-    assert "0 of 6 cases were finished, and nothing was written" in capfd.readouterr().err
+    assert "0 of 7 cases were finished, and nothing was written" in capfd.readouterr().err
     assert os.listdir(tmp_path / "new") == []
 
 

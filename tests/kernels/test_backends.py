@@ -81,6 +81,14 @@ def test_every_obstacle_is_named(gpu):
     assert backends._obstacle.__wrapped__(0) == "triton does not run here: no C compiler"
 
 
+def test_nothing_is_no_setting_and_a_device_is_a_device(gpu):
+    gpu.setenv("SPARSEOUT_BACKEND", "")
+    assert sparseout.backend("cuda").name == "triton"
+    for device in ("bogus", 1.5):
+        with pytest.raises(ValueError, match=r"expected `device` to be one that torch\.device takes, but got"):
+            sparseout.backend(device)
+
+
 def test_the_launchers_are_there():
     pytest.importorskip("triton")
     assert callable(backends._launchers.__wrapped__().launch)

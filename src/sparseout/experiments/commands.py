@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -135,6 +135,8 @@ def bench(
     device = _device(device)
     if only not in ("", "operation", "model"):
         _fail(expected("--only", "operation or model", repr(only)))
+    if not out:
+        _fail(expected("--out", "the name of a folder", repr(out)))
     if render and not any(folder.glob("*.json")):
         _fail(expected("--out", "a folder with rows of sparseout bench", repr(out)))
     try:
@@ -143,7 +145,8 @@ def bench(
             _wrote(console, rendering.write(folder))
             return
         todo = cases.cases(device, quick, only)
-        record = store.resume(folder, store.environment(device, quick), todo, cases.cases(device, quick))
+        rendering.read(folder)  # what cannot be read is to be known before the work, not after it
+        record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
         interrupted = _measure(record, todo, folder)
         finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
         if interrupted and len(record.missing) == len(todo):
@@ -157,6 +160,15 @@ def bench(
     _wrote(console, [folder / f"{record.slug}.json", *written])
     if interrupted:
         _fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
+
+
+def _environment(device: str, quick: bool) -> dict[str, Any]:
+    from sparseout.experiments.bench import store
+
+    try:
+        return store.environment(device, quick)
+    except (ValueError, RuntimeError) as error:  # of sparseout.backend, about SPARSEOUT_BACKEND
+        _fail(str(error))
 
 
 def _wrote(console: Console, paths: Sequence[Path]) -> None:

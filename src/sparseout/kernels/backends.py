@@ -24,20 +24,21 @@ class Backend(NamedTuple):
 
 
 def backend(device: torch.device | str | int | None = None) -> Backend:
-    r"""The implementation that :func:`sparseout.sparseout` takes for tensors on `device`, and why.
+    """The implementation that :func:`sparseout.sparseout` takes for tensors on `device`, and why.
 
-    On a CUDA device the environment variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the Triton
-    kernel where it runs; ``torch`` never takes it; ``triton`` raises an error where it does not run. Masks agree
-    between implementations exactly, and values up to rounding, but for what is infinite and for |x / unit| < 2^-126,
-    which counts as 0 in the kernel (the unit being 1, a float `scale`, or max \|x\| with "matched").
-    Whatever is decided, torch computes fp64, functorch's transforms and higher derivatives, and masks whose shared dims
-    take turns in memory with others more often than shared, own, shared, own, shared.
+    ``"torch"`` means torch's own operations, on a CPU in blocks that stay in cache. On a CUDA device the environment
+    variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the Triton kernel where it runs; ``torch``
+    never takes it; ``triton`` raises an error where it does not run. Masks agree between implementations exactly, and
+    values up to rounding, but for what is infinite and for |x / unit| < 2^-126, which counts as 0 in the kernel (the
+    unit being 1, a float `scale`, or max |x| with "matched"). Whatever is decided, torch computes fp64, functorch's
+    transforms and higher derivatives, and masks whose shared dims take turns in memory with others more often than
+    shared, own, shared, own, shared.
 
     Args:
         device: as ``torch.device`` takes it; by default the current CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: for another value of ``SPARSEOUT_BACKEND``.
+        ValueError: for another value of ``SPARSEOUT_BACKEND``, or a `device` that torch does not know.
         RuntimeError: for ``SPARSEOUT_BACKEND=triton`` on a CUDA device where the kernel does not run.
 
     Example:
@@ -47,7 +48,11 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _backend(torch.device("cuda", device) if isinstance(device, int) else torch.device(device))
+    try:
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(expected("device", "one that torch.device takes", repr(device))) from error
+    return _backend(found)
 
 
 def kernels(device: torch.device) -> ModuleType | None:
@@ -56,7 +61,7 @@ def kernels(device: torch.device) -> ModuleType | None:
 
 
 def _backend(device: torch.device) -> Backend:
-    setting = os.environ.get("SPARSEOUT_BACKEND", "auto")
+    setting = os.environ.get("SPARSEOUT_BACKEND") or "auto"
     if setting not in _SETTINGS:
         raise ValueError(expected("SPARSEOUT_BACKEND", "'auto', 'torch' or 'triton'", repr(setting)))
     if device.type != "cuda":

@@ -1,10 +1,10 @@
 """The operation as torch sees it: registered ops with their rules, and the choice between paths.
 
 Three ways lead to one equation. The registered ops are for the compiler and for whatever else traces or intercepts:
-they save one input and a seed, and make the noise again in backward, or, on a CPU, make the slope and keep it. Plain
-eager tensors take the same rules without the dispatcher, which would cost more than a small tensor does. And the plain
-path is ordinary differentiable torch: for vmap, jvp, forward mode and higher derivatives, which an op would get
-silently wrong or not at all.
+they save one input and a seed, and make the noise again in backward; or, on a CPU for fp32 and fp64 under "detached",
+one makes the slope and autograd keeps it. Plain eager tensors take the same rules without the dispatcher, which would
+cost more than a small tensor does. And the plain path is ordinary differentiable torch: for vmap, jvp, forward mode and
+higher derivatives, which an op would get silently wrong or not at all.
 
 The curve of the noise is (q, unit, gain), see `reference`: as floats, or, where one of them is a tensor, the last two
 or all three in one tensor, so that a moving q costs neither a recompilation nor a host sync.
@@ -124,7 +124,12 @@ def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Ten
     return reference.noise(masks.make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype))
 
 
-def _forward(
+def _forward(x: Tensor, *arguments: Any) -> Tensor:
+    return _compute(None, x, *arguments)
+
+
+def _compute(
+    grad: Tensor | None,
     x: Tensor,
     seed: Tensor,
     p: float,
@@ -133,33 +138,18 @@ def _forward(
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
+    """The output y if there is no `grad`, else `grad` times the slope: where, the device and the arguments decide."""
     if floats := _cpu_curve(x, p, curve, curve_tensor):
-        return cpu.value(x, int(seed), p, floats, shared_dims)
-    kernels = backends.kernels(x.device)
-    if kernels is not None and kernels.supports(x, shared_dims):
-        y: Tensor = kernels.launch(None, x, seed, p, curve, curve_tensor, shared_dims, exact)
-        return y
-    xi = _noise(x, seed, p, shared_dims)
-    return reference.value(x, xi, *_unpack(curve, curve_tensor))
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    seed: Tensor,
-    p: float,
-    curve: list[float],
-    curve_tensor: Tensor | None,
-    shared_dims: Sequence[int],
-    exact: bool,
-) -> Tensor:
-    if floats := _cpu_curve(x, p, curve, curve_tensor):
+        if grad is None:
+            return cpu.value(x, int(seed), p, floats, shared_dims)
         return cpu.gradient(grad, x, int(seed), p, floats, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
         result: Tensor = kernels.launch(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
         return result
     xi = _noise(x, seed, p, shared_dims)
+    if grad is None:
+        return reference.value(x, xi, *_unpack(curve, curve_tensor))
     slope = reference.slope(x, xi, *_unpack(curve, curve_tensor), exact)
     return (grad * slope).to(x.dtype).contiguous()
 
@@ -173,7 +163,7 @@ def _slope(x: Tensor, seed: Tensor, p: float, curve: Sequence[float], shared_dim
 # would hand Python floats as fp64. One implementation for all devices, since even on CUDA it is the dtype, the mask
 # and the machine that choose between the kernels and plain torch.
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
+_LIBRARY.impl("backward", _compute, "CompositeExplicitAutograd")
 _LIBRARY.impl("slope", _slope, "CPU")
 
 
@@ -198,7 +188,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif _intercepted(grad):
         result = torch.ops.sparseout.backward(grad, x, seed, *rest)
     else:
-        result = _backward(grad, x, seed, *rest)
+        result = _compute(grad, x, seed, *rest)
     return result, None, None, None, None, None, None
 
 
@@ -206,7 +196,7 @@ torch.library.register_autograd("sparseout::forward", _differentiate, setup_cont
 
 
 def _one_by_one(op: Any) -> Any:
-    """The vmap rule of an op: what is batched is taken apart, and the results stacked."""
+    """The vmap rule of an op that is called as such: what is batched is taken apart, and the results stacked."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         rows = [
@@ -226,7 +216,7 @@ for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward, torch.ops
 
 
 class _Eager(torch.autograd.Function):
-    """The op without the dispatcher."""
+    """The op without the dispatcher, at half the host time (see docs/design.md)."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

@@ -99,9 +99,9 @@ def _in_units(x: Tensor, unit: Scalar) -> Tensor:
 
 
 def limit(dtype: torch.dtype, p: float, q: float, unit: float, gain: float, room: torch.dtype | None = None) -> float:
-    """Where the slope of the noise saturates at numbers of this dtype; infinite if none of them takes it there.
+    """Where the slope of the noise saturates: at the largest number of the dtype, or infinite if no x takes it there.
 
-    That is at the largest number of the dtype, or of `room`.
+    With `room` it is asked whether x of this dtype can take the slope beyond the largest number of that one.
     """
     info, largest = torch.finfo(dtype), torch.finfo(room or dtype).max
     ends = (math.log2(end) - math.log2(unit) for end in (info.tiny * info.eps, info.max))

@@ -13,6 +13,7 @@ Mode = Literal["eager", "compiled"]
 
 SMALL = 64  # elements: what such a call takes is what any call takes at least
 M = 2**20
+MIDDLING = 2**14  # where the cost of a call and that of the elements are alike
 LATENCY_CALLS = {"wall": 100, "events": 20}
 
 
@@ -120,6 +121,7 @@ def cores() -> int:
 def _on_cpu(plan: Plan) -> Iterator[Case]:
     first, *others = plan.dtypes
     yield Operation(SMALL, first, 1)
+    yield Operation(MIDDLING, first, 1)
     for elements in plan.sizes:
         for threads in sorted({1, cores()}):
             yield Operation(elements, first, threads)

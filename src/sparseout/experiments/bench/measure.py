@@ -180,7 +180,5 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _fresh_compiler() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        torch.compiler.reset()
+    yield
+    torch.compiler.reset()  # not after an interrupt, which may have left the compiler half imported

@@ -15,8 +15,7 @@ def write(folder: Path) -> list[Path]:
 
     Raises NotRows where there is none, or one cannot be read.
     """
-    records = [store.load(path) for path in sorted(folder.glob("*.json"))]
-    records = [record for record in records if record.rows]
+    records = [record for record in read(folder) if record.rows]
     if not records:
         raise store.NotRows(f"{folder} holds no rows of {store.KIND}")
     pictures = [folder / f"{record.slug}.png" for record in records]
@@ -24,6 +23,11 @@ def write(folder: Path) -> list[Path]:
         files.write(path, plot.picture(record))
     files.write(folder / PAGE, table.page(records, str(folder)))
     return [folder / PAGE, *pictures]
+
+
+def read(folder: Path) -> list[store.Record]:
+    """Every file of rows in `folder`. Raises NotRows where a JSON file holds something else."""
+    return [store.load(path) for path in sorted(folder.glob("*.json"))]
 
 
 def show(console: Console, record: store.Record) -> None:

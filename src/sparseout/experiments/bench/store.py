@@ -59,8 +59,7 @@ def environment(device: str, quick: bool) -> dict[str, Any]:
         "sparseout": sparseout.__version__,
         "python": platform.python_version(),
     }
-    backend = getattr(sparseout, "backend", None)
-    name, reason = backend(device) if backend else ("torch", "")
+    name, reason = sparseout.backend(device)
     return {
         "device": {"type": device, "name": device_name(device)},
         "versions": versions,

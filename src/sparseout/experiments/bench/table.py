@@ -16,7 +16,8 @@ _YARDSTICKS = {"operation": "F.dropout", "model": "the step with nn.Dropout"}
 HOW_TO_READ = """\
 Figures are multiples of what torch's own Dropout takes: **1 is as fast as Dropout, 2 takes twice as long**; the time \
 itself is beside them in brackets. In every round each peer runs once, in a new order; a figure is the median over \
-rounds of the ratio within the round, square brackets hold its quantiles at 10 and 90%. M is 2^20 elements, p = 0.5, \
+rounds of the ratio within the round, and square brackets, where there are any, hold its quantiles at 10 and 90%. \
+M is 2^20 elements, p = 0.5, \
 and an empty cell was not measured. "Plain formula" is x + sign(x)|x|^(q/2) xi in plain torch at q = 1.5; "published \
 formula" restates the operations of the code published with the paper, at q = 1.5; rows of Sparseout say q, and have \
 the default scale and gradient unless they name others ("exact" is the gradient's, "as tensor" q's)."""
@@ -33,7 +34,7 @@ _NO_CUDA = """\
 `sparseout bench --device cuda --out {folder}`."""
 
 _CACHES = {
-    "cpu": "Times are wall-clock, with caches warm. The row of 64 elements is what any call costs at least.",
+    "cpu": "Times are wall-clock, with caches warm. The column of 64 elements is what any call costs at least.",
     "cuda": """\
 Times are the device's, by CUDA events, with caches emptied before every sample and the host queueing ahead; those of \
 64 elements under "host" are wall-clock, what any call costs the host at least. Steps of models are wall-clock.""",
