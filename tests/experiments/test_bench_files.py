@@ -18,7 +18,7 @@ HERE = {
     "backend": {"name": "torch", "reason": "no kernel"},
     "quick": False,
 }
-TODO = [cases.Operation(64, "fp32", 1), cases.Operation(N, "fp32", 1), cases.Model("some", "eager", 1)]
+PLANNED = [cases.Operation(64, "fp32", 1), cases.Operation(N, "fp32", 1), cases.Model("some", "eager", 1)]
 
 
 def status_of(*args):
@@ -59,50 +59,50 @@ def measured(monkeypatch):
     return log, kill
 
 
-def go(folder, here=HERE, todo=TODO):
-    record = store.resume(folder, here, todo, TODO)
+def go(folder, here=HERE, todo=PLANNED):
+    record = store.resume(folder, here, todo, PLANNED)
     store.run(record, todo, folder, lambda *_: None)
     return record
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_starts_anew(tmp_path, measured):
     log, kill = measured
-    kill.append(TODO[2].key)
+    kill.append(PLANNED[2].key)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path)
     assert os.listdir(tmp_path) == ["some-cpu-r-2-cores.json"]
-    assert store.load(tmp_path / "some-cpu-r-2-cores.json").missing == {TODO[2].key}
+    assert store.load(tmp_path / "some-cpu-r-2-cores.json").missing == {PLANNED[2].key}
     kill.clear()
     assert not go(tmp_path).missing
-    assert log == [case.key for case in TODO]
+    assert log == [case.key for case in PLANNED]
     assert [row["run"] for row in go(tmp_path).rows] == [4, 5, 6]
 
 
 @pytest.mark.parametrize("change", [{"versions": {"torch": "10"}}, {"source": "abd"}, {"backend": {"name": "cpu"}}])
 def test_rows_of_another_environment_are_not_mixed_in(change, tmp_path, measured):
     log, kill = measured
-    kill.append(TODO[1].key)
+    kill.append(PLANNED[1].key)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path)
     kill.clear()
     record = go(tmp_path, HERE | change)
-    assert log == [TODO[0].key, *(case.key for case in TODO)]
+    assert log == [PLANNED[0].key, *(case.key for case in PLANNED)]
     assert record.environment == HERE | change
     assert [row["run"] for row in record.rows] == [2, 3, 4]
 
 
 def test_one_half_measured_anew_keeps_the_other(tmp_path, measured):
     go(tmp_path)
-    assert {row["case"]: row["run"] for row in go(tmp_path, todo=TODO[2:]).rows} == {
-        TODO[0].key: 1,
-        TODO[1].key: 2,
-        TODO[2].key: 4,
+    assert {row["case"]: row["run"] for row in go(tmp_path, todo=PLANNED[2:]).rows} == {
+        PLANNED[0].key: 1,
+        PLANNED[1].key: 2,
+        PLANNED[2].key: 4,
     }
 
 
 def test_a_case_that_is_no_longer_in_the_plan_goes(tmp_path, measured):
-    go(tmp_path, todo=[*TODO, cases.Model("gone", "eager", 1)])
-    assert {row["case"] for row in go(tmp_path).rows} == {case.key for case in TODO}
+    go(tmp_path, todo=[*PLANNED, cases.Model("gone", "eager", 1)])
+    assert {row["case"] for row in go(tmp_path).rows} == {case.key for case in PLANNED}
 
 
 def test_a_quick_run_has_a_file_of_its_own(tmp_path, measured):
