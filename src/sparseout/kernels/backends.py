@@ -52,6 +52,9 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(expected("device", "one that torch.device takes", repr(device))) from error
+    _setting()  # if it is none, that comes first
+    if found.type == "cuda" and not torch.cuda.is_available():
+        return Backend("torch", "there is no CUDA device")
     return _backend(found)
 
 
@@ -60,14 +63,17 @@ def kernels(device: torch.device) -> ModuleType | None:
     return _launchers() if device.type == "cuda" and _backend(device).name == "triton" else None
 
 
-def _backend(device: torch.device) -> Backend:
+def _setting() -> str:
     setting = os.environ.get("SPARSEOUT_BACKEND") or "auto"
     if setting not in _SETTINGS:
         raise ValueError(expected("SPARSEOUT_BACKEND", "'auto', 'torch' or 'triton'", repr(setting)))
+    return setting
+
+
+def _backend(device: torch.device) -> Backend:
+    setting = _setting()
     if device.type != "cuda":
         return Backend("torch", f"the Triton kernel needs a CUDA device, and this is {device.type}")
-    if not torch.cuda.is_available():
-        return Backend("torch", "there is no CUDA device")
     if setting == "torch":
         return Backend("torch", "SPARSEOUT_BACKEND=torch")
     obstacle = _obstacle(torch.cuda.current_device() if device.index is None else device.index)

@@ -59,8 +59,8 @@ def _log2(a, NATIVE: tl.constexpr):
 
 @triton.jit
 def _power(a, e, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
-    """The power a^e of a > 0, where e is QUARTERS / 4 if that is from -4 to 8; and of a = 0 if e > 0."""
-    if QUARTERS < -4 or QUARTERS > 8:
+    """The power a^e of a > 0, where e is QUARTERS / 4 if QUARTERS is from -4 to 8; and of a = 0 if e > 0."""
+    if QUARTERS < -4:
         result = tl.exp2(e * _log2(a, NATIVE))
     elif QUARTERS == -4:
         result = 1 / a
@@ -94,8 +94,8 @@ def _curve(curve_ptr, half, unit, gain, LOADED: tl.constexpr):
     if LOADED >= 2:
         unit = tl.load(curve_ptr + LOADED - 2)
         gain = tl.load(curve_ptr + LOADED - 1)
-    if LOADED == 3:
-        gain = tl.where(half == 1, 1.0, gain)  # beta is 1 at q = 2, and not up to rounding
+        if LOADED == 3:
+            gain = tl.where(half == 1, 1.0, gain)  # beta is 1 at q = 2, and not up to rounding
     return half, 1 / tl.maximum(unit, 2.0**-126), unit, gain
 
 
