@@ -33,9 +33,9 @@ def load(
     import datasets  # a second to import: not before it is needed
 
     folder = Path(source).expanduser()
-    local = folder.is_dir()
+    local = source != "" and folder.is_dir()
     if not local and (folder.exists() or _looks_like_a_path(source)):
-        what = "is a file" if folder.exists() else "does not exist"
+        what = "is a file" if folder.is_file() else "does not exist"
         raise DataError(f"{source!r} {what}: name a folder that holds the data as {LAYOUT}{advice}")
     try:
         with _quiet():
@@ -49,9 +49,6 @@ def load(
             f"{'add its file, such as ' + missing[0] + '-00000-of-00001.parquet' if local else 'take another data set'}"
             f"{advice}"
         )
-    empty = [split for split in wanted if len(found[split]) == 0]
-    if empty:
-        raise DataError(f"The split {empty[0]!r} of {source!r} holds nothing: get it again{advice}")
     return found
 
 
