@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparseout.experiments import config as options
-from sparseout.experiments.averaging import triggered
+from sparseout.experiments.averaging import averaged, triggered
 from sparseout.experiments.data import text
 from sparseout.experiments.methods import noise
 from sparseout.experiments.models import LanguageModel
@@ -86,7 +86,7 @@ class Predict(Task):
     def after_epoch(self, valid: Mapping[str, float]) -> None:
         self._history.append(valid["loss"])
         if self._varied and self._average is None and triggered(self._history):
-            self._average = AveragedModel(self.model)
+            self._average = averaged(self.model)
 
     def evaluated(self) -> nn.Module:
         return self.model if self._average is None or not self._average.n_averaged else self._average.module
@@ -124,7 +124,7 @@ class Predict(Task):
     def load(self, state: dict[str, Any]) -> None:
         self._history = list(state["history"])
         if state["average"] is not None:
-            self._average = AveragedModel(self.model)
+            self._average = averaged(self.model)
             self._average.load_state_dict(state["average"])
 
     def own_state(self) -> dict[str, Any]:
