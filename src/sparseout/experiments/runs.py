@@ -57,7 +57,11 @@ def begin(folder: Path, config: Config, resume: bool) -> None:
             return
         if not resume:
             raise RunError(expected("out", "a new folder, unless a run is to be resumed", f"{str(folder)!r}"))
-        before, now = (tomllib.loads(text) for text in ((folder / CONFIG).read_text(encoding="utf-8"), write(config)))
+        try:
+            before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
+        now = tomllib.loads(write(config))
         for name in now | before:
             if name not in _FREE and before.get(name) != now.get(name):
                 raise RunError(
@@ -141,7 +145,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint and keep the one before it."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    with disk(folder, "; the checkpoint before it is still there"):
+    with disk(folder, "; the checkpoint before it is still there" if (folder / CHECKPOINT).exists() else ""):
         new = folder / f".{CHECKPOINT}-{os.getpid()}"
         try:
             files.write_synced(new, buffer.getvalue())

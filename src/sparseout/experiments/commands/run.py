@@ -158,7 +158,7 @@ def _watching(task: str) -> Iterator["Watch"]:
 
         def watch(progress: "Report") -> None:
             if progress.note:
-                bar.console.print(progress.note, markup=False, highlight=False)
+                bar.console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
             now = [f"loss {progress.loss:.4g}"]
             if progress.metric is not None and progress.hoyer is not None and progress.dead is not None:
                 now += [f"{metric} {times * progress.metric:.4g}{unit}", f"Hoyer {progress.hoyer:.2f}"]
