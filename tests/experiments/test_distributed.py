@@ -20,7 +20,7 @@ from sparseout.experiments.streams import Streams
 
 # The mean of two halves' gradients is the whole's but for rounding, 2^-24 of the largest term of sums of up to some
 # thousand terms: 1e-6 or so of a gradient, and so of every step, and of the loss.
-ROUNDING = 1e-5
+ROUNDING = 2e-6
 
 
 def started(kind: str, folder: Path, *more: str, **changed: Any) -> subprocess.Popen[str]:

@@ -195,14 +195,18 @@ def test_bf16(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("kind", KINDS)
+# the compiler's own, where it enters again behind the LSTM, which it leaves out
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", ["autoencoder", "image", "awd"])
 def test_compiled(kind: str, tmp_path: Path) -> None:
-    plain = run(tmp_path / "plain", kind, method="none", epochs=1)
-    found = run(tmp_path / "compiled", kind, method="none", epochs=1, compile=True)
-    assert found["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
-    noisy = run(tmp_path / "noisy", kind, q=1.5, epochs=1, compile=True)
-    assert noisy["train_loss"] != found["train_loss"]
-    assert noisy["valid"].keys() == plain["valid"].keys()
+    # dropped words are drawn elsewhere in compiled code
+    same: dict[str, Any] = {"method": "none", "epochs": 1, **({"embedding_drop": 0.0} if kind == "awd" else {})}
+    plain = run(tmp_path / "plain", kind, **same)
+    found = run(tmp_path / "compiled", kind, **same, compile=True)
+    assert found["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+    if kind == "autoencoder":
+        noisy = run(tmp_path / "noisy", kind, q=1.5, epochs=1, compile=True)
+        assert noisy["train_loss"] > found["train_loss"]
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "awd"])
