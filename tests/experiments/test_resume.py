@@ -54,8 +54,13 @@ def stopping(monkeypatch: pytest.MonkeyPatch, kind: str, stop: int) -> Iterator[
     yield taken
 
 
-@pytest.mark.parametrize("minutes", [0.0, 5.0], ids=["saved at every look", "saved after epochs"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "minutes"),
+    [
+        *(pytest.param(kind, 0.0, id=f"{kind}, saved at every look") for kind in KINDS),
+        *(pytest.param(kind, 5.0, id=f"{kind}, saved after epochs") for kind in ("autoencoder", "awd")),
+    ],
+)
 def test_stopped_again_and_again(kind: str, minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "whole", kind)
     whole = outcome(tmp_path / "whole")
@@ -92,7 +97,7 @@ def test_a_stop_between_the_last_checkpoint_and_the_result(tmp_path: Path, monke
 
 
 def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole", "image")
+    run(tmp_path / "whole", "autoencoder")
     calls = iter(range(100))
     save = train._Run._save
 
@@ -104,11 +109,11 @@ def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(train._Run, "_save", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "stopped", "image")
+            run(tmp_path / "stopped", "autoencoder")
     assert len(runs.metrics(tmp_path / "stopped")) == 2
     with open(tmp_path / "stopped" / runs.METRICS, "a") as file:
         file.write('{"epoch": 3, "ste')  # and the next one half
-    run(tmp_path / "stopped", "image")
+    run(tmp_path / "stopped", "autoencoder")
     assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")) == []
     assert (tmp_path / "stopped" / runs.METRICS).read_text().count("\n") == 3
 
