@@ -2,10 +2,10 @@
 
 import logging
 
-import huggingface_hub
 import pytest
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 from sparseout.experiments.data.hub import DataError, load  # noqa: E402
 
