@@ -18,7 +18,7 @@ from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine,
 
 EVALUATED = 250  # images at once
 MEASURED = 500  # images whose activations are measured, the first of a part
-REESTIMATED = 2000  # training images, not augmented, from which the statistics of batch norm are re-estimated
+REESTIMATED = 1000  # training images, not augmented, from which the statistics of batch norm are re-estimated
 _UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
 
@@ -90,33 +90,36 @@ class Classify(Task):
     @torch.no_grad()
     def evaluate(self, part: str) -> Found:
         self.model.eval()
-        as_trained = {}
-        norm = has_batch_norm(self.model)
-        if norm:
-            as_trained["error_as_trained"] = self._errors(part, 0)[0]["error"]
+        if not has_batch_norm(self.model):
+            found = self._errors(part, MEASURED)
+        else:
+            as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             some = self.parts["train"].pixels[:REESTIMATED].split(EVALUATED)
-            reestimate(self.model, (self._ready(pixels) for pixels in some), self._noises)
-        metrics, sparsity = self._errors(part, MEASURED)
-        if norm:
+            whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
+            reestimate(self.model, map(self._ready, whole), self._noises)
+            found = self._errors(part, MEASURED)
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
+            if as_trained is not None:
+                found.metrics["error_as_trained"] = as_trained
         self.model.train()
-        return Found(metrics | as_trained, sparsity)
+        return found
 
-    def _errors(self, part: str, watched: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def _errors(self, part: str, watched: int) -> Found:
+        """Metrics over a part, and measures of its first images."""
         wrong = total = 0.0
         pixels, labels = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
-        for some, at in ((slice(0, watched), True), (slice(watched, None), False)):
-            with watching(self._activations if at else {}, {4: 1}) as streams:
-                for images_, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
+        for some, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
+            with watching(places, {4: 1}) as streams:
+                for x, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
                     if len(wanted):
-                        logits = self.model(self._ready(images_)).float()
+                        logits = self.model(self._ready(x)).float()
                         wrong += (logits.argmax(1) != wanted).sum().item()
                         total += F.cross_entropy(logits, wanted, reduction="sum").item()
             sparsity |= measured(streams)
-        return {"error": wrong / len(labels), "loss": total / len(labels)}, sparsity
+        return Found({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         return images.normalise(pixels, self._mean, self._std).contiguous(memory_format=self._format)
