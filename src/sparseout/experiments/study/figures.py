@@ -1,14 +1,13 @@
 """The figures of the study, as PNG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 
 from sparseout.experiments.report.svg import COLOURS, STYLE, image
 from sparseout.experiments.statistics import Interval, t_interval
@@ -26,7 +25,7 @@ def draw(record: Record) -> dict[str, bytes]:
     if not any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows):
         return {}
     if record.task == "autoencoder":
-        return {"dial": _grid(record, _dial), "price": _grid(record, _plane), "dead": _grid(record, _dead)}
+        return {name: _grid(record, panel) for name, panel in _PANELS.items()}
     return {"overview": _overview(record)}
 
 
@@ -42,7 +41,7 @@ def plain_rows(record: Record, method: str, place: Place) -> list[Row]:
     return rows_of(record, "matched", "detached", place).get(2.0, [])
 
 
-def _grid(record: Record, panel: Any) -> bytes:
+def _grid(record: Record, panel: Callable[[Axes, Record, str, Place], None]) -> bytes:
     """Rows are gradients, columns are p's: every dial of the autoencoder."""
     grid = GRIDS[record.task]
     ps = tuple(reversed(grid.p))
@@ -54,8 +53,7 @@ def _grid(record: Record, panel: Any) -> bytes:
                 panel(place, record, gradient, p)
                 place.set_title(f"p = {p:g}, {gradient} gradient")
                 place.label_outer()
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        _legend(figure, axes[0, 0])
         return image(figure, "png", dpi=160, metadata={"Software": None})
 
 
@@ -83,8 +81,9 @@ def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure:
         middles = [times * one.mean for one in found]
         axes.errorbar(x, middles, halves, color=colour, marker=marker, capsize=3, label=name, zorder=3)
         if live:
-            middles = [mean(some, "hoyer_live").mean for some in rows.values()]
-            axes.plot(x, middles, color=colour, linestyle=_DOTS, label=f"{name}, live units alone")
+            axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
+    if live:
+        axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone (in the same colours)")
     axes.set_xticks(qs, [f"{q:g}" for q in qs])
     axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
 
@@ -134,19 +133,41 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
             label=name,
             zorder=3,
         )
-        ends = list(rows)[:: max(len(rows) - 1, 1)]
-        for q in ends:
+        for q in list(rows)[:: max(len(rows) - 1, 1)]:
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
-            if math.isfinite(x) and math.isfinite(y):
-                up_down = 9 if scale == "matched" else -15
-                axes.annotate(f"q={q:g}", (x, y), (6, up_down), textcoords="offset points", color=colour, fontsize=9)
-    for method, sign, name in (("dropout", "D", "Dropout (q = 2)"), ("none", "*", "none")):
-        if rows_ := plain_rows(record, method, place):
-            x, y = mean(rows_, "hoyer").mean, mean(rows_, "metric").mean
-            ink, card = COLOURS["ink"], COLOURS["card"]
-            size = 9 if sign == "D" else 12
-            axes.plot(x, y, sign, color=ink, mfc=card, mew=1.3, ms=size, zorder=4, label=name)
+            if math.isfinite(x) and math.isfinite(y):  # one series above its points, the other below
+                axes.annotate(
+                    f"q={q:g}",
+                    (x, y),
+                    (0, 13 if scale == "matched" else -13),
+                    textcoords="offset points",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=9,
+                    bbox={
+                        "boxstyle": "round,pad=0.1",
+                        "facecolor": COLOURS["card"],
+                        "edgecolor": "none",
+                        "alpha": 0.85,
+                    },
+                    zorder=2,
+                )
+    for method, sign, size, name in (("dropout", "D", 9, "Dropout (q = 2)"), ("none", "*", 12, "none")):
+        if found := plain_rows(record, method, place):
+            along, down = mean(found, "hoyer"), mean(found, "metric")
+            ink = COLOURS["ink"]
+            if method == "none":
+                halves = _drawn(down.half), _drawn(along.half)
+                axes.errorbar(along.mean, down.mean, *halves, color=ink, elinewidth=1.1, zorder=3)
+            axes.plot(
+                along.mean, down.mean, sign, color=ink, mfc=COLOURS["card"], mew=1.3, ms=size, zorder=4, label=name
+            )
+    axes.margins(0.14)
     axes.set(xlabel="measured Hoyer sparsity", ylabel=_AXES[GRIDS[record.task].metric])
+
+
+_PANELS: dict[str, Callable[[Axes, Record, str, Place], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
 
 
 def _overview(record: Record) -> bytes:
@@ -162,13 +183,10 @@ def _overview(record: Record) -> bytes:
         _references(price, record, "own", metric)
         _plane(plane, record, "detached", "own")
         dial.set_title("The dial: sparsity against q")
-        price.set_title("The metric against q")
-        plane.set_title("The metric against measured sparsity")
-        found: dict[str, Any] = {}
-        for axes in (dial, plane):
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found))
+        name = _AXES[GRIDS[record.task].metric]
+        price.set_title(f"{name.capitalize()} against q")
+        plane.set_title(f"{name.capitalize()} against measured sparsity")
+        _legend(figure, dial, plane)
         return image(figure, "png", dpi=160, metadata={"Software": None})
 
 
@@ -182,6 +200,12 @@ def _drawn(half: float) -> float:
     return 0.0 if math.isnan(half) else half
 
 
-def legend_line(colour: str, label: str) -> Line2D:
-    """A line for a legend."""
-    return Line2D([], [], color=colour, label=label)
+def _legend(figure: Figure, *of: Axes) -> None:
+    """One legend below for all panels, the series first."""
+    found: dict[str, Any] = {}
+    for axes in of:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    series = [name for _, _, name in SERIES.values()]
+    names = sorted(found, key=lambda name: series.index(name) if name in series else len(series))
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=len(names))

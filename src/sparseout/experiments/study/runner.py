@@ -2,8 +2,7 @@
 
 import json
 import math
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ class StudyStopped(Exception):
 
 
 class Progress(NamedTuple):
-    """One event: a run that has been started, finished, failed, lost, or was found done.
+    """One event: a run that has been started, has finished, failed, or was lost with its process.
 
     `total` is the number of runs as far as it is known: tuning decides how many follow.
     """
@@ -29,8 +28,8 @@ class Progress(NamedTuple):
     status: str
     done: int
     total: int
-    seconds: float  # that this run took; 0 where it was found done
-    left: float  # seconds until all are done, from the mean so far; nan where nothing has been run
+    seconds: float  # that this run took; 0 where it has just been started
+    left: float  # seconds until all are done, from the means so far; nan where nothing has finished
 
 
 Watch = Callable[[Progress], None]
@@ -111,6 +110,7 @@ def look(budget: str, work: Path, tasks: Sequence[Task]) -> Ledger:
 def run_all(
     budget: str,
     work: Path,
+    ledger: Ledger,
     *,
     workers: int = 2,
     tasks: Sequence[Task] = grid.TASKS,
@@ -118,13 +118,12 @@ def run_all(
     common: Mapping[str, Any] | None = None,
     on_progress: Watch | None = None,
     train: Train = train,
-) -> Ledger:
-    """Run what is missing. Raises StudyStopped; KeyboardInterrupt ends the workers and passes on.
+) -> None:
+    """Run what `ledger` lacks and note it there. Raises StudyStopped; KeyboardInterrupt ends the workers and passes on.
 
     Tuning comes first; what it does not decide fills the time until its last trial is done.
     """
-    ledger = look(budget, work, tasks)
-    state = _State(ledger, tasks, on_progress)
+    state = _State(ledger, tasks, workers, on_progress)
     queue = deque(sorted(state.missing(), key=lambda run: run.role != "tuning"))
     queued = set(queue)
     with Pool(workers, train) as pool:
@@ -150,30 +149,34 @@ def run_all(
                 if more not in queued:
                     queue.append(more)
                     queued.add(more)
-    return ledger
 
 
 class _State:
     """How far the study is, and whom to tell."""
 
-    def __init__(self, ledger: Ledger, tasks: Sequence[Task], watch: Watch | None) -> None:
-        self.ledger, self.tasks, self.watch = ledger, tasks, watch
-        self.began, self.ended = time.monotonic(), 0
+    def __init__(self, ledger: Ledger, tasks: Sequence[Task], workers: int, watch: Watch | None) -> None:
+        self.ledger, self.tasks, self.workers, self.watch = ledger, tasks, workers, watch
 
     def missing(self) -> list[Run]:
         return [run for task in self.tasks for run in self.ledger.plan(task) if run not in self.ledger]
 
-    def total(self) -> int:
-        return sum(max(len(self.ledger.plan(task)), grid.count(task)[0]) for task in self.tasks)
-
     def tell(self, run: Run, status: str, seconds: float) -> None:
-        if status != "started":
-            self.ended += 1
-        if self.watch is not None:
-            ledger, total = self.ledger, self.total()
-            done = len(ledger.results) + len(ledger.failures) + len(ledger.lost)
-            each = (time.monotonic() - self.began) / self.ended if self.ended else math.nan
-            self.watch(Progress(run, status, done, total, seconds, each * (total - done)))
+        if self.watch is None:
+            return
+        totals = {task: max(len(self.ledger.plan(task)), grid.count(task)[0]) for task in self.tasks}
+        done = Counter(one.task for part in vars(self.ledger).values() for one in part)
+        left = self._left({task: total - done[task] for task, total in totals.items()})
+        self.watch(Progress(run, status, sum(done[task] for task in totals), sum(totals.values()), seconds, left))
+
+    def _left(self, missing: Mapping[Task, int]) -> float:
+        """Seconds to go, from the mean of each task; a task of which nothing is known counts as the mean of all."""
+        took: dict[Task, list[float]] = {task: [] for task in missing}
+        for run, result in self.ledger.results.items():
+            took.setdefault(run.task, []).append(result["seconds"])
+        every = [seconds for some in took.values() for seconds in some]
+        if not every:
+            return math.nan
+        return sum(count * _mean(took[task] or every) for task, count in missing.items()) / self.workers
 
 
 def _note(ledger: Ledger, run: Run, budget: str, work: Path) -> bool:
@@ -188,3 +191,7 @@ def _note(ledger: Ledger, run: Run, budget: str, work: Path) -> bool:
 def _score(result: Mapping[str, Any], metric: str) -> float:
     value = result["valid"][metric]
     return math.inf if value is None or not math.isfinite(value) else float(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
