@@ -10,7 +10,7 @@ from sparseout.experiments.study.grid import GRIDS, Run, Task
 from sparseout.experiments.study.runner import Ledger
 
 
-def wobble(seed: int, size: float) -> float:
+def wobble(seed: float, size: float) -> float:
     return size * math.sin(1 + 2.5 * seed)
 
 
@@ -19,7 +19,8 @@ def result_of(task: Task, options: dict[str, Any], effect: float = 1.0) -> dict[
     q = options.get("q", 2.0)
     p, seed = options.get("p", 0.0), options["seed"]
     tilt = effect * (q - 2.0) * (0.5 + p) * (1.0 if options.get("scale") == "matched" else 1.3)
-    off = wobble(seed, 0.004)
+    tilt *= 0.6 if options.get("gradient") == "exact" else 1.0
+    off = wobble(seed, 0.004) + wobble(1.7 * seed + 3 * q, 0.0005)  # of the seed, and of the run
     hoyer = min(max(0.42 + 0.3 * p - 0.16 * tilt + off, 0.02), 0.99)
     live = min(max(0.40 + 0.2 * p - 0.07 * tilt + off, 0.02), 0.99)
     dead = min(max(0.15 + 0.3 * p - 0.2 * tilt + off, 0.0), 0.98)

@@ -15,6 +15,7 @@ Curve = dict[float, dict[int, float]]  # values by q and seed
 
 LEAST_SEEDS = 5
 LEAST_Q = 3
+UNDEFINED = 0.01  # of the samples may have no measure before the page warns
 
 
 class Question(NamedTuple):
@@ -190,6 +191,6 @@ def none_is_best(record: Record) -> bool | None:
     return all(sum(none) / len(none) < sum(some) / len(some) for some in others)
 
 
-def warned(record: Record, level: float = 0.01) -> list[tuple[Row, float]]:
-    """Rows in which more than `level` of the samples have no defined measure."""
-    return [(row, row.undefined) for row in record.rows if row.undefined > level]
+def warned(record: Record) -> list[tuple[Row, float]]:
+    """Rows in which more than UNDEFINED of the samples have no defined measure."""
+    return [(row, row.undefined) for row in record.rows if row.undefined > UNDEFINED]

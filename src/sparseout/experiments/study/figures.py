@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sparseout.experiments.report.svg import COLOURS, STYLE, image
 from sparseout.experiments.statistics import Interval, t_interval
-from sparseout.experiments.study.analysis import Measure, Place, rows_of
+from sparseout.experiments.study.analysis import Place, rows_of
 from sparseout.experiments.study.collect import Record, Row
 from sparseout.experiments.study.grid import GRIDS, Setting
 
@@ -24,9 +24,12 @@ def draw(record: Record) -> dict[str, bytes]:
     """Every figure of a task by name; those that have no run yet are left out."""
     if not any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows):
         return {}
-    if record.task == "autoencoder":
-        return {name: _grid(record, panel) for name, panel in _PANELS.items()}
-    return {"overview": _overview(record)}
+    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+        drawn = {name: panels(record, name) for name in _PANELS} if record.task == "autoencoder" else {}
+        return {
+            name: image(figure, "png", dpi=160, metadata={"Software": None})
+            for name, figure in (drawn or {"overview": overview(record)}).items()
+        }
 
 
 def mean(rows: Sequence[Row], measure: str) -> Interval:
@@ -41,20 +44,19 @@ def plain_rows(record: Record, method: str, place: Place) -> list[Row]:
     return rows_of(record, "matched", "detached", place).get(2.0, [])
 
 
-def _grid(record: Record, panel: Callable[[Axes, Record, str, Place], None]) -> bytes:
-    """Rows are gradients, columns are p's: every dial of the autoencoder."""
+def panels(record: Record, name: str) -> Figure:
+    """Every dial of the autoencoder: rows are gradients, columns are p's."""
     grid = GRIDS[record.task]
     ps = tuple(reversed(grid.p))
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
-        figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
-        axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
-        for line, gradient in zip(axes, grid.gradients, strict=True):
-            for place, p in zip(line, ps, strict=True):
-                panel(place, record, gradient, p)
-                place.set_title(f"p = {p:g}, {gradient} gradient")
-                place.label_outer()
-        _legend(figure, axes[0, 0])
-        return image(figure, "png", dpi=160, metadata={"Software": None})
+    figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
+    axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
+    for line, gradient in zip(axes, grid.gradients, strict=True):
+        for place, p in zip(line, ps, strict=True):
+            _PANELS[name](place, record, gradient, p)
+            place.set_title(f"p = {p:g}, {gradient} gradient")
+            place.label_outer()
+    _legend(figure, axes[0, 0])
+    return figure
 
 
 def _dial(axes: Axes, record: Record, gradient: str, place: Place) -> None:
@@ -170,24 +172,22 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
 _PANELS: dict[str, Callable[[Axes, Record, str, Place], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
 
 
-def _overview(record: Record) -> bytes:
+def overview(record: Record) -> Figure:
     """Sparsity against q, the metric against q, and the metric against measured sparsity."""
-    metric: Measure = "metric"
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
-        figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
-        dial, price, plane = figure.subplots(1, 3)
-        _against_q(dial, record, "detached", "common", "hoyer", live=True)
-        _references(dial, record, "common", "hoyer")
-        _against_q(price, record, "detached", "own", metric)
-        price.set(ylabel=_AXES[GRIDS[record.task].metric])
-        _references(price, record, "own", metric)
-        _plane(plane, record, "detached", "own")
-        dial.set_title("The dial: sparsity against q")
-        name = _AXES[GRIDS[record.task].metric]
-        price.set_title(f"{name.capitalize()} against q")
-        plane.set_title(f"{name.capitalize()} against measured sparsity")
-        _legend(figure, dial, plane)
-        return image(figure, "png", dpi=160, metadata={"Software": None})
+    figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
+    dial, price, plane = figure.subplots(1, 3)
+    _against_q(dial, record, "detached", "common", "hoyer", live=True)
+    _references(dial, record, "common", "hoyer")
+    _against_q(price, record, "detached", "own", "metric")
+    _references(price, record, "own", "metric")
+    _plane(plane, record, "detached", "own")
+    name = _AXES[GRIDS[record.task].metric]
+    price.set(ylabel=name)
+    dial.set_title("Sparsity against q")
+    price.set_title(f"{name.capitalize()} against q")
+    plane.set_title(f"{name.capitalize()} against measured sparsity")
+    _legend(figure, dial, plane)
+    return figure
 
 
 def _placed(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:

@@ -19,7 +19,7 @@ _CAPTIONS = {
     "dead": "Units that fire for no test image. Where they are many, Hoyer over all units is mostly a count of them.",
     "overview": "Left: sparsity against q, at matched noise all q's at one p. Middle and right: the {metric} against q "
     "and against *measured* sparsity, each setting at its own p. Bars are 95% intervals over seeds; runs of one seed "
-    "share weights and batches, so that the contrasts below, taken within seeds, are sharper than the bars.",
+    "share weights and batches, so that the contrasts below, taken within seeds, can be sharper than the bars.",
 }
 _NEXT = {
     "small": "`--budget gpu` trains larger networks on all of MNIST, CIFAR-10 and WikiText-2, and tests on all test "
@@ -121,7 +121,8 @@ def _network(record: Record) -> str:
 def _explained() -> str:
     return (
         "± is half of a 95% t interval over seeds; n is the number of seeds with a value at every q, of which a "
-        f"verdict takes {LEAST_SEEDS}. Only the primary contrasts decide a claim; no level is corrected for their number."
+        f"verdict takes {LEAST_SEEDS}. Only the primary contrasts decide a claim; no level is corrected for their "
+        "number."
     )
 
 

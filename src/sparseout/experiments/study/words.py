@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from sparseout.experiments.statistics import Interval
 from sparseout.experiments.study.analysis import (
     QUESTIONS,
+    UNDEFINED,
     Answer,
     Place,
     Question,
@@ -43,7 +44,7 @@ def verdicts(records: Sequence[Record]) -> list[str]:
     lines = ["| claim | verdict | what it rests on |", "|---|---|---|"]
     c1 = [one for one in found if one.question.claim == "C1"]
     rests = "; ".join(f"{_MEASURES[one.question.measure].split(', ')[1]}: {_rests(one)}" for one in c1)
-    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | {rests} |")
+    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | {c1[0].question.task}; {rests} |")
     for one in found:
         if one.question.claim != "C1":
             claim = one.question.claim
@@ -176,8 +177,8 @@ def cautions(records: Sequence[Record]) -> list[str]:
         if rows:
             names = sorted({row.run.setting.name for row, _ in rows})
             said.append(
-                f"{record.task}: in {len(rows)} runs more than 1% of the test samples have no active unit and so no "
-                f"sparsity, at most {100 * max(share for _, share in rows):.1f}% ({', '.join(names)})."
+                f"{record.task}: in {len(rows)} runs more than {100 * UNDEFINED:g}% of the test samples have no active "
+                f"unit and so no sparsity, at most {100 * max(share for _, share in rows):.1f}% ({', '.join(names)})."
             )
         warnings = Counter(_kind(warning) for row in record.rows for warning in row.warnings)
         said += [f"{record.task}: {count} runs warn: {warning}" for warning, count in warnings.most_common(3)]
