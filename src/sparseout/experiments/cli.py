@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 # import name: the packages of the extra `experiments`
-_EXTRA = ("sklearn", "scipy", "typer", "rich", "matplotlib", "jinja2")
+_EXTRA = ("sklearn", "scipy", "typer", "rich", "matplotlib", "jinja2", "accelerate", "datasets")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -90,6 +90,8 @@ app.command("cost")(bench)
 def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
     try:
         from_file = options.read(Path(file), task, flag_name) if file else {}
+        if "method" in given:  # a file is for any method: what this one has no use for is not asked for
+            from_file = options.without_unused(from_file, given["method"])
         config = options.resolve(task, from_file | given, flag_name)
     except ValueError as error:
         fail(str(error))
@@ -171,7 +173,7 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     metric, times, unit = shown_as(result["task"])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("test data")
-    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurtosis", "dead", "undefined"):
+    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
         table.add_column(heading, justify="right")
     for place, found in result["sparsity"].items():
         values = [_number(found[name]) for name in _MEASURES]
