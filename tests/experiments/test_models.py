@@ -50,7 +50,7 @@ def test_wide_resnet_refuses_a_depth_it_cannot_have(depth):
 
 def test_language_model_has_four_gates_a_layer_and_one_matrix_for_words():
     words, embedding, units = 100, 12, 20
-    model = LanguageModel(words, embedding, units, 3, lambda: nn.Dropout(0.5), generator())
+    model = LanguageModel(words, embedding, units, 3, lambda _: nn.Dropout(0.5), generator())
     gates = sum(4 * outputs * (inputs + outputs + 2) for inputs, outputs in ((12, 20), (20, 20), (20, 12)))
     assert count(model) == words * embedding + words + gates
     assert len(model.noises) == 4
@@ -60,7 +60,7 @@ def test_language_model_has_four_gates_a_layer_and_one_matrix_for_words():
 
 
 def test_language_model_goes_on_from_its_state():
-    model = LanguageModel(50, 8, 10, 2, nn.Identity, generator())
+    model = LanguageModel(50, 8, 10, 2, lambda _: nn.Identity(), generator())
     text = torch.randint(50, (9, 2))
     whole, _ = model(text)
     _, state = model(text[:5])
@@ -71,7 +71,7 @@ def test_language_model_goes_on_from_its_state():
     "build",
     [
         lambda source: WideResNet(10, 1, nn.Identity, source),
-        lambda source: LanguageModel(50, 8, 10, 2, nn.Identity, source),
+        lambda source: LanguageModel(50, 8, 10, 2, lambda _: nn.Identity(), source),
     ],
 )
 def test_the_weights_come_from_the_generator_alone(build):

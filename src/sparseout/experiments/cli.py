@@ -15,9 +15,9 @@ def main(args: Sequence[str] | None = None) -> None:
         tell(f'this command needs {", ".join(missing)}: pip install "sparseout[experiments]"')
         sys.exit(1)
     try:
-        from sparseout.experiments.commands import run  # seconds, in which an interrupt is no reason for a traceback
+        from sparseout.experiments.commands import invoke  # seconds, in which an interrupt is no reason for a traceback
 
-        status = run(args)
+        status = invoke(args)
     except KeyboardInterrupt:
         tell("interrupted")
         status = 130

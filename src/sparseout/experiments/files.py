@@ -14,10 +14,17 @@ def prepare(folder: Path) -> None:
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a temporary file beside it takes its place at the end."""
-    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        write_synced(temporary, content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk, and not only on its way there, when this returns."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -122,7 +122,7 @@ def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> C
         target = torch.randint(10, (shape.batch,), device=device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
-        model = LanguageModel(shape.words, shape.embedding, shape.units, shape.layers, noise, weights)
+        model = LanguageModel(shape.words, shape.embedding, shape.units, shape.layers, lambda _: noise(), weights)
         x = torch.randint(shape.words, (shape.steps, shape.batch), device=device)
         target = torch.randint(shape.words, (shape.steps * shape.batch,), device=device)
     model = model.to(device)

@@ -13,12 +13,14 @@ class Autoencoder(nn.Module):
     def __init__(self, pixels: int, units: int, noise: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
         self.encoder = _linear(pixels, units, generator, gain=2**0.5)
+        self.activation = nn.ReLU()
         self.noise = noise
         self.decoder = _linear(units, pixels, generator)
 
     def code(self, x: Tensor) -> Tensor:
         """The hidden activations, before the noise."""
-        return torch.relu(self.encoder(x))
+        active: Tensor = self.activation(self.encoder(x))
+        return active
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of `x`."""

@@ -40,7 +40,8 @@ def network(task: Task, budget: str) -> str:
     if task == "image":
         augmented = "with pad, crop and flip" if given["augment"] else "no augmentation"
         return (
-            f"WRN-{given['depth']}-{given['width']}, batch {given['batch']}, {given['schedule']} schedule, {augmented}"
+            f"WRN-{given['depth']}-{given['width']}, batch {given['batch']}, {given['schedule']} schedule, "
+            f"{augmented}, {given['precision']}"
         )
     words = "whole vocabulary" if given["words"] is None else f"{given['words']:,} words"
     kind = {"lstm": "LSTM", "awd": "AWD-LSTM"}[given["model"]]

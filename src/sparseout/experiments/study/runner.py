@@ -68,7 +68,8 @@ def folder_of(run: Run, budget: str, work: Path) -> Path:
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """Train one run; a failed one leaves `failure.json` in its folder."""
     from sparseout.experiments.config import resolve
-    from sparseout.experiments.run import RunFailed, perform
+    from sparseout.experiments.runs import RunFailed
+    from sparseout.experiments.train import perform
 
     with suppress(RunFailed):
         perform(resolve(task, options), folder)

@@ -1,0 +1,193 @@
+"""The commands `run autoencoder`, `run image` and `run language`: their options are the fields of `config`."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sparseout.experiments import config as options
+from sparseout.experiments.commands.bench import bench
+from sparseout.experiments.commands.common import FAILED, INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from sparseout.experiments.train import Progress as Report
+    from sparseout.experiments.train import Watch
+
+app = typer.Typer(
+    help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def flag_name(name: str) -> str:
+    """How the command line calls an option."""
+    return "--" + name.replace("_", "-")
+
+
+def _command(task: str) -> Callable[..., None]:
+    """The command of a task, with an option for every field of its configuration."""
+
+    def command(**given: Any) -> None:
+        file, out, resume = given.pop("config"), given.pop("out"), given.pop("resume")
+        _run(task, {name: value for name, value in given.items() if value is not None}, file, out, resume)
+
+    parameters = [
+        _parameter("out", str, "Folder of the run: one below runs/ that says its options.", "FOLDER"),
+        _parameter("config", str, "Options in TOML; what is given here goes before.", "FILE"),
+        _parameter("resume", bool, "Go on with the run in the folder.", default=False),
+    ]
+    for entry in fields(options.TASKS[task]):
+        says, wanted = entry.metadata["says"], entry.metadata["wanted"]
+        assert entry.default is not MISSING
+        if isinstance(entry.default, bool) or wanted == "true or false":
+            parameters.append(_parameter(entry.name, bool, says, shown=entry.default))
+        else:
+            parameters.append(_parameter(entry.name, str, says, _metavar(wanted), entry.default))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__doc__ = options.TASKS[task].__doc__
+    return command
+
+
+def _parameter(
+    name: str, kind: type, says: str, metavar: str | None = None, shown: Any = None, default: Any = None
+) -> inspect.Parameter:
+    flag = flag_name(name)
+    declared = f"{flag}/--no-{flag[2:]}" if kind is bool and name != "resume" else flag
+    if shown is not None:
+        shown = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
+        says = f"{says} [{shown}]"
+    option = typer.Option(declared, help=says, metavar=metavar, show_default=False)
+    hint = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _metavar(wanted: str) -> str:
+    if wanted.startswith(("a number", "a finite", "6 n")):
+        return "NUMBER"
+    if wanted.startswith("a whole"):
+        return "N"
+    if wanted.startswith("paper"):
+        return "paper|matched|NUMBER"
+    return wanted.replace(", ", "|").replace(" or ", "|") if " or " in wanted else "TEXT"
+
+
+for _task in options.TASKS:
+    app.command(_task)(_command(_task))
+app.command("cost")(bench)
+
+
+def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
+    try:
+        from_file = options.read(Path(file), task, flag_name) if file else {}
+        config = options.resolve(task, from_file | given, flag_name)
+    except ValueError as error:
+        fail(str(error))
+
+    from sparseout.experiments import runs, train  # Accelerate takes seconds to import
+    from sparseout.experiments.data.hub import DataError
+
+    folder = Path(out or f"runs/{_name(config)}")
+    try:
+        with _watching(task) as watch:
+            result = train.perform(config, folder, watch, resume=resume)
+    except (ValueError, DataError) as error:
+        fail(str(error))
+    except (runs.RunError, runs.RunFailed) as error:
+        fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        there = (folder / runs.CHECKPOINT).exists()
+        fail(
+            "interrupted: " + ("--resume goes on from the last checkpoint" if there else "nothing was saved yet"),
+            INTERRUPTED,
+        )
+    if _is_main():
+        _show(Console(), result, folder)
+
+
+def _name(config: options.Config) -> str:
+    """The folder of a run that was given none: its task, its noise, its seed."""
+    parts = [options.task_of(config), config.method]
+    parts += [f"q{config.q:g}"] if config.method == "sparseout" else []
+    parts += [f"p{config.p:g}"] if config.method != "none" else []
+    return "-".join([*parts, f"seed{config.seed}"])
+
+
+def _is_main() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _watching(task: str) -> Iterator["Watch"]:
+    """A progress bar with the numbers that matter."""
+    from sparseout.experiments.tasks import shown_as
+
+    metric, times, unit = shown_as(task)
+    bar = Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=12),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[now]}"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not _is_main(),
+    )
+    with bar:
+        row = bar.add_task("", total=1.0, epoch="", now="reading the data")
+
+        def watch(progress: "Report") -> None:
+            if progress.note:
+                bar.console.print(progress.note, markup=False, highlight=False)
+            now = [f"loss {progress.loss:.4g}"]
+            if progress.metric is not None and progress.hoyer is not None and progress.dead is not None:
+                now += [f"{metric} {times * progress.metric:.4g}{unit}", f"Hoyer {progress.hoyer:.2f}"]
+                now += [f"dead {progress.dead:.0%}"]
+            epoch = f"{min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
+            bar.update(row, completed=progress.done, epoch=epoch, now="  ".join(now))
+
+        yield watch
+
+
+_MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
+
+
+def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
+    """What came out: the metric, every measure of every place, what to be wary of."""
+    from sparseout.experiments.tasks import shown_as
+
+    metric, times, unit = shown_as(result["task"])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("test data")
+    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurtosis", "dead", "undefined"):
+        table.add_column(heading, justify="right")
+    for place, found in result["sparsity"].items():
+        values = [_number(found[name]) for name in _MEASURES]
+        shares = [found["dead_units"] / found["units"], found["undefined_rows"] / found["rows"]]
+        table.add_row(place, *values, *(f"{share:.1%}" for share in shares))
+    console.print(table)
+    test, valid = (f"{times * result[part][metric]:.4g}{unit}" for part in ("test", "valid"))
+    says = f"{metric} {test} on test data ({valid} on validation data)"
+    if "error_as_trained" in result["test"]:
+        says += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
+    says += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
+    if result["stopped_by"] == "budget":
+        says += ", ended by its budget"
+    for line in (says, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

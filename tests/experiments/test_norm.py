@@ -1,0 +1,89 @@
+"""The statistics of batch norm are estimated again: without noise, by plain means, and nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparseout.experiments.norm import has_batch_norm, reestimate
+
+
+def network():
+    """Noise, convolution, batch norm, and a dropout that nobody names as noise."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
+    nn.init.normal_(model[1].weight)
+    return model
+
+
+def by_hand(model, batches):
+    """Mean and unbiased variance of each batch, averaged over batches."""
+    outputs = [model[1](batch).transpose(0, 1).flatten(1) for batch in batches]
+    mean = torch.stack([torch.mean(out, 1) for out in outputs]).mean(0)
+    return mean, torch.stack([torch.var(out, 1, correction=1) for out in outputs]).mean(0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_statistics_are_those_of_the_batches_without_noise(count):
+    model = network()
+    for _ in range(5):
+        model(torch.rand(8, 1, 6, 6) - 2)  # statistics of something else, to be forgotten
+    batches = [torch.randn(8, 1, 6, 6) * (1 + i) + i for i in range(count)]
+    reestimate(model, batches, [model[0]])
+    mean, variance = by_hand(model, batches)
+    torch.testing.assert_close(model[2].running_mean, mean)
+    torch.testing.assert_close(model[2].running_var, variance)
+    assert model[2].momentum == 0.1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_nothing_else_changes(broken):
+    model = network()
+    model.eval()
+    model[2].train()
+    model[1].weight.requires_grad_(False)
+    flags = [module.training for module in model.modules()]
+    parameters = [parameter.clone() for parameter in model.parameters()]
+    seen = []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(torch.equal(args[0], out)))
+    batches = [torch.randn(4, 1, 6, 6), torch.randn(4, 2 if broken else 1, 6, 6)]
+    if broken:
+        with pytest.raises(RuntimeError):
+            reestimate(model, iter(batches), [model[0]])
+    else:
+        reestimate(model, iter(batches), [model[0]])
+    assert seen == [True, True]
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model[2].momentum == 0.1
+
+
+def test_no_batch_is_an_error_that_leaves_the_statistics_alone():
+    model = network()
+    model(torch.rand(8, 1, 6, 6))
+    before = model[2].running_mean.clone()
+    with pytest.raises(ValueError, match="at least one batch"):
+        reestimate(model, [], [])
+    assert torch.equal(model[2].running_mean, before)
+
+
+def test_without_batch_norm_no_batch_is_asked_for():
+    def never():
+        raise AssertionError
+        yield
+
+    reestimate(nn.Sequential(nn.GroupNorm(1, 4)), never(), [])
+
+
+@pytest.mark.parametrize(
+    ("layer", "answer"),
+    [
+        (nn.BatchNorm2d(4), True),
+        (nn.BatchNorm1d(4), True),
+        (nn.SyncBatchNorm(4), True),
+        (nn.BatchNorm2d(4, track_running_stats=False), False),
+        (nn.GroupNorm(1, 4), False),
+        (nn.Identity(), False),
+    ],
+)
+def test_has_batch_norm(layer, answer):
+    assert has_batch_norm(nn.Sequential(nn.ReLU(), nn.Sequential(layer))) is answer
