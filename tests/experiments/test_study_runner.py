@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def empty_handed(task: Any, options: dict[str, Any], folder: Path) -> None:
 def slowly(task: Any, options: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"process-{os.getpid()}").touch()
+    if (folder.parent / "hang").exists():
+        (folder / "hangs").touch()
+        time.sleep(100)
     time.sleep(0.1)
     fake_train(task, options, folder)
 
@@ -80,6 +84,23 @@ def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
     assert not heard
     assert again.results.keys() == ledger.results.keys()
     assert set(calls(tmp_path / "work").values()) == {1}
+
+
+def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path: Path) -> None:
+    started: list[Run] = []
+
+    def interrupt(one: Progress) -> None:
+        if one.status == "started":
+            started.append(one.run)
+        if len(started) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(tmp_path, tasks=("autoencoder", "image"), on_progress=interrupt)
+    assert [run.role for run in started[:17]] == ["tuning"] * 16 + ["grid"]
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    assert {run.role for run in (row.run for row in record.rows)} >= {"tuning"}
+    assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
 
 
 def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
@@ -197,9 +218,9 @@ def test_a_study_that_was_killed_leaves_no_process_and_goes_on(tmp_path: Path, k
     )
     work = tmp_path / "work"
     deadline = time.monotonic() + 60
-    while len(list(work.rglob("result.json"))) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    _until(lambda: len(list(work.rglob("result.json"))) >= 5, deadline)
+    (work / "small" / "image" / "hang").touch()
+    _until(lambda: len(list(work.rglob("hangs"))) == 2, deadline)
     if kill == signal.SIGINT:
         os.killpg(process.pid, kill)  # as a terminal does: to every process of the group
     else:
@@ -208,16 +229,21 @@ def test_a_study_that_was_killed_leaves_no_process_and_goes_on(tmp_path: Path, k
     done = {path.parent.name for path in work.rglob("result.json")}
     workers = {int(path.name.removeprefix("process-")) for path in work.rglob("process-*")}
     assert len(workers) == 2
-    while any(_alive(worker) for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    _until(lambda: not any(_alive(worker) for worker in workers), time.monotonic() + 10)
     if kill == signal.SIGINT:
         assert said.decode().rstrip().endswith("KeyboardInterrupt")  # of the first process; no worker adds its own
         assert said.decode().count("Traceback") == 1
         assert collect.load(tmp_path / "results" / "control-small-image.json").rows
+    (work / "small" / "image" / "hang").unlink()
     ledger = reproduce(tmp_path)
     assert len(ledger.results) == 57
     assert all(calls(work)[name] == 1 for name in done)
+
+
+def _until(holds: Callable[[], bool], deadline: float) -> None:
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _alive(process: int) -> bool:

@@ -135,25 +135,19 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
             label=name,
             zorder=3,
         )
-        for q in list(rows)[:: max(len(rows) - 1, 1)]:
+        for q in list(rows)[:: max(len(rows) - 1, 1)] if scale == "matched" else ():  # of one series: they would touch
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
-            if math.isfinite(x) and math.isfinite(y):  # one series above its points, the other below
+            if math.isfinite(x) and math.isfinite(y):
                 axes.annotate(
                     f"q={q:g}",
                     (x, y),
-                    (0, 13 if scale == "matched" else -13),
+                    (0, 16),
                     textcoords="offset points",
                     ha="center",
                     va="center",
                     color=colour,
                     fontsize=9,
-                    bbox={
-                        "boxstyle": "round,pad=0.1",
-                        "facecolor": COLOURS["card"],
-                        "edgecolor": "none",
-                        "alpha": 0.85,
-                    },
-                    zorder=2,
+                    zorder=5,
                 )
     for method, sign, size, name in (("dropout", "D", 9, "Dropout (q = 2)"), ("none", "*", 12, "none")):
         if found := plain_rows(record, method, place):
@@ -166,7 +160,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
                 along.mean, down.mean, sign, color=ink, mfc=COLOURS["card"], mew=1.3, ms=size, zorder=4, label=name
             )
     axes.margins(0.14)
-    axes.set(xlabel="measured Hoyer sparsity", ylabel=_AXES[GRIDS[record.task].metric])
+    axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
 
 
 _PANELS: dict[str, Callable[[Axes, Record, str, Place], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
