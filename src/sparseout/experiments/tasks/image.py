@@ -17,7 +17,7 @@ from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, shuffled, watching
 
 EVALUATED = 250  # images at once
-MEASURED = 500  # images whose activations are measured, the first of a part
+MEASURED = 250  # images whose activations are measured, the first of a part
 REESTIMATED = 1000  # training images, not augmented, from which the statistics of batch norm are re-estimated
 _UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
