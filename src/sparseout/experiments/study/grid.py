@@ -87,9 +87,9 @@ ALWAYS: dict[Task, dict[str, Any]] = {
 # A size of None is all that the set has (for validation: the task's default).
 BUDGETS: dict[str, dict[Task, dict[str, Any]]] = {
     "small": {
-        "autoencoder": {"train_size": 10_000, "valid_size": 1_000, "test_size": 10_000, "epochs": 20},
+        "autoencoder": {"train_size": 10_000, "valid_size": 1_000, "test_size": 10_000, "epochs": 14},
         "image": {
-            "train_size": 1_000, "valid_size": 500, "test_size": 2_000, "epochs": 6,
+            "train_size": 1_000, "valid_size": 500, "test_size": 2_000, "epochs": 4,
             "width": 2, "batch": 32, "schedule": "one-cycle", "augment": False,
         },
         "language": {

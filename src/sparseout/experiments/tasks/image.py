@@ -17,8 +17,8 @@ from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, shuffled, watching
 
 EVALUATED = 250  # images at once
-MEASURED = 250  # images whose activations are measured, the first of a part
-REESTIMATED = 1000  # training images, not augmented, from which the statistics of batch norm are re-estimated
+MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
+REESTIMATED = 500  # training images, not augmented, from which the statistics of batch norm are re-estimated
 _UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
 
@@ -91,14 +91,14 @@ class Classify(Task):
     def evaluate(self, part: str) -> Found:
         self.model.eval()
         if not has_batch_norm(self.model):
-            found = self._errors(part, MEASURED)
+            found = self._errors(part, MEASURED[part])
         else:
             as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             some = self.parts["train"].pixels[:REESTIMATED].split(EVALUATED)
             whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
             reestimate(self.model, map(self._ready, whole), self._noises)
-            found = self._errors(part, MEASURED)
+            found = self._errors(part, MEASURED[part])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
             if as_trained is not None:
