@@ -27,3 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def tell(sentence: str) -> None:
     """One line on standard error."""
     print(f"sparseout: {sentence}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":  # for launchers that start a module on every process
+    main()

@@ -42,8 +42,16 @@ def number(default: float | None, says: str, *, low: float = 0.0, below: float =
 
 def whole(default: int | None, says: str, *, low: int = 1) -> Any:
     """A whole number >= low."""
-    read = _number(lambda value: value >= low and value % 1 == 0)
-    return option(default, says, f"a whole number >= {low}", lambda value: int(read(value)))
+    check = _number(lambda value: value >= low and value % 1 == 0)
+
+    def read(value: Any) -> int:
+        checked = int(check(value))
+        try:
+            return int(value)  # digit by digit: a float is a whole number of 53 bits
+        except ValueError:
+            return checked  # 1e3
+
+    return option(default, says, f"a whole number >= {low}", read)
 
 
 def choice(default: str, says: str, *names: str) -> Any:
@@ -98,8 +106,11 @@ class Config:
     scale: float | str = option("paper", "Strength of the noise.", _SCALE, _scale)
     seed: int = whole(0, "Of weights, order, augmentation and noise.", low=0)
     epochs: int = whole(20, "Epochs of the schedule.")
-    budget_minutes: float | None = number(
-        None, "Minutes of training, evaluation included: the schedule ends with them."
+    budget_minutes: float | None = option(
+        None,
+        "Minutes of training, evaluation included: the schedule ends with them.",
+        "a finite number > 0",
+        _number(lambda value: 0 < value < math.inf),
     )
     data: str = text("", "A data set: a name, a hub id, a folder or a file.")
     train_size: int | None = whole(None, "Use so many training examples (tokens) only.")
@@ -256,7 +267,7 @@ def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, A
 def write(config: Config) -> str:
     """A configuration as TOML that `read` takes."""
     entries = {name: value for name, value in record(config).items() if value is not None}
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in entries.items())
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
 
 
 def record(config: Config) -> dict[str, Any]:

@@ -27,6 +27,7 @@ CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE = (
     "config.toml", "environment.json", "metrics.jsonl", "result.json", "failure.json",
 )  # fmt: skip
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+_OURS = (CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE, CHECKPOINT, "probe")
 # Options that may differ when a run goes on: they say where and how long it may work, not what it computes.
 _FREE = ("device", "checkpoint_minutes", "track", "data")
 
@@ -43,19 +44,24 @@ def begin(folder: Path, config: Config, resume: bool) -> None:
     """Make the folder, or check that it holds this very run. Raises RunError."""
     with disk(folder):
         files.prepare(folder)
-        for left in folder.glob(".*-[0-9]*"):  # what a killed process was writing
-            left.unlink(missing_ok=True)
+        for name in _OURS:  # what a killed process was writing
+            for left in folder.glob(f".{name}-[0-9]*"):
+                left.unlink(missing_ok=True)
         if not (folder / CONFIG).exists():
-            if resume and any(folder.iterdir()):
+            if resume and any(path.name != ENVIRONMENT for path in folder.iterdir()):
                 raise RunError(
                     expected("out", "the folder of a run to resume", f"{str(folder)!r}, which holds no {CONFIG}")
                 )
-            write_json(folder / ENVIRONMENT, environment())
+            write_json(folder / ENVIRONMENT, environment())  # first, so that a folder with a configuration has it
             files.write(folder / CONFIG, write(config))
             return
         if not resume:
             raise RunError(expected("out", "a new folder, unless a run is to be resumed", f"{str(folder)!r}"))
-        before, now = (tomllib.loads(text) for text in ((folder / CONFIG).read_text(encoding="utf-8"), write(config)))
+        try:
+            before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
+        now = tomllib.loads(write(config))
         for name in now | before:
             if name not in _FREE and before.get(name) != now.get(name):
                 raise RunError(
@@ -63,6 +69,16 @@ def begin(folder: Path, config: Config, resume: bool) -> None:
                     "resume it with the options it was started with, or start another folder"
                 )
         (folder / FAILURE).unlink(missing_ok=True)
+
+
+def withdraw(folder: Path) -> None:
+    """Take back what `begin` wrote, if no checkpoint has come of it."""
+    if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
+        with disk(folder):
+            for name in (CONFIG, ENVIRONMENT, METRICS):
+                (folder / name).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def environment() -> dict[str, Any]:
@@ -129,7 +145,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint and keep the one before it."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    with disk(folder, "; the checkpoint before it is still there"):
+    with disk(folder, "; the checkpoint before it is still there" if (folder / CHECKPOINT).exists() else ""):
         new = folder / f".{CHECKPOINT}-{os.getpid()}"
         try:
             files.write_synced(new, buffer.getvalue())
@@ -151,6 +167,12 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
             told = f"{folder / name} cannot be read ({type(error).__name__}), so the run goes on from the one before it"
     return None, told and f"no checkpoint in {folder} can be read, so the run starts over"
+
+
+def discard_newest(folder: Path) -> None:
+    """Remove a newest checkpoint that cannot be read: the next one must not put it in the place of the good one."""
+    with disk(folder):
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def cut(folder: Path, lines: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparseout.experiments import guard, runs
 from sparseout.experiments.config import Config, record
+from sparseout.experiments.data.hub import DataError
 from sparseout.experiments.runs import RunError, RunFailed
 from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks import Found, Place, Task, build, means
@@ -60,6 +61,10 @@ def perform(
             return runs.read_json(folder / runs.RESULT)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return _Run(config, folder, accelerator, watch).complete()
+    except (ValueError, DataError):  # options that the data cannot meet: nothing of a run that never began stays
+        if accelerator.is_main_process:
+            runs.withdraw(folder)
+        raise
     finally:
         _release(accelerator)
 
@@ -276,6 +281,8 @@ class _Run:
         if told:
             self._tell(0.0, float("nan"), told)
         if self.accelerator.is_main_process:
+            if told:
+                runs.discard_newest(self.folder)
             runs.cut(self.folder, state["lines"] if state else 0)
         if state is None:
             return

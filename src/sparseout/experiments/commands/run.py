@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -66,7 +68,7 @@ def _parameter(
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool and name != "resume" else flag
     if shown is not None:
         shown = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
-        says = f"{says} [{shown}]"
+        says += escape(f" [{shown}]")
     option = typer.Option(declared, help=says, metavar=metavar, show_default=False)
     hint = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
@@ -104,9 +106,9 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
         with _watching(task) as watch:
             result = train.perform(config, folder, watch, resume=resume)
     except (ValueError, DataError) as error:
-        fail(str(error))
+        fail(_as_flag(error))
     except (runs.RunError, runs.RunFailed) as error:
-        fail(str(error), FAILED)
+        fail(_as_flag(error), FAILED)
     except KeyboardInterrupt:
         there = (folder / runs.CHECKPOINT).exists()
         fail(
@@ -115,6 +117,11 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
         )
     if _is_main():
         _show(Console(), result, folder)
+
+
+def _as_flag(error: Exception) -> str:
+    """What an error says, with the option that it names as the command line calls it."""
+    return re.sub(r"^expected `(\w+)`", lambda found: f"expected `{flag_name(found[1])}`", str(error))
 
 
 def _name(config: options.Config) -> str:
@@ -136,6 +143,7 @@ def _watching(task: str) -> Iterator["Watch"]:
     from sparseout.experiments.tasks import shown_as
 
     metric, times, unit = shown_as(task)
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=12),
@@ -143,16 +151,16 @@ def _watching(task: str) -> Iterator["Watch"]:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[now]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not _is_main(),
+        disable=not (_is_main() and console.is_terminal),
     )
     with bar:
         row = bar.add_task("", total=1.0, epoch="", now="reading the data")
 
         def watch(progress: "Report") -> None:
             if progress.note:
-                bar.console.print(progress.note, markup=False, highlight=False)
+                bar.console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
             now = [f"loss {progress.loss:.4g}"]
             if progress.metric is not None and progress.hoyer is not None and progress.dead is not None:
                 now += [f"{metric} {times * progress.metric:.4g}{unit}", f"Hoyer {progress.hoyer:.2f}"]
@@ -171,7 +179,7 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     from sparseout.experiments.tasks import shown_as
 
     metric, times, unit = shown_as(result["task"])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("test data")
     for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
         table.add_column(heading, justify="right")
