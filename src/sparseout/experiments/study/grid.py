@@ -89,7 +89,7 @@ BUDGETS: dict[str, dict[Task, dict[str, Any]]] = {
     "small": {
         "autoencoder": {"train_size": 10_000, "valid_size": 1_000, "test_size": 10_000, "epochs": 14},
         "image": {
-            "train_size": 1_000, "valid_size": 500, "test_size": 2_000, "epochs": 4,
+            "train_size": 1_000, "valid_size": 500, "test_size": 2_000, "epochs": 6,
             "width": 2, "batch": 32, "schedule": "one-cycle", "augment": False,
         },
         "language": {
