@@ -1,6 +1,7 @@
 """Tables and sentences of the page of results, every number of them computed from the records."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -264,4 +265,4 @@ def _lowest(task: Task, setting: Setting, value: float) -> bool:
 
 def _kind(warning: str) -> str:
     """A warning without its numbers, so that runs that say the same are counted together."""
-    return "".join("#" if character.isdigit() else character for character in warning)
+    return re.sub(r"[+-]?\d[\d.,]*", "x", warning)
