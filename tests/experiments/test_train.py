@@ -19,7 +19,7 @@ KINDS = ("autoencoder", "image", "language", "awd")
 # Metrics of valid and test, their headline first, and the places that are measured.
 FOUND = {
     "autoencoder": (("mse",), ("code",)),
-    "image": (("error", "loss", "error_as_trained"), ("block1", "block2", "block3", "features")),
+    "image": (("error", "loss", "error_as_trained"), ("block1", "block2", "block3")),
     "language": (("perplexity", "loss"), ("layer1", "layer2")),
 }
 MEASURED = {

@@ -18,7 +18,9 @@ from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine,
 
 EVALUATED = 250  # images at once
 MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
-REESTIMATED = 500  # training images, not augmented, from which the statistics of batch norm are re-estimated
+# Training images, not augmented, from which the statistics of batch norm are re-estimated: after every epoch few, to
+# choose by; for the result so many that which of them they are does not show.
+REESTIMATED = {"valid": 500, "test": 5000}
 _UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
 
@@ -95,7 +97,7 @@ class Classify(Task):
         else:
             as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            some = self.parts["train"].pixels[:REESTIMATED].split(EVALUATED)
+            some = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
             whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
             reestimate(self.model, map(self._ready, whole), self._noises)
             found = self._errors(part, MEASURED[part])
