@@ -51,6 +51,8 @@ def control(
 
     if unknown := [name for name in only.split(",") if only and name not in study.TASKS]:
         fail(expected("--only", f"a list of {', '.join(study.TASKS)}", repr(unknown[0])))
+    if budget not in study.BUDGETS:
+        fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
     if device not in ("auto", "cpu", "cuda"):
         fail(expected("--device", "auto, cpu or cuda", repr(device)))
     tasks = tuple(task for task in study.TASKS if not only or task in only.split(","))
@@ -96,6 +98,8 @@ def control(
         fail(str(error))
     except study.StudyStopped as error:
         fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror}); the runs are kept", FAILED)
     except KeyboardInterrupt:
         fail("interrupted: what is finished is on the page; the same command goes on from there", INTERRUPTED)
     wrote(Console(), [Path(page), *sorted(Path(results).glob("control-*.json"))])

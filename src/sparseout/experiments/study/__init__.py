@@ -6,11 +6,11 @@ from typing import Any
 
 from sparseout.errors import expected
 from sparseout.experiments.study import collect, grid, runner
-from sparseout.experiments.study.grid import TASKS, Task
+from sparseout.experiments.study.grid import BUDGETS, TASKS, Task
 from sparseout.experiments.study.pool import Train
 from sparseout.experiments.study.runner import Ledger, Progress, StudyStopped, Watch
 
-__all__ = ["TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]
+__all__ = ["BUDGETS", "TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]
 
 
 def reproduce(

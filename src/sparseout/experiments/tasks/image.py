@@ -14,7 +14,7 @@ from sparseout.experiments.models import WideResNet
 from sparseout.experiments.norm import has_batch_norm, reestimate
 from sparseout.experiments.schedules import SCHEDULES
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, shuffled, watching
+from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
 
 EVALUATED = 250  # images at once
 MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
@@ -50,6 +50,7 @@ class Classify(Task):
             name: images.Part(*(tensor.to(place.device) for tensor in getattr(found, name)))
             for name in ("train", "valid", "test")
         }
+        self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
         channels, size = found.train.pixels.shape[1:3]
         self._pad = max(1, size // 8)
         self._flip = config.data not in _UNFLIPPED
