@@ -268,7 +268,7 @@ def test_the_command_line_defaults_are_the_options(monkeypatch: pytest.MonkeyPat
         seen.append(options)
         return []
 
-    monkeypatch.setattr("sparseout.experiments.commands._watch", stop)
+    monkeypatch.setattr("sparseout.experiments.commands.demo._watch", stop)
     CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--q", "3,1.0", "--q", "1", "--scale", "0.25"])
     assert seen[0] == Options()

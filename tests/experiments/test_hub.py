@@ -1,9 +1,11 @@
 """Data sets come from a folder or from the hub; what goes wrong is one sentence that says what to do."""
 
-import huggingface_hub
+import logging
+
 import pytest
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 from sparseout.experiments.data.hub import DataError, load  # noqa: E402
 
@@ -91,11 +93,23 @@ def test_a_split_without_rows(folder):
     assert '"test"' in sentence(folder)
 
 
+class Collect(logging.Handler):
+    def __init__(self, said):
+        super().__init__()
+        self.said = said
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+
 @pytest.mark.parametrize("keep", [0, 100, -10])
-def test_a_file_cut_short(folder, keep):
+def test_a_file_cut_short(folder, keep, monkeypatch):
     file = folder / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:keep])
+    said = []
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [Collect(said)])
     text = sentence(folder)
+    assert said == []
     assert text.startswith(f"The data in {str(folder)!r} could not be read (")
     assert "put whole files there" in text
 

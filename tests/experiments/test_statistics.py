@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sparseout.experiments.statistics import Interval, falls_apart, slope, slope_interval, t_interval
+from sparseout.experiments.statistics import Interval, equivalent, falls_apart, slope, slope_interval, t_interval
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -55,3 +55,10 @@ def test_falls_apart() -> None:
     assert not falls_apart(at(0.9, 0.6, 0.5, half=0.06))  # the last two overlap
     assert not falls_apart(at(0.5, 0.6, 0.9, half=0.04))  # apart, but rising
     assert not falls_apart(at(0.9, 0.6, 0.5, half=math.nan))
+
+
+def test_equivalent_takes_the_whole_interval() -> None:
+    assert equivalent(Interval(0.001, 0.0015, 5), 0.003)
+    assert not equivalent(Interval(0.001, 0.0025, 5), 0.003)
+    assert not equivalent(Interval(-0.001, 0.0025, 5), 0.003)
+    assert not equivalent(Interval(0.0, math.nan, 1), 0.003)

@@ -58,6 +58,12 @@ def test_text_without_unknown_words_gets_them_from_those_that_occur_once(tmp_pat
     assert read(corpus, corpus.train) == "a <unk> a c <eos> c <unk> <eos>"
 
 
+def test_ties_stand_in_the_order_of_first_occurrence(tmp_path):
+    words = [f"w{number * 7919 % 5000}" for number in range(5000)]
+    corpus = text.load(written(tmp_path, train=" ".join(["<unk>", *words]), valid="a", test="a"))
+    assert list(corpus.vocabulary[2:]) == words
+
+
 @pytest.mark.parametrize("sizes", [{"train_size": 13}, {"valid_size": 0}, {"test_size": 5}])
 def test_a_size_the_text_does_not_have(folder, sizes):
     (name,) = sizes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 # import name: the packages of the extra `experiments`
-_EXTRA = ("sklearn", "scipy", "typer", "rich", "matplotlib", "jinja2")
+_EXTRA = ("sklearn", "scipy", "typer", "rich", "matplotlib", "jinja2", "accelerate", "datasets")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -15,9 +15,9 @@ def main(args: Sequence[str] | None = None) -> None:
         tell(f'this command needs {", ".join(missing)}: pip install "sparseout[experiments]"')
         sys.exit(1)
     try:
-        from sparseout.experiments.commands import run  # seconds, in which an interrupt is no reason for a traceback
+        from sparseout.experiments.commands import invoke  # seconds, in which an interrupt is no reason for a traceback
 
-        status = run(args)
+        status = invoke(args)
     except KeyboardInterrupt:
         tell("interrupted")
         status = 130

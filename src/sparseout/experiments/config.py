@@ -272,8 +272,14 @@ def write(config: Config) -> str:
 
 def record(config: Config) -> dict[str, Any]:
     """A configuration as it is written down: its task, and None for what its method has no use for."""
-    unused = {full for name in _UNUSED[config.method] for full in _everywhere(name)}
-    return {"task": task_of(config)} | {k: None if k in unused else v for k, v in asdict(config).items()}
+    used = without_unused(asdict(config), config.method)
+    return {"task": task_of(config)} | {name: used.get(name) for name in asdict(config)}
+
+
+def without_unused(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Options without those that a method has no use for."""
+    unused = {full for name in _UNUSED.get(method, ()) for full in _everywhere(name)}
+    return {name: value for name, value in given.items() if name not in unused}
 
 
 def _everywhere(name: str) -> tuple[str, ...]:

@@ -48,15 +48,14 @@ def begin(folder: Path, config: Config, resume: bool) -> None:
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
         if not (folder / CONFIG).exists():
-            if resume and any(path.name != ENVIRONMENT for path in folder.iterdir()):
-                raise RunError(
-                    expected("out", "the folder of a run to resume", f"{str(folder)!r}, which holds no {CONFIG}")
-                )
+            if any(path.name != ENVIRONMENT for path in folder.iterdir()):  # what is there is not ours to write over
+                got = f"{str(folder)!r}, which holds other things and no {CONFIG}"
+                raise RunError(expected("out", "a new or empty folder, or that of a run", got))
             write_json(folder / ENVIRONMENT, environment())  # first, so that a folder with a configuration has it
             files.write(folder / CONFIG, write(config))
             return
         if not resume:
-            raise RunError(expected("out", "a new folder, unless a run is to be resumed", f"{str(folder)!r}"))
+            raise RunError(expected("out", "a new folder, or with --resume that of a run", f"{str(folder)!r}"))
         try:
             before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:

@@ -55,3 +55,11 @@ def slope_interval(x: Sequence[float], curves: Sequence[Sequence[float]], level:
 def falls_apart(intervals: Sequence[Interval]) -> bool:
     """Whether each interval lies wholly below the one before it, so that no two overlap."""
     return all(after.high < before.low for before, after in pairwise(intervals))
+
+
+def equivalent(difference: Interval, margin: float) -> bool:
+    """Whether the whole interval lies inside [-margin, margin]: what is left is too small to matter.
+
+    With a 95% interval this is stricter than two one-sided tests at 5%, for which 90% would do (Schuirmann 1987).
+    """
+    return -margin <= difference.low and difference.high <= margin

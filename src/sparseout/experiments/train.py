@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sparseout.experiments import guard, runs
 from sparseout.experiments.config import Config, record
-from sparseout.experiments.data.hub import DataError
 from sparseout.experiments.runs import RunError, RunFailed
 from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks import Found, Place, Task, build, means
@@ -60,11 +59,13 @@ def perform(
         if (folder / runs.RESULT).exists():
             return runs.read_json(folder / runs.RESULT)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return _Run(config, folder, accelerator, watch).complete()
-    except (ValueError, DataError):  # options that the data cannot meet: nothing of a run that never began stays
-        if accelerator.is_main_process:
-            runs.withdraw(folder)
-        raise
+            try:
+                run = _Run(config, folder, accelerator, watch)
+            except BaseException:  # nothing stays of a run that never began
+                if accelerator.is_main_process:
+                    runs.withdraw(folder)
+                raise
+            return run.complete()
     finally:
         _release(accelerator)
 
@@ -191,7 +192,7 @@ class _Run:
             weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
             }
-            self.best = {"value": value, "epoch": self.epoch, "train_loss": train_loss, "weights": weights}
+            self.best = {"value": value, "epoch": self.epoch, "weights": weights}
         self.task.after_epoch(found.metrics)
         overall = means(found.sparsity)
         self.last = {"metric": value, "hoyer": overall["hoyer"], "dead": overall["dead"]}
@@ -270,7 +271,7 @@ class _Run:
             state["model"] = self.task.model.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
-            state["task"] = self.task.state()
+            state["task"], state["data"] = self.task.state(), self.task.data
             state["processes"] = processes
             runs.save(self.folder, state)
         self.saved = self.seconds
@@ -289,6 +290,8 @@ class _Run:
         if len(state["processes"]) != self.place.processes:
             count = f"{len(state['processes'])} processes, not {self.place.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")
+        if state["data"] != self.task.data:
+            raise RunError(f"the run in {self.folder} was started with other data than {self.config.data!r} holds now")
         for name in _KEPT:
             setattr(self, name, state[name])
         self.losses = list(state["losses"].to(self.place.device))

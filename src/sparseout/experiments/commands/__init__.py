@@ -7,10 +7,8 @@ import typer
 
 from sparseout import __version__
 from sparseout.experiments.cli import tell
-from sparseout.experiments.commands.bench import bench
+from sparseout.experiments.commands import bench, demo, reproduce, run
 from sparseout.experiments.commands.common import INTERRUPTED, USAGE
-from sparseout.experiments.commands.demo import demo
-from sparseout.experiments.commands.run import app as run_app
 
 app = typer.Typer(
     help="Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
@@ -20,7 +18,7 @@ app = typer.Typer(
 )
 
 
-def run(args: Sequence[str] | None) -> int:
+def invoke(args: Sequence[str] | None) -> int:
     """Run a command and return its exit status."""
     try:
         status = app(args, standalone_mode=False)
@@ -47,6 +45,7 @@ def _top(
         typer.echo(context.get_help())
 
 
-app.command()(demo)
-app.command()(bench)
-app.add_typer(run_app, name="run")
+app.command()(demo.demo)
+app.command()(bench.bench)
+app.add_typer(run.app, name="run")
+app.add_typer(reproduce.app, name="reproduce")

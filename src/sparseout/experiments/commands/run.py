@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from sparseout.experiments import config as options
+from sparseout.experiments.cli import tell
 from sparseout.experiments.commands.bench import bench
 from sparseout.experiments.commands.common import FAILED, INTERRUPTED, fail
 
@@ -92,6 +94,8 @@ app.command("cost")(bench)
 def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
     try:
         from_file = options.read(Path(file), task, flag_name) if file else {}
+        if "method" in given:  # a file is for any method: what this one has no use for is not asked for
+            from_file = options.without_unused(from_file, given["method"])
         config = options.resolve(task, from_file | given, flag_name)
     except ValueError as error:
         fail(str(error))
@@ -100,6 +104,8 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
     from sparseout.experiments.data.hub import DataError
 
     folder = Path(out or f"runs/{_name(config)}")
+    if resume and not (folder / runs.CONFIG).exists() and _is_main():
+        tell(f"there is no run in {folder} to resume: it starts now")
     try:
         with _watching(task) as watch:
             result = train.perform(config, folder, watch, resume=resume)
@@ -107,12 +113,13 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
         fail(_as_flag(error))
     except (runs.RunError, runs.RunFailed) as error:
         fail(_as_flag(error), FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise  # a CPU has no exception of its own for it
+        fail("out of memory: make the network or the batch smaller", FAILED)
     except KeyboardInterrupt:
-        there = (folder / runs.CHECKPOINT).exists()
-        fail(
-            "interrupted: " + ("--resume goes on from the last checkpoint" if there else "nothing was saved yet"),
-            INTERRUPTED,
-        )
+        there = (folder / runs.CONFIG).exists()
+        fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
     if _is_main():
         _show(Console(), result, folder)
 
@@ -123,11 +130,16 @@ def _as_flag(error: Exception) -> str:
 
 
 def _name(config: options.Config) -> str:
-    """The folder of a run that was given none: its task, its noise, its seed."""
-    parts = [options.task_of(config), config.method]
+    """The folder of a run that was given none: its task, its noise, its seed, and what else is not as usual."""
+    task = options.task_of(config)
+    parts = [task, config.method]
     parts += [f"q{config.q:g}"] if config.method == "sparseout" else []
     parts += [f"p{config.p:g}"] if config.method != "none" else []
-    return "-".join([*parts, f"seed{config.seed}"])
+    parts += [f"seed{config.seed}"]
+    usual, chosen = (options.record(some) for some in (options.resolve(task, {"method": config.method}), config))
+    others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
+    said = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
+    return "-".join([*parts, *said])
 
 
 def _is_main() -> bool:
@@ -169,6 +181,8 @@ def _watching(task: str) -> Iterator["Watch"]:
         yield watch
 
 
+# What the folder's name says anyway, or what does not change the numbers.
+_NAMED = ("method", "q", "p", "seed", "device", "checkpoint_minutes", "track")
 _MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
 
 
@@ -179,7 +193,7 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     metric, times, unit = shown_as(result["task"])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("test data")
-    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurtosis", "dead", "undefined"):
+    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
         table.add_column(heading, justify="right")
     for place, found in result["sparsity"].items():
         values = [_number(found[name]) for name in _MEASURES]

@@ -72,15 +72,20 @@ def _sentence(source: str, local: bool, error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of `datasets`: the experiments draw their own. The user's setting comes back afterwards."""
+    """Nothing of `datasets` on the terminal: errors are in the sentence, progress is for the experiments to show.
+
+    The user's settings come back afterwards.
+    """
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that an environment variable decides about the bars
         datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()

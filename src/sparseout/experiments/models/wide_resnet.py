@@ -85,12 +85,11 @@ class WideResNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def activations(self) -> dict[str, nn.Module]:
-        """The modules whose outputs are the activations where the noise acts: the ReLU of each block, and the last one.
+        """The modules whose outputs are the activations where the noise acts: the second ReLU of each block.
 
-        They are named `block1`, `block2`, ... and `features`. With the place `post-relu` the noise takes in the former.
+        They are named `block1`, `block2`, ... With the place `post-relu` the noise takes in these outputs.
         """
-        blocks = {f"block{number}": block.relu for number, block in enumerate(self.blocks, 1)}
-        return {**blocks, "features": self.relu}  # type: ignore[dict-item]
+        return {f"block{number}": block.relu for number, block in enumerate(self.blocks, 1)}  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""

@@ -11,7 +11,7 @@ from sparseout.experiments.data import images
 from sparseout.experiments.methods import noise
 from sparseout.experiments.models import Autoencoder
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, shuffled, watching
+from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
 
 
 class Reconstruct(Task):
@@ -34,6 +34,7 @@ class Reconstruct(Task):
             name: getattr(found, name).pixels.flatten(1).to(place.device).float() / 255
             for name in ("train", "valid", "test")
         }
+        self.data = fingerprint(self.parts)
         pixels = self.parts["train"].shape[1]
         model = Autoencoder(pixels, config.units, noise(config), streams.init).to(place.device)
         self.model, self._activations = model, {"code": model.activation}

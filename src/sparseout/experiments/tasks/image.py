@@ -14,11 +14,13 @@ from sparseout.experiments.models import WideResNet
 from sparseout.experiments.norm import has_batch_norm, reestimate
 from sparseout.experiments.schedules import SCHEDULES
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, shuffled, watching
+from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
 
 EVALUATED = 250  # images at once
-MEASURED = 500  # images whose activations are measured, the first of a part
-REESTIMATED = 2000  # training images, not augmented, from which the statistics of batch norm are re-estimated
+MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
+# Training images, not augmented, from which the statistics of batch norm are re-estimated: after every epoch few, to
+# choose by; for the result so many that which of them they are does not show.
+REESTIMATED = {"valid": 500, "test": 5000}
 _UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
 
@@ -48,6 +50,7 @@ class Classify(Task):
             name: images.Part(*(tensor.to(place.device) for tensor in getattr(found, name)))
             for name in ("train", "valid", "test")
         }
+        self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
         channels, size = found.train.pixels.shape[1:3]
         self._pad = max(1, size // 8)
         self._flip = config.data not in _UNFLIPPED
@@ -90,33 +93,36 @@ class Classify(Task):
     @torch.no_grad()
     def evaluate(self, part: str) -> Found:
         self.model.eval()
-        as_trained = {}
-        norm = has_batch_norm(self.model)
-        if norm:
-            as_trained["error_as_trained"] = self._errors(part, 0)[0]["error"]
+        if not has_batch_norm(self.model):
+            found = self._errors(part, MEASURED[part])
+        else:
+            as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            some = self.parts["train"].pixels[:REESTIMATED].split(EVALUATED)
-            reestimate(self.model, (self._ready(pixels) for pixels in some), self._noises)
-        metrics, sparsity = self._errors(part, MEASURED)
-        if norm:
+            some = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
+            whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
+            reestimate(self.model, map(self._ready, whole), self._noises)
+            found = self._errors(part, MEASURED[part])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
+            if as_trained is not None:
+                found.metrics["error_as_trained"] = as_trained
         self.model.train()
-        return Found(metrics | as_trained, sparsity)
+        return found
 
-    def _errors(self, part: str, watched: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def _errors(self, part: str, watched: int) -> Found:
+        """Metrics over a part, and measures of its first images."""
         wrong = total = 0.0
         pixels, labels = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
-        for some, at in ((slice(0, watched), True), (slice(watched, None), False)):
-            with watching(self._activations if at else {}, {4: 1}) as streams:
-                for images_, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
+        for some, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
+            with watching(places, {4: 1}) as streams:
+                for x, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
                     if len(wanted):
-                        logits = self.model(self._ready(images_)).float()
+                        logits = self.model(self._ready(x)).float()
                         wrong += (logits.argmax(1) != wanted).sum().item()
                         total += F.cross_entropy(logits, wanted, reduction="sum").item()
             sparsity |= measured(streams)
-        return {"error": wrong / len(labels), "loss": total / len(labels)}, sparsity
+        return Found({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         return images.normalise(pixels, self._mean, self._std).contiguous(memory_format=self._format)

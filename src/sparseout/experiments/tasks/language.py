@@ -16,7 +16,7 @@ from sparseout.experiments.methods import noise
 from sparseout.experiments.models import LanguageModel
 from sparseout.experiments.schedules import cosine
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, measured, mine, watching
+from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, watching
 
 EVALUATED = 10  # columns of text side by side
 MEASURED = 20_000  # words whose hidden states are measured, the first of a part
@@ -35,6 +35,7 @@ class Predict(Task):
         corpus = text.load(config.data, **sizes)
         batches = {"train": config.batch * place.processes, "valid": EVALUATED, "test": EVALUATED}
         columns = {name: text.columns(getattr(corpus, name), batch) for name, batch in batches.items()}
+        self.data = fingerprint(columns)
         columns["train"] = mine(columns["train"].t(), place).t()
         self.parts: dict[str, Tensor] = {name: part.contiguous().to(place.device) for name, part in columns.items()}
         shared = (0,) if config.locked else ()

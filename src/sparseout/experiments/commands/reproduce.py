@@ -1,0 +1,105 @@
+"""The command `reproduce control`: the study of docs/protocol.md."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sparseout.errors import expected
+from sparseout.experiments import files
+from sparseout.experiments.commands.common import FAILED, INTERRUPTED, count, fail, progress_bar, wrote
+
+if TYPE_CHECKING:
+    from sparseout.experiments.study import Progress
+
+app = typer.Typer(
+    help="Repeat a study of this project, from its runs to its page.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# The data sets of the study, and the folders in which a copy of the hub has them.
+_SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
+
+
+@app.callback()
+def _top() -> None:
+    pass  # makes `control` a command of its own, though it is the only one
+
+
+@app.command()
+def control(
+    budget: Annotated[str, typer.Option(metavar="small|gpu|full", help="How large: docs/protocol.md.")] = "small",
+    only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, image, language.")] = "",
+    data: Annotated[
+        str, typer.Option(metavar="FOLDER", help=f"Holds {', '.join(_SETS.values())}; the hub's data, if not given.")
+    ] = "",
+    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/control",
+    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/results.md",
+    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+) -> None:
+    """Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.
+
+    The budget small takes some 75 minutes on two processor cores. What was interrupted goes on when the same command
+    is started again.
+    """
+    from sparseout.experiments import study
+
+    if unknown := [name for name in only.split(",") if only and name not in study.TASKS]:
+        fail(expected("--only", f"a list of {', '.join(study.TASKS)}", repr(unknown[0])))
+    if budget not in study.BUDGETS:
+        fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
+    if device not in ("auto", "cpu", "cuda"):
+        fail(expected("--device", "auto, cpu or cuda", repr(device)))
+    tasks = tuple(task for task in study.TASKS if not only or task in only.split(","))
+    sources = {name: str(Path(data) / folder) for name, folder in _SETS.items()} if data else {}
+    if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
+        fail(expected("--data", f"a folder that holds {', '.join(_SETS.values())}", f"{data!r}, without {missing[0]}"))
+    number = count("--workers", workers)
+    try:
+        for folder in (Path(results), Path(page).parent, *([] if render else [Path(work)])):
+            files.prepare(folder)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror})")
+    try:
+        if render:
+            study.render(Path(results), Path(page))
+        else:
+            with progress_bar() as bar:
+                row = bar.add_task("", total=None, count="", now="")
+
+                def watch(progress: "Progress") -> None:
+                    left = "" if math.isnan(progress.left) else f"{progress.left / 60:.0f} min left, "
+                    now = f"{left}{progress.run.task}: {progress.run.key} {progress.status}"
+                    bar.update(
+                        row,
+                        completed=progress.done,
+                        total=progress.total,
+                        count=f"run {progress.done}/{progress.total}",
+                        now=now,
+                    )
+
+                study.reproduce(
+                    budget,
+                    Path(results),
+                    Path(work),
+                    Path(page),
+                    number,
+                    tasks,
+                    watch,
+                    sources=sources,
+                    common={"device": device},
+                )
+    except ValueError as error:  # a bad budget, or a file that holds no results
+        fail(str(error))
+    except study.StudyStopped as error:
+        fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror}); the runs are kept", FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted: what is finished is on the page; the same command goes on from there", INTERRUPTED)
+    wrote(Console(), [Path(page), *sorted(Path(results).glob("control-*.json"))])
