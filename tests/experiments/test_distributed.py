@@ -38,7 +38,7 @@ def started(kind: str, folder: Path, *more: str, **changed: Any) -> subprocess.P
 
 def pair(kind: str, folder: Path, *more: str, **changed: Any) -> str:
     process = started(kind, folder, *more, **changed)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, ""), err
     return out
 
@@ -92,7 +92,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def finished(kind: str, folder: Path, *more: str) -> float:
     """Run to the end; the seconds it took."""
     begun = time.monotonic()
     process = started(kind, folder, *more)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     return time.monotonic() - begun
 
@@ -78,7 +78,7 @@ def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Rando
         temporary = folder / f".{runs.CHECKPOINT}-{process.pid}"
         wait_for(process, temporary.exists)
     process.send_signal(signal.SIGKILL)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (-signal.SIGKILL, ""), err
     return "killed while saving" if any(folder.glob(f".{runs.CHECKPOINT}-*")) else "killed"
 

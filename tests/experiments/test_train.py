@@ -2,7 +2,9 @@
 
 import json
 import math
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +160,8 @@ def test_a_budget_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         rates.append(self.optimizer.param_groups[0]["lr"])
         shown_at(self, steps)
 
+    clock = count()
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))  # a hundredth a look
     monkeypatch.setattr(train._Run, "_look", look)
     args = arguments("language", epochs=200, budget_minutes=0.01)
     shown = CliRunner().invoke(app, [*args, "--out", str(tmp_path)])
