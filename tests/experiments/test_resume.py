@@ -198,6 +198,6 @@ def test_without_resume_a_run_is_left_alone(tmp_path: Path, capfd: pytest.Captur
     half_done(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main([*arguments("autoencoder"), "--out", str(tmp_path)])
-    sentence = f"expected `--out` to be a new folder, unless a run is to be resumed, but got '{tmp_path}'"
+    sentence = f"expected `--out` to be a new folder, or with --resume that of a run, but got '{tmp_path}'"
     assert (stopped.value.code, capfd.readouterr().err) == (1, f"sparseout: {sentence}\n")
     assert len(runs.metrics(tmp_path)) == 2
