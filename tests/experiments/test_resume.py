@@ -143,10 +143,20 @@ def test_an_interrupt_says_what_is_left(
         list(steps)
         told.append(capfd.readouterr())
     assert [out for out, _ in told] == ["", ""]
-    assert [err for _, err in told] == [
-        "sparseout: interrupted: nothing was saved yet\n",
-        "sparseout: interrupted: --resume goes on from the last checkpoint\n",
-    ]
+    assert [err for _, err in told] == 2 * ["sparseout: interrupted: --resume goes on with the run\n"]
+
+
+def test_an_interrupt_while_data_are_read_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--out", str(tmp_path / "run")])
+    assert (stopped.value.code, capfd.readouterr().err) == (130, "sparseout: interrupted: nothing was written\n")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
