@@ -143,10 +143,20 @@ def test_an_interrupt_says_what_is_left(
         list(steps)
         told.append(capfd.readouterr())
     assert [out for out, _ in told] == ["", ""]
-    assert [err for _, err in told] == [
-        "sparseout: interrupted: nothing was saved yet\n",
-        "sparseout: interrupted: --resume goes on from the last checkpoint\n",
-    ]
+    assert [err for _, err in told] == 2 * ["sparseout: interrupted: --resume goes on with the run\n"]
+
+
+def test_an_interrupt_while_data_are_read_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--out", str(tmp_path / "run")])
+    assert (stopped.value.code, capfd.readouterr().err) == (130, "sparseout: interrupted: nothing was written\n")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +208,6 @@ def test_without_resume_a_run_is_left_alone(tmp_path: Path, capfd: pytest.Captur
     half_done(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main([*arguments("autoencoder"), "--out", str(tmp_path)])
-    sentence = f"expected `--out` to be a new folder, unless a run is to be resumed, but got '{tmp_path}'"
+    sentence = f"expected `--out` to be a new folder, or with --resume that of a run, but got '{tmp_path}'"
     assert (stopped.value.code, capfd.readouterr().err) == (1, f"sparseout: {sentence}\n")
     assert len(runs.metrics(tmp_path)) == 2

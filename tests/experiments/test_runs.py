@@ -13,6 +13,7 @@ import torch
 from small import arguments, differences, options, outcome, run
 
 from sparseout.experiments import cli, runs, train
+from sparseout.experiments.data import images
 from sparseout.experiments.runs import RunError
 
 
@@ -189,13 +190,33 @@ def test_a_folder_that_was_killed_as_it_began_is_resumed(
     assert json.loads((tmp_path / runs.ENVIRONMENT).read_text())["torch"] == torch.__version__
 
 
-def test_the_folder_of_something_else_is_not_resumed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.tex").write_text("all of it")
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize("name", ["thesis.tex", runs.METRICS, runs.CHECKPOINT])
+def test_the_folder_of_something_else_is_left_alone(
+    name: str, resume: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("all of it")
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
-    sentence = f"expected `--out` to be the folder of a run to resume, but got '{tmp_path}', which holds no config.toml"
-    assert (stopped.value.code, capfd.readouterr().err) == (1, f"sparseout: {sentence}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        cli.main([*arguments("autoencoder"), *resume, "--out", str(tmp_path)])
+    got = f"'{tmp_path}', which holds other things and no config.toml"
+    sentence = f"expected `--out` to be a new or empty folder, or that of a run, but got {got}"
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err.endswith(f"sparseout: {sentence}\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "all of it")]
+
+
+def test_other_data_of_the_same_shape_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half_done(tmp_path)
+    load = images.load
+
+    def inverted(*args: Any, **options: Any) -> images.Images:
+        found = load(*args, **options)
+        return found._replace(train=found.train._replace(pixels=255 - found.train.pixels))
+
+    monkeypatch.setattr(images, "load", inverted)
+    with pytest.raises(RunError, match="was started with other data than 'digits' holds now"):
+        train.perform(options("autoencoder"), tmp_path)
+    assert (tmp_path / runs.CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("name", [runs.CONFIG, runs.RESULT])
