@@ -116,6 +116,8 @@ class _Run:
         self.train_loss = float("nan")  # mean of the last epoch
         self.seconds = 0.0  # of training, up to the last look at the clock
         self.order = self.streams.order.get_state()  # as the epoch began
+        self.task.plan()  # says now, and not in the first epoch, if there is none
+        self.streams.order.set_state(self.order)
         self._resume()
         self.saved = self.seconds
         self.begun = time.monotonic() - self.seconds
