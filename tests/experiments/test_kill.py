@@ -67,7 +67,7 @@ def changed(path: Path) -> Callable[[], bool]:
 
 def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Random) -> str:
     """Start or resume the run and kill it; "killed", or "killed while saving" if it left half a checkpoint."""
-    process = started(kind, folder, "--resume")
+    process = started(kind, folder, *(["--resume"] if (folder / runs.CONFIG).exists() else []))
     saved = changed(folder / runs.CHECKPOINT)
     if moment == "anywhere":
         time.sleep(chance.uniform(0, life))
