@@ -86,14 +86,13 @@ def _sensitivity(record: Record) -> list[str]:
     said = []
     asked = next(one for one in QUESTIONS if one.primary and one.claim == "C1")
     rows = rows_of(record, asked.scale, asked.gradient, asked.place)
-    best = [row.best_epoch for some in rows.values() for row in some if row.best_epoch is not None]
-    tested = f" The epochs that are tested otherwise, the best on validation data, are {min(best)} to {max(best)}."
+    best = words.epochs([row for some in rows.values() for row in some])
     for kind, what in ((SOUND, "C1 over the q's that are not collapsed"), (LAST, f"C1 {LAST}")):
         some = words.answers([record], [question for question in POST_HOC if question.post_hoc == kind])
         if kind == SOUND and not some[0].left_out:
             continue
         over = f" (q = {listed(some[0].q)})" if kind == SOUND and some[0].q else ""
-        more = tested if best and kind == LAST else ""
+        more = f" What is tested otherwise is the best epoch on validation data, here {best}." if kind == LAST else ""
         said.append(f"- *Post hoc*, {what}{over}: {both(some)}; {words.pair(some)}. It decides nothing.{more}")
     return said
 

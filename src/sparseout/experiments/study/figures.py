@@ -75,7 +75,7 @@ def _dead(axes: Axes, record: Record, gradient: str, place: Place) -> None:
 
 def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure: str, live: bool = False) -> None:
     qs = GRIDS[record.task].q
-    apart = 0.012 * (qs[-1] - qs[0])  # side by side, or one would hide the other
+    apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
         rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}

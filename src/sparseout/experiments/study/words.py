@@ -188,7 +188,7 @@ def table(record: Record) -> list[str]:
     for setting, value, rows in _groups(record):
         cells = [interval(mean(rows, name), digits) for name in ("metric", "valid")]
         cells += [interval(mean(rows, name), 3) for name in ("hoyer", "hoyer_live")]
-        cells += [f"{100 * mean(rows, 'dead').mean:.1f}%", _empty(rows), _epochs(rows)]
+        cells += [f"{100 * mean(rows, 'dead').mean:.1f}%", _empty(rows), epochs(rows)]
         lines.append(f"| {setting.name} | {value} | {len(rows)} | {' | '.join(cells)} |")
     return lines
 
@@ -200,7 +200,7 @@ def _empty(rows: Sequence[Row]) -> str:
     return f"{said}, at most {100 * most:.1f}%: **collapsed**" if collapsed(rows) else said
 
 
-def _epochs(rows: Sequence[Row]) -> str:
+def epochs(rows: Sequence[Row]) -> str:
     """From which epochs the tested weights are."""
     found = sorted({row.best_epoch for row in rows if row.best_epoch is not None})
     return "-" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
