@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from study_rows import ledger_of
+from study_rows import ledger_of, result_of
 
 from sparseout.experiments import study
 from sparseout.experiments.report.svg import COLOURS
@@ -18,6 +18,12 @@ from sparseout.experiments.study.analysis import QUESTIONS, judge, rows_of
 from sparseout.experiments.study.collect import Record
 from sparseout.experiments.study.grid import TASKS, Task, Value
 from sparseout.experiments.study.runner import Ledger
+
+
+@pytest.fixture(autouse=True)
+def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not painted, which would take most of the time."""
+    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
 
 
 def record_of(tmp_path: Path, ledger: Ledger, task: Task = "autoencoder", budget: str = "small") -> Record:
@@ -111,6 +117,27 @@ def test_the_study_in_short_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
         first, last = (np.mean([row.metric for row in rows[q]]) for q in (1.5, 3.0))
         assert f"{first:.{digits}f} (q = 1.5) to {last:.{digits}f} (q = 3)" in said[4]
     assert said[4].count("(supported)") == 2
+
+
+def test_where_the_chosen_p_differ_the_common_one_is_told_too(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ledger_of("language"), "language")
+    assert "at the p of q = 2" not in brief.in_short([record])[0]
+    ledger = ledger_of("language")
+    trials = {run: result for run, result in ledger.results.items() if run.role == "tuning"}
+    other = next(
+        run for run in trials if run.setting[1:] == (3.0, "matched", "detached") and run.value == Value("p", 0.2)
+    )
+    trials[other]["valid"]["perplexity"] = 1.0  # q = 3 now chooses another p than q = 2
+    again = Ledger(trials)
+    for run in grid.second("language", again.chosen("language")):
+        again.results[run] = result_of("language", grid.options(run, "small", {}, {}))
+    record = record_of(tmp_path, again, "language")
+    rows = rows_of(record, "matched", "detached", "common")
+    first, last = (np.mean([row.metric for row in rows[q]]) for q in (1.5, 3.0))
+    (said,) = brief.in_short([record])
+    assert re.search(
+        rf"at the p of q = 2 rises from {first:.1f} \(q = 1.5\) to {last:.1f} \(q = 3\), .* \(secondary: supp", said
+    )
 
 
 def test_a_metric_that_does_not_move_neither_falls_nor_rises(tmp_path: Path) -> None:

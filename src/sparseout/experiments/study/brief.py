@@ -31,6 +31,7 @@ _COMPARED: tuple[tuple[str, Measure, int], ...] = (
     ("Hoyer", "hoyer", _DIGITS["hoyer"]),
     ("error", "metric", _DIGITS["mse"]),
 )
+_PLACES: tuple[Place, Place] = ("own", "common")
 _SCALES = {"matched": "matched noise", "paper": "the paper's scale"}
 _METRICS = {"mse": "reconstruction error (MSE)", "error": "classification error", "perplexity": "perplexity"}
 _NETWORKS: dict[Task, str] = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM"}
@@ -172,17 +173,23 @@ def _gradients(record: Record) -> str:
 def _others(records: Sequence[Record]) -> str:
     parts = []
     for record in records:
-        rows, metric = rows_of(record, "matched", "detached", "own"), GRIDS[record.task].metric
-        if _whole(rows):
-            asked = next(one for one in QUESTIONS if one.primary and one.task == record.task)
-            (found,) = words.answers([record], [asked])
-            parts.append(
-                f"the {_METRICS[metric]} of the {_NETWORKS[record.task]} {path(rows, 'metric')}, {words.ends(found)} "
-                f"within seeds ({found.word}){_none(record, 'metric')}"
-            )
-    if not parts:
-        return ""
-    return f"**Images and words**: with matched noise, each q at its own p, {', and '.join(parts)}."
+        metric = _METRICS[GRIDS[record.task].metric]
+        own, common = (rows_of(record, "matched", "detached", place) for place in _PLACES)
+        if _whole(own):
+            said = f"the {metric} of the {_NETWORKS[record.task]} {_moved(record, own, 'own')}"
+            if own != common and _whole(common):
+                said += f", and at the p of q = 2 {_moved(record, common, 'common')}"
+            parts.append(said + _none(record, "metric"))
+    return f"**Images and words**: with matched noise, each q at its own p, {'; '.join(parts)}." if parts else ""
+
+
+def _moved(record: Record, rows: Rows, place: Place) -> str:
+    """How a metric goes with q, how far within seeds, and the word for that."""
+    wanted = (record.task, "metric", "matched", place)
+    asked = next(one for one in QUESTIONS if (one.task, one.measure, one.scale, one.place) == wanted)
+    (found,) = words.answers([record], [asked])
+    word = found.word if asked.primary else f"secondary: {found.word}"
+    return f"{path(rows, 'metric')}, {words.ends(found)} within seeds ({word})"
 
 
 def path(rows: Rows, measure: Measure, *, bare: bool = False) -> str:
@@ -214,7 +221,7 @@ def picture(record: Record, name: str) -> str:
     if name == "overview":
         metric = GRIDS[record.task].metric
         parts = [
-            f"{'Hoyer' if measure == 'hoyer' else metric} at {_SCALES[scale]} {path(rows, measure)}"
+            f"{'Hoyer' if measure == 'hoyer' else metric.capitalize()} at {_SCALES[scale]} {path(rows, measure)}"
             for measure, scale, place in _SEEN
             if _whole(rows := rows_of(record, scale, "detached", place))
         ]

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from sparseout.experiments.report.svg import COLOURS, STYLE, image
 from sparseout.experiments.statistics import Interval, t_interval
@@ -163,6 +164,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
                     color=colour,
                     fontsize=9,
                     zorder=5,
+                    bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
                 )
     for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
         if found := plain_rows(record, method, place):
@@ -173,6 +175,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
                 axes.errorbar(along.mean, down.mean, *halves, color=ink, elinewidth=1.1, zorder=3)
             axes.plot(along.mean, down.mean, sign, color=ink, ms=size, zorder=4, label=name)
     axes.margins(0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # more would touch in the narrow panel
     axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
 
 

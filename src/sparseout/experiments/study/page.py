@@ -85,7 +85,7 @@ def _section(budget: str, records: list[Record], images: Path, page: Path) -> li
                 caption,
                 "",
             ]
-    lines += ["### Beside the verdicts", "", *words.secondary(records)]
+    lines += ["### Warnings and secondary contrasts", "", *words.secondary(records)]
     lines += [f"- {sentence}" for sentence in words.cautions(records)]
     lines += words.failures(records) or ["- No run failed."]
     lines += ["", "### Limits", ""]
@@ -128,8 +128,10 @@ def _explained() -> str:
     return (
         "± is half of a 95% t interval over seeds; n is the number of seeds with a value at every q, of which a "
         f"verdict takes {LEAST_SEEDS}. Slopes are per unit of q; the span is between the largest and the smallest "
-        "mean. Only the primary contrasts decide a claim; no level is corrected for their number. *Post hoc* "
-        "contrasts were added when data had been seen (see the protocol's Changes) and decide nothing."
+        "mean. Own p is what tuning chose for each q, common p what it chose for q = 2; where all q's chose the same, "
+        "the two are the same runs. Only the primary contrasts decide a claim; no level is corrected for their "
+        "number. *Post hoc* contrasts were added when data had been seen (see the protocol's Changes) and decide "
+        "nothing."
     )
 
 

@@ -33,7 +33,7 @@ CLAIMS = {
     "C3": "Language modelling prefers sparser activations",
     "C4": "q = 2 is Dropout",
 }
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_NUMBER = re.compile(r"\d+(?:,\d\d\d)*(?:\.\d+)?")
 _KINDS = 3  # of warnings are shown, the most frequent
 _DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
 
