@@ -47,6 +47,7 @@ def result_of(task: Task, options: dict[str, Any], effect: float = 1.0) -> dict[
         "test": {name: metric},
         "sparsity": {"code": measures, "other": dict(measures)},
         "mean": {"hoyer": hoyer, "hoyer_live": live, "dead": dead, "undefined": 0.0},
+        "last": {"hoyer": hoyer + 0.002 * q, "hoyer_live": live + 0.003 * q, "dead": dead, "undefined": 0.0},
         "warnings": [],
         "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None, "threads": 1},
     }
@@ -57,7 +58,12 @@ def fake_train(task: Task, options: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "calls").open("a") as file:
         file.write("x")
-    (folder / "result.json").write_text(json.dumps(result_of(task, options)))
+    result = result_of(task, options)
+    epochs, last = result["epochs"], result.pop("last")
+    lines = [{"epoch": epoch, "mean": dict.fromkeys(last, 0.5)} for epoch in range(1, epochs)]
+    lines.append({"epoch": epochs, "mean": last})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def ledger_of(task: Task, budget: str = "small", effect: float = 1.0, seeds: int = 5) -> Ledger:

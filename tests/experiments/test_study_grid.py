@@ -25,6 +25,7 @@ def test_the_protocol_has_the_tables_of_the_grid() -> None:
     text = PROTOCOL.read_text()
     for line in [*describe.grid_table(), *describe.budget_table(), describe.seeds()]:
         assert line in text
+    assert "about two hours" in text
     assert len([line for line in text.splitlines() if re.match(r"\| (small|gpu|full) \|", line)]) == 9
 
 

@@ -111,11 +111,34 @@ def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
         result = result_of("image", grid.options(row.run, "small", {}, {}))
         assert row.metric == result["test"]["error"]
         assert (row.hoyer, row.dead) == (result["mean"]["hoyer"], result["mean"]["dead"])
+        assert (row.last_hoyer, row.last_hoyer_live, row.last_dead) == tuple(
+            result["last"][name] for name in ("hoyer", "hoyer_live", "dead")
+        )
+        assert (row.device, row.best_epoch) == ("cpu", 7)
     assert record.chosen[Setting("sparseout", 2.0)] == Value("p", 0.1)  # by the formula of the made-up results
     text = (tmp_path / "results" / "control-small-image.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["config"]["depth"] == 16
     assert not {"q", "p", "seed"} & json.loads(text)["config"].keys()  # only what all runs share
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"epoch": 5, "mean": {}}', '{"epoch": 6}', "[]"])
+def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path: Path, content: str) -> None:
+    run = grid.first("image")[0]
+    folder = runner.folder_of(run, "small", tmp_path)
+    fake_train("image", grid.options(run, "small", {}, {}), folder)
+    whole, _ = runner.found(run, "small", tmp_path)
+    (folder / "metrics.jsonl").write_text(content)
+    part, _ = runner.found(run, "small", tmp_path)
+    assert whole
+    assert part
+    assert whole["last"]["hoyer"] > 0
+    assert part["last"] is None
+    first, second = (
+        collect.load(collect.save(tmp_path, "small", "image", Ledger({run: one}))).rows for one in (whole, part)
+    )
+    assert math.isnan(second[0].last_hoyer)
+    assert first[0].digest == second[0].digest  # identity is that of the run, not of what was kept of its curve
 
 
 def test_failed_runs_are_recorded_and_lost_ones_repeated(tmp_path: Path) -> None:
@@ -156,7 +179,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"data": "/elsewhere/cifar10"})))
     assert runner.found(run, "small", tmp_path)[0] is not None  # where the data lie is no part of a run
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"epochs": 3})))
-    with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 8"):
+    with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 6"):
         runner.look("small", tmp_path, ["image"])
     (folder / "result.json").write_text("{")
     with pytest.raises(StudyStopped, match="cannot be read"):

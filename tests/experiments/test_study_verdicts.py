@@ -9,10 +9,15 @@ from study_rows import ledger_of, result_of
 
 from sparseout.experiments.study import collect, grid
 from sparseout.experiments.study.analysis import (
+    COLLAPSED,
+    LAST,
+    POST_HOC,
     QUESTIONS,
+    SOUND,
     Answer,
     Curve,
     Question,
+    alive,
     answer,
     both,
     curve_of,
@@ -187,8 +192,97 @@ def test_identity_counts_pairs_and_sees_one_bit(tmp_path: Path) -> None:
     code["gini"] = math.nextafter(code["gini"], 1.0)
     other = collect.load(collect.save(tmp_path, "small", "autoencoder", ledger))
     assert identity([other]) == ("contradicted", 10, 9)
-    assert identity([replace(other, environments=({"gpu": "a GPU"},))]).word == "undecided"
     assert identity([]) == ("undecided", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu", "word"),
+    [
+        ("cpu", "a GPU", "supported"),  # it was there, and was left alone
+        ("auto", None, "supported"),
+        ("auto", "a GPU", "undecided"),
+        ("cuda", "a GPU", "undecided"),
+    ],
+)
+def test_identity_asks_what_the_runs_used(tmp_path: Path, told: str, gpu: str | None, word: str) -> None:
+    ledger = ledger_of("autoencoder")
+    for result in ledger.results.values():
+        result["config"]["device"] = told
+        result["environment"]["gpu"] = gpu
+    record = collect.load(collect.save(tmp_path, "small", "autoencoder", ledger))
+    older = replace(record, rows=tuple(replace(row, device=None) for row in record.rows))
+    assert identity([record]).word == identity([older]).word == word
+    one = replace(record.rows[-1], device="gpu")
+    assert one.run.setting.method == "dropout"
+    assert identity([replace(record, rows=(*record.rows[:-1], one))]).word == "undecided"
+
+
+def collapse(record: Record, *qs: float, share: float = 0.051) -> Record:
+    """The same record, one seed of C1's contrast collapsed at some q's, and its Hoyer there at 1."""
+    rows = [
+        replace(row, undefined=share if row.run.seed == 3 else 0.0, hoyer=1.0, hoyer_live=1.0)
+        if row.run.setting[1:] in {(q, "matched", "detached") for q in qs} and row.run.value == Value("p", 0.5)
+        else row
+        for row in record.rows
+    ]
+    return replace(record, rows=tuple(rows))
+
+
+def test_the_sensitivity_contrasts_stand_beside_c1_and_decide_nothing() -> None:
+    assert [(one.measure, one.post_hoc) for one in POST_HOC] == [
+        ("hoyer", SOUND),
+        ("hoyer_live", SOUND),
+        ("last_hoyer", LAST),
+        ("last_hoyer_live", LAST),
+    ]
+    assert {(one.claim, one.task, one.scale, one.gradient, one.place) for one in POST_HOC} == {
+        ("C1", "autoencoder", "matched", "detached", 0.5)
+    }
+    assert not any(one.primary for one in POST_HOC)
+    assert not set(POST_HOC) & set(QUESTIONS)
+
+
+def test_collapsed_q_are_left_out_of_the_sensitivity_contrast_alone(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "autoencoder")
+    fallen = collapse(record, 0.5, 1.0)
+    assert answer(C1, fallen).q == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    for asked in POST_HOC[:2]:
+        one = answer(asked, fallen)
+        assert (one.q, one.left_out) == ((1.5, 2.0, 2.5, 3.0, 4.0), (0.5, 1.0))
+        rows = rows_of(record, "matched", "detached", 0.5)
+        lines = [
+            [next(getattr(row, asked.measure) for row in rows[q] if row.run.seed == seed) for q in one.q]
+            for seed in SEEDS
+        ]
+        assert one.slope.mean == pytest.approx(np.mean([stats.linregress(one.q, line).slope for line in lines]))
+        assert one.slope.n == 5
+    at_the_edge = collapse(record, 0.5, 1.0, share=COLLAPSED)
+    assert not answer(POST_HOC[0], at_the_edge).left_out
+    few = answer(POST_HOC[0], collapse(record, 0.5, 1.0, 1.5, 2.5, 3.0))
+    assert (few.q, few.word, few.why) == ((2.0, 4.0), "undecided", "the measure is defined at 2 q's")
+
+
+def test_the_last_epoch_has_a_contrast_of_its_own(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "autoencoder")
+    one, other = (answer(asked, record) for asked in POST_HOC[2:])
+    assert one.slope.mean == pytest.approx(answer(C1, record).slope.mean + 0.002)  # as the made-up results have it
+    live = answer(C1._replace(measure="hoyer_live"), record)
+    assert other.slope.mean == pytest.approx(live.slope.mean + 0.003)
+    older = replace(record, rows=tuple(replace(row, last_hoyer=math.nan) for row in record.rows))
+    assert (answer(POST_HOC[2], older).word, answer(POST_HOC[2], older).why) == ("undecided", "not in these results")
+
+
+def test_live_units_are_all_units_where_none_is_dead_in_any_run(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "language")
+    asked = next(one for one in QUESTIONS if (one.task, one.claim) == ("language", "C1"))
+    assert not alive(record, asked)
+    none = replace(record, rows=tuple(replace(row, dead=0.0) for row in record.rows))
+    assert alive(none, asked)
+    one = next(row for row in rows_of(none, "matched", "detached", "common")[3.0])
+    rows = tuple(replace(row, dead=0.01) if row is one else row for row in none.rows)
+    assert not alive(replace(none, rows=rows), asked)
+    assert not alive(None, asked)
+    assert not alive(replace(record, rows=()), asked)
 
 
 def test_none_is_best_compares_validation_data(tmp_path: Path) -> None:

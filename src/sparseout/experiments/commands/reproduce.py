@@ -44,7 +44,7 @@ def control(
 ) -> None:
     """Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.
 
-    The budget small takes some 75 minutes on two processor cores. What was interrupted goes on when the same command
+    The budget small takes about two hours on two processor cores. What was interrupted goes on when the same command
     is started again.
     """
     from sparseout.experiments import study

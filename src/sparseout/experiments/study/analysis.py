@@ -9,13 +9,14 @@ from sparseout.experiments.study.collect import Record, Row
 from sparseout.experiments.study.grid import GRIDS, HOYER_MARGIN, SEEDS, Setting, Task, Value
 
 Word = Literal["supported", "contradicted", "no effect", "undecided"]
-Measure = Literal["hoyer", "hoyer_live", "metric"]
+Measure = Literal["hoyer", "hoyer_live", "metric", "last_hoyer", "last_hoyer_live"]
 Place = float | Literal["own", "common"]  # a p of the grid; each setting's own p; the p of q = 2 for all
 Curve = dict[float, dict[int, float]]  # values by q and seed
 
 LEAST_SEEDS = 5
 LEAST_Q = 3
 UNDEFINED = 0.01  # of the samples may have no measure before the page warns
+COLLAPSED = 0.05  # of the samples, in any seed: more, and a setting counts as collapsed
 
 
 class Question(NamedTuple):
@@ -28,6 +29,7 @@ class Question(NamedTuple):
     gradient: str
     place: Place
     primary: bool = False
+    post_hoc: str = ""  # what was added after data had been seen, and how it differs from the primary contrast
 
     @property
     def side(self) -> int:
@@ -80,6 +82,19 @@ def _questions() -> list[Question]:
 
 
 QUESTIONS = _questions()
+SOUND = "without collapsed q's"
+LAST = "at the last epoch, validation data"
+
+
+def _sensitivity() -> list[Question]:
+    primary = [one for one in QUESTIONS if one.primary and one.claim == "C1"]
+    last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
+    return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [
+        one._replace(primary=False, post_hoc=LAST, measure=last[one.measure]) for one in primary
+    ]
+
+
+POST_HOC = _sensitivity()  # beside C1, for the reader: they decide nothing
 
 
 def rows_of(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:
@@ -109,7 +124,24 @@ def answer(question: Question, record: Record | None) -> Answer:
     if record is None:
         return judge(question, {})
     rows = rows_of(record, question.scale, question.gradient, question.place)
+    if question.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
+        return judge(question, {})._replace(why="not in these results")
+    if question.post_hoc == SOUND:
+        lost = tuple(q for q, some in rows.items() if collapsed(some))
+        found = judge(question, curve_of({q: rows[q] for q in rows if q not in lost}, question.measure))
+        return found._replace(left_out=tuple(sorted(found.left_out + lost)))
     return judge(question, curve_of(rows, question.measure))
+
+
+def collapsed(rows: Iterable[Row]) -> bool:
+    """Whether more than COLLAPSED of the test samples have no active unit in any of the seeds of a setting."""
+    return any(row.undefined > COLLAPSED for row in rows)
+
+
+def alive(record: Record | None, question: Question) -> bool:
+    """Whether no unit is dead in any run of a contrast: live units are then all units."""
+    rows = rows_of(record, question.scale, question.gradient, question.place) if record else {}
+    return any(rows.values()) and all(row.dead == 0 for some in rows.values() for row in some)
 
 
 def judge(question: Question, curve: Curve) -> Answer:
@@ -175,10 +207,17 @@ def identity(records: Iterable[Record]) -> Identity:
             if row.run.setting.method == "dropout" and other is not None:
                 pairs += 1
                 same += row.digest == other.digest
-                exact &= not any(environment.get("gpu") for environment in record.environments)
+                exact &= on_cpu(row, record) and on_cpu(other, record)
     if not pairs or not exact:
         return Identity("undecided", pairs, same)
     return Identity("supported" if same == pairs else "contradicted", pairs, same)
+
+
+def on_cpu(row: Row, record: Record) -> bool:
+    """Whether a run was made on a CPU, by what it says or, in older files, by what all runs of its task say."""
+    if row.device is not None:
+        return row.device == "cpu"
+    return record.config.get("device") == "cpu" or not any(one.get("gpu") for one in record.environments)
 
 
 def none_is_best(record: Record) -> bool | None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Row:
     seconds: float
     warnings: tuple[str, ...]
     digest: str
+    device: str | None = None  # "cpu" or "gpu"; None in files that do not say
+    best_epoch: int | None = None  # the one that the numbers above are of
+    last_hoyer: float = math.nan  # after the last epoch, on validation data
+    last_hoyer_live: float = math.nan
+    last_dead: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Record:
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     environments: tuple[dict[str, Any], ...]
+    data: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # the options on which all runs agree
 
     @property
     def missing(self) -> int:
@@ -111,6 +118,8 @@ def load(path: Path) -> Record:
             rows=tuple(_row_of(task, entry) for entry in found["rows"]),
             failures=tuple(Failure(_run_of(task, entry), entry["reason"]) for entry in found["failed"]),
             environments=tuple(found["environments"]),
+            data=found.get("data"),
+            config=dict(found.get("config") or {}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotResults(f"{path} does not hold results of the {KIND}") from error
@@ -138,6 +147,8 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
             for site, values in result["sparsity"].items()
         },
         **{name: result[name] for name in ("train_loss", "epochs", "best_epoch", "steps", "stopped_by", "seconds")},
+        "last": result.get("last"),
+        "device": _device(result),
         "warnings": result["warnings"],
         # of every metric and measure to the last bit: two runs agree in all of them or their digests differ
         "digest": hashlib.sha256(_line(same).encode()).hexdigest()[:16],
@@ -166,6 +177,7 @@ def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
 def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
     metric = GRIDS[task].metric
     mean = entry["mean"]
+    last = entry.get("last") or {}
     return Row(
         run=_run_of(task, entry),
         metric=_float(entry["test"][metric]),
@@ -175,7 +187,16 @@ def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
         seconds=entry["seconds"],
         warnings=tuple(entry["warnings"]),
         digest=entry["digest"],
+        device=entry.get("device"),
+        best_epoch=entry.get("best_epoch"),
+        **{f"last_{name}": _float(last.get(name)) for name in ("hoyer", "hoyer_live", "dead")},
     )
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    """What a run was made on: a GPU that is there but that the run was told to leave alone was not used."""
+    told = result["config"].get("device", "auto")
+    return "gpu" if told != "cpu" and result.get("environment", {}).get("gpu") else "cpu"
 
 
 def _float(value: float | None) -> float:

@@ -1,18 +1,27 @@
 """The tables of grid.py in words, for the protocol and for the page of results."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sparseout.experiments.study.grid import ALWAYS, BUDGETS, GRIDS, SEEDS, TASKS, TUNING_SEED, Task, count
 
 _SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "wikitext-2": "WikiText-2"}
 _TITLES: dict[Task, str] = {
-    "autoencoder": "Autoencoder on MNIST",
-    "image": "Wide-ResNet on CIFAR-10",
-    "language": "LSTM language model on WikiText-2",
+    "autoencoder": "Autoencoder",
+    "image": "Wide-ResNet",
+    "language": "LSTM language model",
 }
 
 
-def title(task: Task) -> str:
-    """The heading of a task."""
-    return _TITLES[task]
+def title(task: Task, data: str | None = None) -> str:
+    """The heading of a task, whose data are those of the grid where nothing else is known."""
+    data = data or ALWAYS[task]["data"]
+    return f"{_TITLES[task]} on {_SETS.get(data, data)}"
+
+
+def options(task: Task, budget: str, ran: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a task trains with: the options that its runs had, and for those that are not known the budget's."""
+    return ALWAYS[task] | BUDGETS[budget][task] | dict(ran or {})
 
 
 def listed(values: tuple[float, ...]) -> str:
@@ -20,9 +29,8 @@ def listed(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def sizes(task: Task, budget: str) -> str:
-    """How much data a budget takes, and how long."""
-    given = BUDGETS[budget][task]
+def sizes(task: Task, given: Mapping[str, Any]) -> str:
+    """How much data the options take, and how long."""
     unit = "words" if task == "language" else "images"
 
     def of(name: str) -> str:
@@ -32,9 +40,8 @@ def sizes(task: Task, budget: str) -> str:
     return f"{of('train')} / {of('valid')} / {of('test')} {unit}, {given['epochs']} epochs"
 
 
-def network(task: Task, budget: str) -> str:
-    """The network and how it is trained."""
-    given = ALWAYS[task] | BUDGETS[budget][task]
+def network(task: Task, given: Mapping[str, Any]) -> str:
+    """The network of the options and how it is trained."""
     if task == "autoencoder":
         return f"784-{given['units']}-784, batch {given['batch']}, learning rate {given['lr']:g}"
     if task == "image":
@@ -55,9 +62,10 @@ def budget_table() -> list[str]:
     """Markdown: every task at every budget."""
     lines = ["| budget | task | train / validation / test, epochs | network and training |", "|---|---|---|---|"]
     return lines + [
-        f"| {budget} | {task} | {sizes(task, budget)} | {network(task, budget)} |"
+        f"| {budget} | {task} | {sizes(task, given)} | {network(task, given)} |"
         for budget in BUDGETS
         for task in TASKS
+        for given in (options(task, budget),)
     ]
 
 

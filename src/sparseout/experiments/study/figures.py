@@ -8,15 +8,18 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from sparseout.experiments.report.svg import COLOURS, STYLE, image
 from sparseout.experiments.statistics import Interval, t_interval
-from sparseout.experiments.study.analysis import Place, rows_of
+from sparseout.experiments.study.analysis import COLLAPSED, Place, collapsed, rows_of
 from sparseout.experiments.study.collect import Record, Row
 from sparseout.experiments.study.grid import GRIDS, Setting
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
+HOLLOW = f"collapsed: over {100 * COLLAPSED:g}% of samples have no active unit"
 _DOTS = (0, (1.2, 1.6))
+_WIDE = 4  # entries of a legend, one of them long, that fit no single line
 _AXES = {"hoyer": "Hoyer sparsity", "mse": "test error (MSE)", "error": "test error", "perplexity": "test perplexity"}
 
 
@@ -55,7 +58,7 @@ def panels(record: Record, name: str) -> Figure:
             _PANELS[name](place, record, gradient, p)
             place.set_title(f"p = {p:g}, {gradient} gradient")
             place.label_outer()
-    _legend(figure, axes[0, 0])
+    _legend(figure, *axes.flat)
     return figure
 
 
@@ -73,7 +76,7 @@ def _dead(axes: Axes, record: Record, gradient: str, place: Place) -> None:
 
 def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure: str, live: bool = False) -> None:
     qs = GRIDS[record.task].q
-    apart = 0.012 * (qs[-1] - qs[0])  # side by side, or one would hide the other
+    apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
         rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
@@ -82,12 +85,24 @@ def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure:
         halves = [times * _drawn(one.half) for one in found]
         middles = [times * one.mean for one in found]
         axes.errorbar(x, middles, halves, color=colour, marker=marker, capsize=3, label=name, zorder=3)
+        _hollow(axes, rows, x, middles, colour, marker)
         if live:
             axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
     if live:
         axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone (in the same colours)")
     axes.set_xticks(qs, [f"{q:g}" for q in qs])
     axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
+
+
+def _hollow(
+    axes: Axes, rows: dict[float, list[Row]], x: Sequence[float], y: Sequence[float], colour: str, marker: str
+) -> None:
+    """Points of collapsed settings again, as outlines."""
+    points = [(a, b) for a, b, some in zip(x, y, rows.values(), strict=True) if collapsed(some)]
+    if points:
+        style: dict[str, Any] = {"marker": marker, "linestyle": "", "mfc": COLOURS["card"], "mew": 1.5, "zorder": 3.5}
+        axes.plot(*zip(*points, strict=True), color=colour, **style)
+        axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
 
 
 def _references(axes: Axes, record: Record, place: Place, measure: str) -> None:
@@ -135,6 +150,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
             label=name,
             zorder=3,
         )
+        _hollow(axes, rows, [one.mean for one in across], [one.mean for one in up], colour, marker)
         for q in list(rows)[:: max(len(rows) - 1, 1)] if scale == "matched" else ():  # of one series: they would touch
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
             if math.isfinite(x) and math.isfinite(y):
@@ -148,18 +164,18 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
                     color=colour,
                     fontsize=9,
                     zorder=5,
+                    bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
                 )
-    for method, sign, size, name in (("dropout", "D", 9, "Dropout (q = 2)"), ("none", "*", 12, "none")):
+    for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
         if found := plain_rows(record, method, place):
             along, down = mean(found, "hoyer"), mean(found, "metric")
             ink = COLOURS["ink"]
             if method == "none":
                 halves = _drawn(down.half), _drawn(along.half)
                 axes.errorbar(along.mean, down.mean, *halves, color=ink, elinewidth=1.1, zorder=3)
-            axes.plot(
-                along.mean, down.mean, sign, color=ink, mfc=COLOURS["card"], mew=1.3, ms=size, zorder=4, label=name
-            )
+            axes.plot(along.mean, down.mean, sign, color=ink, ms=size, zorder=4, label=name)
     axes.margins(0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # more would touch in the narrow panel
     axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
 
 
@@ -170,7 +186,7 @@ def overview(record: Record) -> Figure:
     """Sparsity against q, the metric against q, and the metric against measured sparsity."""
     figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
     dial, price, plane = figure.subplots(1, 3)
-    _against_q(dial, record, "detached", "common", "hoyer", live=True)
+    _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in record.rows))
     _references(dial, record, "common", "hoyer")
     _against_q(price, record, "detached", "own", "metric")
     _references(price, record, "own", "metric")
@@ -201,5 +217,6 @@ def _legend(figure: Figure, *of: Axes) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     series = [name for _, _, name in SERIES.values()]
-    names = sorted(found, key=lambda name: series.index(name) if name in series else len(series))
-    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=len(names))
+    names = sorted(found, key=lambda name: series.index(name) if name in series else len(series) + (name == HOLLOW))
+    columns = len(names) if len(names) < _WIDE or HOLLOW not in names else math.ceil(len(names) / 2)
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=columns)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparseout.experiments import files
-from sparseout.experiments.study import describe, figures, words
+from sparseout.experiments.study import brief, describe, figures, limits, words
 from sparseout.experiments.study.analysis import LEAST_SEEDS
 from sparseout.experiments.study.collect import Record
 from sparseout.experiments.study.grid import GRIDS
 
 _CAPTIONS = {
-    "dial": "Hoyer sparsity of the code against q (test data, evaluation mode, mean over seeds with 95% intervals). "
-    "Grey: without noise, and with Dropout of the same p.",
-    "price": "What it costs: reconstruction error against *measured* sparsity. Down is better, right is sparser.",
-    "dead": "Units that fire for no test image. Where they are many, Hoyer over all units is mostly a count of them.",
+    "dial": "**What q does.** Hoyer sparsity of the code against q (test data, evaluation mode, mean over seeds with "
+    "95% intervals). Grey: without noise, and with Dropout of the same p.",
+    "price": "**What it costs.** Reconstruction error against *measured* sparsity. Down is better, right is sparser; "
+    "along a line q rises from right to left.",
+    "dead": "**How much of it are dead units.** Units that fire for no test image: they add to Hoyer over all "
+    "units and not to that over live ones.",
     "overview": "Left: sparsity against q, at matched noise all q's at one p. Middle and right: the {metric} against q "
     "and against *measured* sparsity, each setting at its own p. Bars are 95% intervals over seeds; runs of one seed "
     "share weights and batches, so that the contrasts below, taken within seeds, can be sharper than the bars.",
@@ -30,16 +32,12 @@ _NEXT = {
     "full": "This is the largest budget; what is undecided here needs more seeds.",
 }
 _LIMITS = {
-    "small": "Networks are trained briefly on subsets, and a network that under-fits prefers no noise: what is said of "
-    "error and perplexity is said of this budget alone. What is said of the dial (C1, C4) is said of these networks.",
-    "gpu": "Networks and schedules are smaller than the paper's.",
+    "small": "This budget can decide C1 and C4, for these networks. It cannot settle C2 and C3: networks are trained "
+    "briefly on subsets, and a network that under-fits prefers no noise, or the weaker one; test sets are small; so "
+    "their words are those of this budget alone.",
+    "gpu": "Networks and schedules are smaller than the paper's, so the words of C2 and C3 are those of this budget.",
     "full": "Options other than p are the networks' usual ones and were not tuned for any q.",
 }
-_SHARED = (
-    "p was tuned on one seed out of two values.",
-    "Noise acts after the second ReLU of a residual block; the code published with the paper has it before the norm.",
-    "Hoyer depends on the number of units: networks of different width are not to be compared by it.",
-)
 
 
 def write(records: Sequence[Record], page: Path) -> None:
@@ -65,33 +63,37 @@ def _head(records: Sequence[Record]) -> list[str]:
 
 
 def _section(budget: str, records: list[Record], images: Path, page: Path) -> list[str]:
-    lines = [f"## Budget `{budget}`", "", words.short(records), "", _what(records), ""]
+    lines = [f"## Budget `{budget}`", "", _what(records), ""]
+    lines += ["### Verdicts", "", *words.verdicts(records), "", _LIMITS[budget], "", *brief.beside(records), ""]
+    if said := brief.in_short(records):
+        lines += ["### In short", "", *(f"- {sentence}" for sentence in said), ""]
     for record in records:
         drawn = figures.draw(record)
         if not drawn:
             continue
-        lines += [f"### {describe.title(record.task)}", ""]
+        title = describe.title(record.task, record.data)
+        lines += [f"### {title}", ""]
         for name, content in drawn.items():
             path = images / f"control-{budget}-{record.task}-{name}.png"
             files.write(path, content)
             caption = _CAPTIONS[name].format(metric=GRIDS[record.task].metric)
+            if name == "overview" and brief.nothing_dead(record):
+                caption += " No unit is dead in any run, so live units are all units."
             lines += [
-                f"![{describe.title(record.task)}: {name}]({os.path.relpath(path, page.parent)})",
+                f"![{title}. {brief.picture(record, name)}]({os.path.relpath(path, page.parent)})",
                 "",
                 caption,
                 "",
             ]
-    lines += ["### Verdicts", "", *words.verdicts(records), "", *words.secondary(records), ""]
+    lines += ["### Warnings and secondary contrasts", "", *words.secondary(records)]
     lines += [f"- {sentence}" for sentence in words.cautions(records)]
-    failed = words.failures(records)
-    lines += ["", *failed, ""] if failed else ["", "No run failed.", ""]
-    lines += ["### Limits", "", _LIMITS[budget], ""]
-    lines += [f"- {record.task}: {describe.sizes(record.task, budget)}; {_network(record)}" for record in records]
-    lines += [f"- {sentence}" for sentence in _SHARED]
+    lines += words.failures(records) or ["- No run failed."]
+    lines += ["", "### Limits", ""]
+    lines += [f"- {sentence}" for sentence in limits.limits(records)]
     lines += ["", "### What the next larger budget would settle", "", _NEXT[budget], "", *words.undecided(records), ""]
     lines += ["### Every contrast", "", _explained(), "", *words.contrasts(records), ""]
     for record in records:
-        lines += [f"### {describe.title(record.task)}: every setting", "", *words.table(record), ""]
+        lines += [f"### {describe.title(record.task, record.data)}: every setting", "", *words.table(record), ""]
         if GRIDS[record.task].tuned:
             lines += [*words.tuning(record), ""]
     return lines
@@ -101,28 +103,35 @@ def _what(records: Sequence[Record]) -> str:
     finished = sum(len(record.rows) for record in records)
     planned = sum(record.planned for record in records)
     failed = sum(len(record.failures) for record in records)
-    places = sorted({_place(environment) for record in records for environment in record.environments})
     return (
         f"{finished} of {planned} runs finished, {failed} failed; {words.hours(records):.1f} hours of running, one "
-        f"after the other. Made with {' and with '.join(places)}."
+        f"after the other. Made with {' and with '.join(_places(records))}."
     )
 
 
-def _place(environment: dict[str, object]) -> str:
-    machine = environment.get("gpu") or environment.get("processor") or "an unnamed processor"
-    revision = environment.get("revision")
-    return f"PyTorch {environment.get('torch')} on {machine}" + (f", revision {revision}" if revision else "")
-
-
-def _network(record: Record) -> str:
-    return describe.network(record.task, record.budget)
+def _places(records: Sequence[Record]) -> list[str]:
+    """What the runs were made with; revisions that differ in nothing else stand together."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for one in record.environments:
+            told = record.config.get("device") == "cpu"  # a GPU beside it was not used
+            machine = (None if told else one.get("gpu")) or one.get("processor") or "an unnamed processor"
+            revisions = found.setdefault(f"PyTorch {one.get('torch')} on {machine}", set())
+            revisions |= {str(one["revision"])} if one.get("revision") else set()
+    return [
+        name + (f" (revision{'s' if len(some) > 1 else ''} {', '.join(sorted(some))})" if some else "")
+        for name, some in sorted(found.items())
+    ]
 
 
 def _explained() -> str:
     return (
         "± is half of a 95% t interval over seeds; n is the number of seeds with a value at every q, of which a "
-        f"verdict takes {LEAST_SEEDS}. Only the primary contrasts decide a claim; no level is corrected for their "
-        "number."
+        f"verdict takes {LEAST_SEEDS}. Slopes are per unit of q; the span is between the largest and the smallest "
+        "mean. Own p is what tuning chose for each q, common p what it chose for q = 2; where all q's chose the same, "
+        "the two are the same runs. Only the primary contrasts decide a claim; no level is corrected for their "
+        "number. *Post hoc* contrasts were added when data had been seen (see the protocol's Changes) and decide "
+        "nothing."
     )
 
 

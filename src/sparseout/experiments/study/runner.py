@@ -93,8 +93,20 @@ def found(run: Run, budget: str, work: Path) -> tuple[dict[str, Any] | None, str
                     f"{folder} holds a run with {option} = {record['config'].get(option)} where the study wants "
                     f"{value}: give the study another work folder, or remove this one"
                 )
-        return (record, None) if name == "result.json" else (None, str(record["reason"]))
+        if name == "failure.json":
+            return None, str(record["reason"])
+        return record | {"last": _last(folder, record["epochs"])}, None
     return None, None
+
+
+def _last(folder: Path, epochs: int) -> dict[str, Any] | None:
+    """The measures on validation data after the last epoch, which need not be the epoch that was tested."""
+    try:
+        line = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        measures: dict[str, Any] = line["mean"]
+        return measures if line["epoch"] == epochs else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # a run whose curve was tidied away is a result all the same
 
 
 def look(budget: str, work: Path, tasks: Sequence[Task]) -> Ledger:

@@ -7,15 +7,19 @@ from collections.abc import Iterable, Sequence
 
 from sparseout.experiments.statistics import Interval
 from sparseout.experiments.study.analysis import (
+    POST_HOC,
     QUESTIONS,
+    SOUND,
     UNDEFINED,
     Answer,
     Place,
     Question,
+    alive,
     answer,
     both,
+    collapsed,
     identity,
-    none_is_best,
+    rows_of,
     warned,
 )
 from sparseout.experiments.study.collect import Record, Row
@@ -29,14 +33,15 @@ CLAIMS = {
     "C3": "Language modelling prefers sparser activations",
     "C4": "q = 2 is Dropout",
 }
+_NUMBER = re.compile(r"\d+(?:,\d\d\d)*(?:\.\d+)?")
+_KINDS = 3  # of warnings are shown, the most frequent
 _DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
-_MEASURES = {"hoyer": "Hoyer, all units", "hoyer_live": "Hoyer, live units", "metric": "metric"}
 
 
-def answers(records: Sequence[Record]) -> list[Answer]:
-    """Every contrast of the protocol."""
+def answers(records: Sequence[Record], questions: Sequence[Question] = QUESTIONS) -> list[Answer]:
+    """Every contrast of the protocol, or others."""
     by_task = {record.task: record for record in records}
-    return [answer(question, by_task.get(question.task)) for question in QUESTIONS]
+    return [answer(question, by_task.get(question.task)) for question in questions]
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
@@ -44,27 +49,60 @@ def verdicts(records: Sequence[Record]) -> list[str]:
     found = [one for one in answers(records) if one.question.primary]
     lines = ["| claim | verdict | what it rests on |", "|---|---|---|"]
     c1 = [one for one in found if one.question.claim == "C1"]
-    rests = "; ".join(f"{_MEASURES[one.question.measure].split(', ')[1]}: {_rests(one)}" for one in c1)
-    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | {c1[0].question.task}; {rests} |")
+    lost = listed(collapsed_q(records, c1[0].question))
+    beside = f"; q = {lost}: collapsed networks, see below" if lost else ""
+    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | {pair(c1)}{beside} |")
     for one in found:
         if one.question.claim != "C1":
             claim = one.question.claim
-            lines.append(f"| {claim} {CLAIMS[claim]} | **{one.word}** | {_rests(one)} |")
+            lines.append(f"| {claim} {CLAIMS[claim]} | **{one.word}** | {rests(one)} |")
     word, pairs, same = identity(records)
     lines.append(f"| C4 {CLAIMS['C4']} | **{word}** | {same} of {pairs} pairs of runs agree to the last bit |")
     return lines
 
 
-def short(records: Sequence[Record]) -> str:
-    """The words of the four claims in one line."""
-    cells = (line.strip("| ").split(" | ")[:2] for line in verdicts(records)[2:])
-    return " · ".join(f"{claim}: {word}" for claim, word in cells) + "."
+def collapsed_q(records: Sequence[Record], asked: Question) -> tuple[float, ...]:
+    """The q's of a contrast whose networks collapsed."""
+    return tuple(
+        q
+        for record in records
+        if record.task == asked.task
+        for q, some in rows_of(record, asked.scale, asked.gradient, asked.place).items()
+        if collapsed(some)
+    )
+
+
+def pair(some: Sequence[Answer]) -> str:
+    """What two contrasts over all and over live units rest on, with their words where these differ."""
+    if all(math.isnan(one.slope.mean) for one in some):
+        return some[0].why
+    apart = len({one.word for one in some}) > 1
+    return "; ".join(
+        f"{_units(one.question)}: {one.word + ', ' if apart else ''}{rests(one, short=place > 0)}"
+        for place, one in enumerate(some)
+    )
+
+
+def rests(one: Answer, *, short: bool = False) -> str:
+    """The numbers that decided a contrast: for "no effect" the difference and the span, else the slope."""
+    if math.isnan(one.slope.mean):
+        return one.why
+    digits = _slope_digits(one.question)
+    if one.word == "no effect":
+        what = "" if short else "largest q minus smallest "
+        says = f"{what}{ends(one)}, means span {_span(one)}, margin {_margin(one.question)}"
+    else:
+        what = "" if short else f"slope of {_name(one.question)} "
+        says = f"{what}{interval(one.slope, digits, signed=True)}{'' if short else ' per unit of q'}"
+    if one.left_out and one.question.post_hoc != SOUND:
+        says += f", without q = {listed(one.left_out)} (measure undefined)"
+    return says + (f" ({one.why})" if one.why else "")
 
 
 def secondary(records: Sequence[Record]) -> list[str]:
     """How the secondary contrasts came out, counted."""
     found: dict[str, Counter[str]] = {}
-    for one in answers(records):
+    for one, _ in _listed(records, QUESTIONS):
         if not one.question.primary and one.slope.n:
             found.setdefault(f"{one.question.claim}, {one.question.task}", Counter())[one.word] += 1
     return [
@@ -73,60 +111,99 @@ def secondary(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _rests(one: Answer) -> str:
-    if math.isnan(one.slope.mean):
-        return one.why
-    digits = _slope_digits(one.question)
-    says = f"slope over q {interval(one.slope, digits, signed=True)} a unit of q, {one.slope.n} seeds"
-    if one.left_out:
-        says += f", without q = {listed(one.left_out)} (measure undefined)"
-    return says + (f" ({one.why})" if one.why else "")
-
-
 def contrasts(records: Sequence[Record]) -> list[str]:
-    """The table of every contrast, the primary ones marked."""
+    """The table of every contrast, the primary ones and those that were added later marked."""
     lines = [
-        "| claim | network | contrast | slope over q | largest q minus smallest | margin | n | word |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| claim | network | contrast | slope over q | largest q minus smallest | span of means | margin | n | word |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    for one in answers(records):
+    count = sum(question.claim == "C1" and question.primary for question in QUESTIONS)
+    for one, what in _listed(records, [*QUESTIONS[:count], *POST_HOC, *QUESTIONS[count:]]):
         asked = one.question
-        if math.isnan(one.slope.mean):
-            numbers = "- | -"
-        else:
-            ends = percent(one.ends) if asked.relative else interval(one.ends, _slope_digits(asked), signed=True)
-            numbers = f"{interval(one.slope, _slope_digits(asked), signed=True)} | {ends}"
-        margin = "-" if asked.margin is None else f"{100 * asked.margin:g}%" if asked.relative else f"{asked.margin:g}"
-        mark = "**primary**: " if asked.primary else ""
+        numbers = "- | - | -"
+        if not math.isnan(one.slope.mean):
+            slope = interval(one.slope, _slope_digits(asked), signed=True)
+            numbers = f"{slope} | {ends(one)} | {_span(one)}"
+        mark = "**primary**: " if asked.primary else "*post hoc*: " if asked.post_hoc else ""
         word = f"{one.word} ({one.why})" if one.why else one.word
         lines.append(
-            f"| {asked.claim} | {asked.task} | {mark}{_asked(asked)} | {numbers} | {margin} | {one.slope.n} | {word} |"
+            f"| {asked.claim} | {asked.task} | {mark}{what} | {numbers} | {_margin(asked)} | {one.slope.n} | {word} |"
         )
     return lines
 
 
+def _listed(records: Sequence[Record], questions: Sequence[Question]) -> list[tuple[Answer, str]]:
+    """Contrasts with their names; where no unit is dead, that over live units is that over all and is not repeated."""
+    by_task = {record.task: record for record in records}
+    found = []
+    for one in answers(records, questions):
+        asked = one.question
+        same = asked.measure != "metric" and alive(by_task.get(asked.task), asked)
+        if not (same and asked.measure.endswith("_live")):
+            what = _asked(asked)
+            found.append((one, what.replace("all units", "all = live units") if same else what))
+    return found
+
+
 def _asked(asked: Question) -> str:
-    measure = GRIDS[asked.task].metric if asked.measure == "metric" else _MEASURES[asked.measure]
+    units = "" if asked.measure == "metric" else f", {_units(asked)}"
     place = f"p = {asked.place:g}" if isinstance(asked.place, float) else f"{asked.place} p"
     scale = "matched noise" if asked.scale == "matched" else "paper's scale"
     gradient = f", {asked.gradient}" if len(GRIDS[asked.task].gradients) > 1 else ""
-    return f"{measure}, {scale}{gradient}, {place}"
+    post_hoc = f", {asked.post_hoc}" if asked.post_hoc else ""
+    return f"{_name(asked)}{units}, {scale}{gradient}, {place}{post_hoc}"
+
+
+def _name(asked: Question) -> str:
+    return GRIDS[asked.task].metric if asked.measure == "metric" else "Hoyer"
+
+
+def _units(asked: Question) -> str:
+    return "live units" if asked.measure.endswith("_live") else "all units"
+
+
+def ends(one: Answer) -> str:
+    """The difference between the largest and the smallest q."""
+    asked = one.question
+    return percent(one.ends) if asked.relative else interval(one.ends, _slope_digits(asked), signed=True)
+
+
+def _span(one: Answer) -> str:
+    return f"{100 * one.span:.2f}%" if one.question.relative else f"{one.span:.{_slope_digits(one.question)}f}"
+
+
+def _margin(asked: Question) -> str:
+    return "-" if asked.margin is None else f"{100 * asked.margin:g}%" if asked.relative else f"{asked.margin:g}"
 
 
 def table(record: Record) -> list[str]:
     """Every setting of a task, over its seeds."""
     metric = GRIDS[record.task].metric
     lines = [
-        f"| setting | value | n | {metric} (test) | {metric} (validation) | Hoyer | live units | dead | undefined |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| setting | value | n | {metric} (test) | {metric} (validation) | Hoyer | live units | dead units | "
+        "samples without active unit | best epochs |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     digits = _DIGITS[metric]
     for setting, value, rows in _groups(record):
         cells = [interval(mean(rows, name), digits) for name in ("metric", "valid")]
         cells += [interval(mean(rows, name), 3) for name in ("hoyer", "hoyer_live")]
-        cells += [f"{100 * mean(rows, name).mean:.1f}%" for name in ("dead", "undefined")]
+        cells += [f"{100 * mean(rows, 'dead').mean:.1f}%", _empty(rows), epochs(rows)]
         lines.append(f"| {setting.name} | {value} | {len(rows)} | {' | '.join(cells)} |")
     return lines
+
+
+def _empty(rows: Sequence[Row]) -> str:
+    """The mean share of samples without an active unit, and whether that makes the setting a collapsed one."""
+    most = max(row.undefined for row in rows)
+    said = f"{100 * mean(rows, 'undefined').mean:.1f}%"
+    return f"{said}, at most {100 * most:.1f}%: **collapsed**" if collapsed(rows) else said
+
+
+def epochs(rows: Sequence[Row]) -> str:
+    """From which epochs the tested weights are."""
+    found = sorted({row.best_epoch for row in rows if row.best_epoch is not None})
+    return "-" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def tuning(record: Record) -> list[str]:
@@ -161,19 +238,6 @@ def cautions(records: Sequence[Record]) -> list[str]:
     """What the protocol wants said beside the verdicts, where it holds."""
     said = []
     for record in records:
-        if record.missing:
-            said.append(f"**{record.task}: {record.missing} of {record.planned} runs are not there yet.**")
-        best = none_is_best(record)
-        if best and record.task != "autoencoder":
-            said.append(
-                f"{record.task}: without any noise the {GRIDS[record.task].metric} on validation data is better than "
-                "at every q at matched noise. The network gains nothing from noise at this budget, so the direction of "
-                "the trend says little about the claim as it was meant."
-            )
-        elif best:
-            said.append(
-                "autoencoder: the error is lowest without any noise; its figures show a dial and its price, not a gain."
-            )
         rows = warned(record)
         if rows:
             names = sorted({row.run.setting.name for row, _ in rows})
@@ -181,8 +245,11 @@ def cautions(records: Sequence[Record]) -> list[str]:
                 f"{record.task}: in {len(rows)} runs more than {100 * UNDEFINED:g}% of the test samples have no active "
                 f"unit and so no sparsity, at most {100 * max(share for _, share in rows):.1f}% ({', '.join(names)})."
             )
-        warnings = Counter(_kind(warning) for row in record.rows for warning in row.warnings)
-        said += [f"{record.task}: {count} runs warn: {warning}" for warning, count in warnings.most_common(3)]
+        kinds: dict[str, list[str]] = {}
+        for warning in (warning for row in record.rows for warning in row.warnings):
+            kinds.setdefault(_NUMBER.sub("", warning), []).append(warning)
+        often = sorted(kinds.values(), key=len, reverse=True)
+        said += [f"{record.task}: {len(some)} runs warn: {_merged(some)}" for some in often[:_KINDS]]
         lowest = [
             setting.name for setting, value in record.chosen.items() if _lowest(record.task, setting, value.value)
         ]
@@ -226,7 +293,8 @@ def interval(found: Interval, digits: int, signed: bool = False) -> str:
 
 def percent(found: Interval) -> str:
     """A relative difference."""
-    return f"{100 * found.mean:+.2f}% ± {100 * found.half:.2f}%"
+    said = f"{100 * found.mean:+.2f}%"
+    return said if math.isnan(found.half) else f"{said} ± {100 * found.half:.2f}%"
 
 
 def hours(records: Iterable[Record]) -> float:
@@ -263,6 +331,12 @@ def _lowest(task: Task, setting: Setting, value: float) -> bool:
     return setting.method != "none" and value == place
 
 
-def _kind(warning: str) -> str:
-    """A warning without its numbers, so that runs that say the same are counted together."""
-    return re.sub(r"[+-]?\d[\d.,]*", "x", warning)
+def _merged(warnings: Sequence[str]) -> str:
+    """One sentence for warnings that differ in their numbers alone, with the range of each number."""
+    columns = zip(*(_NUMBER.findall(warning) for warning in warnings), strict=True)
+    ends = iter([(min(column, key=_number), max(column, key=_number)) for column in columns])
+    return _NUMBER.sub(lambda _: " to ".join(dict.fromkeys(next(ends))), warnings[0])
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
