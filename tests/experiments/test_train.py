@@ -214,8 +214,10 @@ def test_bf16(kind: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("kind", ["autoencoder", "image", "awd"])
 def test_compiled(kind: str, tmp_path: Path) -> None:
-    # dropped words are drawn elsewhere in compiled code
-    same: dict[str, Any] = {"method": "none", "epochs": 1, **({"embedding_drop": 0.0} if kind == "awd" else {})}
+    # Dropped words are drawn elsewhere in compiled code. Batch norm and ReLU amplify rounding: within 25 steps weights
+    # that differ by 3e-6 may part, by 1% of the loss; within 5 a difference of 1e-5 is still one of 1e-5.
+    same: dict[str, Any] = {"method": "none", "epochs": 1}
+    same |= {"image": {"train_size": 40}, "awd": {"embedding_drop": 0.0}}.get(kind, {})
     plain = run(tmp_path / "plain", kind, **same)
     found = run(tmp_path / "compiled", kind, **same, compile=True)
     assert found["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
