@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseout import Sparseout
-from sparseout.experiments.models import LanguageModel
+from sparseout.experiments.models import LanguageModel, language
 from sparseout.experiments.models.language import WeightDropLSTM
 
 WORDS = 17
@@ -150,6 +150,23 @@ def test_mixed_precision_goes_on_from_its_state():
         logits, _ = model(text[3:], [(h.detach(), c.detach()) for h, c in state])
     logits.float().sum().backward()
     assert model.layers[0].weight_hh_l0.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_cpu_without_a_half_lstm_computes_in_fp32(p, monkeypatch):
+    monkeypatch.setattr(language, "_cpu_has_half_lstm", lambda: False)
+    layer = WeightDropLSTM(4, 3, p)
+    x = torch.randn(5, 2, 4).bfloat16()
+    state = (torch.randn(1, 2, 3), torch.randn(1, 2, 3))
+    torch.manual_seed(0)
+    plain, (hidden, cell) = layer(x.float(), state)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, (mine, own) = layer(x, tuple(one.double() for one in state))
+        assert torch.is_autocast_enabled("cpu")
+    assert {one.dtype for one in (found, mine, own)} == {torch.float32}
+    for one, same in ((found, plain), (mine, hidden), (own, cell)):
+        torch.testing.assert_close(one, same, atol=0, rtol=0)
 
 
 def test_embedding_dropout_drops_whole_words_of_the_vocabulary():

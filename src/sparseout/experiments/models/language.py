@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -131,6 +132,12 @@ class WeightDropLSTM(nn.LSTM):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The hidden states (time, batch, outputs), and the state after the last."""
+        if input.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or _cpu_has_half_lstm():
+            return self._run(input, hx)
+        with torch.autocast("cpu", enabled=False):
+            return self._run(input.float(), None if hx is None else (hx[0].float(), hx[1].float()))
+
+    def _run(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if not self.training or self.weight_drop == 0:
             out: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(input, hx)
             return out
@@ -141,6 +148,12 @@ class WeightDropLSTM(nn.LSTM):
             hx = (zeros, zeros)
         dropping: tuple[Tensor, tuple[Tensor, Tensor]] = _fused(input, hx, weights)
         return dropping
+
+
+@cache
+def _cpu_has_half_lstm() -> bool:
+    """Whether torch's LSTM takes bf16 on this CPU: without AVX-512 it raises an error, so there it stays in fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # nor does the compiler enter `nn.LSTM`
