@@ -1,9 +1,26 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
 from sparseout import measures
+from sparseout.conversion import ConversionReport
+from sparseout.convert import convert_dropout_, revert_, set_q_
 from sparseout.functional import sparseout
+from sparseout.insertion import insert_after_
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 
-__all__ = ["Backend", "Sparseout", "Sparseout1d", "Sparseout2d", "Sparseout3d", "backend", "measures", "sparseout"]
+__all__ = [
+    "Backend",
+    "ConversionReport",
+    "Sparseout",
+    "Sparseout1d",
+    "Sparseout2d",
+    "Sparseout3d",
+    "backend",
+    "convert_dropout_",
+    "insert_after_",
+    "measures",
+    "revert_",
+    "set_q_",
+    "sparseout",
+]
 __version__ = "0.1.0"

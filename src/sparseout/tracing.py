@@ -1,0 +1,105 @@
+"""What the forward of one module calls: as a torch.fx graph where it can be traced, else as its source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import random
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+class _OneLevel(fx.Tracer):
+    """Every child is one step of the graph: what is inside it is its own graph's business."""
+
+    proxy_buffer_attributes = True  # so that a forward that changes its buffers does not
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def trace(module: nn.Module) -> fx.Graph | None:
+    """The graph of the module's own forward in training, or None if it cannot be traced."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    # A twin, so that a forward that keeps its activations as attributes leaves none of the tracer's in the model.
+    twin = object.__new__(type(module))
+    twin.__dict__.update(vars(module))
+    for name in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[name] = dict(vars(module)[name])
+    twin.__dict__["training"] = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parameters = inspect.signature(type(module).forward).parameters.values()
+            defaults = {x.name: x.default for x in parameters if x.default is not x.empty}
+            return _OneLevel().trace(twin, concrete_args=defaults or None)
+    except Exception:  # whatever a forward raises when it is given stand-ins for tensors
+        return None
+
+
+def source(module: nn.Module) -> list[ast.AST]:
+    """The syntax trees of forward and of the methods it calls, those of torch excepted."""
+    trees: list[ast.AST] = []
+    todo, seen = ["forward"], {"forward"}
+    while todo:
+        function = getattr(type(module), todo.pop(0))
+        if getattr(function, "__module__", "").startswith("torch."):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        except (OSError, TypeError, SyntaxError):  # made at run time, or compiled
+            continue
+        trees.append(tree)
+        for node in ast.walk(tree):
+            path = self_path(node.func) if isinstance(node, ast.Call) else None
+            if path and path not in seen and inspect.isfunction(getattr(type(module), path, None)):
+                seen.add(path)
+                todo.append(path)
+    return trees
+
+
+def self_path(node: ast.AST) -> str | None:
+    """The path "a.b" of the expression `self.a.b`, None for any other."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    return ".".join(parts) if parts and isinstance(node, ast.Name) and node.id == "self" else None
+
+
+def label(node: ast.AST) -> str:
+    """The last word of what is called: "softmax" for `F.softmax` and `x.softmax`, "Softmax" for `nn.Softmax(1)`."""
+    while isinstance(node, ast.Call):
+        node = node.func
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def attribute(root: Any, path: str) -> Any:
+    """What `root.a.b` is, or None."""
+    for name in path.split("."):
+        root = getattr(root, name, None)
+    return root
+
+
+def runs_own_code(module: nn.Module) -> bool:
+    """Whether the module's forward is neither torch's own nor missing; that of a Sequential is what it holds."""
+    forward: Callable[..., Any] = type(module).forward
+    return isinstance(module, nn.Sequential) or not getattr(forward, "__module__", "").startswith("torch.nn")
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Some forwards draw before they can be stopped (layers dropped at random)."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
