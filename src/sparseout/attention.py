@@ -18,29 +18,17 @@ from sparseout.tracing import attribute, label, self_path, source
 
 _PROBABILITIES = re.compile(r"soft_?max|entmax|sparsemax", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention|(^|_)att(_|\d|\.|$)", re.IGNORECASE)
-_OUTPUT = re.compile(r"out|proj|resid|post|hidden|final", re.IGNORECASE)
+_OUTPUT = re.compile(r"(?<!drop)out|proj|resid|post|hidden|final", re.IGNORECASE)
 # What moves or hides elements and leaves the others as they are: the first argument is what comes through.
-_TRANSPARENT = frozenset(
-    (
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
-        "contiguous",
-        "clone",
-        "view",
-        "reshape",
-        "flatten",
-    )
-    + ("unflatten", "transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze", "expand", "expand_as")
-    + ("chunk", "split", "unbind", "select", "getitem", "masked_fill", "masked_fill_", "nan_to_num", "dropout")
+_TRANSPARENT = re.compile(
+    "to|type|type_as|float|half|bfloat16|double|contiguous|clone|view|reshape|flatten|unflatten|transpose|permute|"
+    "movedim|swapaxes|squeeze|unsqueeze|expand|expand_as|chunk|split|unbind|select|getitem|masked_fill_?|nan_to_num|"
+    "dropout"
 )
-_OTHERS = frozenset(  # whatever went in, what comes out is no probability of attention
-    ("matmul", "bmm", "baddbmm", "einsum", "linear", "conv1d", "conv2d", "conv3d", "embedding", "layer_norm", "relu")
-    + ("gelu", "silu", "tanh", "scaled_dot_product_attention", "multi_head_attention_forward")
+# Whatever goes in, what comes out are no probabilities of attention.
+_OTHERS = re.compile(
+    "matmul|bmm|baddbmm|einsum|linear|conv[123]d|embedding|layer_norm|relu|gelu|silu|tanh|scaled_dot_product_attention|"
+    "multi_head_attention_forward"
 )
 _NAMESPACES = {"torch", "F", "functional"}
 _SCALINGS = {"mul", "truediv", "div"}
@@ -87,12 +75,12 @@ def _node_holds_probabilities(owner: nn.Module, node: Any) -> bool | None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if _PROBABILITIES.search(name):
             return True
-        if name in _OTHERS or node.target is operator.matmul:
+        if _OTHERS.fullmatch(name) or node.target is operator.matmul:
             return False
         if name == "where":
             return _any(_node_holds_probabilities(owner, x) for x in node.args[1:])
         scaled = name in _SCALINGS and not any(isinstance(x, fx.Node) for x in node.args[1:])
-        node = node.args[0] if (name in _TRANSPARENT or scaled) and node.args else None
+        node = node.args[0] if (_TRANSPARENT.fullmatch(name) or scaled) and node.args else None
     return None
 
 
@@ -151,9 +139,9 @@ class _Reader(ast.NodeVisitor):
             return True
         if isinstance(child, nn.Module) and not isinstance(child, (nn.Identity, nn.Dropout)):
             return False
-        if name in _OTHERS:
+        if _OTHERS.fullmatch(name):
             return False
-        if name not in _TRANSPARENT and not isinstance(child, nn.Module):
+        if not _TRANSPARENT.fullmatch(name) and not isinstance(child, nn.Module):
             return None
         if isinstance(node.func, ast.Attribute) and child is None and label(node.func.value) not in _NAMESPACES:
             return self.holds(node.func.value)  # a method of a tensor

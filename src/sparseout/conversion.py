@@ -48,7 +48,7 @@ class ConversionReport:
 def _rows(outcome: str, entries: dict[str, str]) -> list[tuple[str, str, str]]:
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, text in entries.items():
-        groups[re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name), text].append(name)
+        groups[re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", name), text].append(name)
     return [
         (outcome, (names[0] or ROOT) if len(names) == 1 else f"{pattern} ({len(names)}x)", text)
         for (pattern, text), names in groups.items()
