@@ -1,7 +1,10 @@
 import shutil
 
+import architectures
 import pytest
 import torch
+
+architectures.let_torchvision_import()  # before anything imports transformers or timm
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 

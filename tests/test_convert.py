@@ -84,7 +84,7 @@ def test_references_hooks_and_shared_modules_survive():
 
 def test_each_name_of_a_shared_layer_is_asked_and_false_counts_most():
     drop = nn.Dropout(0.5)
-    model, seen = nn.ModuleDict({"a": drop, "b": drop, "c": nn.Dropout(0.1)}), []
+    seen = []
     model = nn.Sequential(nn.ModuleDict({"a": drop}), nn.Sequential(drop, nn.Dropout(0.1)))
 
     def filter_fn(name, module):

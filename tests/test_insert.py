@@ -2,16 +2,19 @@
 
 import copy
 import io
+import os
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import needs_compiler
 from torch import nn
 
-from sparseout import Sparseout, convert_dropout_, insert_after_, revert_, set_q_, sparseout
+import sparseout
+from sparseout import Sparseout, convert_dropout_, insert_after_, revert_, set_q_
 
 
 def net():
@@ -30,7 +33,7 @@ def test_output_is_the_modules_then_the_functions():
     report = insert_after_(model, nn.ReLU, p=0.5, q=1.0, scale=0.5, gradient="exact")
     hidden = torch.relu(model[0](x))
     torch.manual_seed(5)
-    expected = model[2](sparseout(hidden, 0.5, 1.0, scale=0.5, gradient="exact"))
+    expected = model[2](sparseout.sparseout(hidden, 0.5, 1.0, scale=0.5, gradient="exact"))
     assert torch.equal(seeded(model, x), expected)
     assert [type(module) for module in model] == classes
     assert list(model.state_dict()) == keys
@@ -177,7 +180,8 @@ for _ in range(50): model.register_forward_hook(lambda *_: None)
 assert set(model(torch.ones(50)).tolist()) == {0.0, 2.0}
 assert len(model._forward_hooks) == 51
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    here = str(Path(sparseout.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": here})
 
 
 @needs_compiler

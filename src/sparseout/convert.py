@@ -255,7 +255,7 @@ def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Place]]:
     if _is_dropout(model):
         found[model] = [_Place("", None, "")]
     for name, owner in model.named_modules():
-        if not isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
+        if owner is model or not isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
             for path, child in _applied(owner):
                 if _is_dropout(child):
                     found.setdefault(child, []).append(_Place(f"{name}.{path}" if name else path, owner, path))

@@ -26,8 +26,6 @@ class _OneLevel(fx.Tracer):
 
 def trace(module: nn.Module) -> fx.Graph | None:
     """The graph of the module's own forward in training, or None if it cannot be traced."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return None
     # A twin, so that a forward that keeps its activations as attributes leaves none of the tracer's in the model.
     twin = object.__new__(type(module))
     twin.__dict__.update(vars(module))
@@ -90,8 +88,10 @@ def attribute(root: Any, path: str) -> Any:
 
 def runs_own_code(module: nn.Module) -> bool:
     """Whether the module's forward is neither torch's own nor missing; that of a Sequential is what it holds."""
+    if isinstance(module, (nn.Sequential, torch.jit.ScriptModule)):
+        return isinstance(module, nn.Sequential)
     forward: Callable[..., Any] = type(module).forward
-    return isinstance(module, nn.Sequential) or not getattr(forward, "__module__", "").startswith("torch.nn")
+    return not getattr(forward, "__module__", "").startswith("torch.nn")
 
 
 @contextmanager
