@@ -158,6 +158,14 @@ def test_functional_dropout_is_found_and_the_model_not_touched(untraceable):
     assert not model[0].training
 
 
+def test_a_layer_built_in_forward_is_found():
+    class Builds(nn.Module):
+        def forward(self, x):
+            return nn.Dropout(0.3)(x)
+
+    assert convert_dropout_(Builds(), q=1.5).unreached == {"": "Dropout is called with p=0.3 in Builds.forward"}
+
+
 def test_dropout_inside_torchs_modules_is_reported():
     model = nn.ModuleDict(
         {

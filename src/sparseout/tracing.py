@@ -27,12 +27,10 @@ class _OneLevel(fx.Tracer):
 def trace(module: nn.Module) -> fx.Graph | None:
     """The graph of the module's own forward in training, or None if it cannot be traced."""
     # A twin, so that a forward that keeps its activations as attributes leaves none of the tracer's in the model.
-    twin = object.__new__(type(module))
-    twin.__dict__.update(vars(module))
-    for name in ("_parameters", "_buffers", "_modules"):
-        twin.__dict__[name] = dict(vars(module)[name])
-    twin.__dict__["training"] = True
     try:
+        twin = object.__new__(type(module))
+        copied = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        vars(twin).update(vars(module), **copied, training=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parameters = inspect.signature(type(module).forward).parameters.values()

@@ -24,6 +24,10 @@ _P_ARGUMENT = {
     "feature_dropout": 1,
     "native_dropout": 1,
     "scaled_dot_product_attention": 4,
+    "Dropout": 0,  # built in forward
+    "Dropout1d": 0,
+    "Dropout2d": 0,
+    "Dropout3d": 0,
 }
 _P_KEYWORDS = ("p", "dropout_p", "dropout")
 
@@ -85,7 +89,9 @@ def _argument(name: str, args: Any, kwargs: Mapping[str, Any], default: Any) -> 
 def _calls_in_source(module: nn.Module) -> Iterator[tuple[str, str, bool]]:
     for tree in source(module):
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Call) or isinstance(attribute(module, self_path(node.func) or ""), nn.Module):
+            if not isinstance(node, ast.Call) or isinstance(node.func, ast.Call):
+                continue
+            if isinstance(attribute(module, self_path(node.func) or ""), nn.Module):
                 continue
             name = label(node.func)
             keywords = {x.arg: x.value for x in node.keywords if x.arg}
