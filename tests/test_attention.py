@@ -42,6 +42,16 @@ class ByModule(Base):
         return self.b(self.out(self.a(torch.where(scores > 0, self.softmax(scores), 0.0)) @ v))
 
 
+class ByOptions(Base):
+    """Arguments with a default have it in the graph, so that branches on them can be followed."""
+
+    def forward(self, x, double=False, scale=1.0):
+        scores, v = self.scores(x)
+        if double or scale > 2:
+            scores = 2 * scores
+        return self.b(self.out(self.a(scores.softmax(-1)) @ v))
+
+
 class ByHelper(Base):
     """The layer is handed to a function, as in the Annotated Transformer."""
 
@@ -99,6 +109,7 @@ READ = "the source of {}.forward says so"
         (ByFunction, TRACED),
         (ByMethod, TRACED),
         (ByModule, TRACED),
+        (ByOptions, TRACED),
         (ByHelper, TRACED),
         (UntraceableFunction, READ),
         (UntraceableModule, READ),

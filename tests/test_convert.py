@@ -167,8 +167,11 @@ def test_a_layer_built_in_forward_is_found():
 
 
 def test_dropout_inside_torchs_modules_is_reported():
+    single = nn.LSTM(3, 3)
+    single.dropout = 0.2  # torch applies none after the last layer, and warns if it is built so
     model = nn.ModuleDict(
         {
+            "single": single,
             "lstm": nn.LSTM(3, 3, num_layers=2, dropout=0.2),
             "gru": nn.GRU(3, 3, num_layers=2, dropout=0.2),
             "rnn": nn.RNN(3, 3, num_layers=2, dropout=0.2),
