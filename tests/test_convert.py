@@ -124,7 +124,7 @@ def test_what_is_left_is_reported():
 
 
 class Functional(nn.Module):
-    """A forward that drops by a function, keeps what it computes, draws, and warns."""
+    """A forward that drops by a function, keeps what it computes, makes a child, draws, and counts."""
 
     def __init__(self, p, untraceable):
         super().__init__()
@@ -132,6 +132,7 @@ class Functional(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, x):
+        self.made = nn.Identity()
         self.kept = x * torch.rand([]) * random.random()
         self.steps.add_(1)
         if self.untraceable and x.sum() > 1e9:
@@ -154,6 +155,7 @@ def test_functional_dropout_is_found_and_the_model_not_touched(untraceable):
     assert report.unreached == {"0": "dropout is called with p=0.3 in Functional.forward"}
     assert (torch.rand(1), random.random()) == expected
     assert not hasattr(model[0], "kept")
+    assert not hasattr(model[0], "made")
     assert model[0].steps == 0
     assert not model[0].training
 
