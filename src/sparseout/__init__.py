@@ -4,6 +4,21 @@ from sparseout import measures
 from sparseout.functional import sparseout
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
+from sparseout.monitor import SparsityMonitor
+from sparseout.norm import recalibrate_norm_
+from sparseout.sparsity_report import SparsityReport
 
-__all__ = ["Backend", "Sparseout", "Sparseout1d", "Sparseout2d", "Sparseout3d", "backend", "measures", "sparseout"]
+__all__ = [
+    "Backend",
+    "Sparseout",
+    "Sparseout1d",
+    "Sparseout2d",
+    "Sparseout3d",
+    "SparsityMonitor",
+    "SparsityReport",
+    "backend",
+    "measures",
+    "recalibrate_norm_",
+    "sparseout",
+]
 __version__ = "0.1.0"
