@@ -37,11 +37,11 @@ def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
     """The sites of `model`, in its order, each module once. Raises: TypeError, ValueError."""
     named = dict(model.named_modules(remove_duplicate=False))
     wanted = _wanted(named, modules)
-    unique = {id(module): (name, module) for name, module in reversed(named.items()) if name in wanted}
-    sites = [
-        Site(name, module, "input" if isinstance(module, NOISES) else "output")
-        for name, module in reversed(unique.values())
-    ]
+    unique: dict[int, Site] = {}
+    for name, module in named.items():
+        if name in wanted:
+            unique.setdefault(id(module), Site(name, module, "input" if isinstance(module, NOISES) else "output"))
+    sites = list(unique.values())
     if not sites and modules is None:
         wish = "a module with activation modules or dropout layers (or `modules` to say what to watch)"
         raise ValueError(expected("model", wish, f"{type(model).__name__} without any"))
@@ -85,7 +85,8 @@ def _default(module: nn.Module) -> bool:
 
 def _some(names: Collection[str], near: str = "") -> str:
     """Up to three names, the closest to `near` if any is close."""
-    close = get_close_matches(near, names, n=3, cutoff=0.5) or [name for name in names if name][:3]
+    names = [name for name in names if name]
+    close = get_close_matches(near, names, n=3, cutoff=0.5) or names[:3]
     return ", ".join(repr(name) for name in close) or "those of a model with submodules"
 
 
