@@ -1,10 +1,12 @@
 """What watching costs: training steps of WRN-16-2 with a `SparsityMonitor`, against the same steps without one.
 
-    python benchmarks/monitor.py [--rounds 6] [--every 10] [--threads 2] [--out benchmarks/results]
+    python benchmarks/monitor.py [--rounds 12] [--every 10] [--threads 2] [--out benchmarks/results]
 
-The model has Sparseout in every block, the batch is 128 images of 32 x 32. A round is `every` training steps of each
-peer, of which the monitor watches one; peers take turns, in an order that changes from round to round. Ratios are taken
-within a round. "detached" has had a monitor, and must cost nothing. Written to `monitor-DEVICE.json`.
+The model has Sparseout in every block, the batch is 128 images of 32 x 32. In a round every peer takes one step, in an
+order that changes: "without" a monitor; "watched", the step that is sampled; "passed over", a monitor attached that
+samples another; "detached", after one was there. Ratios are taken within a round. A monitor that samples one step in
+`every` costs what one watched and `every` - 1 passed-over steps cost. Processor time on a CPU, as others may use the
+machine, else wall-clock. Written to the folder `--out`, as `monitor/DEVICE.json`.
 """
 
 import argparse
@@ -22,8 +24,9 @@ from sparseout.experiments.models import WideResNet
 
 
 def main() -> None:
+    """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
@@ -38,41 +41,51 @@ def main() -> None:
     x = torch.randn(options.batch, 3, 32, 32, generator=generator).to(device)
     y = torch.randint(10, (options.batch,), generator=generator).to(device)
 
-    def steps(count: int) -> float:
+    def step() -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(count):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
+        wall, cpu = time.perf_counter(), time.process_time()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
+        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
-    def watched() -> float:
-        with sparseout.SparsityMonitor(model, every=options.every) as monitor:
-            seconds = steps(options.every)
-        assert monitor.report().steps["train"] == (1, options.every)
-        return seconds
+    def attached(before: int) -> dict[str, float]:
+        """A step with a monitor that has passed `before` steps: at 0 it is watched, else not."""
+        with sparseout.SparsityMonitor(model, every=2):
+            for _ in range(before):
+                model.relu(
+                    torch.zeros(1, 128, 1, 1, device=device)
+                )  # a step without a call of the model, to be the watched one
+            return step()
 
-    def detached() -> float:
+    def detached() -> dict[str, float]:
         sparseout.SparsityMonitor(model).attach().detach()
-        return steps(options.every)
+        return step()
 
-    peers = {"without": lambda: steps(options.every), "watched": watched, "detached": detached}
-    steps(2)
-    rounds: list[dict[str, float]] = []
+    peers = {"without": step, "watched": lambda: attached(0), "passed over": lambda: attached(1), "detached": detached}
+    names = list(peers)
+    step()
+    rounds: list[dict[str, dict[str, float]]] = []
     for number in range(options.rounds):
-        order = list(peers)[number % 3 :] + list(peers)[: number % 3]
-        order = order if number % 2 else order[::-1]
+        shift = number % len(names)
+        order = names[shift:] + names[:shift]
         rounds.append({name: peers[name]() for name in order})
-        print(", ".join(f"{name} {rounds[-1][name]:.3f} s" for name in peers), flush=True)
-    ratios = {name: statistics.median(r[name] / r["without"] for r in rounds) for name in ("watched", "detached")}
+        print(", ".join(f"{name} {rounds[-1][name]['cpu']:.3f} s" for name in names), flush=True)
+    clock = "wall" if device.type == "cuda" else "cpu"
+    cost = {name: statistics.median(r[name][clock] / r["without"][clock] for r in rounds) for name in names}
+    share = 1 / options.every
+    ratios = {
+        f"attached, every {options.every}": share * cost["watched"] + (1 - share) * cost["passed over"],
+        **cost,
+    }
     processor = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
     found = {
         "case": f"training step of WRN-16-2, batch {options.batch} of 32x32, watched every {options.every}th step",
-        "seconds_per_step": {name: [r[name] for r in rounds] for name in peers},
+        "clock": clock,
+        "seconds": {name: [r[name] for r in rounds] for name in names},
         "median_ratio": ratios,
         "environment": {
             "device": processor,

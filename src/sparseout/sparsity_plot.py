@@ -38,9 +38,9 @@ def draw(report: SparsityReport) -> Figure:
     units.axvline(0, color="black", linewidth=0.8)
     units.set(xlabel="fraction of units", xlim=(-1.02, 1.02), xticks=(-1, -0.5, 0, 0.5, 1))
     units.set_xticklabels(["1", "0.5", "0", "0.5", "1"])
-    for axes in (values, units):
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize="small")
     if records:
+        for axes in (values, units):
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize="small")
         shown = [_shares(record) for record in records]
         high = LOWEST + len(shown[0]) / PER_DECADE
         image = sizes.imshow(
