@@ -7,6 +7,9 @@ from sparseout.functional import sparseout
 from sparseout.insertion import insert_after_
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
+from sparseout.monitor import SparsityMonitor
+from sparseout.norm import recalibrate_norm_
+from sparseout.sparsity_report import SparsityReport
 
 __all__ = [
     "Backend",
@@ -15,10 +18,13 @@ __all__ = [
     "Sparseout1d",
     "Sparseout2d",
     "Sparseout3d",
+    "SparsityMonitor",
+    "SparsityReport",
     "backend",
     "convert_dropout_",
     "insert_after_",
     "measures",
+    "recalibrate_norm_",
     "revert_",
     "set_q_",
     "sparseout",

@@ -6,15 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout import Sparseout
 from sparseout.experiments import config as options
 from sparseout.experiments.data import images
 from sparseout.experiments.methods import noise
 from sparseout.experiments.models import WideResNet
-from sparseout.experiments.norm import has_batch_norm, reestimate
 from sparseout.experiments.schedules import SCHEDULES
 from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
+from sparseout.norm import batch_norms, recalibrate_norm_
 
 EVALUATED = 250  # images at once
 MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
@@ -66,7 +65,6 @@ class Classify(Task):
         )
         self.model = model.to(place.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()
-        self._noises = [module for module in model.modules() if isinstance(module, (Sparseout, nn.Dropout))]
         self.objective = _Loss(self.model)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -93,14 +91,14 @@ class Classify(Task):
     @torch.no_grad()
     def evaluate(self, part: str) -> Found:
         self.model.eval()
-        if not has_batch_norm(self.model):
+        if not batch_norms(self.model):
             found = self._errors(part, MEASURED[part])
         else:
             as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             some = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
             whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
-            reestimate(self.model, map(self._ready, whole), self._noises)
+            recalibrate_norm_(self.model, map(self._ready, whole))
             found = self._errors(part, MEASURED[part])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparseout.experiments.norm import has_batch_norm, reestimate
+from sparseout import recalibrate_norm_
+from sparseout.norm import batch_norms
 
 
 def network():
-    """Noise, convolution, batch norm, and a dropout that nobody names as noise."""
+    """Noise, convolution, batch norm, noise."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
     nn.init.normal_(model[1].weight)
     return model
@@ -27,7 +28,7 @@ def test_statistics_are_those_of_the_batches_without_noise(count):
     for _ in range(5):
         model(torch.rand(8, 1, 6, 6) - 2)  # statistics of something else, to be forgotten
     batches = [torch.randn(8, 1, 6, 6) * (1 + i) + i for i in range(count)]
-    reestimate(model, batches, [model[0]])
+    recalibrate_norm_(model, batches)
     mean, variance = by_hand(model, batches)
     torch.testing.assert_close(model[2].running_mean, mean)
     torch.testing.assert_close(model[2].running_var, variance)
@@ -40,6 +41,7 @@ def test_nothing_else_changes(broken):
     model.eval()
     model[2].train()
     model[1].weight.requires_grad_(False)
+    statistics = [buffer.clone() for buffer in model[2].buffers()]
     flags = [module.training for module in model.modules()]
     parameters = [parameter.clone() for parameter in model.parameters()]
     seen = []
@@ -47,10 +49,12 @@ def test_nothing_else_changes(broken):
     batches = [torch.randn(4, 1, 6, 6), torch.randn(4, 2 if broken else 1, 6, 6)]
     if broken:
         with pytest.raises(RuntimeError):
-            reestimate(model, iter(batches), [model[0]])
+            recalibrate_norm_(model, iter(batches))
     else:
-        reestimate(model, iter(batches), [model[0]])
+        recalibrate_norm_(model, iter(batches))
     assert seen == [True, True]
+    if broken:
+        assert all(torch.equal(new, old) for new, old in zip(model[2].buffers(), statistics, strict=True))
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -62,7 +66,7 @@ def test_no_batch_is_an_error_that_leaves_the_statistics_alone():
     model(torch.rand(8, 1, 6, 6))
     before = model[2].running_mean.clone()
     with pytest.raises(ValueError, match="at least one batch"):
-        reestimate(model, [], [])
+        recalibrate_norm_(model, [])
     assert torch.equal(model[2].running_mean, before)
 
 
@@ -71,7 +75,7 @@ def test_without_batch_norm_no_batch_is_asked_for():
         raise AssertionError
         yield
 
-    reestimate(nn.Sequential(nn.GroupNorm(1, 4)), never(), [])
+    recalibrate_norm_(nn.Sequential(nn.GroupNorm(1, 4)), never())
 
 
 @pytest.mark.parametrize(
@@ -85,5 +89,45 @@ def test_without_batch_norm_no_batch_is_asked_for():
         (nn.Identity(), False),
     ],
 )
-def test_has_batch_norm(layer, answer):
-    assert has_batch_norm(nn.Sequential(nn.ReLU(), nn.Sequential(layer))) is answer
+def test_batch_norms_are_those_that_keep_statistics(layer, answer):
+    found = batch_norms(nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
+    assert found == ({"1.0": layer} if answer else {})
+
+
+class Recurrent(nn.Module):
+    """Noise that is no layer: the float of an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 3, num_layers=2, dropout=0.5)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.lstm(x)[0].flatten(0, 1))
+
+
+def test_noise_that_is_no_layer_is_off_too():
+    model, x = Recurrent(), torch.randn(5, 4, 3)
+    recalibrate_norm_(model, [x])
+    torch.testing.assert_close(model.norm.running_mean, model.lstm.eval()(x)[0].mean((0, 1)))
+
+
+@pytest.mark.parametrize("wrap", [tuple, list])
+def test_the_first_of_a_batch_is_the_input(wrap):
+    model, x = nn.Sequential(nn.BatchNorm1d(2, momentum=None)), torch.randn(9, 2)
+    recalibrate_norm_(model, [wrap((x, None))])
+    torch.testing.assert_close(model[0].running_mean, x.mean(0))
+    assert model[0].momentum is None
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "message"),
+    [
+        (None, [], "expected `model` to be a module, but got None"),
+        (nn.BatchNorm1d(2), [{"x": 1}], "expected `batches` to be tensors, or tuples or lists that begin with one,"),
+        (nn.BatchNorm1d(2), [("x", 1)], "expected `batches` to be tensors, .* but got 'x'"),
+    ],
+)
+def test_what_is_no_model_or_batch(model, batches, message):
+    with pytest.raises(TypeError, match=message):
+        recalibrate_norm_(model, batches)

@@ -1,0 +1,246 @@
+"""What a network's activations look like while it runs: counted on its device, read when a report is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparseout.errors import expected, kind
+from sparseout.measures import Streaming
+from sparseout.norm import batch_norms
+from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim
+from sparseout.sparsity_report import SparsityReport
+from sparseout.tally import MODES, Tally, all_together, compared, dropout_variance, moments, noise_sums
+
+
+class SparsityMonitor:
+    r"""Watches how sparse the activations of a model are, in training and in evaluation, one kept apart from the other.
+
+    A with-block, or :meth:`attach` and :meth:`detach`; then :meth:`report`. Watched are the outputs of activation
+    modules (softmaxes and attention are none) and the inputs of Sparseout and Dropout layers, on every `every`-th step.
+    Nothing is read from the device before a report, and nothing is left on the model after `detach`.
+
+    **A step** is one call of the model, and all calls of a module in it count. Where only its submodules are called, as
+    training frameworks do, a step lasts until the watched module that began it is called again. Training and evaluation
+    are counted apart, by the flag `training` of the module whose call begins the step; the first step of each is
+    watched. What activation checkpointing computes again in backward is not counted.
+
+    **Units** lie along dim 1 of a 4-d or 5-d tensor and along the last dim of others; rows are all the rest. Of a call
+    with more than 4096 rows (samples, times positions of a map) every s-th is taken, s the least step that leaves so
+    many and has no factor in common with their number, so that all positions of a map are met: always the same ones.
+
+    **Under torch.compile** the graph breaks at each watched module while the monitor is attached (so not with
+    `fullgraph=True`), and attaching and detaching call `torch.compiler.reset()`, as compiled code would not see the
+    change: a step after either is compiled anew.
+
+    Args:
+        model: the module that is run; of a compiled one the module within.
+        modules: what to watch instead: a function (name, module) -> bool, or a collection of dotted names or of types.
+            Dropout-like modules are watched at their input, all others at their output: its first floating-point
+            tensor, if it is a tuple or a dict.
+        measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
+        every: watch one step in so many.
+        unit_dim: where units lie, for all: 1 for sequences in the layout (N, C, L).
+
+    Raises:
+        ValueError: for a value out of range; if `modules` has a name or type that the model has not, or nothing is
+            there to watch; later, in the forward pass, where a module's number of units changes.
+        TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.eye(2)), model[0].bias.data.zero_()
+        >>> with SparsityMonitor(model) as monitor:
+        ...     _ = model(torch.tensor([[1.0, -1.0], [3.0, -2.0], [-1.0, -1.0]]))
+        >>> population = monitor.report()[0]
+        >>> population["density"], population["dead_units"], population["undefined_rows"]
+        (0.3333333333333333, 1, 1)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Modules | None = None,
+        *,
+        measures: Iterable[str] = ("hoyer", "gini", "density"),
+        every: int = 1,
+        unit_dim: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(expected("model", "a module", kind(model)))
+        if isinstance(every, bool) or not isinstance(every, int):
+            raise TypeError(expected("every", "an int", kind(every)))
+        if every < 1:
+            raise ValueError(expected("every", "at least 1", every))
+        if unit_dim is not None and (isinstance(unit_dim, bool) or not isinstance(unit_dim, int)):
+            raise TypeError(expected("unit_dim", "an int or None", kind(unit_dim)))
+        self.measures = measures if isinstance(measures, str) else tuple(measures)
+        Streaming(self.measures)  # says what is wrong with them
+        self.every = every
+        self.unit_dim = unit_dim
+        self._model = getattr(model, "_orig_mod", model)  # names are then those of the model that was written
+        self._sites = choose(self._model, modules)
+        self._norms = batch_norms(self._model)
+        self._handles: list[Any] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self._tallies: dict[tuple[str, str, str], Tally] = {}  # ("site" or "norm", name, mode)
+        self._steps = {mode: [0, 0] for mode in MODES}  # watched, of how many
+        self._depth = 0  # open calls of the model
+        self._opener: str | None = None  # the site that began a step without the model
+        self._mode, self._watching = "train", False
+        self._inputs: dict[str, Tensor] = {}  # of noise layers, until they return
+
+    def attach(self) -> Self:
+        """Begin to watch. Returns the monitor itself."""
+        if self._handles:
+            return self
+        self._depth, self._opener, self._inputs = 0, None, {}
+        hooked: Any = torch.compiler.disable  # Python that counts is no work for the compiler
+        model = self._model
+        self._handles.append(model.register_forward_pre_hook(hooked(self._enter)))
+        for site in self._sites:
+            if site.tensor == "output":
+                self._handles.append(site.module.register_forward_hook(hooked(_Hook(self._output, site))))
+                continue
+            before, after = hooked(_Hook(self._input, site)), hooked(_Hook(self._noise, site))
+            self._handles.append(site.module.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(site.module.register_forward_hook(after))
+        for name, norm in self._norms.items():
+            self._handles.append(norm.register_forward_pre_hook(hooked(_Hook(self._norm, name)), with_kwargs=True))
+        # Last, so that a site that is the model itself is still within the call; and after an error too.
+        self._handles.append(model.register_forward_hook(hooked(self._leave), always_call=True))
+        torch.compiler.reset()
+        return self
+
+    def detach(self) -> None:
+        """Take every hook off the model. What was seen stays, until :meth:`reset`."""
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._inputs = {}
+        torch.compiler.reset()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def _enter(self, model: nn.Module, args: Any) -> None:
+        if _in_backward():
+            return
+        if self._depth == 0:
+            self._begin(model.training)
+            self._opener = None
+        self._depth += 1
+
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not _in_backward():
+            self._depth = max(0, self._depth - 1)
+
+    def _begin(self, training: bool) -> None:
+        self._mode = MODES[0] if training else MODES[1]
+        steps = self._steps[self._mode]
+        self._watching = steps[1] % self.every == 0
+        steps[0] += self._watching
+        steps[1] += 1
+
+    def _due(self, site: Site) -> bool:
+        if _in_backward():
+            return False
+        if self._depth == 0 and self._opener in (None, site.name):
+            self._begin(site.module.training)
+            self._opener = site.name
+        return self._watching
+
+    def _output(self, site: Site, module: nn.Module, args: Any, output: Any) -> None:
+        if self._due(site):
+            self._add(site, output)
+
+    def _input(self, site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inputs.pop(site.name, None)
+        if self._due(site):
+            x = self._add(site, (args, kwargs))
+            if module.training and dropout_variance(module):
+                self._inputs[site.name] = x.clone() if getattr(module, "inplace", False) else x
+
+    def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
+        x = self._inputs.pop(site.name, None)
+        if x is not None:
+            noise = noise_sums(module, x, output, unit_dim(x, self.unit_dim))
+            self._tallies["site", site.name, self._mode].add("noise", noise)
+
+    def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._watching and self._mode == "eval" and not module.training and not _in_backward():
+            x = first_tensor((args, kwargs))
+            if x is not None:
+                tally = self._tallies.setdefault(("norm", name, "eval"), Tally(()))
+                for key, value in moments(sampled(x, 1), x.shape[0]).items():
+                    tally.add(key, value)
+
+    @torch.no_grad()
+    def _add(self, site: Site, value: Any) -> Tensor:
+        x = first_tensor(value)
+        if x is None:
+            wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
+            raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
+        rows = sampled(x, unit_dim(x, self.unit_dim))
+        tally = self._tallies.setdefault(("site", site.name, self._mode), Tally(self.measures))
+        if tally.units not in (None, rows.shape[1]):
+            wish = f"a module of {tally.units} units at every call (choose other `modules`, or `unit_dim`)"
+            raise ValueError(expected(site.name or "model", wish, rows.shape[1]))
+        tally.see(rows)
+        return x
+
+    def report(self, sync: bool = True) -> SparsityReport:
+        """What was seen since the last reset; the only place where the device is waited for.
+
+        With `torch.distributed` initialised it is that of all processes together, and all must ask for it;
+        `sync=False` is this process alone. The step counts are then those of the process that saw most.
+        """
+        tallies, steps = self._tallies, self._steps
+        if sync and dist.is_available() and dist.is_initialized():
+            tallies, steps = all_together(tallies, steps, next(_tensors(self._model), torch.zeros(())).device)
+        records, seen = [], set()
+        for site in self._sites:
+            for mode in MODES:
+                tally = tallies.get(("site", site.name, mode))
+                if tally is not None:
+                    seen.add(site.name)
+                    head = {"module": site.name, "tensor": site.tensor, "mode": mode}
+                    records += tally.records(head, steps[mode], self.measures)
+        norms = [
+            compared(name, norm, tallies["norm", name, "eval"])
+            for name, norm in self._norms.items()
+            if ("norm", name, "eval") in tallies
+        ]
+        silent = [site.name for site in self._sites if site.name not in seen]
+        return SparsityReport(records, {mode: (s[0], s[1]) for mode, s in steps.items()}, norms, silent)
+
+
+class _Hook:
+    """A hook that knows its place; a lambda could not be copied with the model."""
+
+    def __init__(self, function: Any, place: Any) -> None:
+        self.function, self.place = function, place
+
+    def __call__(self, *args: Any) -> None:
+        self.function(self.place, *args)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

@@ -1,0 +1,501 @@
+"""The monitor sees what direct computation sees, counts steps by its rule, and leaves nothing behind."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+from conftest import needs_compiler
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sparseout import Sparseout, Sparseout2d, SparsityMonitor, measures
+from sparseout.sites import ROWS, sampled, stride
+
+NAMES = ("hoyer", "gini", "density")
+
+
+def dense(**noise):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Sparseout(0.5, **noise), nn.Linear(8, 4), nn.Tanh())
+
+
+def only(report, **wanted):
+    """The one record that has these values."""
+    (record,) = (r for r in report if all(r[key] == value for key, value in wanted.items()))
+    return record
+
+
+def hooks(model):
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
+
+
+def windows(report):
+    return report.steps["train"], report.steps["eval"]
+
+
+@pytest.mark.parametrize("shape", [(32, 5), (6, 7, 5), (3, 5, 4, 6), (2, 5, 3, 4, 2)])
+def test_values_are_those_of_direct_computation(shape):
+    batches = [torch.randn(shape) for _ in range(3)]
+    model = nn.Sequential(nn.ReLU())
+    with SparsityMonitor(model) as monitor:
+        outputs = [model(batch) for batch in batches]
+    rows = torch.cat([out.movedim(1 if out.ndim > 3 else -1, -1).reshape(-1, 5) for out in outputs])
+    population = only(monitor.report(), axis="population")
+    zero = (rows == 0).all(1)
+    for name in NAMES:
+        value = getattr(measures, name)(rows)
+        torch.testing.assert_close(population[name], value[~value.isnan()].double().mean().item())
+    assert population["rows"] == len(rows)
+    assert population["undefined_rows"] == zero.sum()
+    lifetime = only(monitor.report(), axis="lifetime")
+    torch.testing.assert_close(lifetime["hoyer"], measures.hoyer(rows.double(), 0).mean().item())
+    assert lifetime["gini"] is None
+
+
+def test_the_histogram_counts_every_value():
+    x = torch.tensor([[0.0, 2e-3, -2e-3, 50.0, 1e-20, 1e30, math.nan, math.inf]])
+    model = nn.Sequential(nn.Identity())
+    with SparsityMonitor(model, ["0"]) as monitor:
+        model(x)
+    record = monitor.report()[0]
+    assert (record["zeros"], record["not_finite"]) == (1, 2)
+    expected = [0] * 24
+    expected[0] = expected[-1] = 1  # 1e-20 and 1e30
+    expected[10] = 2  # log10 0.002 = -2.7, in [-3, -2.5)
+    expected[19] = 1  # log10 50 = 1.7
+    assert record["histogram"] == tuple(expected)
+    assert "NaN or infinite" in monitor.report().diagnosis[0]
+
+
+def test_half_types_are_measured_in_fp32_under_autocast():
+    model, x = nn.Sequential(nn.Linear(16, 300), nn.ReLU()), torch.randn(8, 16)
+    with SparsityMonitor(model) as monitor, torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(monitor.report()[0]["gini"], measures.gini(out.float()).double().mean().item())
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 16, 16), (5000, 3), (64, 100, 3)])
+def test_of_many_rows_every_sth(shape):
+    x = torch.randn(shape)
+    dim = 1 if len(shape) == 4 else -1
+    whole = x.movedim(dim, -1).reshape(-1, 3)
+    step = stride(len(whole))
+    assert step > 1
+    assert math.gcd(step, len(whole)) == 1
+    assert torch.equal(sampled(x, dim), whole[::step])
+    assert len(whole[::step]) <= ROWS
+
+
+def test_sampled_positions_cover_a_map_evenly():
+    places = torch.arange(32.0).expand(128, 1, 32, 32)  # the column of each position
+    counts = sampled(places, 1).flatten().long().bincount()
+    assert len(counts) == 32
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("rows", [0, 1, ROWS, ROWS + 1, 30030 * 8, 2**20])
+def test_stride_leaves_at_most_so_many(rows):
+    assert -(-rows // stride(rows)) <= ROWS
+
+
+def test_modes_are_kept_apart():
+    model = dense()
+    with SparsityMonitor(model) as monitor:
+        model(torch.randn(7, 6))
+        model.eval()
+        model(torch.randn(5, 6))
+        model(torch.randn(5, 6))
+    report = monitor.report()
+    assert windows(report) == ((1, 1), (2, 2))
+    assert only(report, module="1", mode="train", axis="population")["rows"] == 7
+    assert only(report, module="1", mode="eval", axis="population")["rows"] == 10
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_every_nth_step_of_each_mode_from_the_first(every):
+    model = dense()
+    with SparsityMonitor(model, every=every) as monitor:
+        for step in range(7):
+            model.train()(torch.randn(1 + step, 6))
+            model.eval()(torch.randn(10, 6))
+    report = monitor.report()
+    seen = range(0, 7, every)
+    assert windows(report) == ((len(seen), 7),) * 2
+    assert only(report, module="1", mode="train", axis="population")["rows"] == sum(1 + step for step in seen)
+
+
+def test_a_step_where_only_submodules_are_called():
+    model = nn.ModuleDict({"encoder": nn.Sequential(nn.ReLU()), "decoder": nn.Sequential(nn.ReLU())})
+    with SparsityMonitor(model, every=2) as monitor:
+        for _ in range(5):
+            code = model["encoder"](torch.randn(3, 4))
+            model["decoder"](code)
+            model["decoder"](code)  # shared: the same step
+    report = monitor.report()
+    assert windows(report) == ((3, 5), (0, 0))
+    assert only(report, module="encoder.0", axis="population")["rows"] == 9
+    assert only(report, module="decoder.0", axis="population")["rows"] == 18
+
+
+def test_calls_of_the_model_and_of_its_parts_may_take_turns():
+    model = dense()
+    with SparsityMonitor(model) as monitor:
+        model(torch.randn(3, 6))
+        model[1](torch.randn(3, 8))
+        model(torch.randn(3, 6))
+    assert windows(monitor.report())[0] == (3, 3)
+
+
+class Unrolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x, times):
+        for _ in range(times):
+            x = self.act(x)
+        if times == 0:
+            raise RuntimeError("on purpose")
+        return x
+
+
+def test_all_calls_within_a_step_count_and_an_error_ends_it():
+    model = Unrolled()
+    with SparsityMonitor(model, every=2) as monitor:
+        model(torch.randn(2, 4), 3)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            model(torch.randn(2, 4), 0)
+        model.act(torch.randn(5, 4))  # no call of the model is open any more: a step of its own
+    report = monitor.report()
+    assert windows(report)[0] == (2, 3)
+    assert report[0]["rows"] == 3 * 2 + 5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_computes_again_does_not_count(reentrant):
+    class Saved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=reentrant)
+
+    model = Saved()
+    with SparsityMonitor(model) as monitor:
+        for _ in range(2):
+            model(torch.randn(3, 4, requires_grad=True)).sum().backward()
+    report = monitor.report()
+    assert windows(report)[0] == (2, 2)
+    assert report[0]["rows"] == 6
+
+
+class Outputs(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+        self.out = None
+
+    def forward(self, x):
+        return self.form(x)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: (x, -x),
+        lambda x: [torch.ones(2).long(), x],
+        lambda x: OrderedDict(loss=x.sum(), state=None, hidden=(x,)),
+        lambda x: nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 3]), batch_first=True),
+    ],
+)
+def test_the_first_tensor_of_an_output_is_watched(form):
+    model, x = nn.Sequential(Outputs(form)), torch.randn(2, 3, 4)
+    with SparsityMonitor(model, ["0"]) as monitor:
+        model(x)
+    record = monitor.report()[0]
+    assert (record["rows"], record["units"]) == (6, 4)
+    torch.testing.assert_close(record["hoyer"], measures.hoyer(x).double().mean().item())
+
+
+def test_an_lstm_and_the_model_itself():
+    model, x = nn.LSTM(3, 5), torch.randn(4, 2, 3)
+    with SparsityMonitor(model, [nn.LSTM]) as monitor:
+        out, _ = model(x)
+    torch.testing.assert_close(monitor.report()[0]["hoyer"], measures.hoyer(out).double().mean().item())
+    assert windows(monitor.report())[0] == (1, 1)
+
+
+def test_an_output_without_a_tensor_is_an_error():
+    model = nn.Sequential(Outputs(lambda x: "text"))
+    message = "expected `0` to be a module with a floating-point tensor of at least one dimension as output"
+    with SparsityMonitor(model, ["0"]), pytest.raises(TypeError, match=message):
+        model(torch.randn(2))
+
+
+def test_a_changing_number_of_units_is_an_error_and_unit_dim_helps():
+    model = nn.Sequential(nn.ReLU())
+    with SparsityMonitor(model) as monitor:
+        model(torch.randn(2, 3, 7))
+        with pytest.raises(ValueError, match=r"expected `0` to be a module of 7 units at every call .*, but got 9"):
+            model(torch.randn(2, 3, 9))
+    with SparsityMonitor(model, unit_dim=1) as monitor:
+        model(torch.randn(2, 3, 7))
+        model(torch.randn(2, 3, 9))
+    assert (monitor.report()[0]["rows"], monitor.report()[0]["units"]) == (32, 3)
+
+
+class FooActivation(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_sites_by_default():
+    act = nn.ReLU()
+    model = nn.Sequential(
+        nn.Linear(2, 2), act, nn.Dropout(), Sparseout2d(), nn.Softmax(1), FooActivation(), act, nn.AlphaDropout()
+    )
+    with SparsityMonitor(model) as monitor:
+        model.eval()(torch.rand(3, 2, 4, 2))
+    population = [r for r in monitor.report() if r["axis"] == "population"]
+    expected = [("1", "output"), ("2", "input"), ("3", "input"), ("5", "output"), ("7", "input")]
+    assert [(r["module"], r["tensor"]) for r in population] == expected
+    assert population[0]["rows"] == 2 * 3 * 4 * 2  # shared, so called twice
+
+
+@pytest.mark.parametrize(
+    ("modules", "names"),
+    [
+        (lambda name, module: name.startswith("3"), ["3"]),
+        (["4", "0"], ["0", "4"]),
+        ({nn.Linear}, ["0", "3"]),
+        ((nn.Tanh, "2"), ["2", "4"]),
+    ],
+)
+def test_sites_as_told(modules, names):
+    model = dense()
+    with SparsityMonitor(model, modules) as monitor:
+        model(torch.rand(3, 6))
+    assert [r["module"] for r in monitor.report() if r["axis"] == "population"] == names
+
+
+def named():
+    return nn.ModuleDict({"encoder": nn.ReLU(), "decoder": nn.ReLU()})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"modules": ["encoderr"]}, ValueError, "expected `modules` to be names of modules, such as 'encoder', "),
+        ({"modules": [nn.PReLU]}, ValueError, "expected `modules` to be types of modules, such as 'ReLU', but got PR"),
+        ({"modules": []}, ValueError, "expected `modules` to be what matches a module, such as 'encoder', 'decoder'"),
+        ({"modules": lambda n, m: False}, ValueError, "but got what matches none"),
+        ({"modules": "encoder"}, TypeError, "a collection of dotted names or of module types, but got 'encoder'"),
+        ({"modules": nn.ReLU}, TypeError, "but got ReLU"),
+        ({"modules": [3]}, TypeError, "but got one of an int"),
+        ({"modules": 3}, TypeError, "but got an int"),
+        ({"model": nn.Linear(1, 1)}, ValueError, "expected `model` to be .*, but got Linear without any"),
+        ({"model": 3}, TypeError, "expected `model` to be a module, but got an int"),
+        ({"every": 0}, ValueError, "expected `every` to be at least 1, but got 0"),
+        ({"every": True}, TypeError, "expected `every` to be an int, but got True"),
+        ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int or None, but got a float"),
+        ({"measures": ["hoyr"]}, ValueError, "expected `measures` to be among hoyer"),
+        ({"measures": "hoyer"}, TypeError, "expected `measures` to be a sequence of names, but got 'hoyer'"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    model = arguments.pop("model", None) or named()
+    with pytest.raises(error, match=message):
+        SparsityMonitor(model, **arguments)
+    assert not isinstance(model, nn.Module) or hooks(model) == 0
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layer", [lambda **k: Sparseout(0.3, 1.2, **k), lambda **k: nn.Dropout(0.3, **k)])
+def test_noise_is_measured_against_dropout(layer, inplace):
+    model = nn.Sequential(layer(inplace=inplace))
+    xs = [torch.randn(20, 9) for _ in range(4)]
+    with SparsityMonitor(model) as monitor:
+        pairs = [(x.clone(), model(x).clone()) for x in xs]
+        model.eval()(xs[0])
+    noise = sum((y - x).square().sum() for x, y in pairs) / (0.3 / 0.7 * sum(x.square().sum() for x, _ in pairs))
+    record = only(monitor.report(), mode="train", axis="population")
+    assert record["noise"] == pytest.approx(noise.item(), rel=1e-6)
+    assert only(monitor.report(), mode="eval", axis="population")["noise"] is None
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.Dropout(0.0), nn.Dropout(1.0), nn.AlphaDropout(0.5)])
+def test_no_noise_where_there_is_none_to_compare(module):
+    model = nn.Sequential(module)
+    with SparsityMonitor(model) as monitor:
+        model(torch.randn(4, 4))
+    assert monitor.report()[0]["noise"] is None
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Dropout(0.2), (40, 10)), (nn.Dropout2d(0.2), (40, 10, 4, 4))])
+def test_the_standard_error_of_the_noise_is_right(layer, shape):
+    model, errors, ratios = nn.Sequential(layer), [], []
+    x = torch.randn(shape)
+    for _ in range(100):
+        with SparsityMonitor(model) as monitor:
+            model(x)
+        ratios.append(monitor.report()[0]["noise"])
+        errors.append(monitor.report()[0]["noise_error"])
+    spread, claimed = torch.tensor(ratios).std().item(), sum(errors) / len(errors)
+    # 100 draws know a standard deviation to 7%. Channel masks are taken at their worst, at most twice too large here.
+    assert 0.75 * spread < claimed < (1.35 if layer.__class__ is nn.Dropout else 4) * spread
+
+
+def test_detached_nothing_is_left_and_what_was_seen_stays():
+    model = dense()
+    monitor = SparsityMonitor(model)
+    assert hooks(model) == 0
+    assert monitor.attach() is monitor
+    assert hooks(model) > 0
+    count = hooks(model)
+    monitor.attach()
+    assert hooks(model) == count
+    model(torch.randn(3, 6))
+    monitor.detach()
+    monitor.detach()
+    assert hooks(model) == 0
+    model(torch.randn(3, 6))
+    assert windows(monitor.report())[0] == (1, 1)
+    with monitor:
+        model(torch.randn(3, 6))
+    assert windows(monitor.report())[0] == (2, 2)
+    monitor.reset()
+    assert len(monitor.report()) == 0
+    assert windows(monitor.report())[0] == (0, 0)
+
+
+def test_nothing_of_the_run_changes():
+    plain, watched = dense(seed=1), dense(seed=1)
+    watched.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 6)
+    state = torch.get_rng_state()
+    with SparsityMonitor(watched):
+        out = watched(x)
+        out.sum().backward()
+        assert torch.equal(torch.get_rng_state(), state)
+        copy.deepcopy(watched)(x)
+    assert torch.equal(out, plain(x))
+    plain(x).sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert not any(t.requires_grad for t in watched.buffers())
+
+
+def test_batch_norm_that_sees_something_else_in_evaluation():
+    model = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU())
+    x = torch.randn(2000, 16)
+    model[0].running_mean.copy_(x.mean(0))
+    model[0].running_var.copy_(x.var(0))
+    model.eval()
+    with SparsityMonitor(model) as monitor:
+        model(x)
+    assert monitor.report().diagnosis == []
+    monitor.reset()
+    with monitor:
+        model(2 * x + 3)
+    (norm,) = monitor.report().norms
+    seen = 2 * x + 3
+    shift = (seen.mean(0) - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
+    assert norm.shift == pytest.approx(shift.square().mean().sqrt().item(), rel=1e-4)
+    assert norm.spread == pytest.approx(2, rel=1e-3)
+    (sentence,) = monitor.report().diagnosis
+    assert sentence.startswith("Batch norm: in evaluation 1 of 1 layers")
+
+
+def test_inference_mode_and_training_mix():
+    model = dense()
+    with SparsityMonitor(model) as monitor:
+        with torch.inference_mode():
+            model(torch.randn(3, 6))
+        model(torch.randn(3, 6)).sum().backward()
+    assert only(monitor.report(), module="1", axis="population")["rows"] == 6
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("method", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_compiled(before, method):
+    model = nn.Sequential(OrderedDict(linear=nn.Linear(6, 8), act=nn.ReLU(), noise=Sparseout(0.5), head=nn.ReLU()))
+    if method:
+        model.compile(backend="aot_eager")
+        compiled = model
+    else:
+        compiled = torch.compile(model, backend="aot_eager")
+    xs = [torch.randn(4, 6) for _ in range(4)]
+    if before:
+        compiled(xs[0])
+    with SparsityMonitor(compiled, every=2) as monitor:
+        for x in xs:
+            compiled(x).sum().backward()
+    compiled(xs[0])
+    report = monitor.report()
+    assert windows(report) == ((2, 4), (0, 0))
+    outputs = torch.cat([torch.relu(model.linear(x)) for x in xs[::2]])
+    record = only(report, module="act", axis="population")
+    assert record["rows"] == 8
+    assert record["density"] == pytest.approx(measures.density(outputs).mean().item())
+    assert only(report, module="noise", axis="population")["noise"] > 0
+
+
+DISTRIBUTED = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from sparseout import SparsityMonitor
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.5))
+wrapped = nn.parallel.DistributedDataParallel(model)
+data = torch.randn(2, 10, 6)
+with SparsityMonitor(model) as monitor:
+    wrapped(data[rank]).sum().backward()
+    if rank == 0:  # only one process evaluates
+        model.eval()
+        model(data[0])
+together, alone = monitor.report(), monitor.report(sync=False)
+with SparsityMonitor(model.train(), ["1"]) as single:
+    for part in data:
+        model(part)
+one = single.report(sync=False)
+for a, b in zip([r for r in together if r["module"] == "1" and r["mode"] == "train"], one):
+    for key in set(a) - {"steps", "of_steps"}:
+        same = a[key] == b[key] or abs(a[key] - b[key]) < 1e-12
+        assert same, (key, a[key], b[key])
+assert together.steps == {"train": (1, 1), "eval": (1, 1)}
+assert {r["rows"] for r in together if r["mode"] == "train"} == {20}
+assert {r["rows"] for r in together if r["mode"] == "eval"} == {10}
+assert [norm.samples for norm in together.norms] == [10]
+assert {r["rows"] for r in alone} == {10}
+assert any(r["mode"] == "eval" for r in alone) == (rank == 0)
+dist.destroy_process_group()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_processes_report_together(tmp_path):
+    code = [sys.executable, "-c", DISTRIBUTED]
+    running = [
+        subprocess.Popen(
+            [*code, str(rank), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert out == "done\n", err
