@@ -1,6 +1,7 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
-from sparseout import measures
+from sparseout import measures, schedules
+from sparseout.control import SparsityController
 from sparseout.conversion import ConversionReport
 from sparseout.convert import convert_dropout_, revert_, set_q_
 from sparseout.functional import sparseout
@@ -18,6 +19,7 @@ __all__ = [
     "Sparseout1d",
     "Sparseout2d",
     "Sparseout3d",
+    "SparsityController",
     "SparsityMonitor",
     "SparsityReport",
     "backend",
@@ -26,6 +28,7 @@ __all__ = [
     "measures",
     "recalibrate_norm_",
     "revert_",
+    "schedules",
     "set_q_",
     "sparseout",
 ]

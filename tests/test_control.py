@@ -1,0 +1,304 @@
+"""The closed loop, on a plant whose answer is known and on real networks."""
+
+import io
+import math
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import sparseout
+from sparseout import Sparseout, SparsityController, measures
+
+UNITS = 100
+
+
+class Plant(nn.Module):
+    """Puts out rows of a Hoyer that follows q of its layer with a lag: 0.9 - 0.15 q in the end."""
+
+    def __init__(self, q: float = 2.5, lag: float = 20.0, dead: int = 0, layers: int = 1) -> None:
+        super().__init__()
+        self.noise = nn.ModuleList(Sparseout(q=q, scale="matched") for _ in range(layers))
+        self.hoyer, self.lag, self.dead = 0.9 - 0.15 * q, lag, dead
+
+    def rows(self, hoyer: float) -> torch.Tensor:
+        """One unit large and all others alike, such that the row has this Hoyer."""
+        n = UNITS - self.dead
+        wanted = UNITS**0.5 - hoyer * (UNITS**0.5 - 1)  # |x|_1 / |x|_2
+        m, square = n - 1, wanted**2
+        large = (m + (m**2 - (square - 1) * (square * m - m**2)) ** 0.5) / (square - 1)
+        row = torch.ones(4, UNITS)
+        row[:, 0] = large
+        row[:, n:] = 0
+        return row
+
+    def forward(self) -> None:
+        for place, layer in enumerate(self.noise):
+            self.hoyer += (0.9 - 0.15 * float(layer.q) - self.hoyer) / self.lag if place == 0 else 0.0
+            layer(self.rows(self.hoyer))
+
+
+def trained(plant: Plant, controller: SparsityController, steps: int) -> list[tuple[float, float]]:
+    """Hoyer and q after every update."""
+    found = []
+    for step in range(1, steps + 1):
+        plant()
+        controller.step()
+        if step % controller.every == 0:
+            found.append((plant.hoyer, controller.q["noise.0"]))
+    return found
+
+
+def test_the_plant_is_as_sparse_as_it_says() -> None:
+    plant = Plant()
+    for hoyer in (0.3, 0.55, 0.8):
+        assert measures.hoyer(plant.rows(hoyer)).mean().item() == pytest.approx(hoyer, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.35, 0.45, 0.6, 0.7])
+@pytest.mark.parametrize("lag", [2.0, 20.0, 50.0])
+def test_the_target_is_met_and_kept_without_oscillation(target: float, lag: float) -> None:
+    plant = Plant(lag=lag)
+    controller = SparsityController(plant, target, every=1)
+    found = trained(plant, controller, 400)
+    settled = found[len(found) // 2 :]
+    assert max(abs(hoyer - target) for hoyer, _ in settled) < 0.01
+    assert settled[-1][1] == pytest.approx((0.9 - target) / 0.15, abs=0.1)
+    # it crosses the target at most once by more than the dead-band
+    sides = [math.copysign(1, hoyer - target) for hoyer, _ in found if abs(hoyer - target) > 0.01]
+    assert sum(one != other for one, other in pairwise(sides)) <= 1
+    assert max(abs(hoyer - target) for hoyer, _ in found) <= abs(found[0][0] - target) + 0.01
+
+
+def test_a_step_is_as_the_law_has_it() -> None:
+    plant = Plant(lag=math.inf)
+    layer = plant.noise[0]
+    controller = SparsityController(plant, 0.5, every=1, gain=0.5, delay=10, deadband=0.001, max_step=0.1)
+    plant()
+    controller.step()
+    error = measures.hoyer(plant.rows(plant.hoyer)).mean().item() - 0.5
+    q = 2.5 + 0.5 * error / 10
+    assert layer.q.item() == pytest.approx(q, abs=1e-6)
+    plant.hoyer += 0.04
+    plant()
+    controller.step()
+    # the error is smoothed: a quarter of the way to the new one
+    q += 0.5 * (0.01 + (error + 0.01) / 10)
+    assert layer.q.item() == pytest.approx(q, abs=1e-5)
+    assert controller.measured["noise.0"] == pytest.approx(plant.hoyer, abs=1e-5)
+
+
+@pytest.mark.parametrize(("target", "step"), [(0.01, 0.1), (0.99, -0.05)])
+def test_steps_are_bounded_and_down_is_half_as_fast(target: float, step: float) -> None:
+    plant = Plant()
+    controller = SparsityController(plant, target, every=1, gain=1e3)
+    plant()
+    controller.step()
+    assert controller.q["noise.0"] == pytest.approx(2.5 + step)
+
+
+def test_inside_the_dead_band_nothing_moves() -> None:
+    plant = Plant(lag=math.inf)
+    controller = SparsityController(plant, plant.hoyer + 0.001, deadband=0.002, every=1)
+    for _ in range(20):
+        plant()
+        controller.step()
+    assert controller.q["noise.0"] == pytest.approx(2.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "bound", "closest"), [(0.85, "its lower bound, 1", 0.75), (0.2, "its upper bound, 4", 0.3)]
+)
+def test_a_target_out_of_reach_is_told_once(target: float, bound: str, closest: float) -> None:
+    plant = Plant(lag=2)
+    controller = SparsityController(plant, target, every=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(plant, controller, 300)
+    assert len(caught) == 1
+    told = str(caught[0].message)
+    assert told.startswith(f"noise.0: the target {target:g} of hoyer is out of reach: q has been at {bound}, for 50")
+    assert told.endswith(f"; the closest value is {closest:.3f}")
+    assert controller.report()[0].endswith(told.removeprefix("noise.0: "))
+
+
+def test_what_dead_units_rule_out_is_told() -> None:
+    # with 25 of 100 units live no row has a Hoyer below (10 - 5) / 9
+    plant = Plant(dead=75, lag=math.inf)
+    plant.hoyer = 0.7
+    controller = SparsityController(plant, 0.5, every=1)
+    with pytest.warns(UserWarning, match=r"75 of 100 units are dead, which no q brings back; the closest value is 0.7"):
+        trained(plant, controller, 50)
+    controller.detach()
+    plant.noise[0].q = 2.5
+    reachable = SparsityController(plant, 0.56, every=1)
+    trained(plant, reachable, 50)
+    assert "out of reach" not in reachable.report()[0]
+
+
+def test_from_a_collapse_q_rises_and_it_is_said() -> None:
+    model = nn.Sequential(Sparseout(q=1.0, scale="matched"))
+    controller = SparsityController(model, 0.5, every=1)
+    for _ in range(49):
+        model(torch.zeros(4, 8))
+        controller.step()
+    model(torch.zeros(4, 8))
+    with pytest.warns(UserWarning, match="8 of 8 units are dead, which no q brings back; no sample has an active unit"):
+        controller.step()
+    assert controller.q["0"] > 1.5
+    assert controller.measured == {"0": None}
+
+
+def small(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for one, other in pairwise(widths):
+        layers += [nn.Linear(one, other), nn.ReLU(), Sparseout(q=2.5, scale="matched")]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "gini", "treves_rolls", "sparsity", "density", "kurtosis"])
+def test_every_measure_is_that_of_the_inputs_and_moves_q_the_right_way(measure: str) -> None:
+    model, x = small(6, 20), torch.rand(64, 6)
+    code = model[:2](x).detach()
+    stream = measures.Streaming((measure,) if measure != "hoyer_live" else ())
+    stream.update(code)
+    value = stream.compute()[measure].item()
+    rises = measure not in ("treves_rolls", "density")
+    for factor, sparser in ((0.9, not rises), (1.1, rises)):
+        for layer in model[2:]:
+            layer.q = 2.5
+        controller = SparsityController(model, value * factor, measure, every=2)
+        for _ in range(2):
+            model(x)
+            controller.step()
+        assert controller.measured["2"] == pytest.approx(value, rel=1e-6)
+        assert (controller.q["2"] < 2.5) == sparser
+        controller.detach()
+
+
+def test_maps_are_measured_over_channels() -> None:
+    model = nn.Sequential(sparseout.Sparseout2d(q=2.5))
+    controller = SparsityController(model, 0.5, every=1)
+    x = torch.rand(2, 7, 3, 5)
+    model(x)
+    controller.step()
+    assert controller.measured["0"] == pytest.approx(measures.hoyer(x, dim=1).mean().item(), rel=1e-6)
+
+
+def test_evaluation_is_not_measured() -> None:
+    model = small(6, 20)
+    controller = SparsityController(model, 0.9, every=1)
+    model.eval()(torch.rand(4, 6))
+    controller.step()
+    assert (controller.measured, controller.q) == ({"2": None}, {"2": 2.5})
+
+
+def test_one_q_or_one_for_each_layer() -> None:
+    x = torch.rand(32, 6)
+    model = small(6, 30, 30)
+    hoyer = [measures.hoyer(model[:n].eval()(x)).nanmean().item() for n in (2, 5)]
+    together = SparsityController(model.train(), 0.9, every=1)
+    model(x)
+    together.step()
+    assert together.q["2"] == together.q["5"] < 2.5
+    assert together.measured["2"] == pytest.approx(sum(hoyer) / 2, abs=0.05)
+    together.detach()
+    assert isinstance(model[2].q, float)
+    apart = SparsityController(model, {"2": 0.95, "5": 0.01}, per_layer=True, every=1)
+    model(x)
+    apart.step()
+    assert apart.q["2"] < together.q["2"] < apart.q["5"]
+    only = SparsityController(model, 0.9, modules=["5"])
+    assert list(only.q) == ["5"]
+    assert list(SparsityController(model, 0.9, modules=lambda name, layer: name == "2").q) == ["2"]
+
+
+def test_detached_it_leaves_no_hook_and_the_last_q() -> None:
+    model = small(6, 20)
+    controller = SparsityController(model, 0.9, every=1)
+    model(torch.rand(4, 6))
+    controller.step()
+    controller.detach()
+    assert not model[2]._forward_pre_hooks
+    assert model[2].q == controller.q["2"] < 2.5
+
+
+def test_goes_on_from_its_state_bit_for_bit() -> None:
+    def run(steps: range, state: dict | None, model: nn.Sequential) -> tuple[list[float], dict]:
+        controller, found = SparsityController(model, 0.6, every=5), []
+        if state is not None:
+            controller.load_state_dict(state)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for step in steps:
+            torch.manual_seed(step)
+            x = torch.rand(16, 6)
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            controller.step()
+            found.append(controller.q["2"])
+        file = io.BytesIO()
+        torch.save(controller.state_dict(), file)
+        file.seek(0)
+        return found, torch.load(file, weights_only=True)
+
+    whole, _ = run(range(40), None, small(6, 20))
+    model = small(6, 20)
+    first, state = run(range(18), None, model)  # in the middle of an interval
+    again = small(6, 20)
+    again.load_state_dict(model.state_dict())
+    rest, _ = run(range(18, 40), state, again)
+    assert len(set(whole)) > 6
+    assert first + rest == whole
+    with pytest.raises(ValueError, match=r"expected `state` to be one of the layers 2[+]5, but got 2"):
+        SparsityController(small(6, 20, 20), 0.6).load_state_dict(state)
+
+
+def test_nothing_recompiles_while_q_moves() -> None:
+    torch.compiler.reset()
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    model = small(6, 20)
+    fast = torch.compile(model, backend=backend)
+    fast(torch.rand(4, 6))  # before the controller comes
+    controller = SparsityController(model, 0.9, every=1)
+    seen, counts = [], []
+    for _ in range(8):
+        fast(torch.rand(4, 6))
+        controller.step()
+        seen.append(controller.q["2"])
+        counts.append(compiled)
+    assert len(set(seen)) == 8
+    assert len(set(counts[2:])) == 1  # the first calls make the sums; after that nothing is new
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"target": 1.0}, ValueError, r"`target` to be in \(0, 1\), as hoyer is, but got 1.0"),
+        ({"target": "0.5"}, TypeError, "`target` to be a number, but got '0.5'"),
+        ({"target": {"2": 0.5}}, ValueError, "`target` to be a number, as the layers share a q"),
+        ({"target": {"3": 0.5}, "per_layer": True}, ValueError, "`target` to be a value for each of 2, but got"),
+        ({"measure": "entropy"}, ValueError, "`measure` to be one of hoyer, "),
+        ({"bounds": (3, 2)}, ValueError, "`bounds` to be two finite numbers 0 <= low <= high"),
+        ({"every": 0}, ValueError, "`every` to be a whole number >= 1, but got 0"),
+        ({"gain": -1.0}, ValueError, "`gain` to be a finite number > 0, but got -1.0"),
+        ({"modules": ["7"]}, ValueError, "`modules` to be names of Sparseout layers: 2, but got '7'"),
+    ],
+)
+def test_bad_arguments_change_nothing(changed: dict, error: type, says: str) -> None:
+    model = small(6, 20)
+    with pytest.raises(error, match=f"^expected {says}"):
+        SparsityController(model, **({"target": 0.5} | changed))
+    assert model[2].q == 2.5
+    assert not model[2]._forward_pre_hooks
+    with pytest.raises(ValueError, match="`model` to be one with Sparseout layers, which convert_dropout_"):
+        SparsityController(nn.Linear(2, 2), 0.5)
