@@ -15,6 +15,7 @@ from sparseout.experiments.commands import app
 # A value other than the default for every option.
 OTHER: dict[str, dict[str, Any]] = {
     "common": {
+        "target_sparsity": 0.7, "q_min": 0.5, "q_max": 5.0,
         "p": 0.25, "q": 3.5, "gradient": "exact", "scale": 0.75, "seed": 7, "epochs": 3, "budget_minutes": 0.5,
         "data": 'a folder/of "dätä" \\ \U0001f600', "train_size": 100, "valid_size": 11, "test_size": 12,
         "split_seed": 2, "batch": 9, "lr": 1e-05, "weight_decay": 0.01, "clip": 1.5, "device": "cpu",
@@ -68,7 +69,7 @@ def test_texts_are_read_as_values(task: str) -> None:
 @pytest.mark.parametrize("method", ["none", "dropout"])
 @pytest.mark.parametrize("task", config.TASKS)
 def test_what_a_method_does_not_use_is_neither_written_nor_taken(task: str, method: str, tmp_path: Path) -> None:
-    unused = ["q", "gradient", "scale", *(["p"] if method == "none" else [])]
+    unused = ["q", "gradient", "scale", "target_sparsity", "q_min", "q_max", *(["p"] if method == "none" else [])]
     if task == "language":
         unused += [f"{name}_{site}" for name in unused if name in "pq" for site in ("input", "between", "output")]
     made = config.resolve(task, {"method": method})
@@ -238,3 +239,17 @@ def test_help_names_every_option_and_its_default(task: str) -> None:
             assert f"[{entry.default}]" in shown.output, entry.name
     for name in ("--out", "--config", "--resume"):
         assert name in shown.output
+
+
+def test_a_target_moves_q_from_where_it_says() -> None:
+    plain, moving = config.resolve("image", {}), config.resolve("image", {"target_sparsity": 0.6})
+    assert (plain.q, plain.scale, plain.q_min) == (1.5, "paper", None)
+    assert (moving.q, moving.scale, moving.q_min, moving.q_max) == (2.5, "matched", 1.0, 4.0)
+    given = config.resolve("image", {"target_sparsity": 0.6, "q": 2, "scale": "paper", "q_max": 2})
+    assert (given.q, given.scale, given.q_min, given.q_max) == (2.0, "paper", 1.0, 2.0)
+    with pytest.raises(ValueError, match=r"^expected `q` to be between q_min 1 and q_max 4, but got 4.5$"):
+        config.resolve("image", {"target_sparsity": 0.6, "q": 4.5})
+    with pytest.raises(
+        ValueError, match=r"^expected `q_max` to be left out, as there is no target sparsity, but got 3"
+    ):
+        config.resolve("image", {"q_max": 3})

@@ -104,6 +104,15 @@ class Config:
     q: float = number(1.5, "Exponent: below 2 sparser, above 2 denser, 2 is Dropout.")
     gradient: str = choice("detached", "Slope of the noise.", "detached", "exact")
     scale: float | str = option("paper", "Strength of the noise.", _SCALE, _scale)
+    target_sparsity: float | None = option(
+        None,
+        "Mean Hoyer of what the noise layers take in: q moves until it is met, from the q given [2.5], at the scale "
+        "given [matched].",
+        "a number > 0 and < 1",
+        _number(lambda value: 0 < value < 1),
+    )
+    q_min: float | None = number(None, "How far down q may move: 1.")
+    q_max: float | None = number(None, "How far up q may move: 4.")
     seed: int = whole(0, "Of weights, order, augmentation and noise.", low=0)
     epochs: int = whole(20, "Epochs of the schedule.")
     budget_minutes: float | None = option(
@@ -209,7 +218,10 @@ _BY_MODEL = {
 }  # fmt: skip
 _SITES = ("input", "between", "output")
 # Options that a method has no use for: given all the same, they would be ignored in silence.
-_UNUSED = {"none": ("p", "q", "gradient", "scale"), "dropout": ("q", "gradient", "scale"), "sparseout": ()}
+_CURVE = ("q", "gradient", "scale", "target_sparsity", "q_min", "q_max")
+_UNUSED = {"none": ("p", *_CURVE), "dropout": _CURVE, "sparseout": ()}
+# Where q begins, and where it may go, if it is to move to a target.
+_MOVING: dict[str, Any] = {"q": 2.5, "scale": "matched", "q_min": 1.0, "q_max": 4.0}
 
 
 def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: name) -> Config:
@@ -236,6 +248,13 @@ def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: nam
         for full in _everywhere(name):
             if full in values:
                 raise ValueError(expected(named(full), f"left out, as the method is {method}", repr(values[full])))
+    if "target_sparsity" in values:
+        values = _MOVING | values
+        low, q, high = (float(values[name]) for name in ("q_min", "q", "q_max"))
+        if not low <= q <= high:
+            raise ValueError(expected(named("q"), f"between q_min {low:g} and q_max {high:g}", q))
+    elif bounds := [name for name in ("q_min", "q_max") if name in values]:
+        raise ValueError(expected(named(bounds[0]), "left out, as there is no target sparsity", values[bounds[0]]))
     config = TASKS[task](**values)
     if isinstance(config, Language):
         of_sites = {f"{name}_{site}": getattr(config, name) for name in "pq" for site in _SITES}

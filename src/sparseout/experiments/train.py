@@ -16,6 +16,7 @@ from torch import Tensor
 from sparseout.experiments import guard, runs
 from sparseout.experiments.config import Config, record
 from sparseout.experiments.runs import RunError, RunFailed
+from sparseout.experiments.steering import Steering
 from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks import Found, Place, Task, build, means
 
@@ -104,6 +105,8 @@ class _Run:
         self.place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
         self.streams = Streams(config.seed, self.place.process)
         self.task: Task = build(config, self.streams, self.place)
+        # before anything is compiled: a hook that comes later is not seen
+        self.steering = Steering(config, self.task.model) if config.target_sparsity is not None else None
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
         self.epoch = self.step = self.steps = 0  # step counts within the epoch, steps in all
@@ -147,6 +150,9 @@ class _Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.task.after_step()
+            if self.steering is not None:
+                for note in self.steering.step():
+                    self._tell(self._done(len(plan)), self.losses[-1].item() if self.losses else math.nan, note)
             self.losses.append(loss.detach().float())
             self.step += 1
             self.steps += 1
@@ -190,7 +196,8 @@ class _Run:
         value = found.metrics[self.task.metric]
         if not math.isfinite(value):
             self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
-        if not self.best or value < self.best["value"]:
+        # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
+        if not self.best or value < self.best["value"] or self.steering is not None:
             weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
             }
@@ -205,11 +212,14 @@ class _Run:
             "valid": found.metrics,
         }
         line |= {"mean": overall, "sparsity": found.sparsity, "seconds": time.monotonic() - self.begun}
+        if self.steering is not None:
+            line["control"] = self.steering.line()
         if self.accelerator.is_main_process:
             runs.log(self.folder, line)
         self.lines += 1
         if self.config.track:
-            self.accelerator.log(_flat(line), step=self.steps)
+            tracked = line | ({"control": line["control"][-1]} if line.get("control") else {})
+            self.accelerator.log(_flat(tracked), step=self.steps)
         if self.epoch == self.config.epochs and not self.stopped_by:
             self.stopped_by = "epochs"
         self.step, self.losses, self.order = 0, [], self.streams.order.get_state()
@@ -242,6 +252,9 @@ class _Run:
             "sparsity": test.sparsity,
             "warnings": guard.warnings(test.sparsity, test.metrics),
         }
+        if self.steering is not None:
+            result["control"] = self.steering.result()
+            result["warnings"] += result["control"].pop("told")
         if self.accelerator.is_main_process:
             result["environment"] = runs.read_json(self.folder / runs.ENVIRONMENT)
             runs.write_json(self.folder / runs.RESULT, result)
@@ -264,6 +277,7 @@ class _Run:
         from accelerate.utils import gather_object
 
         own = {"streams": self.streams.state(), "own": self.task.own_state()}
+        own |= {"steering": self.steering.state()} if self.steering is not None else {}
         processes = gather_object([own])
         scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
@@ -305,6 +319,8 @@ class _Run:
         self.task.load(state["task"])
         own = state["processes"][self.place.process]
         self.task.load_own(own["own"])
+        if self.steering is not None:
+            self.steering.load(own["steering"])
         self.streams.load({**own["streams"], "order": self.order})
 
     def _tell(self, done: float, loss: float, note: str = "") -> None:

@@ -207,7 +207,13 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     says += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
     if result["stopped_by"] == "budget":
         says += ", ended by its budget"
-    for line in (says, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
+    lines = [says]
+    if "control" in result:
+        control = result["control"]
+        met = f"Hoyer {control['hoyer']:.3f} in training, where the target is {control['target']:g}"
+        power = f"{control['noise_least']:.2f} to {control['noise_most']:.2f} of Dropout's"
+        lines.append(f"{met}, at q = {control['q']:.2f}; means over the last tenth; power of the noise {power}")
+    for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
