@@ -239,12 +239,16 @@ def test_an_output_without_a_tensor_is_an_error():
         model(torch.randn(2))
 
 
-def test_a_changing_number_of_units_is_an_error_and_unit_dim_helps():
+def test_a_module_of_several_widths_has_a_record_for_each_and_unit_dim_helps():
     model = nn.Sequential(nn.ReLU())
+    narrow, wide = torch.randn(5, 7), torch.randn(4, 9)
     with SparsityMonitor(model) as monitor:
-        model(torch.randn(2, 3, 7))
-        with pytest.raises(ValueError, match=r"expected `0` to be a module of 7 units at every call .*, but got 9"):
-            model(torch.randn(2, 3, 9))
+        model(narrow)
+        model(wide)
+    found = [record for record in monitor.report() if record["axis"] == "population"]
+    assert [(record["units"], record["rows"]) for record in found] == [(7, 5), (9, 4)]
+    for record, x in zip(found, (narrow, wide), strict=True):
+        assert record["hoyer"] == pytest.approx(measures.hoyer(x.relu()).mean().item(), rel=1e-5)
     with SparsityMonitor(model, unit_dim=1) as monitor:
         model(torch.randn(2, 3, 7))
         model(torch.randn(2, 3, 9))

@@ -14,7 +14,7 @@ from sparseout.measures import Streaming
 from sparseout.norm import batch_norms
 from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim
 from sparseout.sparsity_report import SparsityReport
-from sparseout.tally import MODES, Tally, all_together, compared, dropout_variance, moments, noise_sums
+from sparseout.tally import MODES, Key, Tally, all_together, compared, dropout_variance, moments, noise_sums
 
 
 class SparsityMonitor:
@@ -44,11 +44,12 @@ class SparsityMonitor:
             tensor, if it is a tuple or a dict.
         measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
         every: watch one step in so many.
-        unit_dim: where units lie, for all: 1 for sequences in the layout (N, C, L).
+        unit_dim: where units lie, for all: 1 for sequences in the layout (N, C, L). A module that is called at several
+            widths has a record for each.
 
     Raises:
-        ValueError: for a value out of range; if `modules` has a name or type that the model has not, or nothing is
-            there to watch; later, in the forward pass, where a module's number of units changes.
+        ValueError: for a value out of range; if `modules` has a name or type the model has not, or nothing is there to
+            watch.
         TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
 
     Example:
@@ -90,7 +91,7 @@ class SparsityMonitor:
 
     def reset(self) -> None:
         """Forget all steps."""
-        self._tallies: dict[tuple[str, str, str], Tally] = {}  # ("site" or "norm", name, mode)
+        self._tallies: dict[Key, Tally] = {}
         self._steps = {mode: [0, 0] for mode in MODES}  # watched, of how many
         self._depth = 0  # open calls of the model
         self._opener: str | None = None  # the site that began a step without the model
@@ -177,13 +178,14 @@ class SparsityMonitor:
         x = self._inputs.pop(site.name, None)
         if x is not None:
             noise = noise_sums(module, x, output, unit_dim(x, self.unit_dim))
-            self._tallies["site", site.name, self._mode].add("noise", noise)
+            units = x.shape[unit_dim(x, self.unit_dim)]
+            self._tallies["site", site.name, self._mode, units].add("noise", noise)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._watching and self._mode == "eval" and not module.training and not _in_backward():
             x = first_tensor((args, kwargs))
             if x is not None:
-                tally = self._tallies.setdefault(("norm", name, "eval"), Tally(()))
+                tally = self._tallies.setdefault(("norm", name, "eval", 0), Tally(()))
                 for key, value in moments(sampled(x, 1), x.shape[0]).items():
                     tally.add(key, value)
 
@@ -194,11 +196,9 @@ class SparsityMonitor:
             wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
             raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
         rows = sampled(x, unit_dim(x, self.unit_dim))
-        tally = self._tallies.setdefault(("site", site.name, self._mode), Tally(self.measures))
-        if tally.units not in (None, rows.shape[1]):
-            wish = f"a module of {tally.units} units at every call (choose other `modules`, or `unit_dim`)"
-            raise ValueError(expected(site.name or "model", wish, rows.shape[1]))
-        tally.see(rows)
+        # a module may be called at several widths, as the one ReLU of a ResNet's block is
+        key = ("site", site.name, self._mode, rows.shape[1])
+        self._tallies.setdefault(key, Tally(self.measures)).see(rows)
         return x
 
     def report(self, sync: bool = True) -> SparsityReport:
@@ -213,15 +213,14 @@ class SparsityMonitor:
         records, seen = [], set()
         for site in self._sites:
             for mode in MODES:
-                tally = tallies.get(("site", site.name, mode))
-                if tally is not None:
+                head = {"module": site.name, "tensor": site.tensor, "mode": mode}
+                for units in sorted(key[3] for key in tallies if key[:3] == ("site", site.name, mode)):
                     seen.add(site.name)
-                    head = {"module": site.name, "tensor": site.tensor, "mode": mode}
-                    records += tally.records(head, steps[mode], self.measures)
+                    records += tallies["site", site.name, mode, units].records(head, steps[mode], self.measures)
         norms = [
-            compared(name, norm, tallies["norm", name, "eval"])
+            compared(name, norm, tallies["norm", name, "eval", 0])
             for name, norm in self._norms.items()
-            if ("norm", name, "eval") in tallies
+            if ("norm", name, "eval", 0) in tallies
         ]
         silent = [site.name for site in self._sites if site.name not in seen]
         return SparsityReport(records, {mode: (s[0], s[1]) for mode, s in steps.items()}, norms, silent)

@@ -19,6 +19,9 @@ from sparseout.sparsity_report import BINS, LOWEST, PER_DECADE, Norm
 MODES = ("train", "eval")
 
 
+Key = tuple[str, str, str, int]  # "site" or "norm", name, mode, and a site's number of units
+
+
 class Tally:
     """What was seen at one place in one mode: tensors on its device that merge by summing."""
 
@@ -26,10 +29,8 @@ class Tally:
         lifetime = [name for name in measures if name != "gini"]
         self.streams = {"population": Streaming(measures), "lifetime": Streaming(lifetime, axis="lifetime")}
         self.sums: dict[str, Tensor] = {}
-        self.units: int | None = None
 
     def see(self, rows: Tensor) -> None:
-        self.units = rows.shape[1]
         for stream in self.streams.values():
             stream.update(rows)
         self.add("histogram", _histogram(rows))
@@ -130,15 +131,15 @@ def compared(name: str, norm: Any, tally: Tally) -> Norm:
 
 
 def all_together(
-    tallies: dict[tuple[str, str, str], Tally], steps: dict[str, list[int]], device: torch.device
-) -> tuple[dict[tuple[str, str, str], Tally], dict[str, list[int]]]:
+    tallies: dict[Key, Tally], steps: dict[str, list[int]], device: torch.device
+) -> tuple[dict[Key, Tally], dict[str, list[int]]]:
     """The sums over all processes, in one all_reduce; a process that has not been somewhere counts as nothing."""
     mine = {key: tally.state() for key, tally in tallies.items()}
     shapes = {key: {name: tuple(value.shape) for name, value in state.items()} for key, state in mine.items()}
     everyone: list[Any] = [None] * dist.get_world_size()
     measures = {key: tuple(tally.streams["population"]._table) for key, tally in tallies.items()}
     dist.all_gather_object(everyone, (shapes, steps, measures))
-    layout: dict[tuple[str, str, str], dict[str, tuple[int, ...]]] = {}
+    layout: dict[Key, dict[str, tuple[int, ...]]] = {}
     for theirs, _, _ in everyone:
         for key, state in theirs.items():
             layout.setdefault(key, {}).update(state)
