@@ -2,8 +2,12 @@
 
 import io
 import math
+import os
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -302,3 +306,46 @@ def test_bad_arguments_change_nothing(changed: dict, error: type, says: str) -> 
     assert not model[2]._forward_pre_hooks
     with pytest.raises(ValueError, match="`model` to be one with Sparseout layers, which convert_dropout_"):
         SparsityController(nn.Linear(2, 2), 0.5)
+
+
+DISTRIBUTED = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from sparseout import Sparseout, SparsityController
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+x = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(7)
+
+def moved(parts):
+    model = nn.Sequential(Sparseout(q=2.5, scale="matched"))
+    controller = SparsityController(model, 0.5, every=1)
+    for _ in range(4):
+        for part in parts:
+            model(part)
+        controller.step()
+    return controller.q["0"], controller.measured["0"]
+
+together = moved([x[rank]])
+dist.destroy_process_group()
+alone, whole = moved([x[rank]]), moved(list(x))
+assert abs(together[1] - whole[1]) < 1e-12 and abs(together[0] - whole[0]) < 1e-9, (together, whole)
+assert abs(alone[1] - whole[1]) > 1e-4, (alone, whole)
+print("done", together[0])
+"""
+
+
+@pytest.mark.slow
+def test_processes_move_q_as_one_that_has_seen_all(tmp_path: Path) -> None:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", DISTRIBUTED, str(rank), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert said[0][0].startswith("done"), said
+    assert said[0][0] == said[1][0]
