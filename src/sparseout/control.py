@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sparseout.convert import forget_compiled_code
 from sparseout.errors import expected
 from sparseout.layers import Sparseout
 from sparseout.measures import MEASURES, Streaming
@@ -141,9 +142,9 @@ class SparsityController:
         for group in self._groups:
             for layer in group.layers.values():
                 if not isinstance(layer.q, Tensor):
-                    layer.q = torch.tensor(group.q, device=_device(layer, model))
+                    layer.q = torch.tensor(group.q, device=_device(model))
             self._set(group)
-        torch.compiler.reset()  # code that was compiled before knows neither the hooks nor the tensors
+        forget_compiled_code()
 
     @property
     def q(self) -> dict[str, float]:
@@ -184,7 +185,7 @@ class SparsityController:
         for group in self._groups:
             for layer in group.layers.values():
                 layer.q = group.q
-        torch.compiler.reset()
+        forget_compiled_code()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an interrupted training needs to move q as if it had not been."""
@@ -313,7 +314,7 @@ class SparsityController:
         warnings.warn(f"{names}: {group.told}", stacklevel=4)
 
 
-def _device(layer: nn.Module, model: nn.Module) -> torch.device | None:
+def _device(model: nn.Module) -> torch.device | None:
     """Where the model's parameters are: a layer has none of its own."""
     first = next(model.parameters(), None)
     return None if first is None else first.device
