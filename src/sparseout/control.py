@@ -38,6 +38,11 @@ class _Group:
     at_bound: bool = True
     active: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def names(self) -> str:
+        """Its layers, as sentences name them."""
+        return ", ".join(name or "the model" for name in self.layers)
+
 
 class SparsityController:
     r"""Moves q while a network trains until the activations that its Sparseout layers take in are as sparse as wanted.
@@ -46,11 +51,11 @@ class SparsityController:
 
     .. math:: q \leftarrow q + \mathrm{gain}\,(e_t - e_{t-1} + e_t / \mathrm{delay})
 
-    where e is smoothed (each update takes in a quarter of its change): a proportional-integral law in velocity
-    form. The first term answers a change at once, the second removes what is
-    left. A step of q is at most `max_step` up and half of it down, since too small a q kills units that do not come
-    back; inside the dead-band only the first term acts. The network itself is not changed. Give the layers
-    ``scale="matched"``, so that q moves the shape of the noise and not its strength.
+    where e is smoothed, each update taking in a quarter of its change: a proportional-integral law in velocity form.
+    The first term answers a change at once, the second removes what is left. A step of q is at most `max_step` up
+    and half of it down, since too small a q kills units that do not come back; inside the dead-band only the first term
+    acts. The network itself is not changed. Give the layers ``scale="matched"``, so that q moves the shape of the noise
+    and not its strength.
 
     What is measured are the inputs of the layers in training mode, means over samples of the measure over units (dim 1
     of 4-d and 5-d inputs, the last one of others). Earlier noise takes part in that, so a network with several layers
@@ -172,9 +177,8 @@ class SparsityController:
         """A sentence for each q: where it is, what is measured, and why a target is out of reach if it is."""
         sentences = []
         for group in self._groups:
-            names = ", ".join(name or "the model" for name in group.layers)
             value = "not measured yet" if group.measured is None else f"{group.measured:.3f}"
-            sentence = f"{names}: q = {group.q:.3f}, {self.measure} {value}, target {group.target:g}"
+            sentence = f"{group.names}: q = {group.q:.3f}, {self.measure} {value}, target {group.target:g}"
             sentences.append(f"{sentence}; {group.told}" if group.told else sentence)
         return sentences
 
@@ -292,6 +296,7 @@ class SparsityController:
             return
         units = sum(active.numel() for active in group.active.values())
         dead = sum(int((active == 0).sum()) for active in group.active.values())
+        killed = f"{dead} of {units} units are dead, which no q brings back"
         closest = group.total / WINDOW
         reached = "no sample has an active unit" if math.isnan(closest) else f"the closest value is {closest:.3f}"
         densest = [
@@ -302,16 +307,15 @@ class SparsityController:
         limit = sum(densest) / len(densest) if densest else math.nan
         scale, sign = self._scale.scale, self._scale.sign
         if not densest or sign * (scale(limit) - scale(group.target)) > self.deadband:
-            why = f"{dead} of {units} units are dead, which no q brings back"
+            why = killed
         elif group.at_bound:
             low = group.q == self.bounds[0]
             why = f"q has been at its {'lower' if low else 'upper'} bound, {group.q:g}, for {WINDOW} updates"
-            why += f", and {dead} of {units} units are dead, which no q brings back" if dead and not low else ""
+            why += f", and {killed}" if dead and not low else ""
         else:
             return
-        names = ", ".join(name or "the model" for name in group.layers)
         group.told = f"the target {group.target:g} of {self.measure} is out of reach: {why}; {reached}"
-        warnings.warn(f"{names}: {group.told}", stacklevel=4)
+        warnings.warn(f"{group.names}: {group.told}", stacklevel=4)
 
 
 def _device(model: nn.Module) -> torch.device | None:

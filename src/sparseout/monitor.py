@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sparseout.convert import forget_compiled_code
 from sparseout.errors import expected, kind
 from sparseout.measures import Streaming
 from sparseout.norm import batch_norms
@@ -117,7 +118,7 @@ class SparsityMonitor:
             self._handles.append(norm.register_forward_pre_hook(hooked(_Hook(self._norm, name)), with_kwargs=True))
         # Last, so that a site that is the model itself is still within the call; and after an error too.
         self._handles.append(model.register_forward_hook(hooked(self._leave), always_call=True))
-        torch.compiler.reset()
+        forget_compiled_code()
         return self
 
     def detach(self) -> None:
@@ -128,7 +129,7 @@ class SparsityMonitor:
             handle.remove()
         self._handles = []
         self._inputs = {}
-        torch.compiler.reset()
+        forget_compiled_code()
 
     def __enter__(self) -> Self:
         return self.attach()
