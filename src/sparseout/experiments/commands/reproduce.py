@@ -1,6 +1,8 @@
-"""The command `reproduce control`: the study of docs/protocol.md."""
+"""The commands `reproduce control`, the study of docs/protocol.md, and `reproduce targets`."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +23,6 @@ app = typer.Typer(
 )
 # The data sets of the study, and the folders in which a copy of the hub has them.
 _SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
-
-
-@app.callback()
-def _top() -> None:
-    pass  # makes `control` a command of its own, though it is the only one
 
 
 @app.command()
@@ -60,14 +57,10 @@ def control(
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
         fail(expected("--data", f"a folder that holds {', '.join(_SETS.values())}", f"{data!r}, without {missing[0]}"))
     number = count("--workers", workers)
-    try:
-        for folder in (Path(results), Path(page).parent, *([] if render else [Path(work)])):
-            files.prepare(folder)
-    except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror})")
-    try:
+    written = _writable(results, page, None if render else work)
+    with _stopping():
         if render:
-            study.render(Path(results), Path(page))
+            study.render(*written)
         else:
             with progress_bar() as bar:
                 row = bar.add_task("", total=None, count="", now="")
@@ -85,21 +78,75 @@ def control(
 
                 study.reproduce(
                     budget,
-                    Path(results),
+                    written[0],
                     Path(work),
-                    Path(page),
+                    written[1],
                     number,
                     tasks,
                     watch,
                     sources=sources,
                     common={"device": device},
                 )
+    wrote(Console(), [written[1], *sorted(written[0].glob("control-*.json"))])
+
+
+@app.command()
+def targets(
+    only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, language.")] = "",
+    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
+    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/targets",
+    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/targets.md",
+    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+) -> None:
+    """Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.
+
+    Takes about 20 minutes on two processor cores and needs no download. What was interrupted goes on when the same
+    command is started again.
+    """
+    from sparseout.experiments import targets as study
+
+    if unknown := [name for name in only.split(",") if only and name not in study.TASKS]:
+        fail(expected("--only", f"a list of {', '.join(study.TASKS)}", repr(unknown[0])))
+    names = [name for name in study.TASKS if not only or name in only.split(",")]
+    number = count("--workers", workers)
+    written = _writable(results, page, None if render else work)
+    with _stopping():
+        if render:
+            study.render(*written)
+        else:
+            with progress_bar() as bar:
+                row = bar.add_task("", total=None, count="", now="")
+
+                def watch(done: int, total: int, now: str) -> None:
+                    bar.update(row, completed=done, total=total, count=f"run {done}/{total}", now=now)
+
+                study.reproduce(written[0], Path(work), written[1], number, names, watch)
+    wrote(Console(), [written[1], *sorted(written[0].glob("targets-*.json"))])
+
+
+def _writable(results: str, page: str, work: str | None) -> tuple[Path, Path]:
+    """The folder of results and the page, once everything that is to be written can be."""
+    try:
+        for folder in (Path(results), Path(page).parent, *([] if work is None else [Path(work)])):
+            files.prepare(folder)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror})")
+    return Path(results), Path(page)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Turn what ends a study into a sentence."""
+    from sparseout.experiments.study import StudyStopped
+
+    try:
+        yield
     except ValueError as error:  # a bad budget, or a file that holds no results
         fail(str(error))
-    except study.StudyStopped as error:
+    except StudyStopped as error:
         fail(str(error), FAILED)
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror}); the runs are kept", FAILED)
     except KeyboardInterrupt:
-        fail("interrupted: what is finished is on the page; the same command goes on from there", INTERRUPTED)
-    wrote(Console(), [Path(page), *sorted(Path(results).glob("control-*.json"))])
+        fail("interrupted: the runs that are finished are kept; the same command goes on from there", INTERRUPTED)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparseout.experiments import files
+from sparseout.experiments import files, runs
 from sparseout.experiments.study import grid
 from sparseout.experiments.study.grid import ALWAYS, GRIDS, Role, Run, Setting, Task, Value
 from sparseout.experiments.study.runner import Ledger
@@ -88,8 +88,8 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "task": task,
         "planned": max(len(plan), grid.count(task)[0]),
         "data": ALWAYS[task]["data"],
-        "config": _shared([result["config"] for _, result in mine]),
-        "environments": _distinct([result.get("environment", {}) for _, result in mine]),
+        "config": shared([result["config"] for _, result in mine]),
+        "environments": distinct([result.get("environment", {}) for _, result in mine]),
         "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
@@ -204,31 +204,23 @@ def _float(value: float | None) -> float:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(_finite(value), allow_nan=False, sort_keys=False)
+    return json.dumps(runs.plain(value), allow_nan=False, sort_keys=False)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no nan: null stands for it."""
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
+def shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """The options on which all runs agree."""
     if not configs:
         return {}
     first, *rest = configs
     return {
-        name: _finite(value)
+        name: runs.plain(value)
         for name, value in first.items()
         if name not in _LOCAL and all(other.get(name) == value for other in rest)
     }
 
 
-def _distinct(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def distinct(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each environment once."""
     found: list[dict[str, Any]] = []
     for one in environments:
         if one not in found:

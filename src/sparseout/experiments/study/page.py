@@ -2,11 +2,10 @@
 
 import itertools
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparseout.experiments import files
+from sparseout.experiments import files, pages
 from sparseout.experiments.study import brief, describe, figures, limits, words
 from sparseout.experiments.study.analysis import LEAST_SEEDS
 from sparseout.experiments.study.collect import Record
@@ -47,7 +46,7 @@ def write(records: Sequence[Record], page: Path) -> None:
     lines = _head(records)
     for budget, group in itertools.groupby(records, key=lambda record: record.budget):
         lines += _section(budget, list(group), images, page)
-    files.write(page, "\n".join(_wrapped(lines)).rstrip() + "\n")
+    files.write(page, pages.wrapped(lines))
 
 
 def _head(records: Sequence[Record]) -> list[str]:
@@ -110,18 +109,9 @@ def _what(records: Sequence[Record]) -> str:
 
 
 def _places(records: Sequence[Record]) -> list[str]:
-    """What the runs were made with; revisions that differ in nothing else stand together."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        for one in record.environments:
-            told = record.config.get("device") == "cpu"  # a GPU beside it was not used
-            machine = (None if told else one.get("gpu")) or one.get("processor") or "an unnamed processor"
-            revisions = found.setdefault(f"PyTorch {one.get('torch')} on {machine}", set())
-            revisions |= {str(one["revision"])} if one.get("revision") else set()
-    return [
-        name + (f" (revision{'s' if len(some) > 1 else ''} {', '.join(sorted(some))})" if some else "")
-        for name, some in sorted(found.items())
-    ]
+    return pages.made_with(
+        (one, record.config.get("device") == "cpu") for record in records for one in record.environments
+    )
 
 
 def _explained() -> str:
@@ -133,13 +123,3 @@ def _explained() -> str:
         "number. *Post hoc* contrasts were added when data had been seen (see the protocol's Changes) and decide "
         "nothing."
     )
-
-
-def _wrapped(lines: Sequence[str]) -> list[str]:
-    """Prose in lines of 120 characters; tables, pictures and headings as they are."""
-    found: list[str] = []
-    for line in lines:
-        whole = not line or line[0] in "|!#<"
-        indent = "  " if line.startswith("- ") else ""
-        found += [line] if whole else textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False)
-    return found

@@ -1,0 +1,234 @@
+"""Does a controller meet its targets? First the range that fixed q's reach, then runs to targets within it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparseout.experiments import config, files, runs
+from sparseout.experiments.study import collect, runner
+from sparseout.experiments.study.pool import Job, Pool, Train
+from sparseout.experiments.study.runner import StudyStopped
+from sparseout.experiments.targets.page import START, write
+
+__all__ = ["KIND", "TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
+
+KIND = "sparseout targets"
+POINTS = 100  # of a run's course that are kept, evenly spaced
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how often."""
+
+    task: str
+    options: Mapping[str, Any]
+    qs: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    parts: tuple[float, ...] = (0.25, 0.5, 0.75)  # of the range
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+TASKS = {
+    "autoencoder": Task(
+        "autoencoder", {"data": "digits", "units": 256, "p": 0.4, "batch": 32, "epochs": 60, "device": "cpu"}
+    ),
+    "language": Task(
+        "language",
+        {
+            "data": "topics", "words": 1000, "train_size": 20_000, "valid_size": 4_000, "test_size": 4_000,
+            "units": 64, "embedding": 64, "p": 0.4, "batch": 20, "bptt": 20, "lr": 5e-3, "epochs": 30, "device": "cpu",
+        },
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training: at a fixed q, which is the bounds' only value, or to a target in a part of the range."""
+
+    name: str
+    seed: int
+    q: float | None = None
+    part: float | None = None
+    target: float = 0.5
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return f"q={self.q:g} seed={self.seed}" if self.part is None else f"target={self.target:g} seed={self.seed}"
+
+    def options(self, task: Task) -> dict[str, Any]:
+        """As options of `sparseout run`."""
+        fixed = {} if self.q is None else {"q_min": self.q, "q_max": self.q}
+        start = START if self.q is None else self.q
+        return {**task.options, "seed": self.seed, "target_sparsity": self.target, "q": start, **fixed}
+
+
+Watch = Callable[[int, int, str], None]
+
+
+def reproduce(
+    results: Path,
+    work: Path,
+    page: Path,
+    workers: int = 2,
+    names: Sequence[str] = tuple(TASKS),
+    on_progress: Watch | None = None,
+    *,
+    tasks: Mapping[str, Task] = TASKS,
+    train: Train = runner.train,
+) -> None:
+    """Run what is missing, write a file of results for each task, and make the page.
+
+    Args:
+        results: folder of the files of results.
+        work: folder of the runs.
+        page: the Markdown file to write; figures go to `images` beside it.
+        workers: processes at a time, one thread each.
+        names: which tasks.
+        on_progress: is told how many runs of how many are done, and what was started last.
+        tasks: what each is.
+        train: trains one run.
+
+    Raises:
+        StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
+    """
+    total = sum(len(tasks[name].seeds) * (len(tasks[name].qs) + len(tasks[name].parts)) for name in names)
+    found: dict[_Run, dict[str, Any]] = {}
+
+    def tell(label: str) -> None:
+        if on_progress is not None:
+            on_progress(len(found), total, label)
+
+    def run_all(pool: Pool, wanted: Sequence[_Run]) -> None:
+        folders = {work / run.name / run.key.replace(" ", "_"): run for run in wanted}
+        for folder, run in folders.items():
+            if (there := _result(folder, run, tasks[run.name])) is not None:
+                found[run] = there
+        queue = [(folder, run) for folder, run in folders.items() if run not in found]
+        while queue or pool.busy:
+            while queue and pool.free:
+                folder, run = queue.pop(0)
+                task = tasks[run.name]
+                pool.start(Job(task.task, run.options(task), folder))
+                tell(f"{run.name}: {run.key}")
+            outcome = pool.wait()
+            run = folders[outcome.job.folder]
+            if problem := outcome.problem or outcome.lost:
+                raise StudyStopped(f"{run.name}, {run.key}: {problem}")
+            result = _result(outcome.job.folder, run, tasks[run.name])
+            if result is None:
+                raise StudyStopped(f"{run.name}, {run.key}: the run ended without a result in {outcome.job.folder}")
+            found[run] = result
+            tell(f"{run.name}: {run.key}")
+
+    with Pool(workers, train) as pool:
+        run_all(pool, [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs])
+        ranges = {name: _range(name, found, tasks[name]) for name in names}
+        aims = {
+            (name, part): round(low + part * (high - low), 3)
+            for name, (low, high) in ranges.items()
+            for part in tasks[name].parts
+        }
+        run_all(
+            pool,
+            [
+                _Run(name, seed, part=part, target=aim)
+                for (name, part), aim in aims.items()
+                for seed in tasks[name].seeds
+            ],
+        )
+    for name in names:
+        mine = {run: result for run, result in found.items() if run.name == name}
+        results.mkdir(parents=True, exist_ok=True)
+        files.write(_path(results, name), _written(name, mine, ranges[name]))
+    render(results, page)
+
+
+def render(results: Path, page: Path) -> None:
+    """Make the page and its figures from the files of results. Raises ValueError for a file that is none."""
+    write(load_all(results), page)
+
+
+def load_all(results: Path) -> dict[str, dict[str, Any]]:
+    """The results of every task that a folder has. Raises ValueError for a file that is none."""
+    found = {}
+    for name in TASKS:
+        path = _path(results, name)
+        if path.exists():
+            try:
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+                if found[name]["kind"] != KIND:
+                    raise KeyError
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} does not hold results of the {KIND}") from error
+    return found
+
+
+def _path(results: Path, name: str) -> Path:
+    return results / f"targets-{name}.json"
+
+
+def _result(folder: Path, run: _Run, task: Task) -> dict[str, Any] | None:
+    """What a run found and the course it took; None where it has not finished. Raises StudyStopped."""
+    try:
+        if (folder / runs.FAILURE).exists():
+            raise StudyStopped(f"{run.name}, {run.key}: {runs.read_json(folder / runs.FAILURE)['reason']}")
+        if not (folder / runs.RESULT).exists():
+            return None
+        result = runs.read_json(folder / runs.RESULT)
+    except runs.RunError as error:
+        raise StudyStopped(str(error)) from None
+    wanted = config.record(config.resolve(task.task, run.options(task)))
+    for name, value in wanted.items():
+        if result["config"].get(name) != value:
+            raise StudyStopped(
+                f"{folder} holds a run with {name} = {result['config'].get(name)} where {value} is wanted: "
+                "give another work folder, or remove this one"
+            )
+    return result | {"course": [entry for line in runs.metrics(folder) for entry in line["control"]]}
+
+
+def _range(name: str, found: Mapping[_Run, Mapping[str, Any]], task: Task) -> tuple[float, float]:
+    """Hoyer at the q's that give least and most of it, means over seeds."""
+    means = [
+        sum(found[_Run(name, seed, q=q)]["control"]["hoyer"] for seed in task.seeds) / len(task.seeds) for q in task.qs
+    ]
+    return min(means), max(means)
+
+
+def _written(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[float, float]) -> str:
+    head = {
+        "kind": KIND,
+        "task": name,
+        "config": collect.shared([result["config"] for result in found.values()]),
+        "environments": collect.distinct([result["environment"] for result in found.values()]),
+        "range": reached,
+    }
+    rows = [
+        {
+            "q": run.q,
+            "part": run.part,
+            "target": None if run.part is None else run.target,
+            "seed": run.seed,
+            "control": result["control"],
+            "steps": result["steps"],
+            "seconds": result["seconds"],
+            "told": [warning for warning in result["warnings"] if "out of reach" in warning],
+            "course": None if run.part is None else _thinned(result["course"]),
+        }
+        for run, result in found.items()
+    ]
+    lines = ",\n".join(f"  {json.dumps(runs.plain(row))}" for row in rows)  # a line a run
+    return json.dumps(runs.plain(head), indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
+
+
+def _thinned(course: Sequence[Mapping[str, Any]]) -> list[list[float | None]]:
+    """Step, q and Hoyer of every so many intervals, the last one among them."""
+    every = max(1, len(course) // POINTS)
+    some = list(reversed(course[::-1][::every]))
+    return [
+        [entry["step"], *(None if entry[name] is None else round(entry[name], 4) for name in ("q", "hoyer"))]
+        for entry in some
+    ]
