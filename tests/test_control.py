@@ -261,26 +261,33 @@ def test_goes_on_from_its_state_bit_for_bit() -> None:
         SparsityController(small(6, 20, 20), 0.6).load_state_dict(state)
 
 
-def test_nothing_recompiles_while_q_moves() -> None:
-    torch.compiler.reset()
+@pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "density"])
+def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None:
     compiled = 0
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         nonlocal compiled
         compiled += 1
-        return graph.forward
+        return aot_eager(graph, inputs)
 
-    model = small(6, 20)
-    fast = torch.compile(model, backend=backend)
-    fast(torch.rand(4, 6))  # before the controller comes
-    controller = SparsityController(model, 0.9, every=1)
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    model, plain = small(6, 20), small(6, 20)
+    plain.load_state_dict(model.state_dict())
+    fast = torch.compile(model, backend=backend, fullgraph=True)
+    fast(torch.rand(4, 6))  # before the controllers come
+    controllers = [SparsityController(one, 0.9, measure, every=2) for one in (model, plain)]
     seen, counts = [], []
-    for _ in range(8):
-        fast(torch.rand(4, 6))
-        controller.step()
-        seen.append(controller.q["2"])
+    for _ in range(12):
+        x = torch.rand(4, 6)
+        fast(x).sum().backward()
+        plain(x)
+        for controller in controllers:
+            controller.step()
+        seen.append([(controller.q["2"], controller.measured["2"]) for controller in controllers])
         counts.append(compiled)
-    assert len(set(seen)) == 8
+    for one, other in seen[1:]:
+        assert one == pytest.approx(other)
+    assert len({one for one, _ in seen}) == 7
     assert len(set(counts[2:])) == 1  # the first calls make the sums; after that nothing is new
 
 

@@ -142,7 +142,7 @@ class SparsityController:
         else:
             self._groups = [_Group(layers, next(iter(targets.values())), sum(start.values()) / len(start))]
         self._steps = 0
-        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._sums: dict[str, Tensor] = {}
         self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
         for group in self._groups:
             for layer in group.layers.values():
@@ -196,7 +196,7 @@ class SparsityController:
         kept = ("q", "measured", "error", "told", "updates", "total", "at_bound")
         return {
             "steps": self._steps,
-            "sums": {name: {key: value.clone() for key, value in sums.items()} for name, sums in self._sums.items()},
+            "sums": {name: sums.clone() for name, sums in self._sums.items()},
             "groups": {
                 "+".join(group.layers): {name: getattr(group, name) for name in kept}
                 | {"active": {name: value.clone() for name, value in group.active.items()}}
@@ -210,7 +210,7 @@ class SparsityController:
         if list(state["groups"]) != names:
             raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
         self._steps = state["steps"]
-        self._sums = {name: {k: v.clone() for k, v in sums.items()} for name, sums in state["sums"].items()}
+        self._sums = {name: sums.clone() for name, sums in state["sums"].items()}
         for group, saved in zip(self._groups, state["groups"].values(), strict=True):
             for name, value in saved.items():
                 setattr(group, name, {k: v.clone() for k, v in value.items()} if name == "active" else value)
@@ -222,12 +222,12 @@ class SparsityController:
                 return
             chunk = self._stream(inputs[0].dim())
             chunk.update(inputs[0])
-            new = chunk.state()
+            # One vector: compiled code on a CPU loses what is added in place to a 0-d fp64 tensor (torch 2.13).
+            new = torch.cat([value.flatten() for value in chunk.state().values()])
             if name not in self._sums:
                 self._sums[name] = new
             else:  # in place, as compiled code wants its state
-                for key, value in self._sums[name].items():
-                    value.add_(new[key])
+                self._sums[name].add_(new)
 
         return see
 
@@ -239,20 +239,19 @@ class SparsityController:
         """The measure of every layer since the last update, and how often each of its units was active."""
         found = {}
         for name, sums in self._sums.items():
+            summed = sums.clone()
             if dist.is_available() and dist.is_initialized():
-                flat = torch.cat([value.flatten() for value in sums.values()])
-                dist.all_reduce(flat)
-                sizes = [value.numel() for value in sums.values()]
-                summed = {k: v.view_as(sums[k]) for k, v in zip(sums, flat.split(sizes), strict=True)}
-            else:
-                summed = {key: value.clone() for key, value in sums.items()}
+                dist.all_reduce(summed)
+            sums.zero_()
             stream = self._stream()
-            stream.load_state(summed)
+            stream.update(torch.zeros(0, 1))
+            keys = stream.state()
+            sizes = [len(sums) - len(keys) + 1 if key == "active" else 1 for key in keys]  # a count for each unit
+            parts = dict(zip(keys, summed.split(sizes), strict=True))
+            stream.load_state({key: part if key == "active" else part[0] for key, part in parts.items()})
             result = stream.compute()
             if result["rows"].item() > 0:
-                found[name] = result[self.measure].item(), summed["active"]
-            for value in sums.values():
-                value.zero_()
+                found[name] = result[self.measure].item(), parts["active"]
         return found
 
     def _update(self, group: _Group, seen: Mapping[str, tuple[float, Tensor]]) -> None:
