@@ -66,6 +66,7 @@ class _Run:
 
 
 Watch = Callable[[int, int, str], None]
+_Found = dict[_Run, dict[str, Any]]
 
 
 def reproduce(
@@ -95,55 +96,55 @@ def reproduce(
         StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
     """
     total = sum(len(tasks[name].seeds) * (len(tasks[name].qs) + len(tasks[name].parts)) for name in names)
-    found: dict[_Run, dict[str, Any]] = {}
+    found: _Found = {}
 
-    def tell(label: str) -> None:
+    def tell(run: _Run) -> None:
         if on_progress is not None:
-            on_progress(len(found), total, label)
-
-    def run_all(pool: Pool, wanted: Sequence[_Run]) -> None:
-        folders = {work / run.name / run.key.replace(" ", "_"): run for run in wanted}
-        for folder, run in folders.items():
-            if (there := _result(folder, run, tasks[run.name])) is not None:
-                found[run] = there
-        queue = [(folder, run) for folder, run in folders.items() if run not in found]
-        while queue or pool.busy:
-            while queue and pool.free:
-                folder, run = queue.pop(0)
-                task = tasks[run.name]
-                pool.start(Job(task.task, run.options(task), folder))
-                tell(f"{run.name}: {run.key}")
-            outcome = pool.wait()
-            run = folders[outcome.job.folder]
-            if problem := outcome.problem or outcome.lost:
-                raise StudyStopped(f"{run.name}, {run.key}: {problem}")
-            result = _result(outcome.job.folder, run, tasks[run.name])
-            if result is None:
-                raise StudyStopped(f"{run.name}, {run.key}: the run ended without a result in {outcome.job.folder}")
-            found[run] = result
-            tell(f"{run.name}: {run.key}")
+            on_progress(len(found), total, f"{run.name}: {run.key}")
 
     with Pool(workers, train) as pool:
-        run_all(pool, [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs])
+        plan = [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
+        _run_all(pool, plan, found, tasks, work, tell)
         ranges = {name: _range(name, found, tasks[name]) for name in names}
-        aims = {
-            (name, part): round(low + part * (high - low), 3)
-            for name, (low, high) in ranges.items()
-            for part in tasks[name].parts
-        }
-        run_all(
-            pool,
-            [
-                _Run(name, seed, part=part, target=aim)
-                for (name, part), aim in aims.items()
-                for seed in tasks[name].seeds
-            ],
-        )
+        for name, (low, high) in ranges.items():
+            aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
+            plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
+        _run_all(pool, plan, found, tasks, work, tell)
     for name in names:
-        mine = {run: result for run, result in found.items() if run.name == name}
         results.mkdir(parents=True, exist_ok=True)
+        mine = {run: found[run] for run in plan if run.name == name}
         files.write(_path(results, name), _written(name, mine, ranges[name]))
     render(results, page)
+
+
+def _run_all(
+    pool: Pool,
+    plan: Sequence[_Run],
+    found: _Found,
+    tasks: Mapping[str, Task],
+    work: Path,
+    tell: Callable[[_Run], None],
+) -> None:
+    """Bring into `found` what it lacks of a plan: from folders, or by training."""
+    folders = {work / run.name / run.key.replace(" ", "_"): run for run in plan if run not in found}
+    for folder, run in folders.items():
+        if (there := _result(folder, run, tasks[run.name])) is not None:
+            found[run] = there
+    queue = [(folder, run) for folder, run in folders.items() if run not in found]
+    while queue or pool.busy:
+        while queue and pool.free:
+            folder, run = queue.pop(0)
+            pool.start(Job(tasks[run.name].task, run.options(tasks[run.name]), folder))
+            tell(run)
+        outcome = pool.wait()
+        run = folders[outcome.job.folder]
+        if problem := outcome.problem or outcome.lost:
+            raise StudyStopped(f"{run.name}, {run.key}: {problem}")
+        result = _result(outcome.job.folder, run, tasks[run.name])
+        if result is None:
+            raise StudyStopped(f"{run.name}, {run.key}: the run ended without a result in {outcome.job.folder}")
+        found[run] = result
+        tell(run)
 
 
 def render(results: Path, page: Path) -> None:
