@@ -50,7 +50,7 @@ def failing(task: str, options: dict[str, Any], folder: Path) -> None:
 def reproduce(root: Path, train: Any = fake_train, tasks: dict[str, Task] = SMALL, **options: Any) -> dict[str, Any]:
     (root / "docs").mkdir(exist_ok=True)
     targets.reproduce(
-        root / "results", root / "work", root / "docs/page.md", 2, tuple(tasks), tasks=tasks, train=train, **options
+        root / "results", root / "work", root / "docs/page.md", 1, tuple(tasks), tasks=tasks, train=train, **options
     )
     return targets.load_all(root / "results")
 
@@ -82,7 +82,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_ends_it_in_a_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
-    with pytest.raises(StudyStopped, match=r"^autoencoder, q=\d seed=1: the loss of step 7 is nan$"):
+    with pytest.raises(StudyStopped, match=r"^autoencoder: q=\d seed=1: the loss of step 7 is nan$"):
         reproduce(tmp_path, failing)
     assert not (tmp_path / "results").exists()
     assert list((tmp_path / "work").rglob("result.json"))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseout.experiments import config, files, runs
-from sparseout.experiments.study import collect, runner
+from sparseout.experiments import files, runs
+from sparseout.experiments.study import collect, runner, sweep
 from sparseout.experiments.study.pool import Job, Pool, Train
 from sparseout.experiments.study.runner import StudyStopped
 from sparseout.experiments.targets.page import START, write
@@ -53,20 +53,23 @@ class _Run:
     part: float | None = None
     target: float = 0.5
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.key}"
+
     @property
     def key(self) -> str:
-        """The name of its folder."""
+        """What tells it from the others of its task."""
         return f"q={self.q:g} seed={self.seed}" if self.part is None else f"target={self.target:g} seed={self.seed}"
 
-    def options(self, task: Task) -> dict[str, Any]:
-        """As options of `sparseout run`."""
+    def job(self, task: Task, work: Path) -> Job:
+        """As options of `sparseout run`, and a folder."""
         fixed = {} if self.q is None else {"q_min": self.q, "q_max": self.q}
         start = START if self.q is None else self.q
-        return {**task.options, "seed": self.seed, "target_sparsity": self.target, "q": start, **fixed}
+        options = {**task.options, "seed": self.seed, "target_sparsity": self.target, "q": start, **fixed}
+        return Job(task.task, options, work / self.name / self.key.replace(" ", "_"))
 
 
 Watch = Callable[[int, int, str], None]
-_Found = dict[_Run, dict[str, Any]]
 
 
 def reproduce(
@@ -96,55 +99,30 @@ def reproduce(
         StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
     """
     total = sum(len(tasks[name].seeds) * (len(tasks[name].qs) + len(tasks[name].parts)) for name in names)
-    found: _Found = {}
+    found: dict[_Run, dict[str, Any]] = {}
 
     def tell(run: _Run) -> None:
         if on_progress is not None:
-            on_progress(len(found), total, f"{run.name}: {run.key}")
+            on_progress(len(found), total, str(run))
+
+    def jobs(plan: Sequence[_Run]) -> dict[_Run, Job]:
+        return {run: run.job(tasks[run.name], work) for run in plan}
 
     with Pool(workers, train) as pool:
         plan = [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
-        _run_all(pool, plan, found, tasks, work, tell)
+        sweep.run_all(pool, jobs(plan), found, tell)
         ranges = {name: _range(name, found, tasks[name]) for name in names}
         for name, (low, high) in ranges.items():
             aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
             plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
-        _run_all(pool, plan, found, tasks, work, tell)
+        sweep.run_all(pool, jobs(plan), found, tell)
     for name in names:
         results.mkdir(parents=True, exist_ok=True)
-        mine = {run: found[run] for run in plan if run.name == name}
+        mine = {
+            run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name
+        }
         files.write(_path(results, name), _written(name, mine, ranges[name]))
     render(results, page)
-
-
-def _run_all(
-    pool: Pool,
-    plan: Sequence[_Run],
-    found: _Found,
-    tasks: Mapping[str, Task],
-    work: Path,
-    tell: Callable[[_Run], None],
-) -> None:
-    """Bring into `found` what it lacks of a plan: from folders, or by training."""
-    folders = {work / run.name / run.key.replace(" ", "_"): run for run in plan if run not in found}
-    for folder, run in folders.items():
-        if (there := _result(folder, run, tasks[run.name])) is not None:
-            found[run] = there
-    queue = [(folder, run) for folder, run in folders.items() if run not in found]
-    while queue or pool.busy:
-        while queue and pool.free:
-            folder, run = queue.pop(0)
-            pool.start(Job(tasks[run.name].task, run.options(tasks[run.name]), folder))
-            tell(run)
-        outcome = pool.wait()
-        run = folders[outcome.job.folder]
-        if problem := outcome.problem or outcome.lost:
-            raise StudyStopped(f"{run.name}, {run.key}: {problem}")
-        result = _result(outcome.job.folder, run, tasks[run.name])
-        if result is None:
-            raise StudyStopped(f"{run.name}, {run.key}: the run ended without a result in {outcome.job.folder}")
-        found[run] = result
-        tell(run)
 
 
 def render(results: Path, page: Path) -> None:
@@ -169,26 +147,6 @@ def load_all(results: Path) -> dict[str, dict[str, Any]]:
 
 def _path(results: Path, name: str) -> Path:
     return results / f"targets-{name}.json"
-
-
-def _result(folder: Path, run: _Run, task: Task) -> dict[str, Any] | None:
-    """What a run found and the course it took; None where it has not finished. Raises StudyStopped."""
-    try:
-        if (folder / runs.FAILURE).exists():
-            raise StudyStopped(f"{run.name}, {run.key}: {runs.read_json(folder / runs.FAILURE)['reason']}")
-        if not (folder / runs.RESULT).exists():
-            return None
-        result = runs.read_json(folder / runs.RESULT)
-    except runs.RunError as error:
-        raise StudyStopped(str(error)) from None
-    wanted = config.record(config.resolve(task.task, run.options(task)))
-    for name, value in wanted.items():
-        if result["config"].get(name) != value:
-            raise StudyStopped(
-                f"{folder} holds a run with {name} = {result['config'].get(name)} where {value} is wanted: "
-                "give another work folder, or remove this one"
-            )
-    return result | {"course": [entry for line in runs.metrics(folder) for entry in line["control"]]}
 
 
 def _range(name: str, found: Mapping[_Run, Mapping[str, Any]], task: Task) -> tuple[float, float]:
@@ -217,7 +175,7 @@ def _written(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[
             "steps": result["steps"],
             "seconds": result["seconds"],
             "told": [warning for warning in result["warnings"] if "out of reach" in warning],
-            "course": None if run.part is None else _thinned(result["course"]),
+            "course": None if run.part is None else result["course"],
         }
         for run, result in found.items()
     ]
@@ -225,10 +183,10 @@ def _written(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[
     return json.dumps(runs.plain(head), indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
 
 
-def _thinned(course: Sequence[Mapping[str, Any]]) -> list[list[float | None]]:
+def _course(folder: Path) -> list[list[float | None]]:
     """Step, q and Hoyer of every so many intervals, the last one among them."""
-    every = max(1, len(course) // POINTS)
-    some = list(reversed(course[::-1][::every]))
+    course = [entry for line in runs.metrics(folder) for entry in line["control"]]
+    some = course[::-1][:: max(1, len(course) // POINTS)][::-1]
     return [
         [entry["step"], *(None if entry[name] is None else round(entry[name], 4) for name in ("q", "hoyer"))]
         for entry in some
