@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 import sparseout
 from sparseout.experiments.models import WideResNet
+from sparseout.experiments.runs import processor
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def main() -> None:
     share = 1 / options.every
     for cost in (median, least):
         cost[f"attached, every {options.every}"] = share * cost["watched"] + (1 - share) * cost["passed over"]
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     found = {
         "case": f"training step of WRN-16-2, batch {options.batch} of 32x32, watched every {options.every}th step",
         "clock": clock,
@@ -93,7 +94,7 @@ def main() -> None:
         "median_ratio": median,
         "fastest_ratio": least,
         "environment": {
-            "device": processor,
+            "device": machine,
             "threads": options.threads,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -101,17 +102,10 @@ def main() -> None:
         },
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "monitor" / f"{_slug(processor)}.json"  # rows of `sparseout bench` lie one folder up
+    path = options.out / "monitor" / f"{_slug(machine)}.json"  # rows of `sparseout bench` lie one folder up
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"median of ratios: {median}\nratio of the fastest: {least}\n{path}")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _slug(name: str) -> str:

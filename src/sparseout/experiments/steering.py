@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseout import Sparseout
 from sparseout.control import SparsityController
 from sparseout.experiments.config import Config
+from sparseout.tally import dropout_variance
 
 
 class Steering:
@@ -35,9 +35,10 @@ class Steering:
             model.get_submodule(name).register_forward_hook(self._see)
 
     def _see(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        if layer.training and isinstance(layer, Sparseout):
+        variance = dropout_variance(layer)
+        if layer.training and variance:
             x = inputs[0].detach().double()
-            powers = (output.detach() - x).square().sum(), layer.p / (1 - layer.p) * x.square().sum()
+            powers = (output.detach() - x).square().sum(), variance * x.square().sum()
             self._power = self._power.to(x.device) + torch.stack(powers)
 
     def step(self) -> list[str]:
