@@ -76,6 +76,25 @@ class UntraceableFunction(Base):
         return self.b(y)
 
 
+class OneBranch(Base):
+    def forward(self, x):
+        scores, v = self.scores(x)
+        if x.sum() > 0:  # noqa: SIM108  (what is tried)
+            weights = F.softmax(scores, dim=-1)
+        else:
+            weights = scores.relu()
+        kept = self.a(weights)
+        y = self.out(kept @ v) if x.sum() > 0 else v
+        return self.b(y)
+
+
+class OneCase(Base):
+    def forward(self, x):
+        scores, v = self.scores(x)
+        kept = self.a(scores.relu() if x.sum() > 0 else scores.softmax(-1))
+        return self.b(self.out(kept @ v))
+
+
 class UntraceableModule(Base):
     def forward(self, x):
         if x.sum() > 1e9:
@@ -112,6 +131,8 @@ READ = "the source of {}.forward says so"
         (ByOptions, TRACED),
         (ByHelper, TRACED),
         (UntraceableFunction, READ),
+        (OneBranch, READ),
+        (OneCase, READ),
         (UntraceableModule, READ),
         (ReadsP, READ),
     ],

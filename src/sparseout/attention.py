@@ -114,6 +114,16 @@ class _Reader(ast.NodeVisitor):
                 if isinstance(name, ast.Name):
                     self.names[name.id] = self.holds(node.value)
 
+    def visit_If(self, node: ast.If) -> None:
+        self.visit(node.test)
+        before, after = self.names, []
+        for body in (node.body, node.orelse):
+            self.names = dict(before)
+            for statement in body:
+                self.visit(statement)
+            after.append(self.names)
+        self.names = {name: _any(names.get(name) for names in after) for name in after[0] | after[1]}
+
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         if self_path(node.func) == self.layer and node.args:
@@ -127,6 +137,8 @@ class _Reader(ast.NodeVisitor):
             return self.names.get(node.id)
         if isinstance(node, ast.Subscript):
             return self.holds(node.value)
+        if isinstance(node, ast.IfExp):
+            return _any(map(self.holds, (node.body, node.orelse)))
         if isinstance(node, ast.BinOp):
             if isinstance(node.op, ast.MatMult):
                 return False
