@@ -1,0 +1,89 @@
+r"""What the site's Markdown has beyond the usual: mathematics as MathML, and what docstrings hold.
+
+A plain extension of Python-Markdown, and so for any builder that uses it. It knows four things:
+
+- `$x$` in a line and `$$` on lines of their own, around LaTeX;
+- Sphinx's :math:`x` and `.. math::`, in which docstrings are written, since `help()` shows them well;
+- Sphinx's :class:`name` and :func:`name`: links to names of `sparseout`; :meth:`name` and torch's are code;
+- examples that begin with `>>>`, as far as the next empty line: a block of code.
+
+Mathematics becomes MathML while the site is built: browsers draw it without a script or a font from elsewhere.
+"""
+
+import re
+
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import InlineProcessor
+from markdown.preprocessors import Preprocessor
+from math_core import LatexToMathML
+
+FENCE = re.compile(r"\s*(`{3,}|~{3,})")
+DIRECTIVE = re.compile(r"(\s*)\.\. math::\s*(.*)")
+ROLE = re.compile(r":(class|func|meth):`([\w.]+)`")
+
+
+MATHML = LatexToMathML(fancy_error=False)  # raises LatexError for what it does not know, and the build stops
+
+
+class _Blocks(Preprocessor):
+    """Displays, examples and links, line by line; what stands between fences stays."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        done: list[str] = []
+        rest = iter(lines)
+        fence = ""
+        for line in rest:
+            mark = FENCE.match(line)
+            if fence or mark:
+                if mark and (not fence or mark[1].startswith(fence)):
+                    fence = "" if fence else mark[1]
+                done.append(line)
+            elif line.strip() == "$$":
+                done += self._display(" ".join(iter(lambda: next(rest).strip(), "$$")))
+            elif found := DIRECTIVE.fullmatch(line):
+                text, after = [found[2]], ""
+                for after in rest:
+                    if after.strip() and not after.startswith(found[1] + " "):
+                        break
+                    text.append(after)
+                    after = ""
+                done += [*self._display(" ".join(text)), after]
+            elif line.lstrip().startswith(">>>"):
+                indent = line[: len(line) - len(line.lstrip())]
+                done.append(f"{indent}```pycon")
+                while line.strip():
+                    done.append(line)
+                    line = next(rest, "")
+                done += [f"{indent}```", ""]
+            else:
+                done.append(ROLE.sub(_link, line))
+        return done
+
+    def _display(self, latex: str) -> list[str]:
+        drawn = MATHML.convert_with_local_state(latex, displaystyle=True)
+        return ["", self.md.htmlStash.store(f'<div class="display">{drawn}</div>'), ""]
+
+
+def _link(found: re.Match[str]) -> str:
+    role, name = found.groups()
+    if role == "meth" or name.startswith("torch."):
+        return f"`{name}`"
+    return f"[`{name}`][{name if name.startswith('sparseout.') else f'sparseout.{name}'}]"
+
+
+class _Inline(InlineProcessor):
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
+        return self.md.htmlStash.store(MATHML.convert_with_local_state(m[1], displaystyle=False)), m.start(0), m.end(0)
+
+
+class _Site(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.register(_Blocks(md), "site_blocks", 28)  # before fences are taken out, at 25
+        md.inlinePatterns.register(_Inline(r":math:`([^`]+)`", md), "role", 195)  # before code, at 190
+        # After code, and before backslashes escape, at 180.
+        md.inlinePatterns.register(_Inline(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", md), "dollars", 185)
+
+
+def makeExtension() -> Extension:
+    """What Python-Markdown calls."""
+    return _Site()
