@@ -57,11 +57,15 @@ class Tab:
 
     def open(self, url, width=1280, height=900, scheme="light"):
         """Show a page at a size, once all of it is loaded."""
-        self.requests, self.complaints, self.loaded = [], [], False
+        self._go("about:blank")  # the page before must not hear of the new scheme, and store it
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Storage.clearDataForOrigin", origin=url, storageTypes="local_storage")  # a scheme chosen before
+        self.call("Storage.clearDataForOrigin", origin=url, storageTypes="local_storage")
+        self._go(url)
+
+    def _go(self, url):
+        self.requests, self.complaints, self.loaded = [], [], False
         self.call("Page.navigate", url=url)
         while not self.loaded:
             self._note(self._receive())

@@ -1,20 +1,23 @@
 r"""What the site's Markdown has beyond the usual: mathematics as MathML, and what docstrings hold.
 
-A plain extension of Python-Markdown, and so for any builder that uses it. It knows four things:
+A plain extension of Python-Markdown, and so for any builder that uses it. It knows:
 
 - `$x$` in a line and `$$` on lines of their own, around LaTeX;
 - Sphinx's :math:`x` and `.. math::`, in which docstrings are written, since `help()` shows them well;
 - Sphinx's :class:`name` and :func:`name`: links to names of `sparseout`; :meth:`name` and torch's are code;
-- examples that begin with `>>>`, as far as the next empty line: a block of code.
+- examples that begin with `>>>`, as far as the next empty line: a block of code;
+- pictures, which link to themselves, and links to `benchmarks/results`, which are right where git shows the pages.
 
 Mathematics becomes MathML while the site is built: browsers draw it without a script or a font from elsewhere.
 """
 
 import re
+from xml.etree.ElementTree import Element
 
 from markdown import Extension, Markdown
 from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
+from markdown.treeprocessors import Treeprocessor
 from math_core import LatexToMathML
 
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
@@ -76,10 +79,26 @@ class _Inline(InlineProcessor):
         return self.md.htmlStash.store(MATHML.convert_with_local_state(m[1], displaystyle=False)), m.start(0), m.end(0)
 
 
+class _Links(Treeprocessor):
+    """Pictures link to themselves, to be had in full size; the results of benchmarks are at docs/benchmarks here."""
+
+    def run(self, root: Element) -> None:
+        for link in root.iter("a"):
+            link.set("href", link.get("href", "").replace("../benchmarks/results/", "benchmarks/"))
+        for parent in root.iter():
+            for at, child in enumerate(parent):
+                if child.tag == "img" and parent.tag != "a":
+                    link = Element("a", href=child.get("src", ""))
+                    link.tail, child.tail = child.tail, None
+                    link.append(child)
+                    parent[at] = link
+
+
 class _Site(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
         md.preprocessors.register(_Blocks(md), "site_blocks", 28)  # before fences are taken out, at 25
         md.inlinePatterns.register(_Inline(r":math:`([^`]+)`", md), "role", 195)  # before code, at 190
+        md.treeprocessors.register(_Links(md), "site_links", 5)  # before MkDocs looks at links, at 0
         # After code, and before backslashes escape, at 180.
         md.inlinePatterns.register(_Inline(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", md), "dollars", 185)
 

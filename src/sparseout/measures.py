@@ -261,11 +261,7 @@ def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
 class Streaming:
     r"""Means of measures over a stream of activations, in memory that does not grow.
 
-    Units lie along `unit_dim` (1 for an NCHW map), samples along all other dimensions. axis="population" takes a
-    measure over the units of each sample and averages over samples; "lifetime" takes it over all samples of each unit
-    and averages over units: without gini and `relative`, which need whole rows, and for |x| in [1e-75, 1e75], for it
-    sums raw powers. Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the
-    data gives NaN.
+    Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the data gives NaN.
 
     `compute` gives 0-d tensors: the means; rows, the number of samples; undefined_rows, those all zero; units;
     dead_units, active (see `density`) in no sample; always_on_units, active in all; and hoyer_live, Hoyer over live
@@ -276,6 +272,15 @@ class Streaming:
     The state is float64, stays on the device of the data (`update` never waits for it) and merges by summing: across
     processes that have all seen a chunk, of shape (0, units) if need be, all_reduce each tensor of `state`, then
     `load_state`. Bad input raises TypeError or ValueError and leaves the state as it was.
+
+    Args:
+        measures: names of what is taken.
+        axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
+            samples of each unit, then the mean over units; without gini and `relative`, which need whole rows, and
+            for |x| in [1e-75, 1e75], for it sums raw powers.
+        eps: what is no larger counts as zero.
+        relative: `eps` is in units of a row's root mean square.
+        unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
 
     >>> stream = Streaming(("hoyer", "density"))
     >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
