@@ -27,8 +27,6 @@ WITH_CODE = [name for name, blocks in BLOCKS.items() if any(language == "python"
 BEFORE = "import architectures; architectures.let_torchvision_import()\n"
 MARK = "--- the next block ---"
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w.]*\w)")
-# Not ours: transformers and torch, imported or called.
-FOREIGN = ["-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
 
 
 def test_pages_are_found():
@@ -46,7 +44,7 @@ def test_python_runs_and_prints_what_is_shown(name, tmp_path):
         elif not language and shown and not shown[-1] and not command_lines(text):
             shown[-1] = text
     done = subprocess.run(
-        [sys.executable, *FOREIGN, "-c", program],
+        [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
         cwd=tmp_path,

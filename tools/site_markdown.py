@@ -2,7 +2,7 @@ r"""What the site's Markdown has beyond the usual: mathematics as MathML, and wh
 
 A plain extension of Python-Markdown, and so for any builder that uses it. It knows:
 
-- `$x$` in a line and `$$` on lines of their own, around LaTeX;
+- `$x$` in a line and `$$` at the beginning and end of lines, around LaTeX;
 - Sphinx's :math:`x` and `.. math::`, in which docstrings are written, since `help()` shows them well;
 - Sphinx's :class:`name` and :func:`name`: links to names of `sparseout`; :meth:`name` and torch's are code;
 - examples that begin with `>>>`, as far as the next empty line: a block of code;
@@ -12,6 +12,7 @@ Mathematics becomes MathML while the site is built: browsers draw it without a s
 """
 
 import re
+from collections import deque
 from xml.etree.ElementTree import Element
 
 from markdown import Extension, Markdown
@@ -21,10 +22,8 @@ from markdown.treeprocessors import Treeprocessor
 from math_core import LatexToMathML
 
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
-DIRECTIVE = re.compile(r"(\s*)\.\. math::\s*(.*)")
+DIRECTIVE = re.compile(r"\s*\.\. math::\s*(.*)")
 ROLE = re.compile(r":(class|func|meth):`([\w.]+)`")
-
-
 MATHML = LatexToMathML(fancy_error=False)  # raises LatexError for what it does not know, and the build stops
 
 
@@ -33,38 +32,38 @@ class _Blocks(Preprocessor):
 
     def run(self, lines: list[str]) -> list[str]:
         done: list[str] = []
-        rest = iter(lines)
+        rest = deque(lines)
         fence = ""
-        for line in rest:
+        while rest:
+            line = rest.popleft()
+            indent = line[: len(line) - len(line.lstrip())]
             mark = FENCE.match(line)
             if fence or mark:
                 if mark and (not fence or mark[1].startswith(fence)):
                     fence = "" if fence else mark[1]
                 done.append(line)
-            elif line.strip() == "$$":
-                done += self._display(" ".join(iter(lambda: next(rest).strip(), "$$")))
+            elif line.lstrip().startswith("$$"):
+                text = line.strip()[2:]
+                while not text.endswith("$$"):
+                    text = f"{text} {rest.popleft().strip()}"
+                done += self._display(text[:-2], indent)
             elif found := DIRECTIVE.fullmatch(line):
-                text, after = [found[2]], ""
-                for after in rest:
-                    if after.strip() and not after.startswith(found[1] + " "):
-                        break
-                    text.append(after)
-                    after = ""
-                done += [*self._display(" ".join(text)), after]
+                text = found[1]
+                while rest and (not rest[0].strip() or rest[0].startswith(f"{indent} ")):
+                    text = f"{text} {rest.popleft().strip()}"
+                done += self._display(text, indent)
             elif line.lstrip().startswith(">>>"):
-                indent = line[: len(line) - len(line.lstrip())]
-                done.append(f"{indent}```pycon")
-                while line.strip():
-                    done.append(line)
-                    line = next(rest, "")
-                done += [f"{indent}```", ""]
+                done += [f"{indent}```pycon", line]
+                while rest and rest[0].strip():
+                    done.append(rest.popleft())
+                done.append(f"{indent}```")
             else:
                 done.append(ROLE.sub(_link, line))
         return done
 
-    def _display(self, latex: str) -> list[str]:
+    def _display(self, latex: str, indent: str) -> list[str]:
         drawn = MATHML.convert_with_local_state(latex, displaystyle=True)
-        return ["", self.md.htmlStash.store(f'<div class="display">{drawn}</div>'), ""]
+        return ["", indent + self.md.htmlStash.store(f'<div class="display">{drawn}</div>'), ""]
 
 
 def _link(found: re.Match[str]) -> str:
@@ -100,7 +99,7 @@ class _Site(Extension):
         md.inlinePatterns.register(_Inline(r":math:`([^`]+)`", md), "role", 195)  # before code, at 190
         md.treeprocessors.register(_Links(md), "site_links", 5)  # before MkDocs looks at links, at 0
         # After code, and before backslashes escape, at 180.
-        md.inlinePatterns.register(_Inline(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", md), "dollars", 185)
+        md.inlinePatterns.register(_Inline(r"(?<![\\$\w])\$(?=\S)([^$]+?)(?<=\S)\$(?!\w)", md), "dollars", 185)
 
 
 def makeExtension() -> Extension:
