@@ -1,4 +1,4 @@
-"""The numbers of the README, and the files that it names; that its code runs: test_pages.py."""
+"""Numbers of the README and of a how-to page, and the files that are named; that code runs: test_pages.py."""
 
 import json
 import re
@@ -37,3 +37,9 @@ def test_its_figures_are_those_of_the_benchmark():
     assert len(lines) == 11
     for peer, cells, _ in lines:
         assert [cell.strip() for cell in cells.strip("|").split("|")] == [ratios[column, peer] for column in columns]
+
+
+def test_what_watching_costs_is_what_was_measured():
+    found = json.loads((ROOT / "benchmarks/results/monitor/amd-epyc.json").read_text())["median_ratio"]
+    said = re.search(r"every tenth step added (\S+) to", (ROOT / "docs/how-to/watch.md").read_text(encoding="utf-8"))
+    assert said[1] == f"{found['attached, every 10'] - 1:.0%}"
