@@ -42,6 +42,13 @@ def test_a_display_and_what_comes_after_it(render, text):
     assert ":func:" not in html
 
 
+def test_latex_is_not_read_as_markdown(render):
+    html = render(r"The set $\{a_1 * b_1\}$ and $\{a_2 * b_2\}$.")
+    assert html.count("<math") == html.count("{") == 2
+    assert html.count("<msub>") == 4
+    assert "<em>" not in html
+
+
 def test_a_display_in_a_list_stays_in_it(render):
     html = render("- one\n\n    $$\n    a^q\n    $$\n\n- two")
     assert html.count("<ul>") == 1
