@@ -21,6 +21,7 @@ PAGES = {
 }
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = {name: FENCED.findall(text) for name, text in PAGES.items()}
+SLOW = ("docs/tutorial.md",)
 WITH_CODE = [name for name, blocks in BLOCKS.items() if any(language == "python" for language, _ in blocks)]
 
 # Says where the output of each block begins. Declared first is what transformers needs: see architectures.py.
@@ -33,7 +34,9 @@ def test_pages_are_found():
     assert {"README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/convert.md"} <= set(WITH_CODE)
 
 
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in WITH_CODE]
+)
 def test_python_runs_and_prints_what_is_shown(name, tmp_path):
     """The blocks of a page are one program. A block without a language that follows one is what that one prints."""
     program, shown = BEFORE, []
