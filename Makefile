@@ -1,6 +1,6 @@
 # make demo       see the dial turn on real data            make test       lint, types, doctests, tests
 # make test-all   adds what is slow or needs a browser      make format     let ruff rewrite what it can
-# make bench      time and memory against Dropout
+# make bench      time and memory against Dropout           make docs       the site, into site/
 # Each does all of its own set-up. PIP_ARGS= goes to pip (an index with CPU builds, say), ARGS= to `sparseout demo` or
 # `sparseout bench`.
 
@@ -9,13 +9,16 @@ PIP_ARGS ?=
 ARGS ?=
 export PYTHON PIP_ARGS
 
-.PHONY: demo bench test test-slow test-all format clean
+.PHONY: demo bench docs test test-slow test-all format clean
 
 demo: .venv/.experiments
 	@.venv/bin/sparseout demo $(ARGS)
 
 bench: .venv/.experiments
 	@.venv/bin/sparseout bench $(ARGS)
+
+docs: .venv/.docs
+	@PYTHONPATH=tools NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 test: .venv/.dev
 	.venv/bin/ruff check
@@ -33,14 +36,18 @@ format: .venv/.dev
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-# `dev` includes `experiments`, so whoever runs the tests first has the demo installed too.
+# `dev` includes the others, so whoever runs the tests first has the demo and the site installed too.
 .venv/.experiments: pyproject.toml constraints.txt
 	@tools/setup experiments
 	@touch $@
 
+.venv/.docs: pyproject.toml constraints.txt
+	@tools/setup docs
+	@touch $@
+
 .venv/.dev: pyproject.toml constraints.txt
 	@tools/setup dev
-	@touch $@ .venv/.experiments
+	@touch $@ .venv/.experiments .venv/.docs
 
 clean:
-	rm -rf .venv demo bench
+	rm -rf .venv demo bench site

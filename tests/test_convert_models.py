@@ -1,8 +1,6 @@
 """Conversion of architectures as they are published, tiny and with random weights."""
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -128,14 +126,3 @@ def test_swins_attention_is_found_on_both_paths(fused):
     assert set(report.skipped.values()) == {
         f"on attention probabilities: {'so its name says' if fused else 'softmax feeds it'}"
     }
-
-
-def test_the_how_to_runs_and_prints_what_it_shows(capsys):
-    pytest.importorskip("transformers")
-    text = (Path(__file__).parent.parent / "docs/how-to/convert.md").read_text(encoding="utf-8")
-    names = {}
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(code, "convert.md", "exec"), names)
-    printed, shown = capsys.readouterr().out, re.findall(r"```\n(\w.*?)```", text, re.DOTALL)
-    assert len(shown) == 2
-    assert all(block in printed for block in shown)

@@ -75,7 +75,7 @@ def convert_dropout_(
             False: leave; ``None``: what is done by default. Where names of one layer disagree, False counts most.
 
     Returns:
-        What changed, what was skipped, and what no conversion of layers can reach: dropout inside ``nn.LSTM``,
+        What changed, what was skipped, and what no conversion of layers can reach, such as dropout in ``nn.LSTM``,
         ``nn.GRU``, ``nn.RNN`` and ``nn.MultiheadAttention``, and calls of dropout functions, which are looked for with
         torch.fx module by module, or in the source of a forward that cannot be traced. Noise that a model makes in
         another way is not found.

@@ -6,7 +6,7 @@ value made from them, kept in one table, `MEASURES`, which the functions and `St
 All are dimensionless. float16 and bfloat16 are computed, and returned, in float32. Rows are divided by their largest
 magnitude, so nothing overflows or underflows. NaN or infinity in a row gives NaN, and so does n = 0. |x| has slope 0
 at 0, and all-zero rows have gradient 0, also where their value is NaN. Raises: TypeError unless `x` is a
-floating-point tensor and `dim` an int; ValueError where `x` is 0-d or `dim` out of range.
+floating-point tensor, `dim` an int and `eps` a number; ValueError where `x` is 0-d, or `dim` or `eps` out of range.
 
 Each says which axioms of Hurley & Rickard (2009) it keeps. D1 Robin Hood (mass goes from a larger element to a smaller
 one, which stays the smaller) and D3 rising tide (a constant is added to a row not constant) make a row less sparse; P1
@@ -137,13 +137,18 @@ def _measure(name: str, x: Tensor, dim: int, eps: float = 0.0, relative: bool = 
 
 
 def hoyer(x: Tensor, dim: int = -1) -> Tensor:
-    r"""(sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1).
+    r"""Hoyer's measure: from 0, all elements alike, to 1, a single one that is not zero.
+
+    .. math:: (\sqrt n - |x|_1 / |x|_2) \, / \, (\sqrt n - 1)
 
     In [0, 1] up to rounding: 0 for constant |x|, 1 for one-hot. NaN for all-zero rows and for n = 1.
     Keeps D1, D2, D3, P1, and P2 but that one-hot rows stay at 1. Breaks D4: [2, 1] has 0.18 and its clone
     [2, 1, 2, 1] has 0.10, so beside rows of another length look at `gini` or `treves_rolls` too.
 
-    Shape: (*, n, *) with n along `dim`, to (*, *).
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
     Source: Hoyer (2004), "Non-negative matrix factorization with sparseness constraints", JMLR 5.
 
     >>> hoyer(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
@@ -153,12 +158,17 @@ def hoyer(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def gini(x: Tensor, dim: int = -1) -> Tensor:
-    r"""1 - 2 sum_k (|x|_(k) / |x|_1) (n - k + 1/2) / n,  where |x|_(1) <= ... <= |x|_(n).
+    r"""Gini's coefficient of the magnitudes, for rows of different length.
+
+    .. math:: 1 - 2 \sum_k \frac{|x|_{(k)}}{|x|_1} \, \frac{n - k + 1/2}{n}, \quad |x|_{(1)} \le \dots \le |x|_{(n)}
 
     In [0, 1 - 1/n]: 0 for constant |x|, 1 - 1/n for one-hot. NaN for all-zero rows.
     Keeps all six axioms. It needs a sort, and has a kink where magnitudes tie: one of the slopes is taken.
 
-    Shape: (*, n, *) with n along `dim`, to (*, *).
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
     Source: Hurley & Rickard (2009), "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55, table I.
 
     >>> gini(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
@@ -168,14 +178,19 @@ def gini(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
-    r"""(mean |x|)^2 / mean x^2.
+    r"""Treves-Rolls: how dense a row is.
+
+    .. math:: (\operatorname{mean} |x|)^2 \, / \, \operatorname{mean} x^2
 
     In [1/n, 1], and *falls* as rows get sparser: 1 for constant |x|, k/n for k equal elements among zeros.
     NaN for all-zero rows. 1 - treves_rolls keeps all six axioms: it orders rows as the pq-mean of Hurley &
     Rickard at p = 1, q = 2 does. The selectivity of Vinje & Gallant (2000, Science 287), in [0, 1], is
     (1 - treves_rolls(x)) / (1 - 1/n). It breaks D4: [2, 1] has 0.20, [2, 1, 2, 1] has 0.13.
 
-    Shape: (*, n, *) with n along `dim`, to (*, *).
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
     Source: Treves & Rolls (1991), Network 2, for rates >= 0; of signed x the magnitudes are taken.
 
     >>> treves_rolls(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
@@ -185,7 +200,9 @@ def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = False) -> Tensor:
-    r"""#{i : |x_i| <= eps} / n,  or #{i : |x_i| <= eps rms(x)} / n if `relative`.
+    r"""The fraction of elements that are zero, or as good as zero.
+
+    .. math:: \#\{i : |x_i| \le \mathrm{eps}\} \, / \, n
 
     In [0, 1]; 1 for all-zero rows. A count: it has no gradient.
     At eps = 0 it keeps D2, D4, and P2 for rows not all zero, and breaks D1, D3, P1, blind to how large a
@@ -193,8 +210,12 @@ def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fal
     turn round (eps = 1: [1.1, 0.5] has 0.5, [0.9, 0.7] has 1). A relative one keeps D2 and breaks P2
     (eps = 1: [1, 1] has 1, [1, 1, 0] has 0.33).
 
-    Shape: (*, n, *) with n along `dim`, to (*, *).
-    Raises: also TypeError unless `eps` is a number, and ValueError unless 0 <= eps < inf.
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+        eps: what is no larger counts as zero; finite, >= 0.
+        relative: `eps` is in units of the root mean square of the row.
+
     Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions; a count breaks D4.
 
     >>> sparsity(torch.tensor([0.0, 0.1, -3.0, 0.0]), eps=0.1)
@@ -204,9 +225,11 @@ def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fal
 
 
 def density(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = False) -> Tensor:
-    r"""#{i : |x_i| > eps} / n,  or #{i : |x_i| > eps rms(x)} / n if `relative`.
+    r"""The fraction of elements that are active: 1 - `sparsity`.
 
-    In [0, 1]; 0 for all-zero rows. 1 - `sparsity`, which see for axioms, shape, errors and source.
+    .. math:: \#\{i : |x_i| > \mathrm{eps}\} \, / \, n
+
+    In [0, 1]; 0 for all-zero rows. Arguments, axioms and source are those of :func:`sparseout.measures.sparsity`.
 
     >>> density(torch.tensor([0.0, 0.1, -3.0, 0.0]))
     tensor(0.5000)
@@ -215,13 +238,18 @@ def density(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fals
 
 
 def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
-    r"""(n sum x^4) / (sum x^2)^2.
+    r"""Kurtosis about 0: how heavy the tails are.
+
+    .. math:: n \sum x^4 \, / \, (\sum x^2)^2
 
     The fourth standardised moment about 0. In [1, n]: 1 for constant |x|, n for one-hot; 3 for zero-mean
     Gaussian x as n grows. NaN for all-zero rows.
     Keeps D2, D3, D4, P1, P2. Breaks D1: [10, 2, 0] has 2.78, [10, 1, 1] has 2.88.
 
-    Shape: (*, n, *) with n along `dim`, to (*, *).
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
     Source: n times kappa_4 of Hurley & Rickard (2009), table I, which without the n breaks D4 and P2 too.
 
     >>> kurtosis(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
@@ -233,11 +261,7 @@ def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
 class Streaming:
     r"""Means of measures over a stream of activations, in memory that does not grow.
 
-    Units lie along `unit_dim` (1 for an NCHW map), samples along all other dimensions. axis="population" takes a
-    measure over the units of each sample and averages over samples; "lifetime" takes it over all samples of each unit
-    and averages over units: without gini and `relative`, which need whole rows, and for |x| in [1e-75, 1e75], for it
-    sums raw powers. Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the
-    data gives NaN.
+    Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the data gives NaN.
 
     `compute` gives 0-d tensors: the means; rows, the number of samples; undefined_rows, those all zero; units;
     dead_units, active (see `density`) in no sample; always_on_units, active in all; and hoyer_live, Hoyer over live
@@ -248,6 +272,15 @@ class Streaming:
     The state is float64, stays on the device of the data (`update` never waits for it) and merges by summing: across
     processes that have all seen a chunk, of shape (0, units) if need be, all_reduce each tensor of `state`, then
     `load_state`. Bad input raises TypeError or ValueError and leaves the state as it was.
+
+    Args:
+        measures: names of what is taken.
+        axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
+            samples of each unit, then the mean over units; without gini and `relative`, which need whole rows, and
+            for |x| in [1e-75, 1e75], for it sums raw powers.
+        eps: what is no larger counts as zero.
+        relative: `eps` is in units of a row's root mean square.
+        unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
 
     >>> stream = Streaming(("hoyer", "density"))
     >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))

@@ -22,7 +22,7 @@ __all__ = ["cosine", "linear", "warmup"]
 
 
 def linear(progress: float, start: float, stop: float) -> float:
-    """Start + progress (stop - start).
+    """On a line from start to stop: start + progress (stop - start).
 
     Args:
         progress: fraction of training that is done, in [0, 1].
@@ -41,9 +41,9 @@ def linear(progress: float, start: float, stop: float) -> float:
 
 
 def cosine(progress: float, start: float, stop: float) -> float:
-    """Stop + (start - stop) (1 + cos(pi progress)) / 2: flat at both ends.
+    """On half a cosine, flat at both ends: stop + (start - stop) (1 + cos(pi progress)) / 2.
 
-    Arguments and errors are those of :func:`linear`.
+    Arguments and errors are those of :func:`sparseout.schedules.linear`.
 
     >>> round(cosine(0.25, 2.0, 1.0), 3)
     1.854
@@ -61,7 +61,7 @@ def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> flo
         stop: q from progress `over` on, likewise.
         over: the fraction of training that the way takes, in (0, 1].
 
-    Raises: as :func:`linear`.
+    Raises: as :func:`sparseout.schedules.linear`.
 
     >>> [round(warmup(progress, 2.0, 1.5, over=0.2), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
     [2.0, 1.75, 1.5, 1.5]

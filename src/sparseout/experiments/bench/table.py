@@ -64,6 +64,7 @@ def _device(record: Record) -> Iterator[str]:
     if record.missing:
         yield f"Interrupted: {count(len(record.missing), 'case')} of {len(record.planned)} not measured yet."
     yield f"![Time of each peer as a multiple of Dropout's]({record.slug}.png)"
+    yield "Time of each peer as a multiple of Dropout's. Drawn by `sparseout bench --render`."
     for dtype, some in vectors(rows).items():
         yield f"### The operation, {dtype}: forward and backward together"
         yield _grid(some, operation_column, "both")

@@ -78,6 +78,7 @@ def _section(budget: str, records: list[Record], images: Path, page: Path) -> li
             caption = _CAPTIONS[name].format(metric=GRIDS[record.task].metric)
             if name == "overview" and brief.nothing_dead(record):
                 caption += " No unit is dead in any run, so live units are all units."
+            caption += " Drawn by `sparseout reproduce control --render`."
             lines += [
                 f"![{title}. {brief.picture(record, name)}]({os.path.relpath(path, page.parent)})",
                 "",
