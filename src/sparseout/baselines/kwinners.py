@@ -69,7 +69,7 @@ class KWinners(nn.Module):
         k: float = 0.1,
         *,
         k_eval: float | None = None,
-        boost: float = 0.0,
+        boost: float = 1.0,
         momentum: float = 0.01,
         units: int | None = None,
     ) -> None:

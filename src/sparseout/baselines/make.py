@@ -93,7 +93,7 @@ def _bridgeout(p: float = 0.5, q: float = 1.5, per_example: bool = True) -> Atta
     return Attachment("bridgeout", "weights", bridgeout.bridgeout_, bridgeout.check(p, q, per_example))
 
 
-def _shakeout(p: float = 0.5, c: float = 0.1) -> Attachment:
+def _shakeout(p: float = 0.5, c: float = 0.01) -> Attachment:
     return Attachment("shakeout", "weights", shakeout.shakeout_, shakeout.check(p, c))
 
 

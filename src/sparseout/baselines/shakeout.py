@@ -9,7 +9,7 @@ from sparseout.baselines.arguments import at_least_0, probability
 from sparseout.baselines.weights import Layer, change_
 
 
-def shakeout_(module: Layer, p: float = 0.5, c: float = 0.1) -> Layer:
+def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
     r"""Enhances or reverses, in training, what each input of a Linear or Conv2d contributes.
 
     For input unit j and each of its weights :math:`w_{ij}`, with one draw for the unit:
@@ -54,7 +54,7 @@ def shakeout_(module: Layer, p: float = 0.5, c: float = 0.1) -> Layer:
     return change_(module, _CLASSES, **check(p, c))
 
 
-def check(p: float = 0.5, c: float = 0.1) -> dict[str, Any]:
+def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
     """The arguments, if they are right."""
     return {"p": probability(p), "c": at_least_0("c", c)}
 

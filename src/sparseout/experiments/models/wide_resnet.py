@@ -85,11 +85,19 @@ class WideResNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def activations(self) -> dict[str, nn.Module]:
-        """The modules whose outputs are the activations where the noise acts: the second ReLU of each block.
+        """The modules whose outputs, in evaluation, are what the second convolution of each block reads.
 
-        They are named `block1`, `block2`, ... With the place `post-relu` the noise takes in these outputs.
+        They are named `block1`, `block2`, ... With the place `post-relu` they are the noise layers, which in
+        evaluation put out what they take in, or of it what their method selects.
         """
-        return {f"block{number}": block.relu for number, block in enumerate(self.blocks, 1)}  # type: ignore[misc]
+        return {
+            f"block{number}": block.relu if block.early else block.noise  # type: ignore[misc]
+            for number, block in enumerate(self.blocks, 1)
+        }
+
+    def following(self) -> list[nn.Module]:
+        """The convolutions after the noise, with the place `post-relu`."""
+        return [block.conv2 for block in self.blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
