@@ -40,7 +40,7 @@ class KWinners(nn.Module):
         boost: :math:`\beta`, a finite number >= 0; at 0 there is no boost.
         momentum: :math:`\mu`, the weight of the newest batch, in (0, 1].
         units: number of units (channels of a map), each of which has a duty cycle. None: as the first input has; the
-            buffer is empty until then.
+            buffer is empty until then, and compiled code breaks there once.
 
     Shape:
         - Input: (*, units), (N, units, H, W) or (N, units, D, H, W).

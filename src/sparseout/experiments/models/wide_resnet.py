@@ -32,7 +32,7 @@ class WideResNet(nn.Module):
     Args:
         depth: number of convolutions and the classifier, 6 n + 4.
         width: factor on the channels 16, 32, 64 of the groups.
-        noise: makes the layer for one place; called once for every block.
+        noise: makes the layer for one place, of so many channels; called once for every block.
         generator: the source of the initial weights.
         classes: number of outputs.
         channels: of the images.
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
         self,
         depth: int,
         width: int,
-        noise: Callable[[], nn.Module],
+        noise: Callable[[int], nn.Module],
         generator: torch.Generator,
         classes: int = 10,
         *,
@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for number in range((depth - 4) // 6):
                 stride = 2 if group > 0 and number == 0 else 1
-                blocks.append(Block(inputs, outputs, stride, noise(), norm, place))
+                blocks.append(Block(inputs, outputs, stride, noise(outputs), norm, place))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.norm = NORMS[norm](inputs)

@@ -67,7 +67,7 @@ class Classify(Task):
         model = WideResNet(
             config.depth,
             config.width,
-            lambda: noise(config),
+            lambda channels: noise(config, units=channels),
             streams.init,
             found.classes,
             channels=channels,
