@@ -1,6 +1,6 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
-from sparseout import measures, schedules
+from sparseout import baselines, measures, schedules
 from sparseout.control import SparsityController
 from sparseout.conversion import ConversionReport
 from sparseout.convert import convert_dropout_, revert_, set_q_
@@ -23,6 +23,7 @@ __all__ = [
     "SparsityMonitor",
     "SparsityReport",
     "backend",
+    "baselines",
     "convert_dropout_",
     "insert_after_",
     "measures",

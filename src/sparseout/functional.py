@@ -108,7 +108,7 @@ def sparseout(
     dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
     if not isinstance(input, Tensor):
         raise TypeError(expected("input", "a tensor", kind(input)))
-    dims = _normalise_dims(dims, input.dim())
+    dims = normalise_dims(dims, input.dim())
     if not training or p == 0:
         return input
     if input.dtype not in _DTYPES:
@@ -153,7 +153,7 @@ def check_arguments(
         if not 1e-37 <= scale <= 1e37:
             raise ValueError(expected("scale", "a number from 1e-37 to 1e37, which fp32 can divide by", scale))
     _check_seed(seed)
-    return _check_dims(shared_dims)
+    return check_dims(shared_dims)
 
 
 def _number(name: str, wanted: str, value: Any) -> float:
@@ -174,7 +174,8 @@ def _check_seed(seed: Any) -> None:
             raise ValueError(expected("seed", "an integer of 64 bits", seed))
 
 
-def _check_dims(dims: Any) -> tuple[int, ...]:
+def check_dims(dims: Any) -> tuple[int, ...]:
+    """Dims for one draw, as far as they can be checked without an input."""
     wanted = "a sequence of different ints"
     if not isinstance(dims, (tuple, list)):
         raise TypeError(expected("shared_dims", wanted, kind(dims)))
@@ -186,7 +187,8 @@ def _check_dims(dims: Any) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The same as numbers >= 0, in order."""
     for dim in dims:
         if not -ndim <= dim < ndim:
             raise ValueError(expected("shared_dims", f"dims of a {ndim}-d input", dims))

@@ -17,6 +17,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "common": {
         "target_sparsity": 0.7, "q_min": 0.5, "q_max": 5.0,
         "p": 0.25, "q": 3.5, "gradient": "exact", "scale": 0.75, "seed": 7, "epochs": 3, "budget_minutes": 0.5,
+        "per_example": False, "c": 0.5, "strength": 0.125, "k": 7, "k_eval": 0.5, "boost": 0.0,
         "data": 'a folder/of "dätä" \\ \U0001f600', "train_size": 100, "valid_size": 11, "test_size": 12,
         "split_seed": 2, "batch": 9, "lr": 1e-05, "weight_decay": 0.01, "clip": 1.5, "device": "cpu",
         "precision": "bf16", "compile": True, "checkpoint_minutes": 0.0, "track": "tensorboard",
@@ -34,19 +35,47 @@ OTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def other(task: str) -> dict[str, Any]:
-    return OTHER["common"] | OTHER[task]
+# The options that each method uses, of those that not all do.
+SITES = ("input", "between", "output")
+USES: dict[str, set[str]] = {
+    "none": set(),
+    "dropout": {"p", *(f"p_{site}" for site in SITES)},
+    "sparseout": {
+        "p", "q", "gradient", "scale", "target_sparsity", "q_min", "q_max",
+        *(f"{name}_{site}" for name in "pq" for site in SITES),
+    },
+    "bridgeout": {"p", "q", "per_example"},
+    "shakeout": {"p", "c"},
+    "gaussian": {"p", *(f"p_{site}" for site in SITES)},
+    "penalty": {"q", "strength"},
+    "kwinners": {"k", "k_eval", "boost"},
+}  # fmt: skip
+OF_SOME = set.union(*USES.values())
+CANNOT = {("language", method) for method in ("bridgeout", "shakeout", "kwinners")}
+BOTH = [(task, method) for task in config.TASKS for method in USES if (task, method) not in CANNOT]
+
+
+def other(task: str, method: str = "sparseout") -> dict[str, Any]:
+    given = {"method": method} | OTHER["common"] | OTHER[task]
+    if method in ("bridgeout", "shakeout", "kwinners"):
+        given.pop("place", None)
+    return {name: value for name, value in given.items() if name not in OF_SOME - USES[method]}
 
 
 @pytest.mark.parametrize("task", config.TASKS)
-def test_every_option_comes_back_from_toml(task: str, tmp_path: Path) -> None:
-    given = other(task)
+def test_every_option_is_tried(task: str) -> None:
+    given = OTHER["common"] | OTHER[task]
     assert given.keys() | {"method"} == {entry.name for entry in dataclasses.fields(config.TASKS[task])}
-    plain = config.resolve(task, {name: value for name, value in given.items() if name == "model"})
+
+
+@pytest.mark.parametrize(("task", "method"), BOTH)
+def test_every_option_comes_back_from_toml(task: str, method: str, tmp_path: Path) -> None:
+    given = other(task, method)
+    plain = config.resolve(task, {name: value for name, value in given.items() if name in ("model", "method")})
     made = config.resolve(task, given)
     assert {name: getattr(made, name) for name in given} == given
     # a value that were the default would show nothing by its return
-    assert not [name for name in given if name != "model" and getattr(plain, name) == given[name]]
+    assert not [name for name in given if name not in ("model", "method") and getattr(plain, name) == given[name]]
     for one in (plain, made):
         path = tmp_path / "config.toml"
         path.write_text(config.write(one), encoding="utf-8")
@@ -66,12 +95,10 @@ def test_texts_are_read_as_values(task: str) -> None:
     assert config.resolve(task, texts) == config.resolve(task, other(task))
 
 
-@pytest.mark.parametrize("method", ["none", "dropout"])
-@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize(("task", "method"), [both for both in BOTH if both[1] != "sparseout"])
 def test_what_a_method_does_not_use_is_neither_written_nor_taken(task: str, method: str, tmp_path: Path) -> None:
-    unused = ["q", "gradient", "scale", "target_sparsity", "q_min", "q_max", *(["p"] if method == "none" else [])]
-    if task == "language":
-        unused += [f"{name}_{site}" for name in unused if name in "pq" for site in ("input", "between", "output")]
+    everything = OTHER["common"] | OTHER[task]
+    unused = [name for name in everything if name in OF_SOME - USES[method]]
     made = config.resolve(task, {"method": method})
     assert sorted(name for name, value in config.record(made).items() if value is None and name in unused) == sorted(
         unused
@@ -80,14 +107,20 @@ def test_what_a_method_does_not_use_is_neither_written_nor_taken(task: str, meth
     assert config.resolve(task, config.read(tmp_path / "config.toml", task)) == made
     for name in unused:
         with pytest.raises(ValueError, match=f"^expected `{name}` to be left out, as the method is {method}, but got"):
-            config.resolve(task, {"method": method, name: other(task)[name]})
-    used = {name: value for name, value in other(task).items() if name not in unused}
-    config.resolve(task, used | {"method": method})
+            config.resolve(task, {"method": method, name: everything[name]})
+    assert config.without_unused(everything, method).keys() == everything.keys() - set(unused)
 
 
 SCALE = "paper (beta = 1), matched (the power of Dropout's noise) or a number > 0 (the unit of x)"
+METHODS = "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty or kwinners"
+FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
+SIGNED = "hidden states of both signs have no largest k that would say which are active"
+WINNERS = "a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"
 BAD: list[tuple[str, str, Any, str]] = [
-    ("autoencoder", "method", "bridgeout", "none, dropout or sparseout"),
+    ("autoencoder", "method", "dropconnect", METHODS),
+    ("language", "method", "bridgeout", f"another for language, as {FUSED}"),
+    ("language", "method", "shakeout", f"another for language, as {FUSED}"),
+    ("language", "method", "kwinners", f"another for language, as {SIGNED}"),
     ("autoencoder", "p", 1, "a number >= 0 and < 1"),
     ("autoencoder", "p", "-0.1", "a number >= 0 and < 1"),
     ("autoencoder", "p", True, "a number >= 0 and < 1"),
@@ -253,3 +286,23 @@ def test_a_target_moves_q_from_where_it_says() -> None:
         ValueError, match=r"^expected `q_max` to be left out, as there is no target sparsity, but got 3"
     ):
         config.resolve("image", {"q_max": 3})
+
+
+@pytest.mark.parametrize("value", [0, 1.5, "-3", True, "many"])
+@pytest.mark.parametrize("name", ["k", "k_eval"])
+def test_winners_are_a_fraction_or_a_number(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'expected `{name}` to be {WINNERS}, but got {value!r}')}$"):
+        config.resolve("autoencoder", {"method": "kwinners", name: value})
+    read = [config.resolve("autoencoder", {"method": "kwinners", name: given}) for given in ("25", 1, "0.25")]
+    assert [repr(getattr(one, name)) for one in read] == ["25", "1", "0.25"]
+
+
+@pytest.mark.parametrize("method", ["bridgeout", "shakeout", "kwinners"])
+def test_what_needs_the_noise_before_a_convolution_has_it_there(method: str) -> None:
+    assert config.resolve("image", {"method": method}).method == method
+    with pytest.raises(ValueError, match=f"^expected `place` to be post-relu, as {method} .*, but got 'pre-norm'$"):
+        config.resolve("image", {"method": method, "place": "pre-norm"})
+
+
+def test_a_penalty_is_l1_unless_said() -> None:
+    assert config.resolve("image", {"method": "penalty"}) == config.resolve("image", {"method": "penalty", "q": 1})

@@ -37,7 +37,7 @@ def test_wide_resnet_has_the_parameters_of_the_paper(depth, width, classes):
 
 
 def test_wide_resnet_has_noise_between_the_convolutions_of_every_block():
-    model = WideResNet(16, 1, lambda: nn.Dropout(0.3), generator())
+    model = WideResNet(16, 1, lambda _: nn.Dropout(0.3), generator())
     assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == 6
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 

@@ -35,7 +35,7 @@ def by_hand(model, x, place):
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("place", ["post-relu", "pre-norm"])
 def test_the_noise_is_where_place_says(norm, place):
-    model = WideResNet(10, 1, Ramp, generator(), norm=norm, place=place).eval()
+    model = WideResNet(10, 1, lambda _: Ramp(), generator(), norm=norm, place=place).eval()
     for block in model.blocks:
         if block.factor is not None:
             nn.init.constant_(block.factor, 0.5)  # at 0 the noise would not show
@@ -57,7 +57,7 @@ def test_the_default_is_the_network_of_the_paper():
 @pytest.mark.parametrize("place", ["post-relu", "pre-norm"])
 def test_activations_are_the_outputs_of_the_relu_where_the_noise_acts(place):
     inputs, outputs = {}, {}
-    model = WideResNet(16, 1, lambda: nn.Dropout(0.5), generator(), channels=1, place=place).eval()
+    model = WideResNet(16, 1, lambda _: nn.Dropout(0.5), generator(), channels=1, place=place).eval()
     names = model.activations()
     assert list(names) == [f"block{i}" for i in range(1, 7)]
     for name, module in names.items():

@@ -5,103 +5,39 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sparseout.baselines import METHODS
 from sparseout.errors import expected
+from sparseout.experiments.fields import choice, flag, number, option, reads, text, whole
 
 Named = Callable[[str], str]
 
 
-def option(default: Any, says: str, wanted: str, read: Callable[[Any], Any]) -> Any:
-    """A field: what it means, what completes "expected `p` to be ...", and how a text or value is read.
-
-    `read` raises ValueError where the value is not what was wanted. A default of None stands for "not given"; what
-    that amounts to is said in `says`.
-    """
-    return field(default=default, metadata={"says": says, "wanted": wanted, "read": read})
-
-
-def _number(holds: Callable[[float], bool]) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not holds(number := float(value)):
-            raise ValueError
-        return number
-
-    return read
-
-
-def number(default: float | None, says: str, *, low: float = 0.0, below: float = math.inf) -> Any:
-    """A number in [low, below)."""
-    wanted = f"a {'finite ' if below == math.inf else ''}number >= {low:g}" + (
-        f" and < {below:g}" if below < math.inf else ""
-    )
-    return option(default, says, wanted, _number(lambda value: low <= value < below))
-
-
-def whole(default: int | None, says: str, *, low: int = 1) -> Any:
-    """A whole number >= low."""
-    check = _number(lambda value: value >= low and value % 1 == 0)
-
-    def read(value: Any) -> int:
-        checked = int(check(value))
-        try:
-            return int(value)  # digit by digit: a float is a whole number of 53 bits
-        except ValueError:
-            return checked  # 1e3
-
-    return option(default, says, f"a whole number >= {low}", read)
-
-
-def choice(default: str, says: str, *names: str) -> Any:
-    """One of some names."""
-    wanted = f"{', '.join(names[:-1])} or {names[-1]}"
-
-    def read(value: Any) -> str:
-        if value not in names:
-            raise ValueError
-        return str(value)
-
-    return option(default, says, wanted, read)
-
-
-def text(default: str, says: str, wanted: str = "a text") -> Any:
-    """Any text but the empty one."""
-
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not value:
-            raise ValueError
-        return value
-
-    return option(default, says, wanted, read)
-
-
-def flag(default: bool, says: str) -> Any:
-    """True or false."""
-
-    def read(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-
-    return option(default, says, "true or false", read)
-
-
 def _scale(value: Any) -> float | str:
-    return value if value in ("paper", "matched") else _number(lambda number: 0 < number < math.inf)(value)
+    return value if value in ("paper", "matched") else reads(lambda number: 0 < number < math.inf)(value)
 
 
 _SCALE = "paper (beta = 1), matched (the power of Dropout's noise) or a number > 0 (the unit of x)"
+
+
+def _winners(value: Any) -> float:
+    count = reads(lambda count: 0 < count < 1 or (count >= 1 and count % 1 == 0))(value)
+    return count if count < 1 else int(count)
+
+
+_WINNERS = "a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What every task can be told."""
 
-    method: str = choice("sparseout", "What perturbs the activations.", "none", "dropout", "sparseout")
+    method: str = choice("sparseout", "What makes activations sparser or denser.", *METHODS)
     p: float = number(0.5, "Drop probability.", below=1)
-    q: float = number(1.5, "Exponent: below 2 sparser, above 2 denser, 2 is Dropout.")
+    q: float = number(1.5, "Exponent: below 2 sparser, above 2 denser, 2 is Dropout; of a penalty: 1.")
     gradient: str = choice("detached", "Slope of the noise.", "detached", "exact")
     scale: float | str = option("paper", "Strength of the noise.", _SCALE, _scale)
     target_sparsity: float | None = option(
@@ -109,17 +45,23 @@ class Config:
         "Mean Hoyer of what the noise layers take in: q moves until it is met, from the q given [2.5], at the scale "
         "given [matched].",
         "a number > 0 and < 1",
-        _number(lambda value: 0 < value < 1),
+        reads(lambda value: 0 < value < 1),
     )
     q_min: float | None = number(None, "How far down q may move: 1.")
     q_max: float | None = number(None, "How far up q may move: 4.")
+    per_example: bool = flag(True, "Bridgeout: noise for every example, and not one for the batch.")
+    c: float = number(0.01, "Shakeout: the constant, in the unit of weights.")
+    strength: float = number(1e-3, "Penalty: what its L_q^q of the activations is multiplied by.")
+    k: float = option(0.1, "k-winners: how many units win.", _WINNERS, _winners)
+    k_eval: float | None = option(None, "k-winners: how many in evaluation: as k.", _WINNERS, _winners)
+    boost: float = number(1.0, "k-winners: how much units are preferred that won seldom.")
     seed: int = whole(0, "Of weights, order, augmentation and noise.", low=0)
     epochs: int = whole(20, "Epochs of the schedule.")
     budget_minutes: float | None = option(
         None,
         "Minutes of training, evaluation included: the schedule ends with them.",
         "a finite number > 0",
-        _number(lambda value: 0 < value < math.inf),
+        reads(lambda value: 0 < value < math.inf),
     )
     data: str = text("", "A data set: a name, a hub id, a folder or a file.")
     train_size: int | None = whole(None, "Use so many training examples (tokens) only.")
@@ -217,9 +159,44 @@ _BY_MODEL = {
     },
 }  # fmt: skip
 _SITES = ("input", "between", "output")
+# What `baselines.make` is told for each method.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "dropout": ("p",),
+    "sparseout": ("p", "q", "gradient", "scale"),
+    "bridgeout": ("p", "q", "per_example"),
+    "shakeout": ("p", "c"),
+    "gaussian": ("p",),
+    "penalty": ("q", "strength"),
+    "kwinners": ("k", "k_eval", "boost"),
+}
+_STEERED = ("target_sparsity", "q_min", "q_max")
+_BY_METHOD = {"penalty": {"q": 1.0}}  # defaults that are not those of all
+
+
+def _used(method: str) -> set[str]:
+    """The options that are for some methods, of those this one has a use for."""
+    of_sites = {"p": "p" in ARGUMENTS[method], "q": method == "sparseout"}
+    sites = {f"{name}_{site}" for name, used in of_sites.items() if used for site in _SITES}
+    return {*ARGUMENTS[method], *sites, *(_STEERED if method == "sparseout" else ())}
+
+
 # Options that a method has no use for: given all the same, they would be ignored in silence.
-_CURVE = ("q", "gradient", "scale", "target_sparsity", "q_min", "q_max")
-_UNUSED = {"none": ("p", *_CURVE), "dropout": _CURVE, "sparseout": ()}
+_UNUSED = {method: set.union(*map(_used, METHODS)) - _used(method) for method in METHODS}
+# What a task cannot have, and why.
+_FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
+_REFUSED = {
+    "language": {
+        "bridgeout": _FUSED,
+        "shakeout": _FUSED,
+        "kwinners": "hidden states of both signs have no largest k that would say which are active",
+    }
+}
+_AFTER_RELU = {
+    "bridgeout": "acts on the convolution after the noise",
+    "shakeout": "acts on the convolution after the noise",
+    "kwinners": "takes the largest of activations that are not negative",
+}
 # Where q begins, and where it may go, if it is to move to a target.
 _MOVING: dict[str, Any] = {"q": 2.5, "scale": "matched", "q_min": 1.0, "q_max": 4.0}
 
@@ -244,10 +221,14 @@ def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: nam
         except (ValueError, TypeError):
             raise ValueError(expected(named(name), known[name].metadata["wanted"], repr(value))) from None
     method = values.get("method", "sparseout")
-    for name in _UNUSED[method]:
-        for full in _everywhere(name):
-            if full in values:
-                raise ValueError(expected(named(full), f"left out, as the method is {method}", repr(values[full])))
+    if reason := _REFUSED.get(task, {}).get(method):
+        raise ValueError(expected(named("method"), f"another for {task}, as {reason}", repr(method)))
+    for name in known:
+        if name in _UNUSED[method] and name in values:
+            raise ValueError(expected(named(name), f"left out, as the method is {method}", repr(values[name])))
+    if method in _AFTER_RELU and values.get("place") == "pre-norm":
+        raise ValueError(expected(named("place"), f"post-relu, as {method} {_AFTER_RELU[method]}", "'pre-norm'"))
+    values = _BY_METHOD.get(method, {}) | values
     if "target_sparsity" in values:
         values = _MOVING | values
         low, q, high = (float(values[name]) for name in ("q_min", "q", "q_max"))
@@ -297,13 +278,7 @@ def record(config: Config) -> dict[str, Any]:
 
 def without_unused(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Options without those that a method has no use for."""
-    unused = {full for name in _UNUSED.get(method, ()) for full in _everywhere(name)}
-    return {name: value for name, value in given.items() if name not in unused}
-
-
-def _everywhere(name: str) -> tuple[str, ...]:
-    """An option, and the same of every place."""
-    return name, *(f"{name}_{site}" for site in _SITES)
+    return {name: value for name, value in given.items() if name not in _UNUSED.get(method, ())}
 
 
 def _depth(value: Any) -> int:

@@ -1,23 +1,50 @@
-"""What perturbs the activations, by the name that the command line has for it."""
+"""What makes activations sparser or denser, by the name that the command line has for it."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
-from sparseout import Sparseout
-from sparseout.experiments.config import Config
+from sparseout.baselines import ActivityPenalty, Attachment, make
+from sparseout.experiments.config import ARGUMENTS, Config
 
 
-def noise(
-    config: Config, *, p: float | None = None, q: float | None = None, shared_dims: Sequence[int] = ()
-) -> nn.Module:
-    """The layer that a configuration asks for; `p` and `q` are those of the place, where it has its own."""
-    p, q = config.p if p is None else p, config.q if q is None else q
-    if config.method == "none":
-        return nn.Identity()
-    if config.method == "dropout":
+def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:
+    """The layer that a configuration asks for, or one that does nothing for a method that is no layer.
+
+    `of_place` are the p and q of the place, where it has its own, and the number of its units.
+    """
+    name, given = config.method, _arguments(config)
+    given |= {key: value for key, value in of_place.items() if key in given or (key == "units" and name == "kwinners")}
+    if shared_dims and name == "dropout":
         # torch has no Dropout with a mask shared over time; Sparseout at q = 2 is one.
-        return Sparseout(p, 2.0, shared_dims=shared_dims) if shared_dims else nn.Dropout(p)
-    scale: Any = None if config.scale == "paper" else config.scale
-    return Sparseout(p, q, gradient=cast(Any, config.gradient), scale=scale, shared_dims=shared_dims)
+        name, given = "sparseout", given | {"q": 2.0}
+    if shared_dims and name in ("sparseout", "gaussian"):
+        given["shared_dims"] = shared_dims
+    made = make(name, **given)
+    return nn.Identity() if isinstance(made, Attachment) else made
+
+
+def attach(
+    config: Config, model: nn.Module, activations: Collection[nn.Module], following: Collection[nn.Module] = ()
+) -> ActivityPenalty | None:
+    """Attach a method that is no layer: to the layers `following` the noise, or a penalty on the `activations`.
+
+    Returns the penalty, whose `loss` is to be added to the loss.
+    """
+    made = make(config.method, **_arguments(config))
+    if not isinstance(made, Attachment):
+        return None
+    if made.acts_on == "weights":
+        for layer in following:
+            made.attach(layer)
+        return None
+    penalty: ActivityPenalty = made.attach(model, modules=lambda name, module: module in activations)
+    return penalty
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    given = {name: getattr(config, name) for name in ARGUMENTS[config.method]}
+    if given.get("scale") == "paper":
+        given["scale"] = None
+    return given

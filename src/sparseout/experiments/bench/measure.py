@@ -117,7 +117,7 @@ def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> C
     shape, weights = MODELS[case.model], torch.Generator().manual_seed(0)
     model: nn.Module
     if isinstance(shape, Images):
-        model = WideResNet(shape.depth, shape.width, noise, weights)
+        model = WideResNet(shape.depth, shape.width, lambda _: noise(), weights)
         x = torch.randn(shape.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         target = torch.randint(10, (shape.batch,), device=device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

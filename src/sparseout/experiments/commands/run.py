@@ -133,8 +133,7 @@ def _name(config: options.Config) -> str:
     """The folder of a run that was given none: its task, its noise, its seed, and what else is not as usual."""
     task = options.task_of(config)
     parts = [task, config.method]
-    parts += [f"q{config.q:g}"] if config.method == "sparseout" else []
-    parts += [f"p{config.p:g}"] if config.method != "none" else []
+    parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in options.ARGUMENTS[config.method]]
     parts += [f"seed{config.seed}"]
     usual, chosen = (options.record(some) for some in (options.resolve(task, {"method": config.method}), config))
     others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}

@@ -22,6 +22,10 @@ class Autoencoder(nn.Module):
         active: Tensor = self.activation(self.encoder(x))
         return active
 
+    def activations(self) -> dict[str, nn.Module]:
+        """The module whose output is the code: what the decoder reads, in evaluation without noise."""
+        return {"code": self.noise}
+
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of `x`."""
         out: Tensor = self.decoder(self.noise(self.code(x)))

@@ -32,7 +32,7 @@ class WideResNet(nn.Module):
     Args:
         depth: number of convolutions and the classifier, 6 n + 4.
         width: factor on the channels 16, 32, 64 of the groups.
-        noise: makes the layer for one place; called once for every block.
+        noise: makes the layer for one place, of so many channels; called once for every block.
         generator: the source of the initial weights.
         classes: number of outputs.
         channels: of the images.
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
         self,
         depth: int,
         width: int,
-        noise: Callable[[], nn.Module],
+        noise: Callable[[int], nn.Module],
         generator: torch.Generator,
         classes: int = 10,
         *,
@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for number in range((depth - 4) // 6):
                 stride = 2 if group > 0 and number == 0 else 1
-                blocks.append(Block(inputs, outputs, stride, noise(), norm, place))
+                blocks.append(Block(inputs, outputs, stride, noise(outputs), norm, place))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.norm = NORMS[norm](inputs)
@@ -85,11 +85,19 @@ class WideResNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def activations(self) -> dict[str, nn.Module]:
-        """The modules whose outputs are the activations where the noise acts: the second ReLU of each block.
+        """The modules whose outputs, in evaluation, are what the second convolution of each block reads.
 
-        They are named `block1`, `block2`, ... With the place `post-relu` the noise takes in these outputs.
+        They are named `block1`, `block2`, ... With the place `post-relu` they are the noise layers, which in
+        evaluation put out what they take in, or of it what their method selects.
         """
-        return {f"block{number}": block.relu for number, block in enumerate(self.blocks, 1)}  # type: ignore[misc]
+        return {
+            f"block{number}": block.relu if block.early else block.noise  # type: ignore[misc]
+            for number, block in enumerate(self.blocks, 1)
+        }
+
+    def following(self) -> list[nn.Module]:
+        """The convolutions after the noise, with the place `post-relu`."""
+        return [block.conv2 for block in self.blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""

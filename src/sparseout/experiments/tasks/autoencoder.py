@@ -6,12 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.data import images
-from sparseout.experiments.methods import noise
+from sparseout.experiments.methods import attach, noise
 from sparseout.experiments.models import Autoencoder
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
+from sparseout.experiments.tasks.base import (
+    Found,
+    Place,
+    Task,
+    fingerprint,
+    measured,
+    mine,
+    penalised,
+    shuffled,
+    watching,
+)
 
 
 class Reconstruct(Task):
@@ -36,9 +47,10 @@ class Reconstruct(Task):
         }
         self.data = fingerprint(self.parts)
         pixels = self.parts["train"].shape[1]
-        model = Autoencoder(pixels, config.units, noise(config), streams.init).to(place.device)
-        self.model, self._activations = model, {"code": model.activation}
-        self.objective = _Error(self.model)
+        model = Autoencoder(pixels, config.units, noise(config, units=config.units), streams.init).to(place.device)
+        self.model, self._activations = model, model.activations()
+        penalty = attach(config, model, self._activations.values(), [model.decoder])
+        self.objective = _Error(self.model, penalty)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -64,11 +76,11 @@ class Reconstruct(Task):
 
 
 class _Error(nn.Module):
-    """Images to the error of their reconstruction."""
+    """Images to the error of their reconstruction, and the penalty on the code."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, penalty: ActivityPenalty | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.penalty = model, penalty
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.mse_loss(self.model(x).float(), x)
+        return penalised(F.mse_loss(self.model(x).float(), x), self.penalty)

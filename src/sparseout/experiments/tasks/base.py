@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparseout.baselines import ActivityPenalty
 from sparseout.errors import expected
 from sparseout.experiments.streams import Streams
 from sparseout.measures import MEASURES, Streaming
@@ -120,6 +121,11 @@ def watching(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> I
     finally:
         for handle in handles:
             handle.remove()
+
+
+def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
+    """The loss and, if there is one, the penalty on the activations that the model had meanwhile."""
+    return loss if penalty is None else loss + penalty.loss()
 
 
 def measured(streams: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:

@@ -6,13 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.data import images
-from sparseout.experiments.methods import noise
+from sparseout.experiments.methods import attach, noise
 from sparseout.experiments.models import WideResNet
 from sparseout.experiments.schedules import SCHEDULES
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, shuffled, watching
+from sparseout.experiments.tasks.base import (
+    Found,
+    Place,
+    Task,
+    fingerprint,
+    measured,
+    mine,
+    penalised,
+    shuffled,
+    watching,
+)
 from sparseout.norm import batch_norms, recalibrate_norm_
 
 EVALUATED = 250  # images at once
@@ -56,7 +67,7 @@ class Classify(Task):
         model = WideResNet(
             config.depth,
             config.width,
-            lambda: noise(config),
+            lambda channels: noise(config, units=channels),
             streams.init,
             found.classes,
             channels=channels,
@@ -65,7 +76,7 @@ class Classify(Task):
         )
         self.model = model.to(place.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()
-        self.objective = _Loss(self.model)
+        self.objective = _Loss(self.model, attach(config, model, self._activations.values(), model.following()))
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -127,11 +138,11 @@ class Classify(Task):
 
 
 class _Loss(nn.Module):
-    """Images and labels to cross-entropy."""
+    """Images and labels to cross-entropy, and the penalty on the activations."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, penalty: ActivityPenalty | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.penalty = model, penalty
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(images).float(), labels)
+        return penalised(F.cross_entropy(self.model(images).float(), labels), self.penalty)

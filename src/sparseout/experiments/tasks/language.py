@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.averaging import averaged, triggered
 from sparseout.experiments.data import text
-from sparseout.experiments.methods import noise
+from sparseout.experiments.methods import attach, noise
 from sparseout.experiments.models import LanguageModel
 from sparseout.experiments.schedules import cosine
 from sparseout.experiments.streams import Streams
-from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, watching
+from sparseout.experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, penalised, watching
 
 EVALUATED = 10  # columns of text side by side
 MEASURED = 20_000  # words whose hidden states are measured, the first of a part
@@ -51,7 +52,8 @@ class Predict(Task):
             weight_drop=config.weight_drop or 0.0,
             embedding_drop=config.embedding_drop or 0.0,
         ).to(place.device)
-        self.objective = _Loss(self.model, config.activation_penalty or 0.0, config.temporal_penalty or 0.0)
+        penalty = attach(config, self.model, self.model.activations().values())
+        self.objective = _Loss(self.model, config.activation_penalty or 0.0, config.temporal_penalty or 0.0, penalty)
         self._varied = config.model == "awd"
         self._bptt = _known(config.bptt)
         self._carried: State | None = None
@@ -138,11 +140,17 @@ class Predict(Task):
 
 
 class _Loss(nn.Module):
-    """Words and the words after them to cross-entropy and the penalties of AWD-LSTM; and the state."""
+    """Words and the words after them to cross-entropy, the penalties of AWD-LSTM and that asked for; and the state."""
 
-    def __init__(self, model: LanguageModel, activation_penalty: float, temporal_penalty: float) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        activation_penalty: float,
+        temporal_penalty: float,
+        penalty: ActivityPenalty | None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.penalty = model, penalty
         self.activation_penalty, self.temporal_penalty = activation_penalty, temporal_penalty
 
     def forward(self, words: Tensor, wanted: Tensor, carried: State | None) -> tuple[Tensor, State]:
@@ -152,7 +160,7 @@ class _Loss(nn.Module):
             loss = loss + self.activation_penalty * dropped.float().square().mean()
         if self.temporal_penalty and len(raw) > 1:
             loss = loss + self.temporal_penalty * raw.float().diff(dim=0).square().mean()
-        return loss, after
+        return penalised(loss, self.penalty), after
 
 
 def _known(value: int | None) -> int:

@@ -1,0 +1,24 @@
+"""The alternatives to Sparseout, each with its equation and its source, behind one interface."""
+
+from sparseout.baselines.bridgeout import bridgeout_
+from sparseout.baselines.gaussian import GaussianDropout, gaussian_dropout
+from sparseout.baselines.kwinners import KWinners
+from sparseout.baselines.make import METHODS, Attachment, make
+from sparseout.baselines.penalty import ActivityPenalty, kl_penalty, lq_penalty
+from sparseout.baselines.shakeout import shakeout_
+from sparseout.baselines.weights import revert_
+
+__all__ = [
+    "METHODS",
+    "ActivityPenalty",
+    "Attachment",
+    "GaussianDropout",
+    "KWinners",
+    "bridgeout_",
+    "gaussian_dropout",
+    "kl_penalty",
+    "lq_penalty",
+    "make",
+    "revert_",
+    "shakeout_",
+]

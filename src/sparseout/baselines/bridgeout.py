@@ -1,0 +1,130 @@
+"""Bridgeout: Sparseout's noise on weights, in place of activations."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseout.baselines.arguments import at_least_0, probability
+from sparseout.baselines.weights import Layer, change_
+from sparseout.errors import expected, kind
+from sparseout.functional import sparseout
+
+
+def bridgeout_(module: Layer, p: float = 0.5, q: float = 1.5, *, per_example: bool = True) -> Layer:
+    r"""Perturbs the weights of a Linear or Conv2d, in training, in proportion to :math:`|w|^{q/2}`.
+
+    .. math::
+        \tilde w = w + |w|^{q/2} \, \xi, \qquad \xi = \frac{m}{1 - p} - 1, \qquad m \sim \operatorname{Bernoulli}(1 - p)
+
+    so that :math:`E[\tilde w] = w` and :math:`\operatorname{Var}[\tilde w] = V |w|^q` with :math:`V = p / (1 - p)`.
+    For linear regression this is an L_q penalty on the weights,
+
+    .. math::
+        E \|y - X \tilde w\|^2 = \|y - X w\|^2 + V \sum_j \|x_j\|^2 |w_j|^q
+
+    where :math:`x_j` is a column of X. The equation is the paper's: the noise has no sign of w. With one, as Sparseout
+    has for activations, mean, variance and penalty would be the same, and for p != 1/2 the skew of negative weights
+    another; so at q = 2 this is DropConnect for weights that are positive, and for all if p = 1/2.
+
+    The derivative is that of the equation, but for the slope of :math:`|w|^{q/2}` at 0, which is taken as 0; weights
+    below the smallest normal number of their dtype count as 0. In evaluation the layer is what it was. Per example,
+    a Linear makes a weight matrix for every row of its input, rows x out x in numbers, kept twice for backward, and a
+    Conv2d runs as one convolution with a group for every image.
+
+    Args:
+        module: an ``nn.Linear`` or ``nn.Conv2d``; it stays the object that it is, and its ``state_dict`` keys stay.
+        p: probability that the mask is 0, in [0, 1).
+        q: exponent of the penalty, a finite number >= 0, without unit.
+        per_example: noise for every row of the input of a Linear (all but the last dim) or every image of a Conv2d;
+            if False, one noise for the whole input: as cheap as the layer, and the examples' gradients share it.
+
+    Returns:
+        ``module``. :func:`sparseout.baselines.revert_` undoes it.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for another kind of module or argument.
+
+    Example:
+        >>> layer = bridgeout_(nn.Linear(3, 2), p=0.5, q=1.0)
+        >>> layer
+        BridgeoutLinear(in_features=3, out_features=2, bias=True, p=0.5, q=1.0, per_example=True)
+        >>> layer(torch.ones(4, 3)).shape
+        torch.Size([4, 2])
+
+    Source: Khan, Shah & Stavness (2018), Bridgeout: stochastic bridge regularization for deep neural networks,
+    arXiv 1804.08042.
+    """
+    return change_(module, _CLASSES, **check(p, q, per_example))
+
+
+def check(p: float = 0.5, q: float = 1.5, per_example: bool = True) -> dict[str, Any]:
+    """The arguments, if they are right."""
+    if not isinstance(per_example, bool):
+        raise TypeError(expected("per_example", "a bool", kind(per_example)))
+    return {"p": probability(p), "q": at_least_0("q", q), "per_example": per_example}
+
+
+def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -> Tensor:
+    """The weight with noise; so many of them, along a new first dim, if `examples` is a number."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    size = wide.abs()
+    small = size < torch.finfo(wide.dtype).tiny  # also keeps the slope of the power finite
+    power: Tensor = torch.where(small, 0.0, torch.where(small, 1.0, size) ** (q / 2))
+    shape = weight.shape if examples is None else (examples, *weight.shape)
+    # 1 + xi, the same at any q: Sparseout's generator makes it faster than torch's Bernoulli draws
+    xi = sparseout(torch.ones(shape, dtype=wide.dtype, device=weight.device), p, 1.0) - 1
+    return (wide + power * xi).to(weight.dtype)
+
+
+class BridgeoutLinear(nn.Linear):
+    """What :func:`bridgeout_` makes of a Linear."""
+
+    p: float
+    q: float
+    per_example: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return super().forward(input)
+        if not self.per_example:
+            return F.linear(input, perturbed(self.weight, self.p, self.q), self.bias)
+        rows = input.reshape(-1, self.in_features)
+        weights = perturbed(self.weight, self.p, self.q, len(rows))
+        out = torch.bmm(weights, rows.unsqueeze(-1)).view(*input.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}, q={self.q}, per_example={self.per_example}"
+
+
+class BridgeoutConv2d(nn.Conv2d):
+    """What :func:`bridgeout_` makes of a Conv2d."""
+
+    p: float
+    q: float
+    per_example: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return super().forward(input)
+        if not self.per_example or input.dim() == 3:  # without a batch there is one example
+            whole: Tensor = self._conv_forward(input, perturbed(self.weight, self.p, self.q), self.bias)
+            return whole
+        x, padding = input, self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        weights = perturbed(self.weight, self.p, self.q, len(x)).flatten(0, 1)
+        groups = self.groups * len(x)
+        out = F.conv2d(x.flatten(0, 1), weights, None, self.stride, padding, self.dilation, groups)
+        out = out.view(len(x), self.out_channels, *out.shape[1:])
+        return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        base: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{base}, p={self.p}, q={self.q}, per_example={self.per_example}"
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: BridgeoutLinear, nn.Conv2d: BridgeoutConv2d}

@@ -1,0 +1,70 @@
+"""Gaussian dropout: the noise of Dropout with its mean and variance, and no drop."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparseout.baselines.arguments import probability
+from sparseout.functional import check_dims, normalise_dims
+
+
+def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared_dims: Sequence[int] = ()) -> Tensor:
+    r"""Multiplies by Gaussian noise that has the mean and the variance of Dropout's.
+
+    .. math::
+        y = x \, (1 + \sqrt{p / (1 - p)} \; n), \qquad n \sim \mathcal N(0, 1)
+
+    so that :math:`E[y] = x` and :math:`\operatorname{Var}[y] = x^2 \, p / (1 - p)`, which is Sparseout's at q = 2. No
+    unit is dropped and every unit can change sign. Linear models learn the same L2 penalty as from Dropout.
+
+    Args:
+        x: any floating-point tensor. Half types are computed in fp32.
+        p: the drop probability of the Dropout that has the same variance, in [0, 1). At 0 the input itself is returned.
+        training: if False, the input itself is returned and no random number is drawn.
+        shared_dims: dims along which one draw is shared, as in :func:`sparseout.sparseout`.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an argument of another type.
+
+    Example:
+        >>> x = torch.ones(3)
+        >>> gaussian_dropout(x, 0.5).shape, gaussian_dropout(x, 0.5, training=False) is x
+        (torch.Size([3]), True)
+
+    Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
+    """
+    p, dims = probability(p), normalise_dims(check_dims(shared_dims), x.dim())
+    if p == 0 or not training:
+        return x
+    shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    factor: Tensor = 1 + (p / (1 - p)) ** 0.5 * torch.randn(shape, dtype=wide, device=x.device)
+    return (x * factor).to(x.dtype)
+
+
+fx.wrap("gaussian_dropout")
+
+
+class GaussianDropout(nn.Module):
+    """The layer of :func:`gaussian_dropout`, which says what the arguments mean.
+
+    Shape:
+        - Input: any.
+        - Output: the same.
+
+    Example:
+        >>> GaussianDropout(0.2)
+        GaussianDropout(p=0.2)
+    """
+
+    def __init__(self, p: float = 0.5, *, shared_dims: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.p, self.shared_dims = probability(p), check_dims(shared_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gaussian_dropout(x, self.p, self.training, shared_dims=self.shared_dims)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" + (f", shared_dims={self.shared_dims}" if self.shared_dims else "")

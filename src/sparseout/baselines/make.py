@@ -1,0 +1,119 @@
+"""Every method by its name."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from sparseout.baselines import bridgeout, penalty, shakeout
+from sparseout.baselines.gaussian import GaussianDropout
+from sparseout.baselines.kwinners import KWinners
+from sparseout.errors import expected, kind
+from sparseout.layers import Sparseout
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A method that is no layer: it acts on the weights of a layer that is there, or on the loss of a model."""
+
+    name: str
+    acts_on: Literal["weights", "loss"]
+    function: Callable[..., Any]
+    parameters: dict[str, Any]
+
+    def attach(self, module: nn.Module, **more: Any) -> Any:
+        """Attach it, and return what was attached.
+
+        Args:
+            module: for "weights" the Linear or Conv2d that follows the place of the noise, which is changed and
+                returned, until `revert_`; for "loss" the model, for which an attached `ActivityPenalty` is returned.
+            more: further arguments of the function or class, such as `modules`.
+        """
+        made = self.function(module, **self.parameters, **more)
+        return made.attach() if isinstance(made, penalty.ActivityPenalty) else made
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if value is not None)
+        how = {
+            "weights": "the weights of the Linear or Conv2d that follows the place of the noise: attach(layer)",
+            "loss": "the loss, by a penalty on activations: attach(model), and add its loss() in every step",
+        }
+        return f"{self.name} ({given}) acts on {how[self.acts_on]}"
+
+
+def make(name: str, **parameters: Any) -> nn.Module | Attachment:
+    """A method by its name: the layer that stands where a Dropout layer stands, or what says how it is attached.
+
+    ============== ==================================================================== =========== =================
+    name           parameters                                                           acts on     made
+    ============== ==================================================================== =========== =================
+    none                                                                                activations `nn.Identity`
+    dropout        p, inplace                                                           activations `nn.Dropout`
+    sparseout      p, q, inplace, gradient, scale, shared_dims, seed                    activations `Sparseout`
+    gaussian       p, shared_dims                                                       activations `GaussianDropout`
+    kwinners       k, k_eval, boost, momentum, units                                    activations `KWinners`
+    bridgeout      p, q, per_example                                                    weights     :class:`Attachment`
+    shakeout       p, c                                                                 weights     :class:`Attachment`
+    penalty        strength, q, eps, target, unit_dim                                   loss        :class:`Attachment`
+    ============== ==================================================================== =========== =================
+
+    Args:
+        name: of the method.
+        parameters: its parameters, each with a default.
+
+    Raises:
+        ValueError: for another name, or a value out of range.
+        TypeError: for a parameter that the method has not, or of another type.
+
+    Example:
+        >>> make("sparseout", p=0.5, q=1.5)
+        Sparseout(p=0.5, q=1.5)
+        >>> print(make("shakeout", p=0.5, c=0.1))
+        shakeout (p=0.5, c=0.1) acts on the weights of the Linear or Conv2d that follows the place of the noise:
+            attach(layer)
+        >>> make("shakeout", p=0.5, c=0.1).attach(nn.Linear(3, 2))
+        ShakeoutLinear(in_features=3, out_features=2, bias=True, p=0.5, c=0.1)
+    """
+    if not isinstance(name, str):
+        raise TypeError(expected("name", f"one of {', '.join(METHODS)}", kind(name)))
+    if name not in METHODS:
+        raise ValueError(expected("name", f"one of {', '.join(METHODS)}", repr(name)))
+    builder = METHODS[name]
+    known = [] if builder is nn.Identity else list(inspect.signature(builder).parameters)
+    for parameter in parameters:
+        if parameter not in known:
+            raise TypeError(expected("parameters", f"among {', '.join(known) or 'none'} for {name}", repr(parameter)))
+    made: nn.Module | Attachment = builder(**parameters)
+    return made
+
+
+def _bridgeout(p: float = 0.5, q: float = 1.5, per_example: bool = True) -> Attachment:
+    return Attachment("bridgeout", "weights", bridgeout.bridgeout_, bridgeout.check(p, q, per_example))
+
+
+def _shakeout(p: float = 0.5, c: float = 0.01) -> Attachment:
+    return Attachment("shakeout", "weights", shakeout.shakeout_, shakeout.check(p, c))
+
+
+def _penalty(
+    strength: Any = 1e-3,
+    q: float | None = None,
+    eps: float | None = None,
+    target: float | None = None,
+    unit_dim: int | None = None,
+) -> Attachment:
+    return Attachment("penalty", "loss", penalty.ActivityPenalty, penalty.check(strength, q, eps, target, unit_dim))
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "none": nn.Identity,
+    "dropout": nn.Dropout,
+    "sparseout": Sparseout,
+    "bridgeout": _bridgeout,
+    "shakeout": _shakeout,
+    "gaussian": GaussianDropout,
+    "penalty": _penalty,
+    "kwinners": KWinners,
+}

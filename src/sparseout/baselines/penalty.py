@@ -1,0 +1,254 @@
+"""Penalties on activations, added to the loss: what is tried before any noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparseout.baselines.arguments import above_0, at_least_0, number
+from sparseout.convert import check_model, forget_compiled_code
+from sparseout.errors import expected, kind
+from sparseout.sites import ACTIVATIONS, Modules, Site, choose, first_tensor
+from sparseout.sites import unit_dim as dim_of_units
+
+EPS = 1e-3
+
+
+def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | None = None) -> Tensor:
+    r"""The L_q^q of activations, summed over units and averaged over rows, and smooth at zero.
+
+    .. math::
+        R = \frac1N \sum_{n=1}^N \sum_j \left[ (x_{nj}^2 + \varepsilon^2)^{q/2} - \varepsilon^q \right]
+
+    It differs from :math:`\sum_j |x_{nj}|^q` by the shift, and otherwise only where :math:`|x|` is not large against
+    :math:`\varepsilon`. Units lie along dim 1 of a 4-d or 5-d tensor and along the last dim of others; rows are all
+    the rest: examples, times positions of a map. So neither the size of the batch nor that of the map changes R, while
+    twice the units give twice the R. The slope is :math:`q x (x^2 + \varepsilon^2)^{q/2 - 1} / N`.
+
+    Args:
+        x: activations; half types are computed in fp32.
+        q: exponent, a finite number > 0; 1 is the L1 penalty, and for q < 1 the term is not convex.
+        eps: a finite number > 0, in the unit of x.
+        unit_dim: where units lie, if not as said.
+
+    Returns:
+        A 0-d tensor, in the unit of x to the power q.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an argument of another type.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 0.0], [1.0, -1.0]])
+        >>> lq_penalty(x, q=2.0)
+        tensor(5.5000)
+    """
+    return _lq(x, above_0("q", q), above_0("eps", eps), unit_dim)
+
+
+def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) -> Tensor:
+    r"""The divergence of each unit's mean activation from a target, summed over units.
+
+    .. math::
+        R = \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
+        \qquad \hat\rho_j = \frac1N \sum_n x_{nj}
+
+    for activations in [0, 1], as those of a sigmoid: others are an error, ReLU's among them. The mean is that of the
+    batch at hand, so that R has a bias upwards in small batches. A mean of 0 or 1, from units that are saturated
+    for every row, counts as the nearest number to it that has a logarithm. Checking the range waits for the device.
+
+    Args:
+        x: activations, rows and units as in :func:`lq_penalty`.
+        target: :math:`\rho`, the mean activation wanted, a number > 0 and < 1.
+        unit_dim: where units lie, if not as in :func:`lq_penalty`.
+
+    Returns:
+        A 0-d tensor without unit (nats).
+
+    Raises:
+        ValueError: for a value out of range; for activations outside [0, 1].
+        TypeError: for an argument of another type.
+
+    Example:
+        >>> kl_penalty(torch.full((4, 3), 0.05)).item(), kl_penalty(torch.full((4, 3), 0.5)).item() > 0
+        (0.0, True)
+
+    Source: Hinton (2010), A practical guide to training restricted Boltzmann machines, section 11 (a mean that decays
+    over batches there); Lee, Ekanadham & Ng (2008), Sparse deep belief net model for visual area V2, which has the
+    squared difference in place of the divergence.
+    """
+    return _kl(x, _target(target), unit_dim)
+
+
+def _lq(x: Tensor, q: float, eps: float, unit_dim: int | None) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows = max(1, x.numel() // max(1, x.shape[dim_of_units(x, unit_dim)]))
+    terms: Tensor = (wide.square() + eps**2) ** (q / 2) - eps**q
+    return terms.sum() / rows
+
+
+def _kl(x: Tensor, target: float, unit_dim: int | None) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim_of_units(x, unit_dim), -1)
+    if x.numel() == 0:
+        return wide.sum()
+    low, high = wide.detach().aminmax()
+    if low < 0 or high > 1:
+        got = f"some from {low.item():g} to {high.item():g}"
+        raise ValueError(expected("x", "activations from 0 to 1, as of a sigmoid, for the KL penalty", got))
+    limits = torch.finfo(wide.dtype)
+    mean = wide.flatten(0, -2).mean(0).clamp(limits.tiny, 1 - limits.eps)
+    rest = (1 - target) * ((1 - target) / (1 - mean)).log()
+    divergence: Tensor = target * (target / mean).log() + rest
+    return divergence.sum()
+
+
+def _target(value: Any) -> float:
+    return number("target", value, "a number > 0 and < 1", lambda target: 0 < target < 1)
+
+
+class ActivityPenalty:
+    r"""Collects a penalty on the activations of a model while it runs in training, for whoever adds it to the loss.
+
+    .. math::
+        R = \sum_l \lambda_l R_l
+
+    with :math:`R_l` the :func:`lq_penalty` or the :func:`kl_penalty` of one watched module's output. A with-block, or
+    :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and forgets it. If a module is called several
+    times before that, its terms add up. Nothing is collected from modules in evaluation mode or while gradients are
+    off, nor from what activation checkpointing computes again.
+
+    Args:
+        model: the module that is run.
+        modules: what to watch: a function (name, module) -> bool, or a collection of dotted names or of types, each at
+            its output (its first floating-point tensor), dropout-like layers at their input. By default all activation
+            modules, or those that `strength` names.
+        strength: :math:`\lambda`, a finite number >= 0 in units of the loss over those of the penalty, for all modules;
+            or {dotted name: number}, one for each watched module.
+        q: exponent of the L_q^q penalty; 1 if neither `q` nor `target` is given.
+        eps: where that is smoothed, in the unit of the activations: 1e-3 if not given.
+        target: in place of `q` and `eps`: the mean activation towards which the KL penalty draws every unit.
+        unit_dim: where units lie, for all modules, if not as in :func:`lq_penalty`.
+
+    Raises:
+        ValueError: for a value out of range, for `target` beside `q` or `eps`, if the names in `strength` are not those
+            of the watched modules, or if there is nothing to watch.
+        TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> x = torch.rand(16, 4)
+        >>> with ActivityPenalty(model, strength=1e-3, q=1.0) as penalty:
+        ...     loss = (model(x) - x).square().mean() + penalty.loss()
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Modules | None = None,
+        *,
+        strength: float | Mapping[str, float] = 1e-3,
+        q: float | None = None,
+        eps: float | None = None,
+        target: float | None = None,
+        unit_dim: int | None = None,
+    ) -> None:
+        check_model(model)
+        check(strength=strength, q=q, eps=eps, target=target, unit_dim=unit_dim)
+        self.strength, self.q, self.eps, self.target, self.unit_dim = strength, q, eps, target, unit_dim
+        if modules is None:
+            modules = list(strength) if isinstance(strength, Mapping) else _activations
+        self._sites = choose(getattr(model, "_orig_mod", model), modules)
+        if isinstance(strength, Mapping) and {site.name for site in self._sites} != set(strength):
+            wish = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
+            raise ValueError(expected("strength", f"one number for each {wish}", f"names {', '.join(strength)}"))
+        self._terms: list[Tensor] = []
+        self._handles: list[Any] = []
+
+    def attach(self) -> Self:
+        """Begin to collect. Returns the penalty itself."""
+        if not self._handles:
+            for site in self._sites:
+                hook: Any = _Hook(self, site)
+                if site.tensor == "input":  # before the call, which may overwrite it
+                    self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    self._handles.append(site.module.register_forward_hook(hook.after))
+            forget_compiled_code()
+        return self
+
+    def detach(self) -> None:
+        """Take every hook off the model, and forget what was collected."""
+        self._terms.clear()
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            forget_compiled_code()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def loss(self) -> Tensor:
+        """What was collected since the last call, a 0-d tensor: 0 if nothing was, as after an evaluation."""
+        total = torch.stack(self._terms).sum() if self._terms else torch.zeros(())
+        self._terms.clear()
+        return total
+
+    def _see(self, site: Site, value: Any) -> None:
+        if not site.module.training or not torch.is_grad_enabled():
+            return
+        x = first_tensor(value)
+        if x is None:
+            wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
+            raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
+        strength = self.strength[site.name] if isinstance(self.strength, Mapping) else self.strength
+        if self.target is not None:
+            term = _kl(x, self.target, self.unit_dim)
+        else:
+            q, eps = (1.0 if self.q is None else self.q), (EPS if self.eps is None else self.eps)
+            term = _lq(x, q, eps, self.unit_dim)
+        # recomputed in backward it must run, since a checkpoint counts what is saved, but it was collected before
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self._terms.append(strength * term)
+
+
+class _Hook:
+    """A hook that knows its place; a lambda could not be copied with the model."""
+
+    def __init__(self, penalty: ActivityPenalty, site: Site) -> None:
+        self.penalty, self.site = penalty, site
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.penalty._see(self.site, (args, kwargs))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.penalty._see(self.site, output)
+
+
+def _activations(name: str, module: nn.Module) -> bool:
+    return isinstance(module, ACTIVATIONS)
+
+
+def check(
+    strength: Any = 1e-3, q: Any = None, eps: Any = None, target: Any = None, unit_dim: Any = None
+) -> dict[str, Any]:
+    """The arguments of an :class:`ActivityPenalty`, if they are right."""
+    for value in strength.values() if isinstance(strength, Mapping) else (strength,):
+        at_least_0("strength", value)
+    for name, given in (("q", q), ("eps", eps)):
+        if given is not None:
+            above_0(name, given)
+            if target is not None:
+                raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", given))
+    if target is not None:
+        _target(target)
+    if unit_dim is not None and (isinstance(unit_dim, bool) or not isinstance(unit_dim, int)):
+        raise TypeError(expected("unit_dim", "an int or None", kind(unit_dim)))
+    return {"strength": strength, "q": q, "eps": eps, "target": target, "unit_dim": unit_dim}

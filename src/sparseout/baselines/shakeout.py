@@ -1,0 +1,98 @@
+"""Shakeout: Dropout that turns the weights of a dropped unit around, by a constant."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseout.baselines.arguments import at_least_0, probability
+from sparseout.baselines.weights import Layer, change_
+
+
+def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
+    r"""Enhances or reverses, in training, what each input of a Linear or Conv2d contributes.
+
+    For input unit j and each of its weights :math:`w_{ij}`, with one draw for the unit:
+
+    .. math::
+        \tilde w_{ij} = \begin{cases}
+            -c \, \operatorname{sign}(w_{ij}) & \text{with probability } p \\
+            (w_{ij} + c \, p \, \operatorname{sign}(w_{ij})) / (1 - p) & \text{otherwise}
+        \end{cases}
+
+    so that :math:`E[\tilde w] = w`. For linear regression, with :math:`x_j` a column of X, this adds a penalty with
+    L0, L1 and L2 terms,
+
+    .. math::
+        E \|y - X \tilde w\|^2 = \|y - X w\|^2
+            + \frac{p}{1 - p} \sum_j \|x_j\|^2 \, [w_j \ne 0] \, (|w_j| + c)^2
+
+    At c = 0 it is Dropout on the layer's input: same bits, same random numbers. The draw is for every element of the
+    input, as Dropout's, for a Conv2d too: all weights that meet the element share it. The sign of a weight is a
+    constant to autograd, of slope 0. In evaluation the layer is what it was. It costs a second product of the layer,
+    and no weight matrix per example.
+
+    Args:
+        module: an ``nn.Linear`` or ``nn.Conv2d``; it stays the object that it is, and its ``state_dict`` keys stay.
+        p: the paper's tau, the probability that a unit is reversed, in [0, 1).
+        c: the constant, a finite number >= 0, in the unit of the weights: around their typical size its effect is
+            strong.
+
+    Returns:
+        ``module``. :func:`sparseout.baselines.revert_` undoes it.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for another kind of module or argument.
+
+    Example:
+        >>> shakeout_(nn.Linear(3, 2), p=0.5, c=0.1)
+        ShakeoutLinear(in_features=3, out_features=2, bias=True, p=0.5, c=0.1)
+
+    Source: Kang, Li & Tao (2016), Shakeout: a new regularized deep neural network training scheme, AAAI.
+    """
+    return change_(module, _CLASSES, **check(p, c))
+
+
+def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
+    """The arguments, if they are right."""
+    return {"p": probability(p), "c": at_least_0("c", c)}
+
+
+class ShakeoutLinear(nn.Linear):
+    """What :func:`shakeout_` makes of a Linear."""
+
+    p: float
+    c: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return super().forward(input)
+        # with r = m / (1 - p) the weights are r w + c (r - 1) sign(w)
+        dropped = F.dropout(input, self.p)
+        out = super().forward(dropped)
+        return out + F.linear(dropped - input, self.c * self.weight.detach().sign()) if self.c else out
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}, c={self.c}"
+
+
+class ShakeoutConv2d(nn.Conv2d):
+    """What :func:`shakeout_` makes of a Conv2d."""
+
+    p: float
+    c: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return super().forward(input)
+        dropped = F.dropout(input, self.p)
+        out = super().forward(dropped)
+        return out + self._conv_forward(dropped - input, self.c * self.weight.detach().sign(), None) if self.c else out
+
+    def extra_repr(self) -> str:
+        base: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{base}, p={self.p}, c={self.c}"
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ShakeoutLinear, nn.Conv2d: ShakeoutConv2d}
