@@ -503,3 +503,21 @@ def test_processes_report_together(tmp_path):
     for process in running:
         out, err = process.communicate(timeout=120)
         assert out == "done\n", err
+
+
+def test_one_mode_can_be_forgotten():
+    model = dense()
+    monitor = SparsityMonitor(model, every=2).attach()
+    for mode in (True, False):
+        for _ in range(3):
+            model.train(mode)(torch.randn(4, 6))
+    both = monitor.report()
+    monitor.reset("eval")
+    assert monitor.report().steps == {"train": (2, 3), "eval": (0, 0)}
+    assert list(monitor.report()) == [record for record in both if record["mode"] == "train"]
+    model.eval()(torch.randn(4, 6))
+    assert monitor.report().steps["eval"] == (1, 1)  # the first is watched
+    monitor.reset("train")
+    assert {record["mode"] for record in monitor.report()} == {"eval"}
+    with pytest.raises(ValueError, match=r"^expected `mode` to be one of train, eval, but got 'test'$"):
+        monitor.reset("test")

@@ -1,5 +1,6 @@
-"""What a training left behind: its event files, and hooks."""
+"""What a training left behind: its event files, hooks, states."""
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -16,3 +17,10 @@ def scalars(folder):
 def hooks(model):
     tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
     return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
+
+
+def plain(state):
+    """A state with lists for tensors, that == can compare."""
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state

@@ -60,7 +60,7 @@ class SparsityCallback(Callback):
         ...         return (self.net(batch) - batch).square().mean()
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters())
-        >>> model, batches = Autoencoder(), list(torch.rand(20, 16, 8))
+        >>> model, batches = Autoencoder(), torch.rand(20, 16, 8)
         >>> callback = SparsityCallback(target=0.6)
         >>> trainer = Trainer(max_epochs=1, accelerator="cpu", barebones=True, callbacks=[callback])
         >>> trainer.fit(model, batches)
