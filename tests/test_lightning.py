@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
-from tracked import hooks, plain, scalars
+from tracked import hooks, on_two_processes, plain, scalars
 
 from sparseout import Sparseout, measures
 from sparseout.integrations.lightning import SparsityCallback
@@ -238,6 +238,29 @@ def test_a_checkpoint_after_the_fit_has_the_last_state(tmp_path):
 def test_without_a_logger_q_moves_too(tmp_path):
     _, model = fit(tmp_path, steered(), logger=False, epochs=1)
     assert model.net[2].q != 2.5
+
+
+TWO = """
+import torch, test_lightning as t
+from torch.utils.data import DataLoader
+callback, folder, model = t.steered(), pathlib.Path(sys.argv[1]), t.Autoencoder()
+options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+options |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "log_every_n_steps": 3, "max_epochs": 2}
+trainer = t.Trainer(callbacks=[callback], logger=t.TensorBoardLogger(folder), **options)
+trainer.fit(model, DataLoader(t.batches(20).flatten(0, 1), batch_size=16))
+print("result", trainer.global_step, model.net[2].q, t.hooks(model), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_move_q_alike_and_one_logs(tmp_path):
+    one, other = on_two_processes(TWO, tmp_path)
+    assert one == other
+    steps, q, left = one.split()
+    assert (steps, left) == ("20", "0")
+    assert float(q) != 2.5
+    assert len(list(tmp_path.rglob("events.out.*"))) == 1
+    assert list(scalars(tmp_path)["sparsity/net.1/hoyer"]) == [2, 5, 8, 11, 14, 17]
 
 
 @pytest.mark.parametrize(

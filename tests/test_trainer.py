@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tracked import hooks, plain, scalars
+from tracked import hooks, on_two_processes, plain, scalars
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from sparseout import Sparseout, convert_dropout_, measures
@@ -216,6 +216,28 @@ def test_after_an_exception_close_takes_everything_off(tmp_path):
     callback.close()
     assert hooks(model) == 0
     assert isinstance(model.get_submodule(NOISE).q, float)
+
+
+TWO = """
+import test_trainer as t
+callback, folder = t.steered(), pathlib.Path(sys.argv[1])
+kept = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 6}
+trainer = t.trainer(folder, callback, **kept)
+trainer.train()
+print("result", trainer.state.global_step, trainer.model.get_submodule(t.NOISE).q, t.hooks(trainer.model), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_move_q_alike_and_one_logs(tmp_path):
+    one, other = on_two_processes(TWO, tmp_path)
+    assert one == other
+    steps, q, left = one.split()
+    assert (steps, left) == ("12", "0")
+    assert float(q) != 2.5
+    assert len(list(tmp_path.rglob("events.out.*"))) == 1
+    assert list(scalars(tmp_path)[f"train/sparsity/{ACT}/hoyer"]) == [3, 6, 9, 12]
+    assert list(scalars(tmp_path)[f"eval/sparsity/{ACT}/hoyer"]) == [6, 12]
 
 
 def test_two_in_a_trainer_are_refused(tmp_path):

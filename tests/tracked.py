@@ -1,5 +1,10 @@
 """What a training left behind: its event files, hooks, states."""
 
+import os
+import re
+import subprocess
+import sys
+
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,3 +29,16 @@ def plain(state):
     if isinstance(state, dict):
         return {key: plain(value) for key, value in state.items()}
     return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def on_two_processes(code, folder):
+    """What two processes printed after "result", run by torch's launcher, which gives them `folder`."""
+    script = folder / "script.py"
+    script.write_text(f"import pathlib, sys\nimport architectures\narchitectures.let_torchvision_import()\n{code}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, folder], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"result (.*)", done.stdout)
