@@ -178,17 +178,18 @@ def failed():
     raise RuntimeError("stopped")
 
 
-def interrupted(folder, how):
+def interrupted(folder, how, **options):
     callback = steered()
-    fit(folder, callback, keeper(folder), Record(callback, stop=17, how=how), enable_checkpointing=True)
+    fit(folder, callback, keeper(folder), Record(callback, stop=17, how=how), enable_checkpointing=True, **options)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-@pytest.mark.parametrize("how", ["an exception", "a kill"])
-def test_resumed_q_goes_on_as_if_nothing_had_happened(how, tmp_path):
+@pytest.mark.parametrize(("how", "accumulated"), [("an exception", 1), ("an exception", 2), ("a kill", 1)])
+def test_resumed_q_goes_on_as_if_nothing_had_happened(how, accumulated, tmp_path):
+    options = {"accumulate_grad_batches": accumulated, "epochs": 3 * accumulated}
     unbroken = steered()
     whole = Record(unbroken)
-    fit(tmp_path / "whole", unbroken, whole)
+    fit(tmp_path / "whole", unbroken, whole, **options)
     moves = {one - other for one, other in pairwise(whole.q.values())} - {0.0}
     assert len(moves) == 7
     assert max(map(abs, moves)) < 0.045  # not one that is cut off at 0.05, and would be the same whatever is lost
@@ -199,13 +200,13 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, tmp_path):
         assert done.returncode == -signal.SIGKILL, done.stderr
     else:
         with pytest.raises(RuntimeError, match="stopped"):
-            interrupted(tmp_path, failed)
+            interrupted(tmp_path, failed, **options)
     callback = steered()
     rest = Record(callback)
-    options = {"ckpt_path": tmp_path / "kept/step=10.ckpt", "enable_checkpointing": True}
+    options |= {"ckpt_path": tmp_path / "kept/step=10.ckpt", "enable_checkpointing": True}
     trainer, model = fit(tmp_path / "rest", callback, keeper(tmp_path), rest, **options)
     assert trainer.global_step == 30
-    assert rest.q == {step: q for step, q in whole.q.items() if step > 10}
+    assert {step: rest.q[step] for step in range(11, 31)} == {step: whole.q[step] for step in range(11, 31)}
     assert plain(callback.state_dict()) == plain(unbroken.state_dict())
     assert hooks(model) == 0
 

@@ -40,6 +40,7 @@ class Record(TrainerCallback):
         self.watched, self.stop, self.how, self.q, self.codes, self.validated = watched, stop, how, {}, [], []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.begun = getattr(self, "begun", 0) + 1
         self.handle = model.get_submodule(ACT).register_forward_hook(self.see)
 
     def see(self, module, inputs, code):
@@ -77,6 +78,7 @@ def test_what_is_logged_is_what_was_seen_in_training(way, tmp_path, capsys):
     after = [type(one).__name__ for one in trained.callback_handler.callbacks]
     assert after[0] == "SparsityCallback"
     assert after[1:] == [name for name in before if name != "SparsityCallback"]
+    assert record.begun == 1  # nobody is told twice because somebody moved
     logged = scalars(tmp_path)
     ours = {tag.removeprefix("train/sparsity/") for tag in logged if "sparsity" in tag}
     assert {name for name in ours if not name.endswith("/q")} == {f"{ACT}/{name}" for name in SEEN}
@@ -194,6 +196,16 @@ def test_a_checkpoint_of_a_training_without_it(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert (tmp_path / "checkpoint-10").exists()
     assert record.q[6] == 2.5 != record.q[8]
+
+
+def test_a_checkpoint_of_other_layers_is_refused_and_nothing_is_left(tmp_path):
+    trainer(tmp_path, steered(), save_strategy="steps", save_steps=3, max_steps=3).train()
+    model = gpt()
+    says = rf"^expected `state` to be one of the layers transformer.drop, but got {NOISE}$"
+    again = trainer(tmp_path, SparsityCallback(0.6, control={"modules": ["transformer.drop"]}), model=model)
+    with pytest.raises(ValueError, match=says):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert hooks(model) == 0
 
 
 def test_a_second_training_begins_anew(tmp_path):
