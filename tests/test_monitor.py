@@ -12,6 +12,7 @@ import torch
 from conftest import needs_compiler
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from tracked import hooks
 
 from sparseout import Sparseout, Sparseout2d, SparsityMonitor, measures
 from sparseout.sites import ROWS, sampled, stride
@@ -27,11 +28,6 @@ def only(report, **wanted):
     """The one record that has these values."""
     (record,) = (r for r in report if all(r[key] == value for key, value in wanted.items()))
     return record
-
-
-def hooks(model):
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-    return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
 
 
 def windows(report):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from tracked import hooks, on_two_processes, plain, scalars
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sparseout import Sparseout, convert_dropout_, measures
 from sparseout.integrations.transformers import SparsityCallback
@@ -186,6 +186,16 @@ def test_the_checkpoint_has_the_state_as_json(tmp_path):
     assert arguments["modules"] == [ACT]
     assert arguments["control"] == {**CONTROL, "bounds": [1.0, 4.0]}
     assert SparsityCallback(**arguments).state()["args"] == arguments
+
+
+def test_names_are_those_of_the_model_that_was_written():
+    callback, model = steered(), gpt()
+    state = TrainerState(stateful_callbacks=[callback])
+    callback.on_train_begin(None, state, None, model=torch.compile(model))
+    assert list(callback.controller.q) == [NOISE]
+    assert callback.state()["args"]["modules"] == [ACT]
+    callback.close()
+    assert hooks(model) == 0
 
 
 def test_a_checkpoint_of_a_training_without_it(tmp_path):

@@ -48,6 +48,7 @@ class Watcher:
     def begin(self, model: nn.Module) -> None:
         """Put monitor and controller on the model."""
         self.close()
+        model = getattr(model, "_orig_mod", model)  # of a compiled one: names are those of the model that was written
         monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
         pending, self._pending = self._pending, None
         if self.target is not None:

@@ -107,8 +107,9 @@ class SparsityCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         handler = _handler()
-        if handler is not None:  # in a new list: the old one is being gone through
-            handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
+        if handler is not None:  # in the list that is being gone through: those moved have been told already
+            handler.callbacks.remove(self)
+            handler.callbacks.insert(0, self)
         # a checkpoint of a training without this callback has no entry, which the Trainer expects when it saves
         stored: Any = state.stateful_callbacks
         saved = stored.setdefault(type(self).__name__, self.state())
