@@ -107,7 +107,8 @@ class SparsityCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         handler = _handler()
-        if handler is not None:  # in the list that is being gone through: those moved have been told already
+        if handler is not None and self in handler.callbacks:
+            # The list is being gone through; those that make room have been told already.
             handler.callbacks.remove(self)
             handler.callbacks.insert(0, self)
         # a checkpoint of a training without this callback has no entry, which the Trainer expects when it saves
