@@ -261,6 +261,23 @@ def test_goes_on_from_its_state_bit_for_bit() -> None:
         SparsityController(small(6, 20, 20), 0.6).load_state_dict(state)
 
 
+def test_a_state_follows_the_model_to_its_device() -> None:
+    model = small(6, 20)
+    controller = SparsityController(model, 0.6, every=5)
+    for _ in range(7):
+        model(torch.rand(16, 6))
+        controller.step()
+    state = controller.state_dict()  # on the CPU, as a checkpoint that was read
+    controller.load_state_dict(state)
+    state["sums"]["2"].fill_(-1.0)
+    assert controller._sums["2"].min() >= 0  # a copy
+    model.to("meta")
+    controller.load_state_dict(state)
+    found = [controller._sums["2"], *controller._groups[0].active.values()]
+    assert {value.device.type for value in found} == {"meta"}
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "density"])
 def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None:
     compiled = 0

@@ -1,5 +1,6 @@
 """`import sparseout` imports torch and nothing optional."""
 
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,18 @@ def imported_besides_torch(extra=""):
 
 def test_nothing_optional():
     assert imported_besides_torch() == []
+
+
+def test_nothing_optional_for_integrations():
+    assert imported_besides_torch("import sparseout.integrations") == []
+
+
+@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+def test_a_missing_framework_is_said(framework):
+    code = f"import sys; sys.modules['{framework}'] = None; import sparseout.integrations.{framework}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    sentence = rf'ImportError: sparseout.integrations.{framework} needs \w+: pip install "sparseout\[{framework}\]"'
+    assert re.fullmatch(sentence, done.stderr.strip().split("\n")[-1])
 
 
 @pytest.mark.parametrize("optional", ["rich", "scipy", "sparseout.experiments"])

@@ -12,6 +12,7 @@ import torch
 from conftest import needs_compiler
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from tracked import hooks
 
 from sparseout import Sparseout, Sparseout2d, SparsityMonitor, measures
 from sparseout.sites import ROWS, sampled, stride
@@ -27,11 +28,6 @@ def only(report, **wanted):
     """The one record that has these values."""
     (record,) = (r for r in report if all(r[key] == value for key, value in wanted.items()))
     return record
-
-
-def hooks(model):
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-    return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
 
 
 def windows(report):
@@ -503,3 +499,21 @@ def test_processes_report_together(tmp_path):
     for process in running:
         out, err = process.communicate(timeout=120)
         assert out == "done\n", err
+
+
+def test_one_mode_can_be_forgotten():
+    model = dense()
+    monitor = SparsityMonitor(model, every=2).attach()
+    for mode in (True, False):
+        for _ in range(3):
+            model.train(mode)(torch.randn(4, 6))
+    both = monitor.report()
+    monitor.reset("eval")
+    assert monitor.report().steps == {"train": (2, 3), "eval": (0, 0)}
+    assert list(monitor.report()) == [record for record in both if record["mode"] == "train"]
+    model.eval()(torch.randn(4, 6))
+    assert monitor.report().steps["eval"] == (1, 1)  # the first is watched
+    monitor.reset("train")
+    assert {record["mode"] for record in monitor.report()} == {"eval"}
+    with pytest.raises(ValueError, match=r"^expected `mode` to be one of train, eval, but got 'test'$"):
+        monitor.reset("test")

@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tracked import scalars
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +23,31 @@ def test_files_that_are_named_exist():
     assert len(names) >= 4
     for name in names:
         assert list(ROOT.glob(name)), name
+
+
+LIGHTNING = ("`isinstance(treespec, LeafSpec)`", "The '")  # its own with torch 2.13; few workers for so little data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_page_on_frameworks_runs_and_logs_what_it_says(place, tmp_path):
+    text = (ROOT / "docs/how-to/frameworks.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[place]
+    code = f"import architectures\narchitectures.let_torchvision_import()\n{code}"
+    quiet = [word for start in LIGHTNING for word in ("-W", f"ignore:{start}")]
+    command = [sys.executable, "-W", "error", *quiet, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^q \[?\d", done.stdout, re.MULTILINE)
+    tags = set(scalars(tmp_path))
+    names = re.findall(r"^\| `(\S+)` \| `(\S+)` \|", text, re.MULTILINE)
+    assert len(names) == 5
+    if place == 0:
+        assert {lightning for lightning, _ in names} <= tags
+    else:
+        layer = "transformer.h.1.mlp.act.sparseout"
+        lines = [line.replace("MODULE", layer).replace("LAYER", layer) for _, line in names]
+        assert {f"train/{line}" for line in lines if not line.startswith("eval_")} <= tags
 
 
 def test_its_figures_are_those_of_the_benchmark():

@@ -210,10 +210,11 @@ class SparsityController:
         if list(state["groups"]) != names:
             raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
         self._steps = state["steps"]
-        self._sums = {name: sums.clone() for name, sums in state["sums"].items()}
+        device = torch.as_tensor(next(iter(self._groups[0].layers.values())).q).device
+        self._sums = {name: sums.to(device, copy=True) for name, sums in state["sums"].items()}
         for group, saved in zip(self._groups, state["groups"].values(), strict=True):
             for name, value in saved.items():
-                setattr(group, name, {k: v.clone() for k, v in value.items()} if name == "active" else value)
+                setattr(group, name, _copied(value, device) if name == "active" else value)
             self._set(group)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -315,6 +316,10 @@ class SparsityController:
             return
         group.told = f"the target {group.target:g} of {self.measure} is out of reach: {why}; {reached}"
         warnings.warn(f"{group.names}: {group.told}", stacklevel=4)
+
+
+def _copied(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device, copy=True) for name, value in tensors.items()}
 
 
 def _device(model: nn.Module) -> torch.device | None:

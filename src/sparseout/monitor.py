@@ -90,14 +90,20 @@ class SparsityMonitor:
         self._handles: list[Any] = []
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all steps."""
-        self._tallies: dict[Key, Tally] = {}
-        self._steps = {mode: [0, 0] for mode in MODES}  # watched, of how many
-        self._depth = 0  # open calls of the model
-        self._opener: str | None = None  # the site that began a step without the model
-        self._mode, self._watching = "train", False
-        self._inputs: dict[str, Tensor] = {}  # of noise layers, until they return
+    def reset(self, mode: str | None = None) -> None:
+        """Forget all steps, or those of one mode: "train" or "eval"."""
+        if mode is None:
+            self._tallies: dict[Key, Tally] = {}
+            self._steps = {mode: [0, 0] for mode in MODES}  # watched, of how many
+            self._depth = 0  # open calls of the model
+            self._opener: str | None = None  # the site that began a step without the model
+            self._mode, self._watching = "train", False
+            self._inputs: dict[str, Tensor] = {}  # of noise layers, until they return
+        elif mode in MODES:
+            self._tallies = {key: tally for key, tally in self._tallies.items() if key[2] != mode}
+            self._steps[mode] = [0, 0]
+        else:
+            raise ValueError(expected("mode", f"one of {', '.join(MODES)}", repr(mode)))
 
     def attach(self) -> Self:
         """Begin to watch. Returns the monitor itself."""

@@ -1,0 +1,118 @@
+"""What the callbacks share: a monitor and a controller from the begin of a training to its end."""
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from sparseout.control import SparsityController
+from sparseout.errors import expected, kind
+from sparseout.layers import Sparseout
+from sparseout.monitor import SparsityMonitor
+from sparseout.sites import Modules, choose
+
+Target = float | Mapping[str, float] | None
+
+
+class Watcher:
+    """Watches a model while it is trained and, with a target, moves q. Raises: TypeError, ValueError."""
+
+    def __init__(
+        self,
+        target: Target,
+        measures: Iterable[str],
+        modules: Modules | None,
+        every: int,
+        control: Mapping[str, Any] | None,
+    ) -> None:
+        self.measures = measures if isinstance(measures, str) else tuple(measures)
+        SparsityMonitor(nn.ReLU(), measures=self.measures, every=every)  # says what is wrong with them
+        options = tuple(inspect.signature(SparsityController).parameters)[2:]
+        if control is not None and not isinstance(control, Mapping):
+            raise TypeError(expected("control", "a mapping or None", kind(control)))
+        for name in control or ():
+            if name not in options:
+                raise ValueError(expected("control", f"options of SparsityController: {', '.join(options)}", name))
+        if control and target is None:
+            raise ValueError(expected("target", "a number, as `control` is given", None))
+        self.target, self.modules, self.every, self.control = target, modules, every, dict(control or {})
+        self.monitor: SparsityMonitor | None = None
+        self.controller: SparsityController | None = None
+        self._layers: dict[str, Sparseout] = {}
+        self._names: dict[str, Any] = {}  # in place of arguments that choose modules
+        self._pending: Mapping[str, Any] | None = None  # loaded before there was a controller
+        self._last: dict[str, Any] | None = None  # of the controller that was
+
+    def begin(self, model: nn.Module) -> None:
+        """Put monitor and controller on the model."""
+        self.close()
+        model = getattr(model, "_orig_mod", model)  # of a compiled one: names are those of the model that was written
+        monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
+        pending, self._pending = self._pending, None
+        if self.target is not None:
+            self.controller = SparsityController(model, self.target, **self.control)
+            if pending is not None:
+                try:
+                    self.controller.load_state_dict(pending)
+                except ValueError:
+                    self.close()
+                    raise
+        self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Sparseout)}
+        if self.modules is not None:
+            self._names["modules"] = [site.name for site in choose(model, self.modules)]
+        if self.controller is not None and "modules" in self.control:
+            self._names["control"] = self.control | {"modules": list(self.controller.q)}
+        self.monitor = monitor.attach()
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor, as JSON can hold them: for modules, once there is a model, the names they have."""
+        target = dict(self.target) if isinstance(self.target, Mapping) else self.target
+        given = {"target": target, "measures": list(self.measures), "modules": self.modules, "every": self.every}
+        return given | {"control": self.control} | self._names
+
+    def step(self) -> None:
+        """Count a step of the optimizer."""
+        if self.controller is not None:
+            self.controller.step()
+
+    def values(self, mode: str) -> dict[str, float]:
+        """What was seen in a mode since the last time, by "module/measure", and in training every layer's q.
+
+        All processes must ask for it. What is undefined, such as a measure of rows that are all zero, is left out.
+        """
+        if self.monitor is None:
+            return {}
+        records = [r for r in self.monitor.report() if r["mode"] == mode and r["axis"] == "population"]
+        self.monitor.reset(mode)
+        found: dict[str, float] = {}
+        for record in records:
+            name = record["module"] or "model"
+            several = sum(other["module"] == record["module"] for other in records) > 1  # called at several widths
+            head = f"{name}/{record['units']}" if several else name
+            found |= {f"{head}/{measure}": record[measure] for measure in (*self.measures, "hoyer_live")}
+            found[f"{head}/dead"] = record["dead_units"] / record["units"]
+        if mode == "train":
+            found |= {f"{name or 'model'}/q": float(layer.q) for name, layer in self._layers.items()}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def state(self) -> dict[str, Any] | None:
+        """The controller's, also after its end; None where there was none."""
+        return self._last if self.controller is None else self.controller.state_dict()
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a state, now or when training begins."""
+        if self.controller is None:
+            self._pending = state
+        elif state is not None:
+            self.controller.load_state_dict(state)
+
+    def close(self) -> None:
+        """Take everything off the model. q stays where it is."""
+        self._last = self.state()
+        if self.monitor is not None:
+            self.monitor.detach()
+        if self.controller is not None:
+            self.controller.detach()
+        self.monitor, self.controller, self._layers = None, None, {}

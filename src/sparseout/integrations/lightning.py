@@ -1,0 +1,134 @@
+"""Sparsity in Lightning: logged through the trainer's loggers, steered to a target, kept in its checkpoints."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sparseout.control import SparsityController
+from sparseout.integrations._common import Target, Watcher
+from sparseout.sites import Modules
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    raise ImportError('sparseout.integrations.lightning needs Lightning: pip install "sparseout[lightning]"') from error
+
+__all__ = ["SparsityCallback"]
+
+
+class SparsityCallback(Callback):
+    """Logs how sparse the activations are while a Lightning trainer fits and, with a target, moves q until it is met.
+
+    Every `log_every_n_steps` of the trainer, at the step at which it logs the loss, each of its loggers is given
+
+    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) that
+      were seen in training mode since the last time, over the units of each row;
+    - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
+    - ``sparsity/{layer}/q`` for all Sparseout layers;
+
+    and after each validation ``sparsity/eval/{module}/...``, in evaluation mode. A module that is called at several
+    widths has names ``{module}/{units}``. What is undefined, as Hoyer of rows that are all zero, is not logged.
+
+    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is moved as by
+    :class:`sparseout.SparsityController`, once for each batch after which an optimizer has stepped. The controller's
+    state is in the checkpoint, and ``fit(..., ckpt_path=...)`` goes on from it: q then moves as if training had not
+    been interrupted. With several processes that is so where the checkpoint was written at an update of q, since it
+    has what one of them has seen since the last. After the fit nothing is left on the model but the last q.
+
+    Args:
+        target: what the controller is to meet; None: q is left alone.
+        measures: names in `sparseout.measures`.
+        modules: what is watched: a function (name, module) -> bool, or a collection of dotted names or of types;
+            None: activation modules, Sparseout and Dropout.
+        every: one step in so many is watched; the first after a log always is.
+        control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
+
+    Raises:
+        ValueError: for a value out of range; when fit begins, for one that the model rules out.
+        TypeError: for an argument of another type.
+        ImportError: of the module, where Lightning is missing.
+
+    Example:
+        >>> import torch, sparseout
+        >>> from torch import nn
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> class Autoencoder(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         noise = sparseout.Sparseout(q=2.5, scale="matched")
+        ...         self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), noise, nn.Linear(32, 8))
+        ...     def training_step(self, batch, index):
+        ...         return (self.net(batch) - batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters())
+        >>> model, batches = Autoencoder(), torch.rand(20, 16, 8)
+        >>> callback = SparsityCallback(target=0.6)
+        >>> trainer = Trainer(max_epochs=1, accelerator="cpu", barebones=True, callbacks=[callback])
+        >>> trainer.fit(model, batches)
+        >>> model.net[2].q < 2.5
+        True
+    """
+
+    def __init__(
+        self,
+        target: Target = None,
+        *,
+        measures: Iterable[str] = ("hoyer", "gini", "density"),
+        modules: Modules | None = None,
+        every: int = 10,
+        control: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._watcher = Watcher(target, measures, modules, every, control)
+        self._step = 0  # of the trainer, when last seen
+
+    @property
+    def controller(self) -> SparsityController | None:
+        """The controller, while a trainer fits to a target."""
+        return self._watcher.controller
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watcher.begin(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        if self._watcher.monitor is not None:
+            self._watcher.monitor.reset()  # Lightning has tried the validation loop out
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        self._watcher.step()
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (_logged_at(trainer) + 1) % every == 0:
+            self._log(trainer, "train", "sparsity")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log(trainer, "eval", "sparsity/eval")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._watcher.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._watcher.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"controller": self._watcher.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._watcher.load(state_dict["controller"])  # before the fit starts, or after with some strategies
+
+    def _log(self, trainer: Trainer, mode: str, head: str) -> None:
+        if not trainer.loggers:
+            return
+        values = {f"{head}/{name}": value for name, value in self._watcher.values(mode).items()}
+        if values and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=_logged_at(trainer))
+
+
+def _logged_at(trainer: Trainer) -> int:
+    """The step at which Lightning logs what a batch gave: batches with a step of an optimizer, before this one."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

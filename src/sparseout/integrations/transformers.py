@@ -1,0 +1,180 @@
+"""Sparsity in the Trainer of transformers: part of its logs, steered to a target, kept in its checkpoints."""
+
+import base64
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseout.control import SparsityController
+from sparseout.errors import expected
+from sparseout.integrations._common import Target, Watcher
+from sparseout.sites import Modules
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import CallbackHandler, ExportableState
+except ModuleNotFoundError as error:
+    sentence = 'sparseout.integrations.transformers needs transformers: pip install "sparseout[transformers]"'
+    raise ImportError(sentence) from error
+
+__all__ = ["SparsityCallback"]
+
+
+class SparsityCallback(TrainerCallback, ExportableState):
+    """Logs how sparse the activations are while a Trainer trains and, with a target, moves q until it is met.
+
+    Whenever the Trainer logs the loss, the same line has
+
+    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) that
+      were seen in training mode since the last time, over the units of each row;
+    - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
+    - ``sparsity/{layer}/q`` for all Sparseout layers;
+
+    and the metrics of an evaluation during training have ``eval_sparsity/{module}/...``, in evaluation mode. A module
+    that is called at several widths has names ``{module}/{units}``. What is undefined, as Hoyer of rows that are all
+    zero, is not logged. When training begins the callback moves to the front of the Trainer's callbacks, as trackers
+    are given the line in their order.
+
+    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is moved as by
+    :class:`sparseout.SparsityController`, after each step of the optimizer. The controller's state is in the
+    checkpoint, and ``train(resume_from_checkpoint=...)`` goes on from it: q then moves as if training had not been
+    interrupted. With several processes that is so where the checkpoint was written at an update of q, since it has
+    what one of them has seen since the last. After training nothing is left on the model but the last q; after an
+    exception, of which the Trainer does not tell, call :meth:`close`. A Trainer may have one such callback.
+
+    Args:
+        target: what the controller is to meet; None: q is left alone.
+        measures: names in `sparseout.measures`.
+        modules: what is watched: a function (name, module) -> bool, or a collection of dotted names or of types;
+            None: activation modules, Sparseout and Dropout.
+        every: one step in so many is watched; the first after a log always is. Steps are calls of the model.
+        control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
+
+    Raises:
+        ValueError: for a value out of range; when training begins, for one that the model rules out.
+        TypeError: for an argument of another type.
+        ImportError: of the module, where transformers is missing.
+
+    Example:
+        >>> from transformers import TrainerControl, TrainerState, TrainingArguments  # a Trainer does what follows
+        >>> import torch, sparseout
+        >>> noise = sparseout.Sparseout(q=2.5, scale="matched")
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), noise)
+        >>> callback, logs = SparsityCallback(target=0.9, modules=["1"], control={"every": 1}), {"loss": 1.0}
+        >>> events = TrainingArguments(use_cpu=True), TrainerState(log_history=[{}]), TrainerControl()
+        >>> callback.on_train_begin(*events, model=model)
+        >>> _ = model(torch.rand(16, 8))
+        >>> callback.on_step_end(*events)
+        >>> callback.on_log(*events, logs=logs)
+        >>> list(logs)
+        ['loss', 'sparsity/1/hoyer', 'sparsity/1/gini', 'sparsity/1/density', 'sparsity/1/hoyer_live',
+         'sparsity/1/dead', 'sparsity/2/q']
+        >>> callback.on_train_end(*events)
+    """
+
+    def __init__(
+        self,
+        target: Target = None,
+        *,
+        measures: Iterable[str] = ("hoyer", "gini", "density"),
+        modules: Modules | None = None,
+        every: int = 10,
+        control: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._watcher = Watcher(target, measures, modules, every, control)
+        self.saved: str | None = None  # set by a Trainer that restores callbacks; read from its state
+
+    @property
+    def controller(self) -> SparsityController | None:
+        """The controller, while a Trainer trains to a target."""
+        return self._watcher.controller
+
+    def close(self) -> None:
+        """Take everything off the model, as the end of training does."""
+        self._watcher.close()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        handler = _handler()
+        if handler is not None and self in handler.callbacks:
+            # The list is being gone through; those that make room have been told already.
+            handler.callbacks.remove(self)
+            handler.callbacks.insert(0, self)
+        # a checkpoint of a training without this callback has no entry, which the Trainer expects when it saves
+        stored: Any = state.stateful_callbacks
+        saved = stored.setdefault(type(self).__name__, self.state())
+        if isinstance(saved, list):
+            raise ValueError(expected("callbacks", f"with one {type(self).__name__}", len(saved)))
+        if state.global_step and saved["attributes"]["saved"] is not None:
+            self._watcher.load(_decoded(saved["attributes"]["saved"]))
+        if model is not None:
+            self._watcher.begin(model)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._watcher.step()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add to the line that the Trainer logs, and to the copy of it that it has kept."""
+        logs = {} if logs is None else logs
+        evaluated = [name.removesuffix("_runtime") for name in logs if name.endswith("_runtime") and name[:4] == "eval"]
+        if "loss" in logs:
+            mode, head = "train", "sparsity"
+        elif evaluated:
+            mode, head = "eval", f"{evaluated[0]}_sparsity"
+        else:
+            return
+        values = {f"{head}/{name}": value for name, value in self._watcher.values(mode).items()}
+        logs.update(values)
+        state.log_history[-1].update(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes to a checkpoint, as JSON: the arguments, and the controller's state."""
+        saved = self._watcher.state()
+        attributes = {"saved": None if saved is None else _encoded(saved)}
+        return {"args": self._watcher.arguments(), "attributes": attributes}
+
+
+def _handler() -> CallbackHandler | None:
+    """The handler that is telling of an event; it passes everything to its callbacks but itself."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, CallbackHandler):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _encoded(state: dict[str, Any]) -> str:
+    """A state with tensors as text, to the last bit and in its order."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,44 @@
+"""What a training left behind: its event files, hooks, states."""
+
+import os
+import re
+import subprocess
+import sys
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def scalars(folder):
+    """{tag: {step: value}} of the event files below a folder."""
+    found = {}
+    for file in sorted(folder.rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    return found
+
+
+def hooks(model):
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
+
+
+def plain(state):
+    """A state with lists for tensors, that == can compare."""
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def on_two_processes(code, folder):
+    """What two processes printed after "result", run by torch's launcher, which gives them `folder`."""
+    script = folder / "script.py"
+    script.write_text(f"import pathlib, sys\nimport architectures\narchitectures.let_torchvision_import()\n{code}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, folder], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"result (.*)", done.stdout)
