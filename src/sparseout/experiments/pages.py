@@ -29,3 +29,18 @@ def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[st
         name + (f" (revision{'s' if len(some) > 1 else ''} {', '.join(sorted(some))})" if some else "")
         for name, some in sorted(found.items())
     ]
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """A page with its generated parts, each between `<!-- NAME -->` and `<!-- end -->`, put in anew.
+
+    Raises ValueError where a page has no such place.
+    """
+    for name, content in blocks.items():
+        begin = f"<!-- {name} -->\n"
+        before, found, rest = text.partition(begin)
+        _, end, after = rest.partition("<!-- end -->")
+        if not found or not end:
+            raise ValueError(f"the page has no place between `<!-- {name} -->` and `<!-- end -->`")
+        text = f"{before}{begin}\n{content.strip()}\n\n{end}{after}"
+    return text

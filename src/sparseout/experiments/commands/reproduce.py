@@ -1,7 +1,7 @@
-"""The commands `reproduce control`, the study of docs/protocol.md, and `reproduce targets`."""
+"""The commands `reproduce control|targets|alternatives`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,18 +111,61 @@ def targets(
     names = [name for name in study.TASKS if not only or name in only.split(",")]
     number = count("--workers", workers)
     written = _writable(results, page, None if render else work)
-    with _stopping():
+    with _stopping(), _counting() as watch:
         if render:
             study.render(*written)
         else:
-            with progress_bar() as bar:
-                row = bar.add_task("", total=None, count="", now="")
-
-                def watch(done: int, total: int, now: str) -> None:
-                    bar.update(row, completed=done, total=total, count=f"run {done}/{total}", now=now)
-
-                study.reproduce(written[0], Path(work), written[1], number, names, watch)
+            study.reproduce(written[0], Path(work), written[1], number, names, watch)
     wrote(Console(), [written[1], *sorted(written[0].glob("targets-*.json"))])
+
+
+@app.command()
+def alternatives(
+    budget: Annotated[str, typer.Option(metavar="small|full", help="How large.")] = "small",
+    only: Annotated[str, typer.Option(metavar="LIST", help="Of digits, mnist.")] = "",
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Holds mnist; the hub's data, if not given.")] = "",
+    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
+    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/alternatives",
+    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is filled.")] = "docs/comparison.md",
+    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+) -> None:
+    """Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.
+
+    The budget small takes half an hour on two processor cores. What was interrupted goes on when the same command is
+    started again.
+    """
+    from sparseout.experiments import alternatives as study
+
+    if budget not in study.BUDGETS:
+        fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
+    sets = list(study.BUDGETS[budget])
+    if unknown := [name for name in only.split(",") if only and name not in sets]:
+        fail(expected("--only", f"a list of {', '.join(sets)}", repr(unknown[0])))
+    if data and not Path(data, "mnist").is_dir():
+        fail(expected("--data", "a folder that holds mnist", repr(data)))
+    names = [name for name in sets if not only or name in only.split(",")]
+    number = count("--workers", workers)
+    written = _writable(results, page, None if render else work)
+    with _stopping(), _counting() as watch:
+        if render:
+            study.render(*written)
+        else:
+            sources = {"mnist": str(Path(data) / "mnist")} if data else {}
+            study.reproduce(budget, written[0], Path(work), written[1], number, names, watch, sources=sources)
+    wrote(Console(), [written[1], *sorted(written[0].glob("alternatives-*.json"))])
+
+
+@contextmanager
+def _counting() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar that counts runs."""
+    with progress_bar() as bar:
+        row = bar.add_task("", total=None, count="", now="")
+
+        def watch(done: int, total: int, now: str) -> None:
+            bar.update(row, completed=done, total=total, count=f"run {done}/{total}", now=now)
+
+        yield watch
 
 
 def _writable(results: str, page: str, work: str | None) -> tuple[Path, Path]:

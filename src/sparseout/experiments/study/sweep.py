@@ -1,9 +1,11 @@
-"""Runs that have names: those that their folders hold are read, the others are trained."""
+"""Named runs: what their folders hold is read, the rest is trained; and the file of what came of them."""
 
-from collections.abc import Callable, Hashable, Mapping
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sparseout.experiments import config, runs
+from sparseout.experiments import config, files, runs
 from sparseout.experiments.study.pool import Job, Pool
 from sparseout.experiments.study.runner import StudyStopped
 
@@ -56,3 +58,21 @@ def result_of(name: object, job: Job) -> dict[str, Any] | None:
                 "give another work folder, or remove this one"
             )
     return result
+
+
+def save(path: Path, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write results: a line a run, so that a diff shows which one changed."""
+    lines = ",\n".join(f"  {json.dumps(runs.plain(row))}" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(runs.plain(head), indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read results. Raises ValueError for a file that holds none of this kind."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["kind"] != kind:
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold results of the {kind}") from error
+    return found

@@ -1,12 +1,11 @@
 """Does a controller meet its targets? First the range that fixed q's reach, then runs to targets within it."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseout.experiments import files, runs
+from sparseout.experiments import runs
 from sparseout.experiments.study import collect, runner, sweep
 from sparseout.experiments.study.pool import Job, Pool, Train
 from sparseout.experiments.study.runner import StudyStopped
@@ -117,11 +116,10 @@ def reproduce(
             plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
         sweep.run_all(pool, jobs(plan), found, tell)
     for name in names:
-        results.mkdir(parents=True, exist_ok=True)
         mine = {
             run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name
         }
-        files.write(_path(results, name), _written(name, mine, ranges[name]))
+        sweep.save(_path(results, name), _head(name, mine, ranges[name]), _rows(mine))
     render(results, page)
 
 
@@ -132,17 +130,7 @@ def render(results: Path, page: Path) -> None:
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:
     """The results of every task that a folder has. Raises ValueError for a file that is none."""
-    found = {}
-    for name in TASKS:
-        path = _path(results, name)
-        if path.exists():
-            try:
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-                if found[name]["kind"] != KIND:
-                    raise KeyError
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} does not hold results of the {KIND}") from error
-    return found
+    return {name: sweep.load(path, KIND) for name in TASKS if (path := _path(results, name)).exists()}
 
 
 def _path(results: Path, name: str) -> Path:
@@ -157,16 +145,19 @@ def _range(name: str, found: Mapping[_Run, Mapping[str, Any]], task: Task) -> tu
     return min(means), max(means)
 
 
-def _written(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[float, float]) -> str:
-    head = {
+def _head(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[float, float]) -> dict[str, Any]:
+    return {
         "kind": KIND,
         "task": name,
         "config": collect.shared([result["config"] for result in found.values()]),
         "environments": collect.distinct([result["environment"] for result in found.values()]),
         "range": reached,
     }
-    rows = [
-        {
+
+
+def _rows(found: Mapping[_Run, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for run, result in found.items():
+        yield {
             "q": run.q,
             "part": run.part,
             "target": None if run.part is None else run.target,
@@ -177,10 +168,6 @@ def _written(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[
             "told": [warning for warning in result["warnings"] if "out of reach" in warning],
             "course": None if run.part is None else result["course"],
         }
-        for run, result in found.items()
-    ]
-    lines = ",\n".join(f"  {json.dumps(runs.plain(row))}" for row in rows)  # a line a run
-    return json.dumps(runs.plain(head), indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
 
 
 def _course(folder: Path) -> list[list[float | None]]:
