@@ -80,7 +80,7 @@ def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -
 
 
 class BridgeoutLinear(nn.Linear):
-    """What :func:`bridgeout_` makes of a Linear."""
+    """What :func:`sparseout.baselines.bridgeout_` makes of a Linear."""
 
     p: float
     q: float
@@ -101,7 +101,7 @@ class BridgeoutLinear(nn.Linear):
 
 
 class BridgeoutConv2d(nn.Conv2d):
-    """What :func:`bridgeout_` makes of a Conv2d."""
+    """What :func:`sparseout.baselines.bridgeout_` makes of a Conv2d."""
 
     p: float
     q: float

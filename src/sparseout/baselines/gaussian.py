@@ -48,7 +48,7 @@ fx.wrap("gaussian_dropout")
 
 
 class GaussianDropout(nn.Module):
-    """The layer of :func:`gaussian_dropout`, which says what the arguments mean.
+    """The layer of :func:`sparseout.baselines.gaussian_dropout`, which says what the arguments mean.
 
     Shape:
         - Input: any.

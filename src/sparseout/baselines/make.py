@@ -46,18 +46,16 @@ class Attachment:
 def make(name: str, **parameters: Any) -> nn.Module | Attachment:
     """A method by its name: the layer that stands where a Dropout layer stands, or what says how it is attached.
 
-    ============== ==================================================================== =========== =================
-    name           parameters                                                           acts on     made
-    ============== ==================================================================== =========== =================
-    none                                                                                activations `nn.Identity`
-    dropout        p, inplace                                                           activations `nn.Dropout`
-    sparseout      p, q, inplace, gradient, scale, shared_dims, seed                    activations `Sparseout`
-    gaussian       p, shared_dims                                                       activations `GaussianDropout`
-    kwinners       k, k_eval, boost, momentum, units                                    activations `KWinners`
-    bridgeout      p, q, per_example                                                    weights     :class:`Attachment`
-    shakeout       p, c                                                                 weights     :class:`Attachment`
-    penalty        strength, q, eps, target, unit_dim                                   loss        :class:`Attachment`
-    ============== ==================================================================== =========== =================
+    | name | parameters | acts on | made |
+    |---|---|---|---|
+    | none | | activations | `nn.Identity` |
+    | dropout | p, inplace | activations | `nn.Dropout` |
+    | sparseout | p, q, inplace, gradient, scale, shared_dims, seed | activations | `Sparseout` |
+    | gaussian | p, shared_dims | activations | `GaussianDropout` |
+    | kwinners | k, k_eval, boost, momentum, units | activations | `KWinners` |
+    | bridgeout | p, q, per_example | weights | `Attachment` |
+    | shakeout | p, c | weights | `Attachment` |
+    | penalty | strength, q, eps, target, unit_dim | loss | `Attachment` |
 
     Args:
         name: of the method.

@@ -61,9 +61,9 @@ def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) 
     for every row, counts as the nearest number to it that has a logarithm. Checking the range waits for the device.
 
     Args:
-        x: activations, rows and units as in :func:`lq_penalty`.
+        x: activations, rows and units as in :func:`sparseout.baselines.lq_penalty`.
         target: :math:`\rho`, the mean activation wanted, a number > 0 and < 1.
-        unit_dim: where units lie, if not as in :func:`lq_penalty`.
+        unit_dim: where units lie, if not as in :func:`sparseout.baselines.lq_penalty`.
 
     Returns:
         A 0-d tensor without unit (nats).
@@ -115,10 +115,10 @@ class ActivityPenalty:
     .. math::
         R = \sum_l \lambda_l R_l
 
-    with :math:`R_l` the :func:`lq_penalty` or the :func:`kl_penalty` of one watched module's output. A with-block, or
-    :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and forgets it. If a module is called several
-    times before that, its terms add up. Nothing is collected from modules in evaluation mode or while gradients are
-    off, nor from what activation checkpointing computes again.
+    with :math:`R_l` the :func:`sparseout.baselines.lq_penalty` or the :func:`sparseout.baselines.kl_penalty` of one
+    watched module's output. A with-block, or :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and
+    forgets it. If a module is called several times before that, its terms add up. Nothing is collected from modules in
+    evaluation mode or while gradients are off, nor from what activation checkpointing computes again.
 
     Args:
         model: the module that is run.
@@ -130,7 +130,7 @@ class ActivityPenalty:
         q: exponent of the L_q^q penalty; 1 if neither `q` nor `target` is given.
         eps: where that is smoothed, in the unit of the activations: 1e-3 if not given.
         target: in place of `q` and `eps`: the mean activation towards which the KL penalty draws every unit.
-        unit_dim: where units lie, for all modules, if not as in :func:`lq_penalty`.
+        unit_dim: where units lie, for all modules, if not as in :func:`sparseout.baselines.lq_penalty`.
 
     Raises:
         ValueError: for a value out of range, for `target` beside `q` or `eps`, if the names in `strength` are not those
@@ -239,7 +239,7 @@ def _activations(name: str, module: nn.Module) -> bool:
 def check(
     strength: Any = 1e-3, q: Any = None, eps: Any = None, target: Any = None, unit_dim: Any = None
 ) -> dict[str, Any]:
-    """The arguments of an :class:`ActivityPenalty`, if they are right."""
+    """The arguments of an :class:`sparseout.baselines.ActivityPenalty`, if they are right."""
     for value in strength.values() if isinstance(strength, Mapping) else (strength,):
         at_least_0("strength", value)
     for name, given in (("q", q), ("eps", eps)):

@@ -60,7 +60,7 @@ def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
 
 
 class ShakeoutLinear(nn.Linear):
-    """What :func:`shakeout_` makes of a Linear."""
+    """What :func:`sparseout.baselines.shakeout_` makes of a Linear."""
 
     p: float
     c: float
@@ -78,7 +78,7 @@ class ShakeoutLinear(nn.Linear):
 
 
 class ShakeoutConv2d(nn.Conv2d):
-    """What :func:`shakeout_` makes of a Conv2d."""
+    """What :func:`sparseout.baselines.shakeout_` makes of a Conv2d."""
 
     p: float
     c: float
