@@ -41,7 +41,7 @@ def bridgeout_(module: Layer, p: float = 0.5, q: float = 1.5, *, per_example: bo
             if False, one noise for the whole input: as cheap as the layer, and the examples' gradients share it.
 
     Returns:
-        ``module``. :func:`sparseout.baselines.revert_` undoes it.
+        The module itself, until `sparseout.baselines.revert_` undoes it.
 
     Raises:
         ValueError: for a value out of range.

@@ -39,7 +39,7 @@ def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
             strong.
 
     Returns:
-        ``module``. :func:`sparseout.baselines.revert_` undoes it.
+        The module itself, until `sparseout.baselines.revert_` undoes it.
 
     Raises:
         ValueError: for a value out of range.
