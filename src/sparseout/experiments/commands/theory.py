@@ -18,7 +18,7 @@ def theory(
 ) -> None:
     """Check every statement of the theory: closed forms, exact marginals and Monte-Carlo estimates side by side.
 
-    Takes about a minute and a half on one processor core. Writes theory.json, the table and the figures of the page; a
+    Takes about a minute on one processor core. Writes theory.json, the table and the figures of the page; a
     page that is not there is made without its prose. Fails if a statement does not hold.
     """
     from sparseout.experiments import theory as checking
@@ -30,25 +30,17 @@ def theory(
     try:
         for one in (folder, file.parent):
             files.prepare(one)
+        checking.check_page(file)
         if not render:
-            with progress_bar() as bar:
-                row = bar.add_task("", total=checking.PARTS, count="", now="")
-                place = -1
-
-                def heard(now: str) -> None:
-                    nonlocal place
-                    place += 1
-                    bar.update(row, completed=place, count=f"part {place + 1}/{checking.PARTS}", now=now)
-
-                checking.run(folder, heard)
+            _watch(folder)
         record = checking.load(folder)
         written = checking.render(record, file)
     except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror})", FAILED)
-    except ValueError as error:  # no results, or a page with other blocks
+        fail(f"{error.filename} cannot be read or written ({error.strerror})", FAILED)
+    except ValueError as error:  # no results, or a page without our blocks
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted, and nothing was written", INTERRUPTED)
+        fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
     wrote(Console(), [folder / checking.RESULTS, *written])
     checks = checking.checks_of(record)
     if failed := [check for check in checks if not check.holds]:
@@ -56,3 +48,21 @@ def theory(
             typer.echo(f"{check.of}: {check.measured:.4g} is not in [{check.least:.4g}, {check.most:.4g}]")
         fail(f"{len(failed)} of {len(checks)} checks do not hold", FAILED)
     typer.echo(f"All {len(checks)} checks hold.")
+
+
+def _watch(folder: Path) -> None:
+    """Compute everything under a progress bar."""
+    from sparseout.experiments import theory as checking
+
+    try:
+        with progress_bar() as bar:
+            row = bar.add_task("", total=checking.PARTS, count="", now="")
+            place = iter(range(checking.PARTS))
+
+            def heard(now: str) -> None:
+                done = next(place)
+                bar.update(row, completed=done, count=f"part {done + 1}/{checking.PARTS}", now=now)
+
+            checking.run(folder, heard)
+    except KeyboardInterrupt:
+        fail("interrupted, and nothing was written", INTERRUPTED)

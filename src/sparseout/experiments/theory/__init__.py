@@ -12,7 +12,7 @@ from sparseout.experiments.runs import environment, plain
 from sparseout.experiments.theory import curves, statements, training
 from sparseout.experiments.theory.statements import Check
 
-__all__ = ["PARTS", "RESULTS", "Check", "NotResults", "load", "render", "run"]
+__all__ = ["PARTS", "RESULTS", "Check", "NotResults", "check_page", "checks_of", "load", "render", "run"]
 
 RESULTS = "theory.json"
 KIND = "sparseout theory"
@@ -54,8 +54,17 @@ def run(results: Path, heard: Heard, *, steps: int = training.STEPS, long: int =
             record["rescaling"].append(training.rescaling(kind, long))
     checks += statements.of_training(record)
     record["checks"] = [check._asdict() for check in checks]
-    files.write(results / RESULTS, json.dumps(plain(record), allow_nan=False) + "\n")
+    files.write(results / RESULTS, json.dumps(plain(_short(record)), allow_nan=False) + "\n")
     return record
+
+
+def _short(value: Any) -> Any:
+    """Numbers with the six digits that are more than any table or figure shows."""
+    if isinstance(value, dict):
+        return {name: _short(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def load(results: Path) -> Record:
@@ -71,12 +80,23 @@ def load(results: Path) -> Record:
 
 
 def checks_of(record: Record) -> list[Check]:
-    """The checks of a record, whose open ends are null in a file."""
-    return [Check(**one | {"most": math.inf if one["most"] is None else one["most"]}) for one in record["checks"]]
+    """The checks of a record, in whose file an open end and a measurement that is no number are null."""
+    nulls: Record = {"most": math.inf, "measured": math.nan}
+    return [
+        Check(**{name: nulls[name] if value is None else value for name, value in one.items()})
+        for one in record["checks"]
+    ]
+
+
+def check_page(page: Path) -> None:
+    """Raise ValueError for a page that cannot be filled in: to be known before the work, not after it."""
+    from sparseout.experiments.theory import page as rendering  # matplotlib takes a second to import
+
+    rendering.read(page)
 
 
 def render(record: Record, page: Path) -> list[Path]:
     """Fill in the page and draw its figures, which lie in a folder `images` beside it; return what was written."""
-    from sparseout.experiments.theory import page as rendering  # matplotlib takes a second to import
+    from sparseout.experiments.theory import page as rendering
 
     return rendering.write(record, checks_of(record), page)

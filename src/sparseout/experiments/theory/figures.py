@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -15,9 +14,9 @@ from sparseout.experiments.report.svg import COLOURS, STYLE, image
 Record = Mapping[str, Any]
 _DASHES: Any = (0, (4, 2))
 _DOTS: Any = (0, (1.2, 1.6))
-_RAMP = LinearSegmentedColormap.from_list("", [COLOURS["second"], COLOURS["first"], COLOURS["ink"]])
 _SERIES = {"Gaussian": COLOURS["ink"], "Bernoulli": COLOURS["first"], "Poisson": COLOURS["second"]}
-_QS = (0.5, 1.0, 1.5, 2.0, 3.0)
+# Sparser is orange, denser is blue, and Dropout is black.
+_BALLS = {0.5: "#8a3a0e", 1.0: COLOURS["second"], 1.5: "#e6a178", 2.0: COLOURS["ink"], 3.0: COLOURS["first"]}
 
 
 def draw(record: Record) -> dict[str, bytes]:
@@ -40,7 +39,7 @@ def _penalty(record: Record) -> Figure:
     for axes, found in zip(panels, record["penalties"], strict=True):
         estimated = found["estimated"]
         axes.plot(found["q"], found["penalty"], color=COLOURS["first"], label="R")
-        axes.plot(found["q"], found["exact"], color=COLOURS["second"], linestyle=_DASHES, label="exact")
+        axes.plot(found["q"], found["exact"], color=COLOURS["second"], linestyle=_DASHES, label="E[loss] - loss")
         axes.errorbar(
             estimated["q"],
             estimated["mean"],
@@ -83,7 +82,7 @@ def _remainder(record: Record) -> Figure:
         right.axhline(found["limit"], color=colour, linestyle=_DOTS, linewidth=1.2, zorder=1)
     right.set(
         xscale="log", xlabel="drop probability p", ylabel="exact value over R",
-        title="and not with p (dots: the limit)",
+        title="Does not fall with p (dots: the limit)",
     )  # fmt: skip
     right.legend(loc="best", fontsize=9)
     return figure
@@ -94,7 +93,7 @@ def _balls(record: Record) -> Figure:
     figure = _figure(9.2, 4.1)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     along = np.linspace(0, np.pi / 2, 200)
-    for q, colour in zip(_QS, _RAMP(np.linspace(0, 1, len(_QS))), strict=True):
+    for q, colour in _BALLS.items():
         x, y = np.cos(along) ** (2 / q), np.sin(along) ** (2 / q)
         left.plot(
             np.concatenate([x, -x[::-1], -x, x[::-1]]), np.concatenate([y, y[::-1], -y, -y[::-1]]),
@@ -122,20 +121,20 @@ def _path(record: Record) -> Figure:
     figure = _figure(7.4, 4.2)
     axes = figure.subplots()
     axes.axhline(0, color=COLOURS["muted"], linewidth=1, zorder=1)
-    largest = max(abs(line[-1]) for line in lines)
     for line in lines:
-        axes.plot(found["q"], line, color=_RAMP(abs(line[-1]) / largest), linewidth=1.5)
+        axes.plot(found["q"], line, color=COLOURS["first" if line[0] else "second"], linewidth=1.5)
     for mark in found["noise"]:
         axes.plot(
             [mark["q"]] * len(lines), mark["features"], "o", color=COLOURS["ink"], mfc=COLOURS["card"], ms=4.5, zorder=3
         )
     handles = [
-        Line2D([], [], color=COLOURS["first"], label="minimum of loss + R (colour: size at q = 4)"),
+        Line2D([], [], color=COLOURS["first"], label="minimum of loss + R"),
+        Line2D([], [], color=COLOURS["second"], label="the same, 0 at q = 1"),
         Line2D([], [], color=COLOURS["ink"], mfc=COLOURS["card"], marker="o", ms=4.5, linestyle="none",
                label="found under the noise"),
     ]  # fmt: skip
     axes.set(xlabel="exponent q", ylabel="the 12 features of one digit")
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -144,7 +143,7 @@ def _training(record: Record) -> Figure:
     found = record["equivalence"]
     gradients = list(dict.fromkeys(one["gradient"] for one in found))
     qs = list(dict.fromkeys(one["q"] for one in found))
-    figure = _figure(9.2, 5.2)
+    figure = _figure(9.2, 4.5)
     grid: Any = figure.subplots(len(gradients), len(qs), squeeze=False)
     for line, gradient in zip(grid, gradients, strict=True):
         for axes, q in zip(line, qs, strict=True):

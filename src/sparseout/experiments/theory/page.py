@@ -32,6 +32,7 @@ _STATEMENTS = {
     "rescaling": "R changes when layers are rescaled",
     "no-force": "\"detached\" has no force along the rescaling",
     "force": "\"exact\" has",
+    "matched": "With scale=\"matched\" R does not change, and \"exact\" still pushes",
     "escape": "Networks of two layers obey that",
     "equivalence": "Training under the noise is training under the penalty; must be nearer than q + 0.1",
     "equivalence-detached": "Under \"detached\", weights fixed, the penalty is (2/q) R",
@@ -50,20 +51,33 @@ _ALTS = {
 
 
 def write(record: Record, checks: Sequence[Check], page: Path) -> list[Path]:
-    """Draw the figures, fill in the page's blocks, and return what was written. A page that is not there gets no prose.
-
-    Raises ValueError for a page with a block that is none of ours.
-    """
-    text = page.read_text(encoding="utf-8") if page.exists() else blank()
-    filled = fill(text, record, checks)
+    """Draw the figures, fill in the page's blocks, and return what was written."""
+    text = read(page)
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = [page]
     for name, content in figures.draw(record).items():
         written.append(images / f"theory-{name}.png")
         files.write(written[-1], content)
-    files.write(page, filled)
-    return [page, *written]
+    files.write(page, fill(text, record, checks))
+    return written
+
+
+def read(page: Path) -> str:
+    """The text of a page; where there is none, one of blocks without prose.
+
+    Raises ValueError for a page without our blocks, or with one that is none of ours or does not end.
+    """
+    if not page.exists():
+        return blank()
+    text = page.read_text(encoding="utf-8")
+    begun, whole = re.findall(r"<!-- begin: (.*?) -->", text), [found[1] for found in _BLOCK.findall(text)]
+    wanted = "a page with blocks of sparseout theory, from <!-- begin: NAME --> to <!-- end: NAME -->"
+    if not begun:
+        raise ValueError(expected("--page", wanted, f"{str(page)!r}, which has none"))
+    if wrong := [name for name in begun if name not in BLOCKS or name not in whole]:
+        raise ValueError(expected("--page", wanted, f"{str(page)!r}, with {wrong[0]!r}"))
+    return text
 
 
 def blank() -> str:
@@ -74,13 +88,7 @@ def blank() -> str:
 
 def fill(text: str, record: Record, checks: Sequence[Check]) -> str:
     """The text with all that stands between its markers made anew."""
-
-    def block(found: re.Match[str]) -> str:
-        if found[2] not in BLOCKS:
-            raise ValueError(expected("--page", f"a page with the blocks {', '.join(BLOCKS)}", repr(found[2])))
-        return f"{found[1]}\n{BLOCKS[found[2]](record, checks)}\n\n{found[3]}"
-
-    return _BLOCK.sub(block, text)
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](record, checks)}\n\n{found[3]}", text)
 
 
 def _wrapped(sentence: str) -> str:
@@ -90,8 +98,8 @@ def _wrapped(sentence: str) -> str:
 def _number(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.4g}"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits}e{int(exponent)}"
+    digits, _, exponent = f"{value:.2g}".partition("e")
+    return f"{digits}e{int(exponent)}" if exponent else digits
 
 
 def _range(check: Check) -> str:
@@ -125,15 +133,15 @@ def _table(record: Record, checks: Sequence[Check]) -> str:
 
 def _training(record: Record, checks: Sequence[Check]) -> str:
     lines = [
-        "| q | gradient | penalty | distance | to q + 0.1 | Hoyer, noise | Hoyer, penalty |",
-        "|--:|---|---|--:|--:|--:|--:|",
+        "| q | gradient | penalty | distance | to q + 0.1 | Hoyer, noise | Hoyer, penalty | largest gradient |",
+        "|--:|---|---|--:|--:|--:|--:|--:|",
     ]
     for one in record["equivalence"]:
         penalty = "R" if one["gradient"] == "exact" else "(2/q) R"
         noise, wanted = one["hoyer"]["noise"], one["hoyer"]["penalty"]
         lines.append(
             f"| {one['q']:g} | {one['gradient']} | {penalty} | {one['distance']:.4f} | {one['near']:.4f} "
-            f"| {noise:.3f} | {wanted:.3f} |"
+            f"| {noise:.3f} | {wanted:.3f} | {one['largest_gradient']:.1f} |"
         )
     return "\n".join(lines)
 
@@ -145,7 +153,8 @@ def _rescaling(record: Record, checks: Sequence[Check]) -> str:
     ]
     for one in record["rescaling"]:
         last = one["rows"][-1]
-        predicted = "0" if one["gradient"] == "detached" else f"{last['predicted']:.1f}"
+        settled = (2 - one["q"]) * last["penalty"] / one["decay"] if one["decay"] else last["predicted"]
+        predicted = "0" if one["gradient"] == "detached" else f"{settled:.1f}"
         lines.append(
             f"| {one['q']:g} | {one['gradient']} | {one['decay']:g} | {last['balance']:.1f} | {predicted} "
             f"| {last['rms']:.2f} | {last['penalty']:.2f} | {last['loss']:.2f} |"

@@ -205,7 +205,7 @@ def _no_loss() -> Iterator[Check]:
 
 
 def _rescaling() -> Iterator[Check]:
-    worst = dict.fromkeys(("penalty", "detached", "exact"), 0.0)
+    worst = dict.fromkeys(("penalty", "detached", "exact", "matched", "push"), 0.0)
     for q in QS:
         for family in (GAUSSIAN, POISSON, BERNOULLI):
             before = theory.lq_penalty(FEATURES, WEIGHT, 0.25, q, family, bias=BIAS)
@@ -218,12 +218,29 @@ def _rescaling() -> Iterator[Check]:
         share = WEIGHT.square() * torch.where(FEATURES == 0, 0.0, FEATURES.abs().pow(q)) * 0.25 / 0.75 / 2
         along = FEATURES * mean.features - WEIGHT * mean.weight
         worst["exact"] = max(worst["exact"], _gap(along, (q - 2) * share))
+        penalty, rescaled, push = _matched(q)
+        worst["matched"] = max(worst["matched"], abs(rescaled / penalty - 1))
+        worst["push"] = max(worst["push"], abs(push - (q - 2) * penalty))
     of = "largest relative error of R(w/3, 3h) against 3^(q - 2) R(w, h)"
     yield Check("rescaling", of, worst["penalty"], 0, ROUNDING)
     of = "detached: largest part of the gradient along the rescaling, in any mask"
     yield Check("no-force", of, worst["detached"], 0, ROUNDING)
     of = "exact, Gaussian: largest error of its mean against (q - 2) R_j"
     yield Check("force", of, worst["exact"], 0, ROUNDING)
+    of = "largest relative error of R(w/3, 3h) against R(w, h)"
+    yield Check("matched", of, worst["matched"], 0, ROUNDING)
+    of = "largest error of its gradient along the rescaling against (q - 2) R"
+    yield Check("matched", of, worst["push"], 0, ROUNDING)
+
+
+def _matched(q: float) -> tuple[float, float, float]:
+    """With scale="matched": R, R of rescaled layers, and the gradient of R along the rescaling."""
+    h, w = FEATURES.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    penalty = theory.lq_penalty(h, w, 0.25, q, GAUSSIAN, scale="matched")
+    after = theory.lq_penalty(3 * FEATURES, WEIGHT / 3, 0.25, q, GAUSSIAN, scale="matched")
+    slope_h, slope_w = torch.autograd.grad(penalty, (h, w))
+    along = (FEATURES * slope_h - WEIGHT * slope_w).sum()
+    return penalty.item(), after.item(), along.item()
 
 
 def _consequences() -> Iterator[Check]:
@@ -263,13 +280,17 @@ def of_training(record: Mapping[str, Any]) -> Iterator[Check]:
             of = f"q = {found['q']:g}, detached: the same from those of the penalty times 2/q"
             yield Check("equivalence-detached", of, found["distance"], 0, found["near"])
     for found in record["rescaling"]:
-        last = found["rows"][-1]
-        share = last["balance"] / last["predicted"]
-        name = f"q = {found['q']:g}, {found['gradient']}" + (", weight decay" if found["decay"] else "")
+        last, q, decay = found["rows"][-1], found["q"], found["decay"]
         if found["gradient"] == "detached":
-            yield Check("escape", f"{name}: change of the balance over that under exact", abs(share), 0, 0.05)
+            share = abs(last["balance"] / last["predicted"])
+            of = f"q = {q:g}, detached: change of the balance over what it would be under exact"
+            yield Check("escape", of, share, 0, 0.05)
+        elif decay:
+            of = f"q = {q:g}, exact, weight decay: balance at the end over (2 - q) R / decay"
+            yield Check("escape", of, last["balance"] * decay / ((2 - q) * last["penalty"]), 0.95, 1.05)
         else:
-            yield Check("escape", f"{name}: change of the balance over the predicted one", share, 0.95, 1.05)
+            of = f"q = {q:g}, exact: change of the balance over the integral of 2 (2 - q) R"
+            yield Check("escape", of, last["balance"] / last["predicted"], 0.95, 1.05)
 
 
 GROUPS: dict[str, Callable[[], Iterator[Check]]] = {

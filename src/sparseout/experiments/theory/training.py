@@ -4,6 +4,7 @@ Linear regression (the Gaussian family) of images from features, on scikit-learn
 components, in fp64. The noise is the library's.
 """
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ STEPS = 2000
 RATE = 0.1  # falling to 0 over the steps
 TRAINED = (1.0, 1.25, 1.5, 2.0, 3.0)
 NEAR = 0.1  # how much larger a q gives the solution that distances are to be compared with
-SHOWN = 40  # images whose features are kept for a figure
+SHOWN = 24  # images whose features are kept for a figure
 GRADIENTS: tuple[Gradient, ...] = ("exact", "detached")
 
 
@@ -74,8 +75,8 @@ def by_penalty(x: Tensor, weight: Tensor, q: float, factor: float, iterations: i
     return encoder.detach()
 
 
-def by_noise(x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int) -> Tensor:
-    """The encoder that gradient descent under the noise arrives at: the mean of its second half."""
+def by_noise(x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int) -> tuple[Tensor, list[float]]:
+    """The encoder that gradient descent under the noise arrives at, and the lengths of its gradients."""
 
     def features(encoder: Tensor) -> Tensor:
         return (x @ encoder.T).expand(COPIES, -1, -1)
@@ -86,9 +87,9 @@ def by_noise(x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int
 def descend(
     x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int, start: Tensor,
     features: Callable[[Tensor], Tensor],
-) -> Tensor:  # fmt: skip
-    """Gradient descent under the noise from `start`; the mean of its second half."""
-    value, total = start.clone().requires_grad_(), torch.zeros_like(start)
+) -> tuple[Tensor, list[float]]:  # fmt: skip
+    """Gradient descent under the noise from `start`: the mean of its second half, and the lengths of the gradients."""
+    value, total, lengths = start.clone().requires_grad_(), torch.zeros_like(start), []
     for step in range(steps):
         noisy = sparseout.sparseout(features(value), P, q, gradient=gradient, seed=step)
         (slope,) = torch.autograd.grad(misfit(x, noisy, weight).mean(), value)
@@ -96,13 +97,15 @@ def descend(
             value -= RATE * (1 - step / steps) * slope
             if 2 * step >= steps:
                 total += value
-    return total / (steps - (steps + 1) // 2)
+                lengths.append(slope.norm().item())
+    return total / len(lengths), lengths
 
 
 def equivalence(q: float, gradient: Gradient, steps: int = STEPS) -> dict[str, Any]:
     """Features learned under the noise, and under the penalty that its gradient stands for."""
     x, weight = images(), decoder()
-    noise = x @ by_noise(x, weight, q, gradient, steps).T
+    encoder, lengths = by_noise(x, weight, q, gradient, steps)
+    noise = x @ encoder.T
     factor = 1.0 if gradient == "exact" else 2 / q
     wanted = x @ by_penalty(x, weight, q, factor).T
     near = x @ by_penalty(x, weight, q + NEAR, 1.0 if gradient == "exact" else 2 / (q + NEAR)).T
@@ -111,6 +114,7 @@ def equivalence(q: float, gradient: Gradient, steps: int = STEPS) -> dict[str, A
         "gradient": gradient,
         "distance": distance(noise, wanted),
         "near": distance(near, wanted),
+        "largest_gradient": max(lengths) / statistics.median(lengths),
         "hoyer": {
             "noise": sparseout.measures.hoyer(noise).mean().item(),
             "penalty": sparseout.measures.hoyer(wanted).mean().item(),
@@ -139,7 +143,7 @@ def path(steps: int = 1500) -> dict[str, Any]:
     lines = [sparse_code(x, weight, q) for q in grid]
     marks = []
     for q in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0):
-        found = descend(
+        found, _ = descend(
             x, weight, q, "exact", steps, weight.T @ x / 2, lambda value: value.expand(32 * COPIES, -1)
         )  # fmt: skip
         wanted = sparse_code(x, weight, q)
@@ -161,7 +165,7 @@ def sparse_code(x: Tensor, weight: Tensor, q: float, sweeps: int = 2000) -> Tens
             code[place] = _alone(row[place], rest, P / (1 - P) * row[place] / 2, q)
         if max(abs(a - b) for a, b in zip(before, code, strict=True)) < 1e-12:
             break
-    return torch.tensor(code, dtype=torch.float64)
+    return torch.tensor([h if abs(h) > 1e-9 else 0.0 for h in code], dtype=torch.float64)
 
 
 def _alone(curvature: float, pull: float, strength: float, q: float) -> float:
@@ -195,8 +199,8 @@ KINDS = tuple(
 def rescaling(kind: Kind, steps: int = LONG) -> dict[str, Any]:
     """Train both layers of a ReLU network and follow the balance |U|^2 - |W|^2 of their weights.
 
-    `predicted` is the integral over time, which is steps times rate, of 2 (2 - q) R - 2 decay * balance, the balance
-    that was measured: what it must be if the penalty alone moves it, and for "exact".
+    `predicted` is the integral of 2 (2 - q) R over time, which is steps times rate: what "exact" without weight decay
+    makes of it. With weight decay it settles at (2 - q) R / decay.
     """
     x, every = images(), max(steps // 60, 1)
     generator = torch.Generator().manual_seed(0)
@@ -222,7 +226,7 @@ def rescaling(kind: Kind, steps: int = LONG) -> dict[str, Any]:
                         "rms": features.square().mean().sqrt().item(),
                     }
                 )
-        predicted += SLOW * (2 * (2 - kind.q) * cost - 2 * kind.decay * balance)
+        predicted += SLOW * 2 * (2 - kind.q) * cost
         noisy = sparseout.sparseout(features, P, kind.q, gradient=kind.gradient, seed=step)
         weights = sum(layer.square().sum() for layer in layers)
         objective = misfit(x, noisy, second).mean() + kind.decay / 2 * weights
