@@ -99,7 +99,7 @@ def _balls(record: Record) -> Figure:
             np.concatenate([x, -x[::-1], -x, x[::-1]]), np.concatenate([y, y[::-1], -y, -y[::-1]]),
             color=colour, label=f"{q:g}",
         )  # fmt: skip
-        size = np.linspace(0.01, 2, 400)
+        size = np.geomspace(1e-4, 2, 400)
         right.plot(size, q / 2 * size ** (q - 1), color=colour)
         right.plot(size, size ** (q - 1), color=colour, linestyle=_DASHES)
     left.set(aspect="equal", xlabel="$h_1$", ylabel="$h_2$", title="Where $|h_1|^q + |h_2|^q = 1$")
