@@ -9,7 +9,7 @@ from typing import Any
 from sparseout.errors import expected
 from sparseout.experiments import files
 from sparseout.experiments.theory import figures
-from sparseout.experiments.theory.statements import Check
+from sparseout.experiments.theory.statements import SAMPLES, Check
 
 Record = Mapping[str, Any]
 
@@ -19,7 +19,7 @@ _STATEMENTS = {
     "moments": "Every central moment of the noise is of the order of p",
     "gaussian": "Gaussian: E[loss] = loss + R, for q = 0 to 3 and p = 0.25, 0.5",
     "marginals": "Exact marginals of the other families",
-    "monte-carlo": "The library's noise gives these, 200,000 draws, q = 0 to 3, p = 0.25",
+    "monte-carlo": f"The library's noise gives these, {SAMPLES:,} draws, q = 0 to 3, p = 0.25",
     "order-3": "The remainder is of third order in the amplitude, q = 0 to 3",
     "order-4": "It is of fourth order at p = 0.5, and where A''' = 0",
     "small-p": "It is not small in p, q = 1",
