@@ -1,6 +1,6 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
-from sparseout import baselines, measures, schedules
+from sparseout import baselines, measures, schedules, theory
 from sparseout.control import SparsityController
 from sparseout.conversion import ConversionReport
 from sparseout.convert import convert_dropout_, revert_, set_q_
@@ -32,5 +32,6 @@ __all__ = [
     "schedules",
     "set_q_",
     "sparseout",
+    "theory",
 ]
 __version__ = "0.1.0"

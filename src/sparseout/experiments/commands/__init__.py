@@ -7,7 +7,7 @@ import typer
 
 from sparseout import __version__
 from sparseout.experiments.cli import tell
-from sparseout.experiments.commands import bench, demo, reproduce, run
+from sparseout.experiments.commands import bench, demo, reproduce, run, theory
 from sparseout.experiments.commands.common import INTERRUPTED, USAGE
 
 app = typer.Typer(
@@ -47,5 +47,6 @@ def _top(
 
 app.command()(demo.demo)
 app.command()(bench.bench)
+app.command()(theory.theory)
 app.add_typer(run.app, name="run")
 app.add_typer(reproduce.app, name="reproduce")
