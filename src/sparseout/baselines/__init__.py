@@ -3,8 +3,8 @@
 from sparseout.baselines.bridgeout import bridgeout_
 from sparseout.baselines.gaussian import GaussianDropout, gaussian_dropout
 from sparseout.baselines.kwinners import KWinners
-from sparseout.baselines.registry import METHODS, Attachment, make
 from sparseout.baselines.penalty import ActivityPenalty, kl_penalty, lq_penalty
+from sparseout.baselines.registry import METHODS, Attachment, make
 from sparseout.baselines.shakeout import shakeout_
 from sparseout.baselines.weights import revert_
 

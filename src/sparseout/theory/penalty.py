@@ -73,7 +73,7 @@ def lq_penalty(
             weights (k, d).
         p: probability of a drop, 0 <= p < 1, taken as it is. (``sparseout`` rounds it to a multiple of 2^-16.)
         q: exponent, a finite number >= 0, or a 0-d fp32 tensor. At 0, R counts the features that are not zero.
-        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`Family`.
+        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
         bias: b, a number or a tensor that broadcasts against theta.
         scale: sets beta as in :func:`sparseout.sparseout`: ``None`` is 1, the paper's. No gradient flows through it.
 
@@ -123,12 +123,12 @@ def expected_loss(
     else: all 2^d masks, for up to 16 features.
 
     Args:
-        features: as all below, see :func:`lq_penalty`.
+        features: as all below, see :func:`sparseout.theory.lq_penalty`.
         weight: w.
         target: y, a tensor that broadcasts against theta, of what the family has for outcomes; not checked.
         p: probability of a drop, 0 <= p < 1, taken as it is.
         q: exponent.
-        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`Family`.
+        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
         bias: b.
         scale: sets beta.
 
@@ -148,7 +148,7 @@ def expected_loss(
         >>> exact - loss, theory.lq_penalty(h, w, p=0.25, q=1.0, family=theory.POISSON)
         (tensor(0.0110), tensor(0.0109))
 
-    Source: as :func:`lq_penalty`. Poisson: the moment generating function of a sum of independent terms.
+    Source: as :func:`sparseout.theory.lq_penalty`. Poisson: the moment generating function of a sum of independent terms.
     """
     theta = _theta(features, weight, p, q, family, bias, scale)
     _check_target(target, theta)
@@ -176,12 +176,12 @@ def monte_carlo_loss(
     Applies :func:`sparseout.sparseout` to ``samples`` copies of the features, all at once: memory is that of so many.
 
     Args:
-        features: as all below, see :func:`expected_loss`.
+        features: as all below, see :func:`sparseout.theory.expected_loss`.
         weight: w.
         target: y.
         p: probability of a drop, 0 <= p < 1, rounded to a multiple of 2^-16 as always in the noise.
         q: exponent.
-        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`Family`.
+        family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
         bias: b.
         scale: sets beta.
         samples: how many draws, an int >= 2.
