@@ -7,9 +7,9 @@ A model with natural parameter :math:`\theta = b + w \cdot h` and log-partition 
     E[\text{loss}] = \text{loss} + R + \text{remainder}, \qquad
     R = \tfrac{1}{2} A''(\theta) \frac{p}{1 - p} \beta^2 \sum_j w_j^2 |h_j|^q
 
-:func:`sparseout.theory.lq_penalty` is R, :func:`sparseout.theory.expected_loss` the left side exactly, :func:`sparseout.theory.monte_carlo_loss` an estimate of it made
-with the library's own noise. The remainder is of third order in the amplitudes :math:`\beta w_j |h_j|^{q/2}`, and zero
-for `GAUSSIAN`.
+:func:`sparseout.theory.lq_penalty` is R, :func:`sparseout.theory.expected_loss` the left side exactly,
+:func:`sparseout.theory.monte_carlo_loss` an estimate of it made with the library's own noise. The remainder is of third
+order in the amplitudes :math:`\beta w_j |h_j|^{q/2}`, and zero for `GAUSSIAN`.
 
 Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3; for q = 2, Wager, Wang &
 Liang (2013), Dropout Training as Adaptive Regularization, section 2. ``docs/theory.md`` has the derivations.

@@ -148,7 +148,7 @@ def expected_loss(
         >>> exact - loss, theory.lq_penalty(h, w, p=0.25, q=1.0, family=theory.POISSON)
         (tensor(0.0110), tensor(0.0109))
 
-    Source: as :func:`sparseout.theory.lq_penalty`. Poisson: the moment generating function of a sum of independent terms.
+    Source: as `lq_penalty`. Poisson: the moment generating function of a sum of independent terms.
     """
     theta = _theta(features, weight, p, q, family, bias, scale)
     _check_target(target, theta)
