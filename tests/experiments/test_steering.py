@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small import differences, outcome, run
 
 from sparseout import SparsityController
 from sparseout.experiments import runs, train
+from sparseout.experiments.commands.run import show
 
 DIGITS = {"units": 128, "train_size": None, "valid_size": None, "batch": 32}
 
@@ -69,3 +71,14 @@ def test_runs_without_a_target_have_no_controller(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(train, "Steering", None)
     found = run(tmp_path, "autoencoder", epochs=1)
     assert "control" not in found
+
+
+def test_the_command_says_when_a_target_was_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    control = {"target": 0.6, "hoyer": 0.57, "q": 2.3, "noise_least": 1.0, "noise_most": 1.0}
+    result = {
+        "task": "autoencoder", "sparsity": {}, "test": {"mse": 0.01}, "valid": {"mse": 0.01}, "best_epoch": 1,
+        "epochs": 1, "steps": 9, "seconds": 1.0, "stopped_by": "epochs", "warnings": [], "control": control,
+    }  # fmt: skip
+    for hoyer, warnings, said in ((0.57, [], 1), (0.59, [], 0), (None, [], 1), (0.57, ["it is out of reach"], 0)):
+        show(Console(width=200), result | {"control": control | {"hoyer": hoyer}, "warnings": warnings}, Path("folder"))
+        assert capsys.readouterr().out.count("Note: the target is missed by") == said

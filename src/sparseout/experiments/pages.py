@@ -1,8 +1,11 @@
 """What pages made from results share."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from sparseout.errors import expected
 
 
 def wrapped(lines: Sequence[str]) -> str:
@@ -31,16 +34,20 @@ def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[st
     ]
 
 
-def filled(text: str, blocks: Mapping[str, str]) -> str:
-    """A page with its generated parts, each between `<!-- NAME -->` and `<!-- end -->`, put in anew.
+_BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
-    Raises ValueError where a page has no such place.
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """A page whose generated parts, each from `<!-- begin: NAME -->` to `<!-- end: NAME -->`, are put in anew.
+
+    Raises ValueError where it has no place for one of them.
     """
-    for name, content in blocks.items():
-        begin = f"<!-- {name} -->\n"
-        before, found, rest = text.partition(begin)
-        _, end, after = rest.partition("<!-- end -->")
-        if not found or not end:
-            raise ValueError(f"the page has no place between `<!-- {name} -->` and `<!-- end -->`")
-        text = f"{before}{begin}\n{content.strip()}\n\n{end}{after}"
-    return text
+    places = {found[1] for found in _BLOCK.findall(text)}
+    if missing := [name for name in blocks if name not in places]:
+        wanted = f"one with <!-- begin: {missing[0]} --> and <!-- end: {missing[0]} -->"
+        raise ValueError(expected("--page", wanted, "one without"))
+
+    def made(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{blocks[found[2]].strip()}\n\n{found[3]}" if found[2] in blocks else found[0]
+
+    return _BLOCK.sub(made, text)

@@ -41,7 +41,7 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
         files.write(picture, _drawn(record))
         alt = f"{_TITLES[name]}: reconstruction error against Hoyer, one line a method"
         shown = f"![{alt}]({os.path.relpath(picture, page.parent)})"
-        blocks[name] = pages.wrapped(
+        blocks[f"alternatives-{name}"] = pages.wrapped(
             [_what(name, record), "", shown, "", _CAPTION, "", *_equal(record), "", *_all(record)]
         )
     files.write(page, pages.filled(page.read_text(encoding="utf-8"), blocks))

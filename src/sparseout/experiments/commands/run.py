@@ -1,6 +1,7 @@
 """The commands `run autoencoder`, `run image` and `run language`: their options are the fields of `config`."""
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
         there = (folder / runs.CONFIG).exists()
         fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
     if _is_main():
-        _show(Console(), result, folder)
+        show(Console(), result, folder)
 
 
 def _as_flag(error: Exception) -> str:
@@ -182,10 +183,11 @@ def _watching(task: str) -> Iterator["Watch"]:
 
 # What the folder's name says anyway, or what does not change the numbers.
 _NAMED = ("method", "q", "p", "seed", "device", "checkpoint_minutes", "track")
+MISSED = 0.02  # of Hoyer, from which on the command says so
 _MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
 
 
-def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
+def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     """What came out: the metric, every measure of every place, what to be wary of."""
     from sparseout.experiments.tasks import shown_as
 
@@ -209,9 +211,13 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     lines = [says]
     if "control" in result:
         control = result["control"]
-        met = f"Hoyer {control['hoyer']:.3f} in training, where the target is {control['target']:g}"
+        hoyer = math.nan if control["hoyer"] is None else control["hoyer"]
+        met = f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}"
         power = f"{control['noise_least']:.2f} to {control['noise_most']:.2f} of Dropout's"
         lines.append(f"{met}, at q = {control['q']:.2f}; means over the last tenth; power of the noise {power}")
+        missed = hoyer - control["target"]
+        if not abs(missed) <= MISSED and not any("out of reach" in warning for warning in result["warnings"]):
+            lines.append(f"Note: the target is missed by {missed:+.3f}; q was still on its way: give it more --epochs.")
     for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
