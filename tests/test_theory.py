@@ -270,6 +270,19 @@ def test_slopes_at_zero_are_zero():
         assert close(slope, q / 2 * W.square() * H.sign() * torch.where(H == 0, 0, H.abs() ** (q - 1)))
 
 
+@pytest.mark.parametrize("scale", [None, 0.4, "matched"])
+def test_q_may_be_a_tensor(scale):
+    found, wanted = (
+        [
+            theory.lq_penalty(H, W, 0.25, q, POISSON, scale=scale),
+            theory.expected_loss(H, W, Y, 0.25, q, POISSON, scale=scale),
+            theory.monte_carlo_loss(H, W, Y, 0.25, q, POISSON, scale=scale, samples=100).mean,
+        ]
+        for q in (torch.tensor(1.5), 1.5)
+    )
+    assert close(torch.stack(found), torch.stack(wanted), 1e-6)  # a tensor q is fp32
+
+
 def test_no_gradient_flows_through_beta():
     h = H.clone().requires_grad_()
     unit, gain = reference.matched(H, 1.0)
