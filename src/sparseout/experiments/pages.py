@@ -37,13 +37,17 @@ def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[st
 _BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 
+def places(text: str) -> list[str]:
+    """The names of a page's generated parts."""
+    return [found[1] for found in _BLOCK.findall(text)]
+
+
 def filled(text: str, blocks: Mapping[str, str]) -> str:
     """A page whose generated parts, each from `<!-- begin: NAME -->` to `<!-- end: NAME -->`, are put in anew.
 
     Raises ValueError where it has no place for one of them.
     """
-    places = {found[1] for found in _BLOCK.findall(text)}
-    if missing := [name for name in blocks if name not in places]:
+    if missing := [name for name in blocks if name not in places(text)]:
         wanted = f"one with <!-- begin: {missing[0]} --> and <!-- end: {missing[0]} -->"
         raise ValueError(expected("--page", wanted, "one without"))
 

@@ -1,19 +1,16 @@
 """The page: prose of its own, in which what stands between markers is made from the results."""
 
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseout.errors import expected
-from sparseout.experiments import files
+from sparseout.experiments import files, pages
 from sparseout.experiments.theory import figures
 from sparseout.experiments.theory.statements import SAMPLES, Check
 
 Record = Mapping[str, Any]
-
-_BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 _STATEMENTS = {
     "moments": "Every central moment of the noise is of the order of p",
@@ -71,7 +68,7 @@ def read(page: Path) -> str:
     if not page.exists():
         return blank()
     text = page.read_text(encoding="utf-8")
-    begun, whole = re.findall(r"<!-- begin: (.*?) -->", text), [found[1] for found in _BLOCK.findall(text)]
+    begun, whole = re.findall(r"<!-- begin: (.*?) -->", text), pages.places(text)
     wanted = "a page with blocks of sparseout theory, from <!-- begin: NAME --> to <!-- end: NAME -->"
     if not begun:
         raise ValueError(expected("--page", wanted, f"{str(page)!r}, which has none"))
@@ -88,11 +85,7 @@ def blank() -> str:
 
 def fill(text: str, record: Record, checks: Sequence[Check]) -> str:
     """The text with all that stands between its markers made anew."""
-    return _BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](record, checks)}\n\n{found[3]}", text)
-
-
-def _wrapped(sentence: str) -> str:
-    return "\n".join(textwrap.wrap(sentence, 120, break_long_words=False, break_on_hyphens=False))
+    return pages.filled(text, {name: BLOCKS[name](record, checks) for name in pages.places(text)})
 
 
 def _number(value: float) -> str:
@@ -112,10 +105,8 @@ def _range(check: Check) -> str:
 
 def _summary(record: Record, checks: Sequence[Check]) -> str:
     holding = sum(check.holds for check in checks)
-    made = record["environment"]
-    where = f"PyTorch {made['torch']} on {made['processor'] or 'an unnamed processor'}"
-    revision = f" (revision {made['revision']})" if made["revision"] else ""
-    return _wrapped(f"{holding} of {len(checks)} checks hold. Made with {where}{revision}.")
+    made = pages.made_with([(record["environment"], True)])[0]
+    return pages.wrapped([f"{holding} of {len(checks)} checks hold. Made with {made}."])
 
 
 def _table(record: Record, checks: Sequence[Check]) -> str:
