@@ -142,7 +142,7 @@ def _special() -> Iterator[Check]:
 
 
 def _gradients() -> Iterator[Check]:
-    worst = {"exact": 0.0, "detached": 0.0, "marginal": 0.0, "direct": 0.0, "along": 0.0}
+    worst = dict.fromkeys(("exact", "detached", "marginal", "direct"), 0.0)
     for q in QS:
         for p in PS:
             wanted = masks.slopes_of(masks.loss_and_penalty(q, p, GAUSSIAN))
