@@ -132,7 +132,7 @@ def test_what_is_broken_stops_the_build(tmp_path, broken):
     (tmp_path / "docs/index.md").write_text(f"# Home\n\n{broken}\n")
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     config = re.sub(r"\nnav:\n.*?\n(?=\w)", "\n", config, flags=re.DOTALL).replace("[src]", f"[{ROOT}/src]")
-    (tmp_path / "mkdocs.yml").write_text(config.replace("extra_css: [stylesheets/extra.css]", ""))
+    (tmp_path / "mkdocs.yml").write_text(re.sub(r"(extra_css|hooks): \[.*\]\n", "", config))
     assert build(tmp_path / "site", tmp_path / "mkdocs.yml").returncode != 0
     (tmp_path / "docs/index.md").write_text("# Home\n")
     assert build(tmp_path / "site", tmp_path / "mkdocs.yml").returncode == 0
@@ -204,6 +204,15 @@ def test_every_page_in_a_browser(pages, host, tab, width, scheme):
         if any(bad.values()):
             wrong[name] = bad
     assert wrong == {}, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_mathematics_has_the_font_of_the_site(host, tab):
+    tab.open(f"{host}/limits.html")
+    assert tab.evaluate("document.fonts.load('16px \"Sparseout Math\"').then(found => found.length)") == 1
+    assert any(url.endswith("fonts/math.ttf") for url in tab.requests)
+    assert tab.evaluate("getComputedStyle(document.querySelector('math')).fontFamily").startswith('"Sparseout Math"')
 
 
 @pytest.mark.slow

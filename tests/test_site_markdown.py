@@ -60,6 +60,12 @@ def test_what_is_no_mathematics_stays(render, text):
     assert "<math" not in render(text)
 
 
+def test_primes_stand_beside_their_letter(render):
+    html = render("$A''(x) + y^2$")
+    assert '<mi>A</mi><mo lspace="0" rspace="0">\u2033</mo>' in html
+    assert html.count("<msup>") == 1  # the square
+
+
 def test_unknown_latex_is_an_error(render):
     with pytest.raises(Exception, match="frog"):
         render(r"$\frog$")

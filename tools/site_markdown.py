@@ -25,6 +25,13 @@ FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 DIRECTIVE = re.compile(r"\s*\.\. math::\s*(.*)")
 ROLE = re.compile(r":(class|func|meth):`([\w.]+)`")
 MATHML = LatexToMathML(fancy_error=False)  # raises LatexError for what it does not know, and the build stops
+PRIMED = re.compile("<msup>(<mi>[^<]*</mi>)<mo>([\u2032-\u2034\u2057])</mo></msup>")
+
+
+def _drawn(latex: str, displaystyle: bool) -> str:
+    """LaTeX as MathML. Primes stand beside their letter: fonts have them raised, and as superscripts they vanish."""
+    drawn: str = MATHML.convert_with_local_state(latex, displaystyle=displaystyle)
+    return PRIMED.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', drawn)
 
 
 class _Blocks(Preprocessor):
@@ -62,7 +69,7 @@ class _Blocks(Preprocessor):
         return done
 
     def _display(self, latex: str, indent: str) -> list[str]:
-        drawn = MATHML.convert_with_local_state(latex, displaystyle=True)
+        drawn = _drawn(latex, displaystyle=True)
         return ["", indent + self.md.htmlStash.store(f'<div class="display">{drawn}</div>'), ""]
 
 
@@ -75,7 +82,7 @@ def _link(found: re.Match[str]) -> str:
 
 class _Inline(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
-        return self.md.htmlStash.store(MATHML.convert_with_local_state(m[1], displaystyle=False)), m.start(0), m.end(0)
+        return self.md.htmlStash.store(_drawn(m[1], displaystyle=False)), m.start(0), m.end(0)
 
 
 class _Links(Treeprocessor):
