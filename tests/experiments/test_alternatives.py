@@ -92,3 +92,40 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [["--budget", "huge"], ["--only", "cifar10"], ["--data", "nowhere"]])
 def test_bad_options_are_refused(given: list[str]) -> None:
     assert CliRunner().invoke(app, ["reproduce", "alternatives", *given]).exit_code == 2
+
+
+def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
+    committed = (ROOT / "docs/comparison.md").read_text()
+    (tmp_path / "page.md").write_text(committed)
+    alternatives.render(ROOT / "results", tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == committed
+
+
+def test_what_the_page_says_is_what_the_results_show() -> None:
+    compared = 0
+    for name, record in alternatives.load_all(ROOT / "results").items():
+        assert len(record["rows"]) == 185
+        for measure in ("hoyer", "hoyer_live"):
+            for level in page.LEVELS:
+                found = {
+                    method: one.mean
+                    for method, seeds in page.curves(record["rows"], measure).items()
+                    if (one := page.at_level(seeds, level))
+                }
+                if "sparseout" not in found:
+                    continue
+                compared += 1
+                ours = found["sparseout"]
+                assert all(ours < found[method] for method in found.keys() & {"bridgeout", "shakeout"})
+                assert all(1.2 * ours < found[method] for method in found.keys() & {"dropout", "gaussian"})
+                chosen = {method: found[method] for method in found.keys() & {"penalty", "kwinners"}}
+                if name == "digits":
+                    assert len(chosen) == 2
+                    assert all(error < ours for error in chosen.values())
+                elif measure == "hoyer":
+                    three = [ours, *chosen.values()]
+                    assert max(three) < 1.12 * min(three)
+                    assert (ours == min(three)) == (level == 0.7)
+                if {"dropout", "gaussian"} <= found.keys():
+                    assert found["gaussian"] == pytest.approx(found["dropout"], rel=0.04)
+    assert compared == 12

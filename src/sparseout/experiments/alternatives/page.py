@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sparseout.experiments import files, pages
 from sparseout.experiments.report.svg import COLOURS, STYLE, image
@@ -86,6 +87,7 @@ def _what(name: str, record: Mapping[str, Any]) -> str:
     return (
         f"{_TITLES[name]}: autoencoders of {config['units']} units, {config['epochs']} epochs of batch "
         f"{config['batch']}; {len(rows)} runs, {seeds} seeds, {minutes:.0f} minutes of running one after the other. "
+        "Seconds a run depend on what else a machine does, and are a rough guide. "
         f"Made with {' and with '.join(pages.made_with(told))}."
     )
 
@@ -110,7 +112,7 @@ def _equal(record: Mapping[str, Any]) -> list[str]:
             ),
             "",
         ]
-    return lines
+    return lines[:-1]
 
 
 def _cell(one: Interval | None, least: float) -> str:
@@ -163,6 +165,9 @@ def _drawn(record: Mapping[str, Any]) -> bytes:
                     elinewidth=0.8, label=method if axes.get_subplotspec().is_first_col() else None,
                 )  # fmt: skip
             axes.set(xlabel=f"Hoyer sparsity, {units}", yscale="log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.label_outer()
         figure.axes[0].set_ylabel("test MSE x 1000")
         figure.legend(loc="outside lower center", ncols=4)
