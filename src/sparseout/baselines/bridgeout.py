@@ -76,7 +76,7 @@ def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -
     shape = weight.shape if examples is None else (examples, *weight.shape)
     # 1 + xi, the same at any q: Sparseout's generator makes it faster than torch's Bernoulli draws
     xi = sparseout(torch.ones(shape, dtype=wide.dtype, device=weight.device), p, 1.0).sub_(1)
-    return torch.addcmul(wide, power, xi).to(weight.dtype)
+    return (power * xi).add_(wide).to(weight.dtype)
 
 
 class BridgeoutLinear(nn.Linear):
