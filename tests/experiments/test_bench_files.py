@@ -295,6 +295,13 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert err.strip() == ""
     text = (folder / "bench.md").read_text()
     assert "plain formula, compiled failed in" in text
+    heading, *lines = text.split("### The alternatives, beside one linear layer\n\n")[1].splitlines()
+    assert heading == "|  | 8 x 8 |"
+    shown = rows["Linear 8 x 8, batch 64", "Bridgeout, per example"]
+    (line,) = (line for line in lines if line.startswith("| Bridgeout, per example |"))
+    assert f"**{table.number(shown['ratio']['step']['median'])}**" in line
+    assert shown["peak_bytes"] > 2 * 64 * 4 * 8 * 8
+    assert "A linear layer: time over that with nn.Dropout" in out
     before = text, path.read_text()
     (folder / "bench.md").unlink()
     assert status_of("bench", "--render", "--out", str(folder)) == 0
