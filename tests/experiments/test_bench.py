@@ -1,5 +1,6 @@
 """The benchmark's peers compute what they are named for, and its arithmetic is that of hand-made numbers."""
 
+import inspect
 import time
 
 import oracle
@@ -181,8 +182,10 @@ def test_plans():
     for (device, quick), plan in cases.PLANS.items():
         found = cases.cases(device, quick)
         assert len({case.key for case in found}) == len(found)
-        assert {case.section for case in found} == {"operation", "model"}
-        assert {case.section for case in cases.cases(device, quick, "model")} == {"model"}
+        assert {case.section for case in found} == {"operation", "model", "alternatives"}
+        for section in ("model", "alternatives"):
+            assert {case.section for case in cases.cases(device, quick, section)} == {section}
+        assert tuple(case.width for case in found if case.section == "alternatives") == plan.widths
         assert {case.model for case in found if case.section == "model"} <= set(cases.MODELS)
         sizes = {case.elements for case in found if case.section == "operation" and case.layout == "vector"}
         assert sizes == {64, *plan.sizes} | ({2**14} if device == "cpu" else set())
@@ -223,3 +226,48 @@ def test_the_reason_of_a_compiler_is_what_it_wraps():
     error.inner_exception = RuntimeError("\n no C++ compiler was found \nmore")
     assert measure._reason(error) == "no C++ compiler was found"
     assert measure._reason(ValueError()) == "ValueError"
+
+
+def test_every_method_is_what_its_row_says():
+    steps = measure.steps_of(cases.Layer(8, 1), "cpu")
+    assert list(steps) == [*peers.METHODS, *peers.ALTERNATIVES]
+    found = {}
+    for name, step in steps.items():
+        model, penalty = (inspect.getclosurevars(step).nonlocals[cell] for cell in ("model", "penalty"))
+        found[name] = (type(model[1]).__name__, type(model[2]).__name__, penalty is not None)
+        step()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        if name.startswith("Bridgeout"):
+            assert model[2].per_example == name.endswith("example")
+    assert found == {
+        "nn.Dropout": ("Dropout", "Linear", False),
+        "no dropout": ("Identity", "Linear", False),
+        "Sparseout q=1.5": ("Sparseout", "Linear", False),
+        "Gaussian dropout": ("GaussianDropout", "Linear", False),
+        "L1 penalty": ("Identity", "Linear", True),
+        "k-winners, a tenth": ("KWinners", "Linear", False),
+        "Shakeout": ("Identity", "ShakeoutLinear", False),
+        "Bridgeout, per batch": ("Identity", "BridgeoutLinear", False),
+        "Bridgeout, per example": ("Identity", "BridgeoutLinear", False),
+    }
+
+
+def test_alternatives_in_models_where_they_have_a_place(monkeypatch):
+    monkeypatch.setitem(cases.MODELS, "tiny", cases.Text(2, 8, 8, 2, 3, 20))
+    monkeypatch.setitem(cases.MODELS, "small", cases.Images(10, 1, 2))
+    plain, every = list(peers.METHODS), [*peers.METHODS, *peers.ALTERNATIVES]
+    for name, mode, wanted in (
+        ("small", "eager", every),
+        ("small", "compiled", plain),
+        ("tiny", "eager", [*plain, "Gaussian dropout", "L1 penalty"]),
+        ("tiny", "compiled", plain),
+    ):
+        assert list(measure.steps_of(cases.Model(name, mode, 1), "cpu")) == wanted
+
+
+def test_noise_per_example_takes_memory_for_every_example():
+    steps = measure.steps_of(cases.Layer(64, 1, batch=32), "cpu")
+    peaks = {name: memory.peak(step, "cpu") for name, step in steps.items()}
+    weights = 4 * 64 * 64
+    assert peaks.pop("Bridgeout, per example") > 2 * 32 * weights
+    assert max(peaks.values()) < 20 * weights

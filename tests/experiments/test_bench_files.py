@@ -251,7 +251,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(cases.MODELS, "WRN-10-1, batch 2", cases.Images(10, 1, 2))
     monkeypatch.setitem(cases.MODELS, "LSTM 2 x 8, batch 2 x 3 steps", cases.Text(2, 8, 8, 2, 3, 20))
     models = dict.fromkeys(("WRN-10-1, batch 2", "LSTM 2 x 8, batch 2 x 3 steps"), ("eager", "compiled"))
-    plan = cases.Plan(Budget(0, 3, 3), (N,), ("fp32", "bf16"), N, models)
+    plan = cases.Plan(Budget(0, 3, 3), (N,), ("fp32", "bf16"), N, models, (8,))
     monkeypatch.setitem(cases.PLANS, ("cpu", True), plan)
     monkeypatch.setitem(measure.LATENCY_CALLS, "wall", 2)
 
@@ -276,7 +276,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     found = json.loads(path.read_text())
     assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name, path.with_suffix(".png").name])
     rows = {(row["case"], row["peer"]): row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 4 * 12 + 3 * 2 + 4 * 3
+    assert len(rows) == len(found["rows"]) == 4 * 12 + 3 * 2 + (9 + 5 + 2 * 3) + 9
     assert set(found["planned"]) == {case for case, _ in rows}
     failed = {peer for (_, peer), row in rows.items() if "failed" in row}
     assert failed == {"plain formula, compiled", "nn.Dropout", "no dropout", "Sparseout q=1.5"}
@@ -295,6 +295,13 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert err.strip() == ""
     text = (folder / "bench.md").read_text()
     assert "plain formula, compiled failed in" in text
+    heading, *lines = text.split("### The alternatives, beside one linear layer\n\n")[1].splitlines()
+    assert heading == "|  | 8 x 8 |"
+    shown = rows["Linear 8 x 8, batch 64", "Bridgeout, per example"]
+    (line,) = (line for line in lines if line.startswith("| Bridgeout, per example |"))
+    assert f"**{table.number(shown['ratio']['step']['median'])}**" in line
+    assert shown["peak_bytes"] > 2 * 64 * 4 * 8 * 8
+    assert "A linear layer: time over that with nn.Dropout" in out
     before = text, path.read_text()
     (folder / "bench.md").unlink()
     assert status_of("bench", "--render", "--out", str(folder)) == 0
@@ -332,7 +339,7 @@ def test_one_half_and_an_interrupt(tiny, tmp_path, capfd, monkeypatch):
     [
         (["--device", "tpu"], "expected `--device` to be cpu or cuda, but got 'tpu'"),
         (["--device", "cuda"], "expected `--device` to be cpu, since torch finds no CUDA device, but got 'cuda'"),
-        (["--only", "half"], "expected `--only` to be operation or model, but got 'half'"),
+        (["--only", "half"], "expected `--only` to be operation, model or alternatives, but got 'half'"),
         (["--render"], "expected `--out` to be a folder with rows of sparseout bench, but got"),
         (["--fast"], "No such option: --fast"),
     ],

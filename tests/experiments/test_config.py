@@ -114,7 +114,7 @@ def test_what_a_method_does_not_use_is_neither_written_nor_taken(task: str, meth
 SCALE = "paper (beta = 1), matched (the power of Dropout's noise) or a number > 0 (the unit of x)"
 METHODS = "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty or kwinners"
 FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
-SIGNED = "hidden states of both signs have no largest k that would say which are active"
+SIGNED = "the states of an LSTM have both signs, and the largest are not the most active"
 WINNERS = "a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"
 BAD: list[tuple[str, str, Any, str]] = [
     ("autoencoder", "method", "dropconnect", METHODS),

@@ -75,8 +75,8 @@ def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -
     power: Tensor = torch.where(small, 0.0, torch.where(small, 1.0, size) ** (q / 2))
     shape = weight.shape if examples is None else (examples, *weight.shape)
     # 1 + xi, the same at any q: Sparseout's generator makes it faster than torch's Bernoulli draws
-    xi = sparseout(torch.ones(shape, dtype=wide.dtype, device=weight.device), p, 1.0) - 1
-    return (wide + power * xi).to(weight.dtype)
+    xi = sparseout(torch.ones(shape, dtype=wide.dtype, device=weight.device), p, 1.0).sub_(1)
+    return (power * xi).add_(wide).to(weight.dtype)
 
 
 class BridgeoutLinear(nn.Linear):

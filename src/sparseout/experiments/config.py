@@ -189,7 +189,7 @@ _REFUSED = {
     "language": {
         "bridgeout": _FUSED,
         "shakeout": _FUSED,
-        "kwinners": "hidden states of both signs have no largest k that would say which are active",
+        "kwinners": "the states of an LSTM have both signs, and the largest are not the most active",
     }
 }
 _AFTER_RELU = {

@@ -25,21 +25,31 @@ def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float)
     return nn.Identity() if isinstance(made, Attachment) else made
 
 
-def attach(
+def attached(
     config: Config, model: nn.Module, activations: Collection[nn.Module], following: Collection[nn.Module] = ()
 ) -> ActivityPenalty | None:
-    """Attach a method that is no layer: to the layers `following` the noise, or a penalty on the `activations`.
+    """`attach` the method that a configuration asks for, if it is no layer."""
+    made = make(config.method, **_arguments(config))
+    return attach(made if isinstance(made, Attachment) else None, model, activations, following)
+
+
+def attach(
+    attachment: Attachment | None,
+    model: nn.Module,
+    activations: Collection[nn.Module],
+    following: Collection[nn.Module] = (),
+) -> ActivityPenalty | None:
+    """Attach noise on weights to the layers `following` the place of the noise, or a penalty on the `activations`.
 
     Returns the penalty, whose `loss` is to be added to the loss.
     """
-    made = make(config.method, **_arguments(config))
-    if not isinstance(made, Attachment):
+    if attachment is None:
         return None
-    if made.acts_on == "weights":
+    if attachment.acts_on == "weights":
         for layer in following:
-            made.attach(layer)
+            attachment.attach(layer)
         return None
-    penalty: ActivityPenalty = made.attach(model, modules=lambda name, module: module in activations)
+    penalty: ActivityPenalty = attachment.attach(model, modules=lambda name, module: module in activations)
     return penalty
 
 

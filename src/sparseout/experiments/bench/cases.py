@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 from sparseout.experiments.bench.peers import LAYOUTS
 from sparseout.experiments.bench.timing import Budget
 
-Section = Literal["operation", "model"]
+Section = Literal["operation", "model", "alternatives"]
 Mode = Literal["eager", "compiled"]
 
 SMALL = 64  # elements: what such a call takes is what any call takes at least
@@ -51,7 +51,22 @@ class Model:
         return f"{self.model}, {self.mode}"
 
 
-Case = Operation | Model
+@dataclass(frozen=True)
+class Layer:
+    """ReLU, a method and a linear layer of so many inputs and outputs, on a batch of rows."""
+
+    width: int
+    threads: int | None = None
+    batch: int = 64
+    section: ClassVar[Section] = "alternatives"
+
+    @property
+    def key(self) -> str:
+        """Unique within a file."""
+        return f"Linear {self.width} x {self.width}, batch {self.batch}"
+
+
+Case = Operation | Model | Layer
 
 
 class Images(NamedTuple):
@@ -90,6 +105,7 @@ class Plan(NamedTuple):
     dtypes: tuple[str, ...]  # the first in all sizes; on a CPU the others in one
     layout_size: int
     models: Mapping[str, tuple[Mode, ...]]
+    widths: tuple[int, ...] = ()  # of linear layers
 
 
 _BOTH: tuple[Mode, ...] = ("eager", "compiled")
@@ -97,19 +113,21 @@ _LSTM = "LSTM 2 x 200, batch 20 x 35 steps"
 _CPU_MODELS = {"WRN-16-2, batch 16": _BOTH, _LSTM: _BOTH}
 _QUICK_MODELS: dict[str, tuple[Mode, ...]] = {"WRN-10-1, batch 16": ("eager",), _LSTM: _BOTH}  # compiling takes 40 s
 _GPU_MODELS = {"WRN-28-10, batch 128": _BOTH, "LSTM 3 x 1150, batch 80 x 70 steps": _BOTH}
+_GPU_WIDTHS = (256, 1024, 2048)
 _GPU_SIZES = (M, 16 * M, 64 * M, 256 * M)
 PLANS = {
-    ("cpu", False): Plan(Budget(12, 7, 60), (M, 10 * M), ("fp32", "bf16"), M, _CPU_MODELS),
-    ("cpu", True): Plan(Budget(1, 4, 20), (M,), ("fp32", "bf16"), M, _QUICK_MODELS),
-    ("cuda", False): Plan(Budget(4, 20, 100), _GPU_SIZES, ("fp32", "bf16", "fp16"), 64 * M, _GPU_MODELS),
-    ("cuda", True): Plan(Budget(1, 10, 30), (64 * M,), ("fp32", "bf16"), 64 * M, _GPU_MODELS),
+    ("cpu", False): Plan(Budget(12, 7, 60), (M, 10 * M), ("fp32", "bf16"), M, _CPU_MODELS, (64, 256, 1024)),
+    ("cpu", True): Plan(Budget(1, 4, 20), (M,), ("fp32", "bf16"), M, _QUICK_MODELS, (256,)),
+    ("cuda", False): Plan(Budget(4, 20, 100), _GPU_SIZES, ("fp32", "bf16", "fp16"), 64 * M, _GPU_MODELS, _GPU_WIDTHS),
+    ("cuda", True): Plan(Budget(1, 10, 30), (64 * M,), ("fp32", "bf16"), 64 * M, _GPU_MODELS, (1024,)),
 }
 
 
 def cases(device: str, quick: bool, only: str = "") -> list[Case]:
     """Every case of a run, in the order of the tables; `only` names a section."""
     plan = PLANS[device, quick]
-    found = [*(_on_cpu if device == "cpu" else _on_cuda)(plan), *_models(plan, device)]
+    layers = [Layer(width, 1 if device == "cpu" else None) for width in plan.widths]
+    found = [*(_on_cpu if device == "cpu" else _on_cuda)(plan), *_models(plan, device), *layers]
     return [case for case in found if only in ("", case.section)]
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout import Sparseout
+from sparseout.baselines import Attachment
 from sparseout.experiments.bench import memory, timing
-from sparseout.experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Model, Operation
-from sparseout.experiments.bench.peers import LAYOUTS, P, compiled
+from sparseout.experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation
+from sparseout.experiments.bench.peers import ALTERNATIVES, FOR_TEXT, LAYOUTS, METHODS, Method, P, compiled, method
 from sparseout.experiments.bench.timing import (
     STREAMS,
     Budget,
@@ -26,7 +26,9 @@ from sparseout.experiments.bench.timing import (
     WallClock,
     spread,
 )
+from sparseout.experiments.methods import attach
 from sparseout.experiments.models import LanguageModel, WideResNet
+from sparseout.experiments.tasks.base import penalised
 
 Row = dict[str, Any]
 Hears = Callable[[str, float], None]
@@ -41,7 +43,7 @@ def measure(case: Case, device: str, budget: Budget, heard: Hears) -> list[Row]:
         torch.manual_seed(0)
         if isinstance(case, Operation):
             return _operation(case, device, budget, heard)
-        return _model(case, device, budget, heard)
+        return _steps(case, steps_of(case, device), device, budget, heard)
 
 
 def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> list[Row]:
@@ -91,15 +93,20 @@ def of_copy_bandwidth(seconds: Mapping[str, Mapping[str, float]], copying: float
     return {phase: least[phase] / times["median"] for phase, times in seconds.items()}
 
 
-def _model(case: Model, device: str, budget: Budget, heard: Hears) -> list[Row]:
-    noises: dict[str, Callable[[], nn.Module]] = {
-        "nn.Dropout": partial(nn.Dropout, P),
-        "no dropout": nn.Identity,
-        "Sparseout q=1.5": partial(Sparseout, P, 1.5),
-    }
+def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
+    """A training step with every method that the case has a place for."""
+    if isinstance(case, Layer):
+        return {name: layer_step(case, one, device) for name, one in (METHODS | ALTERNATIVES).items()}
+    methods = dict(METHODS)
     if device == "cuda":
-        noises |= {f"Sparseout q={q:g}": partial(Sparseout, P, q) for q in (1.0, 2.5)}
-    steps = {name: training_step(case, noise, device) for name, noise in noises.items()}
+        methods |= {f"Sparseout q={q:g}": method("sparseout", p=P, q=q) for q in (1.0, 2.5)}
+    if case.mode == "eager":
+        images = isinstance(MODELS[case.model], Images)
+        methods |= {name: one for name, one in ALTERNATIVES.items() if images or name in FOR_TEXT}
+    return {name: training_step(case, one.noise, device, one.attachment) for name, one in methods.items()}
+
+
+def _steps(case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, heard: Hears) -> list[Row]:
     clock = WallClock(device)
     runners: dict[str, Runner] = {name: partial(_timed_step, step, clock) for name, step in steps.items()}
     rows, times = _rows(case, runners, budget, heard)
@@ -112,12 +119,33 @@ def _timed_step(step: Callable[[], None], clock: Clock) -> Times:
     return {"step": timing.timed(step, clock)}
 
 
-def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> Callable[[], None]:
+def layer_step(case: Layer, method: Method, device: str) -> Callable[[], None]:
+    """Forward and backward to input and weights, of one layer with a method; no gradients are left between steps."""
+    layer = nn.Linear(case.width, case.width)
+    model = nn.Sequential(nn.ReLU(), method.noise(), layer).to(device)
+    x = torch.randn(case.batch, case.width, device=device, requires_grad=True)
+    grad = torch.randn(case.batch, case.width, device=device)
+    penalty = attach(method.attachment, model, [model[0]], [layer])
+
+    def step() -> None:
+        out = model(x)
+        penalised((out * grad).sum(), penalty).backward()
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+
+    return step
+
+
+def training_step(
+    case: Model, noise: Callable[[], nn.Module], device: str, attachment: Attachment | None = None
+) -> Callable[[], None]:
     """Forward, loss, backward and a step of SGD, on one batch of random data; no gradients are left between steps."""
     shape, weights = MODELS[case.model], torch.Generator().manual_seed(0)
-    model: nn.Module
+    model: WideResNet | LanguageModel
+    following: list[nn.Module] = []
     if isinstance(shape, Images):
         model = WideResNet(shape.depth, shape.width, lambda _: noise(), weights)
+        following = model.following()
         x = torch.randn(shape.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         target = torch.randint(10, (shape.batch,), device=device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,6 +154,7 @@ def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> C
         x = torch.randint(shape.words, (shape.steps, shape.batch), device=device)
         target = torch.randint(shape.words, (shape.steps * shape.batch,), device=device)
     model = model.to(device)
+    penalty = attach(attachment, model, model.activations().values(), following)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     forward = compiled(model) if case.mode == "compiled" else model
     half = device == "cuda" and isinstance(shape, Images)
@@ -134,7 +163,7 @@ def training_step(case: Model, noise: Callable[[], nn.Module], device: str) -> C
         with torch.autocast(device, torch.bfloat16, enabled=half):
             out = forward(x)
             logits = out if isinstance(out, Tensor) else out[0].flatten(0, 1)
-            loss = F.cross_entropy(logits, target)
+            loss = penalised(F.cross_entropy(logits, target), penalty)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,14 +1,15 @@
-"""What is measured against what, by the layout of the input. The first of each table is the yardstick."""
+"""What is measured against what. The first of each table is the yardstick."""
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseout import Sparseout2d, sparseout
+from sparseout.baselines import Attachment, make
 from sparseout.experiments.bench.timing import Function
 
 P = 0.5
@@ -90,3 +91,40 @@ LAYOUTS: dict[str, tuple[Callable[[str], dict[str, Function]], torch.memory_form
     "channel mask, channels_last": (channel, torch.channels_last),
     "element mask, channels_last": (few, torch.channels_last),
 }
+
+
+class Method(NamedTuple):
+    """What stands where Dropout stands, and what else is attached to a layer or a model."""
+
+    noise: Callable[[], nn.Module]
+    attachment: Attachment | None = None
+
+
+def method(name: str, **parameters: Any) -> Method:
+    """A method of `baselines.make`."""
+    made = make(name, **parameters)
+    if isinstance(made, Attachment):
+        return Method(nn.Identity, made)
+    return Method(lambda: _layer(make(name, **parameters)))
+
+
+def _layer(made: nn.Module | Attachment) -> nn.Module:
+    assert isinstance(made, nn.Module)
+    return made
+
+
+# In whole models and beside a linear layer; the others where a model has a place for them.
+METHODS = {
+    "nn.Dropout": method("dropout", p=P),
+    "no dropout": method("none"),
+    "Sparseout q=1.5": method("sparseout", p=P, q=1.5),
+}
+ALTERNATIVES = {
+    "Gaussian dropout": method("gaussian", p=P),
+    "L1 penalty": method("penalty"),
+    "k-winners, a tenth": method("kwinners", k=0.1),
+    "Shakeout": method("shakeout", p=P),
+    "Bridgeout, per batch": method("bridgeout", p=P, q=1.5, per_example=False),
+    "Bridgeout, per example": method("bridgeout", p=P, q=1.5),
+}
+FOR_TEXT = ("Gaussian dropout", "L1 penalty")  # LSTM layers keep their weights to themselves

@@ -94,6 +94,17 @@ def _device(record: Record) -> Iterator[str]:
             + ("they are small so that a processor can run them." if here["device"]["type"] == "cpu" else "")
             + ("the former run in bf16 autocast." if here["device"]["type"] == "cuda" else "")
         )
+    layers = [row for row in rows if row["section"] == "alternatives"]
+    if layers:
+        yield "### The alternatives, beside one linear layer"
+        yield _grid(layers, layer_column, "step", memory=True)
+        yield (
+            f"ReLU, the method, and a linear layer of so many inputs and outputs on {layers[0]['batch']} rows, fp32"
+            + (f", {count(layers[0]['threads'], 'thread')}" if layers[0]["threads"] else "")
+            + ": forward and backward to the input and the weights, against the same with nn.Dropout; then the peak of "
+            "memory above what was held before. Bridgeout (q = 1.5) and Shakeout act on the weights of the layer; "
+            "Bridgeout draws its noise for every row or once a batch."
+        )
     yield "\n".join(f"- {note}" for note in [_CACHES[here["device"]["type"]], *_failures(rows)])
 
 
@@ -116,6 +127,11 @@ def operation_column(row: Row) -> str:
 def model_column(row: Row) -> str:
     """The heading of a column."""
     return f"{row['model']}, {row['mode']}"
+
+
+def layer_column(row: Row) -> str:
+    """The heading of a column."""
+    return f"{row['width']} x {row['width']}"
 
 
 def _extent(row: Row) -> tuple[int, int]:
@@ -219,6 +235,9 @@ def terminal(record: Record) -> Iterator[Table]:
             lambda row: f"{row['model'].split(',')[0]}, {row['mode']}",
             "step",
         )
+    layers = [row for row in record.rows if row["section"] == "alternatives"]
+    if layers:
+        groups["A linear layer: time over that with nn.Dropout"] = (layers, layer_column, "step")
     for title, (rows, column, phase) in groups.items():
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         columns = list(dict.fromkeys(column(row) for row in rows))

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds.")] = False,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="A GPU where there is one, if not given.")] = "",
-    only: Annotated[str, typer.Option(metavar="operation|model", help="Measure one half.")] = "",
+    only: Annotated[str, typer.Option(metavar="operation|model|alternatives", help="Measure one part.")] = "",
     render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and plots from the rows.")] = False,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where rows, page and plots go.")] = "bench",
 ) -> None:
     """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
-    On two processor cores it takes some four minutes, or one with --quick. Writes the rows as JSON under the device's
+    On two processor cores it takes some five minutes, or one with --quick. Writes the rows as JSON under the device's
     name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
     interrupted goes on when it is started again.
     """
@@ -34,8 +34,8 @@ def bench(
 
     folder, console = Path(out), Console()
     device = device_named(device)
-    if only not in ("", "operation", "model"):
-        fail(expected("--only", "operation or model", repr(only)))
+    if only not in ("", "operation", "model", "alternatives"):
+        fail(expected("--only", "operation, model or alternatives", repr(only)))
     if not out:
         fail(expected("--out", "the name of a folder", repr(out)))
     if render and not any(folder.glob("*.json")):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.data import images
-from sparseout.experiments.methods import attach, noise
+from sparseout.experiments.methods import attached, noise
 from sparseout.experiments.models import Autoencoder
 from sparseout.experiments.streams import Streams
 from sparseout.experiments.tasks.base import (
@@ -49,7 +49,7 @@ class Reconstruct(Task):
         pixels = self.parts["train"].shape[1]
         model = Autoencoder(pixels, config.units, noise(config, units=config.units), streams.init).to(place.device)
         self.model, self._activations = model, model.activations()
-        penalty = attach(config, model, self._activations.values(), [model.decoder])
+        penalty = attached(config, model, self._activations.values(), [model.decoder])
         self.objective = _Error(self.model, penalty)
 
     def optimizer(self) -> torch.optim.Optimizer:

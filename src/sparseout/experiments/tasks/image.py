@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.data import images
-from sparseout.experiments.methods import attach, noise
+from sparseout.experiments.methods import attached, noise
 from sparseout.experiments.models import WideResNet
 from sparseout.experiments.schedules import SCHEDULES
 from sparseout.experiments.streams import Streams
@@ -76,7 +76,7 @@ class Classify(Task):
         )
         self.model = model.to(place.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()
-        self.objective = _Loss(self.model, attach(config, model, self._activations.values(), model.following()))
+        self.objective = _Loss(self.model, attached(config, model, self._activations.values(), model.following()))
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(

@@ -13,7 +13,7 @@ from sparseout.baselines import ActivityPenalty
 from sparseout.experiments import config as options
 from sparseout.experiments.averaging import averaged, triggered
 from sparseout.experiments.data import text
-from sparseout.experiments.methods import attach, noise
+from sparseout.experiments.methods import attached, noise
 from sparseout.experiments.models import LanguageModel
 from sparseout.experiments.schedules import cosine
 from sparseout.experiments.streams import Streams
@@ -52,7 +52,7 @@ class Predict(Task):
             weight_drop=config.weight_drop or 0.0,
             embedding_drop=config.embedding_drop or 0.0,
         ).to(place.device)
-        penalty = attach(config, self.model, self.model.activations().values())
+        penalty = attached(config, self.model, self.model.activations().values())
         self.objective = _Loss(self.model, config.activation_penalty or 0.0, config.temporal_penalty or 0.0, penalty)
         self._varied = config.model == "awd"
         self._bptt = _known(config.bptt)
