@@ -13,7 +13,7 @@ from sparseout.convert import forget_compiled_code
 from sparseout.errors import expected, kind
 from sparseout.measures import Streaming
 from sparseout.norm import batch_norms
-from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim
+from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim, unwrapped
 from sparseout.sparsity_report import SparsityReport
 from sparseout.tally import MODES, Key, Tally, all_together, compared, dropout_variance, moments, noise_sums
 
@@ -84,7 +84,7 @@ class SparsityMonitor:
         Streaming(self.measures)  # says what is wrong with them
         self.every = every
         self.unit_dim = unit_dim
-        self._model = getattr(model, "_orig_mod", model)  # names are then those of the model that was written
+        self._model = unwrapped(model)
         self._sites = choose(self._model, modules)
         self._norms = batch_norms(self._model)
         self._handles: list[Any] = []
@@ -184,9 +184,9 @@ class SparsityMonitor:
     def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
         x = self._inputs.pop(site.name, None)
         if x is not None:
-            noise = noise_sums(module, x, output, unit_dim(x, self.unit_dim))
-            units = x.shape[unit_dim(x, self.unit_dim)]
-            self._tallies["site", site.name, self._mode, units].add("noise", noise)
+            dim = unit_dim(x, self.unit_dim, module)
+            noise = noise_sums(module, x, output, dim)
+            self._tallies["site", site.name, self._mode, x.shape[dim]].add("noise", noise)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._watching and self._mode == "eval" and not module.training and not _in_backward():
@@ -202,7 +202,7 @@ class SparsityMonitor:
         if x is None:
             wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
             raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
-        rows = sampled(x, unit_dim(x, self.unit_dim))
+        rows = sampled(x, unit_dim(x, self.unit_dim, site.module))
         # a module may be called at several widths, as the one ReLU of a ResNet's block is
         key = ("site", site.name, self._mode, rows.shape[1])
         self._tallies.setdefault(key, Tally(self.measures)).see(rows)
