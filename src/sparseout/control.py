@@ -14,7 +14,17 @@ from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
 from sparseout.seen import Eye, Place, Seen, read
 from sparseout.sites import unwrapped
-from sparseout.targets import SCALES, bounds_of, constant, layers_of, scale_of, steps_of, targets_of
+from sparseout.targets import (
+    SCALES,
+    bounds_of,
+    constant,
+    is_sparseout,
+    layers_of,
+    scale_of,
+    separate_q,
+    steps_of,
+    targets_of,
+)
 
 __all__ = ["SparsityController"]
 
@@ -155,7 +165,7 @@ class SparsityController:
         self._eyes = {name: Eye(measure) for name in layers}
         for name, layer in layers.items():
             self._eyes[name].attach(layer)
-        _separate_q(model, self._groups)
+        separate_q(model, [list(group.layers.values()) for group in self._groups])
         for group in self._groups:
             self._set(group)
         forget_compiled_code()
@@ -208,7 +218,7 @@ class SparsityController:
             eye.detach()
         for group in self._groups:
             for layer in group.layers.values():
-                if isinstance(layer, Sparseout):  # and not reverted
+                if is_sparseout(layer):  # and not reverted
                     layer.q = group.q
         forget_compiled_code()
 
@@ -262,14 +272,13 @@ class SparsityController:
         return list(state["groups"].values())
 
     def _check_layers(self) -> None:
-        for group in self._groups:
-            for name, layer in group.layers.items():
-                if not isinstance(layer, Sparseout):
-                    wanted = "a Sparseout layer as before: detach the controller, then revert_"
-                    raise RuntimeError(expected(name or "model", wanted, kind(layer)))
-                if self._eyes[name].handle is None:
-                    got = f"one that was detached, or that gave `{name}` to a later one"
-                    raise RuntimeError(expected("controller", "on its layers", got))
+        for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):
+            if not is_sparseout(layer):
+                wanted = "a Sparseout layer as before (detach the controller, then revert)"
+                raise RuntimeError(expected(name or "model", wanted, kind(layer)))
+            if self._eyes[name].handle is None:
+                got = f"one that was detached, or that gave `{name}` to a later one"
+                raise RuntimeError(expected("controller", "on its layers", got))
 
     def _device(self) -> torch.device:
         return torch.as_tensor(next(iter(self._groups[0].layers.values())).q).device
@@ -347,18 +356,3 @@ class SparsityController:
 
 # of a group, in a state beside what was active
 _KEPT = ("target", "q", "measured", "error", "told", "problem", "warned", "updates", "total", "at_bound")
-
-
-def _separate_q(model: nn.Module, groups: list[_Group]) -> None:
-    """Give layers a tensor for q, but where they have one that no layer outside of their group has."""
-    first = next(model.parameters(), None)  # a layer has none of its own
-    device = None if first is None else first.device
-    layers = [module for module in model.modules() if isinstance(module, Sparseout)]
-    new = []
-    for group in groups:
-        mine = list(group.layers.values())
-        others = {id(layer.q) for layer in layers if layer not in mine}
-        new += [layer for layer in mine if not isinstance(layer.q, Tensor) or id(layer.q) in others]
-    for layer in new:
-        old = layer.q
-        layer.q = torch.tensor(float(old), device=old.device if isinstance(old, Tensor) else device)

@@ -5,7 +5,8 @@ import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
@@ -130,6 +131,25 @@ def constant(name: str, value: Any, zero: bool = False) -> float:
     if not (value > 0 or (zero and value == 0)) or not value < math.inf:
         raise ValueError(expected(name, wanted, value))
     return float(value)
+
+
+def is_sparseout(module: nn.Module) -> bool:
+    """Whether it is a Sparseout layer, still: `revert_` changes classes."""
+    return isinstance(module, Sparseout)
+
+
+def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
+    """Give the layers of each group a tensor for q, but where they have one that no layer outside of it has."""
+    first = next(model.parameters(), None)  # a layer has none of its own
+    device = None if first is None else first.device
+    layers = [module for module in model.modules() if isinstance(module, Sparseout)]
+    new = []
+    for mine in groups:
+        others = {id(layer.q) for layer in layers if layer not in mine}
+        new += [layer for layer in mine if not isinstance(layer.q, Tensor) or id(layer.q) in others]
+    for layer in new:
+        old = layer.q
+        layer.q = torch.tensor(float(old), device=old.device if isinstance(old, Tensor) else device)
 
 
 def _is_number(value: Any) -> bool:
