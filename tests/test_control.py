@@ -348,7 +348,7 @@ def test_bad_arguments_change_nothing(changed: dict, error: type, says: str) -> 
 DISTRIBUTED = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from sparseout import Sparseout, SparsityController
+from sparseout import Sparseout, SparsityController, measures
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 x = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(7)
@@ -363,6 +363,12 @@ def moved(parts):
     return controller.q["0"], controller.measured["0"]
 
 together = moved([x[rank]])
+model = nn.Sequential(Sparseout(q=2.5), Sparseout(q=2.5))
+controller = SparsityController(model, 0.5, every=1)
+model[rank](x[0, :, : 5 + rank])  # where the other process has not been
+controller.step()
+hoyer = [measures.hoyer(x[0, :, :units]).double().mean().item() for units in (5, 6)]
+assert abs(controller.measured["0"] - sum(hoyer) / 2) < 1e-6, (controller.measured, hoyer)
 dist.destroy_process_group()
 alone, whole = moved([x[rank]]), moved(list(x))
 assert abs(together[1] - whole[1]) < 1e-12 and abs(together[0] - whole[0]) < 1e-9, (together, whole)

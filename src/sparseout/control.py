@@ -18,6 +18,7 @@ from sparseout.targets import (
     SCALES,
     bounds_of,
     constant,
+    groups_of,
     is_sparseout,
     layers_of,
     scale_of,
@@ -242,7 +243,7 @@ class SparsityController:
             ValueError: for a state of another measure or of other layers, or none of a controller.
             TypeError: for what is no mapping. Nothing has been changed then.
         """
-        groups = self._groups_of(state)
+        groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
         self._steps = state["steps"]
         device = self._device()
         for name, eye in self._eyes.items():
@@ -257,19 +258,6 @@ class SparsityController:
                 group.error, group.told = None, ""
                 group.forget()
             self._set(group)
-
-    def _groups_of(self, state: Any) -> list[Mapping[str, Any]]:
-        """The groups of a state that fits."""
-        if not isinstance(state, Mapping):
-            raise TypeError(expected("state", "what state_dict gives", kind(state)))
-        if missing := {"measure", "steps", "sums", "groups"} - state.keys():
-            raise ValueError(expected("state", "what state_dict gives", f"one without {', '.join(sorted(missing))}"))
-        if state["measure"] != self.measure:
-            raise ValueError(expected("state", f"one of {self.measure}", f"one of {state['measure']}"))
-        names = ["+".join(group.layers) for group in self._groups]
-        if list(state["groups"]) != names:
-            raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
-        return list(state["groups"].values())
 
     def _check_layers(self) -> None:
         for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):

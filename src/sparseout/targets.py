@@ -133,6 +133,20 @@ def constant(name: str, value: Any, zero: bool = False) -> float:
     return float(value)
 
 
+def groups_of(state: Any, measure: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The groups of a controller's state, if it is one of this measure and these groups."""
+    wanted = "what state_dict gives"
+    if not isinstance(state, Mapping):
+        raise TypeError(expected("state", wanted, kind(state)))
+    if missing := {"measure", "steps", "sums", "groups"} - state.keys():
+        raise ValueError(expected("state", wanted, f"one without {', '.join(sorted(missing))}"))
+    if state["measure"] != measure:
+        raise ValueError(expected("state", f"one of {measure}", f"one of {state['measure']}"))
+    if list(state["groups"]) != names:
+        raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
+    return list(state["groups"].values())
+
+
 def is_sparseout(module: nn.Module) -> bool:
     """Whether it is a Sparseout layer, still: `revert_` changes classes."""
     return isinstance(module, Sparseout)
