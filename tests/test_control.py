@@ -269,13 +269,11 @@ def test_a_state_follows_the_model_to_its_device() -> None:
         controller.step()
     state = controller.state_dict()  # on the CPU, as a checkpoint that was read
     controller.load_state_dict(state)
-    state["sums"]["2"].fill_(-1.0)
-    assert controller._sums["2"].min() >= 0  # a copy
+    state["sums"]["2", 20].fill_(-1.0)
+    assert controller._eyes["2"].sums[20].min() >= 0  # a copy
     model.to("meta")
     controller.load_state_dict(state)
-    found = [controller._sums["2"], *controller._groups[0].active.values()]
-    assert {value.device.type for value in found} == {"meta"}
-    assert len(found) == 2
+    assert controller._eyes["2"].sums[20].device.type == "meta"
 
 
 @pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "density"])
@@ -319,23 +317,38 @@ def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None
         ({"bounds": (3, 2)}, ValueError, "`bounds` to be two finite numbers 0 <= low <= high"),
         ({"every": 0}, ValueError, "`every` to be a whole number >= 1, but got 0"),
         ({"gain": -1.0}, ValueError, "`gain` to be a finite number > 0, but got -1.0"),
+        ({"gain": "x"}, TypeError, "`gain` to be a finite number > 0, but got 'x'"),
+        ({"deadband": -1}, ValueError, "`deadband` to be a finite number >= 0, but got -1"),
+        ({"every": 1.0}, TypeError, "`every` to be a whole number >= 1, but got a float"),
+        ({"measure": ["hoyer"]}, TypeError, "`measure` to be one of hoyer, .*, but got a list"),
+        ({"bounds": 2.0}, TypeError, "`bounds` to be two finite numbers 0 <= low <= high, but got a float"),
+        ({"bounds": ("a", "b")}, TypeError, r"`bounds` to be two finite numbers .*, but got \('a', 'b'\)"),
+        ({"bounds": (1, 2, 3)}, ValueError, r"`bounds` to be two finite numbers .*, but got \(1, 2, 3\)"),
+        ({"modules": 5}, TypeError, "`modules` to be a function .* or of types of layers, but got an int"),
+        ({"modules": nn.ReLU}, TypeError, "`modules` to be a function .*, but got ReLU"),
+        ({"modules": [nn.ReLU]}, ValueError, "`modules` to be names of Sparseout layers: 2, but got ReLU"),
+        ({"modules": [5]}, TypeError, "`modules` to be a function .*, but got one of an int"),
+        ({"target": torch.tensor(0.5)}, TypeError, "`target` to be a number, but got a Tensor"),
+        ({"model": 3}, TypeError, "`model` to be an nn.Module, but got an int"),
         ({"modules": ["7"]}, ValueError, "`modules` to be names of Sparseout layers: 2, but got '7'"),
     ],
 )
 def test_bad_arguments_change_nothing(changed: dict, error: type, says: str) -> None:
     model = small(6, 20)
     with pytest.raises(error, match=f"^expected {says}"):
-        SparsityController(model, **({"target": 0.5} | changed))
+        SparsityController(**({"model": model, "target": 0.5} | changed))
     assert model[2].q == 2.5
     assert not model[2]._forward_pre_hooks
     with pytest.raises(ValueError, match="`model` to be one with Sparseout layers, which convert_dropout_"):
         SparsityController(nn.Linear(2, 2), 0.5)
+    with pytest.raises(ValueError, match="but got a Sequential with 2 Dropout layers, not yet converted"):
+        SparsityController(nn.Sequential(nn.Dropout(), nn.Dropout2d()), 0.5)
 
 
 DISTRIBUTED = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from sparseout import Sparseout, SparsityController
+from sparseout import Sparseout, SparsityController, measures
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 x = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(7)
@@ -350,6 +363,12 @@ def moved(parts):
     return controller.q["0"], controller.measured["0"]
 
 together = moved([x[rank]])
+model = nn.Sequential(Sparseout(q=2.5), Sparseout(q=2.5))
+controller = SparsityController(model, 0.5, every=1)
+model[rank](x[0, :, : 5 + rank])  # where the other process has not been
+controller.step()
+hoyer = [measures.hoyer(x[0, :, :units]).double().mean().item() for units in (5, 6)]
+assert abs(controller.measured["0"] - sum(hoyer) / 2) < 1e-6, (controller.measured, hoyer)
 dist.destroy_process_group()
 alone, whole = moved([x[rank]]), moved(list(x))
 assert abs(together[1] - whole[1]) < 1e-12 and abs(together[0] - whole[0]) < 1e-9, (together, whole)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
-from tracked import hooks, on_two_processes, plain, scalars
+from tracked import hooks, on_two_processes, plain, run, scalars
 
 from sparseout import Sparseout, measures
 from sparseout.integrations.lightning import SparsityCallback
@@ -196,7 +195,7 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, accumulated, tmp_path
     if how == "a kill":
         code = "import sys, pathlib, architectures; architectures.let_torchvision_import(); import test_lightning as t;"
         code += "t.interrupted(pathlib.Path(sys.argv[1]), t.killed)"
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        done = run([sys.executable, "-c", code, str(tmp_path)])
         assert done.returncode == -signal.SIGKILL, done.stderr
     else:
         with pytest.raises(RuntimeError, match="stopped"):

@@ -338,7 +338,10 @@ def test_no_noise_where_there_is_none_to_compare(module):
     assert monitor.report()[0]["noise"] is None
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(nn.Dropout(0.2), (40, 10)), (nn.Dropout2d(0.2), (40, 10, 4, 4))])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Dropout(0.2), (40, 10)), (nn.Dropout1d(0.2), (40, 10, 16)), (nn.Dropout2d(0.2), (40, 10, 4, 4))],
+)
 def test_the_standard_error_of_the_noise_is_right(layer, shape):
     model, errors, ratios = nn.Sequential(layer), [], []
     x = torch.randn(shape)

@@ -123,6 +123,7 @@ def test_the_first_of_a_batch_is_the_input(wrap):
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
     [
+        (nn.BatchNorm1d(2), 5, "expected `batches` to be an iterable of batches, but got an int"),
         (None, [], "expected `model` to be a module, but got None"),
         (nn.BatchNorm1d(2), [{"x": 1}], "expected `batches` to be tensors, or tuples or lists that begin with one,"),
         (nn.BatchNorm1d(2), [("x", 1)], "expected `batches` to be tensors, .* but got 'x'"),

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from tracked import hooks, on_two_processes, plain, scalars
+from tracked import hooks, on_two_processes, plain, run, scalars
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sparseout import Sparseout, convert_dropout_, measures
@@ -159,7 +158,7 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
     if how == "a kill":
         code = "import sys, pathlib, architectures; architectures.let_torchvision_import(); import test_trainer as t;"
         code += "t.interrupted(pathlib.Path(sys.argv[1]), t.killed)"
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        done = run([sys.executable, "-c", code, str(tmp_path)])
         assert done.returncode == -signal.SIGKILL, done.stderr
     else:
         with pytest.raises(RuntimeError, match="stopped"):

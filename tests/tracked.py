@@ -31,14 +31,17 @@ def plain(state):
     return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
+def run(command):
+    """Run a command whose Python finds what tests share."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
 def on_two_processes(code, folder):
     """What two processes printed after "result", run by torch's launcher, which gives them `folder`."""
     script = folder / "script.py"
     script.write_text(f"import pathlib, sys\nimport architectures\narchitectures.let_torchvision_import()\n{code}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, script, folder], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    done = run([*launch, script, folder])
     assert done.returncode == 0, done.stderr
     return re.findall(r"result (.*)", done.stdout)

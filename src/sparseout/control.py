@@ -7,19 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparseout.convert import forget_compiled_code
-from sparseout.errors import expected
+from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
-from sparseout.measures import MEASURES, Streaming
-from sparseout.targets import SCALES, layers_of, targets_of
+from sparseout.seen import Eye, Place, Seen, read
+from sparseout.sites import unwrapped
+from sparseout.targets import (
+    SCALES,
+    bounds_of,
+    constant,
+    groups_of,
+    is_sparseout,
+    layers_of,
+    scale_of,
+    separate_q,
+    steps_of,
+    targets_of,
+)
 
 __all__ = ["SparsityController"]
 
 SMOOTH = 0.25  # the part of a change of the error that an update takes in
 WINDOW = 50  # updates, over which units are counted as dead and a target as out of reach
+BLIND = 5  # updates without a training pass, until that is told
 
 
 @dataclass
@@ -31,12 +43,18 @@ class _Group:
     q: float
     measured: float | None = None
     error: float | None = None  # at the last update
-    told: str = ""
+    told: str = ""  # why the target is out of reach
+    problem: str = ""  # why some of what was seen last has no value
+    warned: bool = False  # of such a problem
     # over the window so far
     updates: int = 0
     total: float = 0.0  # of what was measured
     at_bound: bool = True
-    active: dict[str, Tensor] = field(default_factory=dict)
+    active: dict[Place, Tensor] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Begin a window."""
+        self.updates, self.total, self.at_bound, self.active = 0, 0.0, True, {}
 
     @property
     def names(self) -> str:
@@ -57,23 +75,31 @@ class SparsityController:
     acts. The network itself is not changed. Give the layers ``scale="matched"``, so that q moves the shape of the noise
     and not its strength.
 
-    What is measured are the inputs of the layers in training mode, means over samples of the measure over units (dim 1
-    of 4-d and 5-d inputs, the last one of others). Earlier noise takes part in that, so a network with several layers
-    may measure a little differently in evaluation. A dead unit makes a code look sparse; ``measure="hoyer_live"``
-    leaves these out.
+    What is measured are the inputs of the layers in training mode, means over samples of the measure over units: the
+    channels of ``Sparseout1d/2d/3d``, dim 1 of other 4-d and 5-d inputs, the last dim of others. A layer called at
+    several widths counts as a layer for each. Earlier noise takes part in that, so a network with several layers may
+    measure a little differently in evaluation. A dead unit makes a code look sparse; ``measure="hoyer_live"`` leaves
+    these out.
 
-    A target that is not reached though q has been at a bound for long, or that the dead units rule out, is told once
-    in a warning, with the closest value, and stays in `report`.
+    Told in a warning, once, and by `report` are: a target that is not reached though q has been at a bound for 50
+    updates, or that the dead units rule out, with the closest value; and inputs that are NaN or infinite, by which q is
+    not moved. Where no training pass is seen in 5 updates that is told too.
+
+    While it is attached q is the controller's: what :func:`sparseout.set_q_` writes is overwritten at the next update.
+    A later controller on the same layers takes them over. A model can be copied and pickled with its controller; a
+    copy's q then stays. Layers are named as in the model that was written, without what `torch.compile` and
+    `DistributedDataParallel` put around it, so that a state fits with them and without.
 
     Args:
         model: with Sparseout layers: at least one.
         target: the value of `measure` that is wanted; with `per_layer` it may be a mapping from layer names to values.
         measure: ``"hoyer"``, ``"hoyer_live"`` (over units not dead), ``"gini"``, ``"treves_rolls"``, ``"sparsity"``,
             ``"density"`` or ``"kurtosis"``.
-        modules: dotted names of the layers that are controlled, or a function of name and module that chooses them;
-            None: all.
+        modules: dotted names or types of the layers that are controlled, or a function of name and layer that chooses
+            them; None: all.
         per_layer: each layer has a q of its own, and its own target. Otherwise one q moves all layers, and the mean
-            over layers is what is measured.
+            over layers is what is measured. A tensor for q that a layer shares with one that is to move differently
+            is replaced by one of its own.
         every: steps between updates. Each waits for the device once.
         bounds: of q.
         deadband: an error so small is left alone.
@@ -112,7 +138,7 @@ class SparsityController:
         target: float | Mapping[str, float],
         measure: str = "hoyer",
         *,
-        modules: Collection[str] | Callable[[str, nn.Module], bool] | None = None,
+        modules: Collection[str | type[nn.Module]] | Callable[[str, nn.Module], bool] | None = None,
         per_layer: bool = False,
         every: int = 10,
         bounds: tuple[float, float] = (1.0, 4.0),
@@ -121,33 +147,27 @@ class SparsityController:
         delay: float = 20.0,
         max_step: float = 0.1,
     ) -> None:
-        if measure not in SCALES:
-            raise ValueError(expected("measure", f"one of {', '.join(SCALES)}", repr(measure)))
+        scale_of(measure)
+        if not isinstance(model, nn.Module):
+            raise TypeError(expected("model", "an nn.Module", kind(model)))
+        model = unwrapped(model)
         layers = layers_of(model, modules)
         targets = targets_of(target, measure, layers, per_layer)
-        low, high = bounds
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(expected("bounds", "two finite numbers 0 <= low <= high", bounds))
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(expected("every", "a whole number >= 1", every))
-        for name, value in {"deadband": deadband, "gain": gain, "delay": delay, "max_step": max_step}.items():
-            if not (value > 0 or (name == "deadband" and value == 0)) or not value < math.inf:
-                raise ValueError(expected(name, "a finite number > 0", value))
-        self.measure, self.every, self.bounds = measure, every, (float(low), float(high))
-        self.deadband, self.gain, self.delay, self.max_step = deadband, gain, delay, max_step
-        self._scale = SCALES[measure]
+        self.measure, self.every, self.bounds = measure, steps_of(every), bounds_of(bounds)
+        self.deadband, self.gain = constant("deadband", deadband, zero=True), constant("gain", gain)
+        self.delay, self.max_step = constant("delay", delay), constant("max_step", max_step)
+        low, high = self.bounds
         start = {name: min(max(float(layer.q), low), high) for name, layer in layers.items()}
         if per_layer:
             self._groups = [_Group({name: layer}, targets[name], start[name]) for name, layer in layers.items()]
         else:
             self._groups = [_Group(layers, next(iter(targets.values())), sum(start.values()) / len(start))]
-        self._steps = 0
-        self._sums: dict[str, Tensor] = {}
-        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
+        self._steps = self._blind = 0
+        self._eyes = {name: Eye(measure) for name in layers}
+        for name, layer in layers.items():
+            self._eyes[name].attach(layer)
+        separate_q(model, [list(group.layers.values()) for group in self._groups])
         for group in self._groups:
-            for layer in group.layers.values():
-                if not isinstance(layer.q, Tensor):
-                    layer.q = torch.tensor(group.q, device=_device(model))
             self._set(group)
         forget_compiled_code()
 
@@ -165,107 +185,111 @@ class SparsityController:
         """Count a step of the optimizer; after every `every` of them, measure and move q.
 
         With several processes (`torch.distributed`) what all have seen is summed, so all must call this alike.
+
+        Raises:
+            RuntimeError: after `detach`, and where a layer was reverted or is another controller's now.
         """
+        self._check_layers()
         self._steps += 1
         if self._steps % self.every:
             return
-        seen = self._seen()
+        seen = read(self._eyes, self.measure, self._device())
+        self._blind = 0 if seen else self._blind + 1
+        if self._blind == BLIND:
+            steps = BLIND * self.every
+            warnings.warn(
+                f"no training pass was seen in {steps} steps, so q does not move: is the model in evaluation mode?",
+                stacklevel=2,
+            )
         for group in self._groups:
-            self._update(group, {name: seen[name] for name in group.layers if name in seen})
+            self._update(group, {place: value for place, value in seen.items() if place[0] in group.layers})
 
     def report(self) -> list[str]:
         """A sentence for each q: where it is, what is measured, and why a target is out of reach if it is."""
         sentences = []
         for group in self._groups:
-            value = "not measured yet" if group.measured is None else f"{group.measured:.3f}"
+            value = "not measured" if group.measured is None else f"{group.measured:.3f}"
             sentence = f"{group.names}: q = {group.q:.3f}, {self.measure} {value}, target {group.target:g}"
-            sentences.append(f"{sentence}; {group.told}" if group.told else sentence)
+            sentences.append("; ".join(filter(None, (sentence, group.problem, group.told))))
         return sentences
 
     def detach(self) -> None:
-        """Take the hooks away; every q stays where it is, as a float."""
-        for handle in self._handles:
-            handle.remove()
+        """Take the hooks away; every q stays where it is, as a float. `step` is an error then."""
+        for eye in self._eyes.values():
+            eye.detach()
         for group in self._groups:
             for layer in group.layers.values():
-                layer.q = group.q
+                if is_sparseout(layer):  # and not reverted
+                    layer.q = group.q
         forget_compiled_code()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an interrupted training needs to move q as if it had not been."""
-        kept = ("q", "measured", "error", "told", "updates", "total", "at_bound")
         return {
+            "measure": self.measure,
             "steps": self._steps,
-            "sums": {name: sums.clone() for name, sums in self._sums.items()},
+            "sums": {(name, units): v.clone() for name, eye in self._eyes.items() for units, v in eye.sums.items()},
             "groups": {
-                "+".join(group.layers): {name: getattr(group, name) for name in kept}
-                | {"active": {name: value.clone() for name, value in group.active.items()}}
+                "+".join(group.layers): {name: getattr(group, name) for name in _KEPT}
+                | {"active": {place: value.clone() for place, value in group.active.items()}}
                 for group in self._groups
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError for one of other layers, and changes nothing then."""
-        names = ["+".join(group.layers) for group in self._groups]
-        if list(state["groups"]) != names:
-            raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
+        """Go on from a state; with another target, from its q.
+
+        Raises:
+            ValueError: for a state of another measure or of other layers, or none of a controller.
+            TypeError: for what is no mapping. Nothing has been changed then.
+        """
+        groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
         self._steps = state["steps"]
-        device = torch.as_tensor(next(iter(self._groups[0].layers.values())).q).device
-        self._sums = {name: sums.to(device, copy=True) for name, sums in state["sums"].items()}
-        for group, saved in zip(self._groups, state["groups"].values(), strict=True):
-            for name, value in saved.items():
-                setattr(group, name, _copied(value, device) if name == "active" else value)
+        device = self._device()
+        for name, eye in self._eyes.items():
+            eye.sums = {
+                units: sums.to(device, copy=True) for (layer, units), sums in state["sums"].items() if layer == name
+            }
+        for group, saved in zip(self._groups, groups, strict=True):
+            for name in (*_KEPT, "active"):
+                if name != "target":
+                    setattr(group, name, dict(saved[name]) if name == "active" else saved[name])
+            if saved["target"] != group.target:
+                group.error, group.told = None, ""
+                group.forget()
             self._set(group)
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if not layer.training:
-                return
-            chunk = self._stream(inputs[0].dim())
-            chunk.update(inputs[0])
-            # One vector: compiled code on a CPU loses what is added in place to a 0-d fp64 tensor (torch 2.13).
-            new = torch.cat([value.flatten() for value in chunk.state().values()])
-            if name not in self._sums:
-                self._sums[name] = new
-            else:  # in place, as compiled code wants its state
-                self._sums[name].add_(new)
+    def _check_layers(self) -> None:
+        for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):
+            if not is_sparseout(layer):
+                wanted = "a Sparseout layer as before (detach the controller, then revert)"
+                raise RuntimeError(expected(name or "model", wanted, kind(layer)))
+            if self._eyes[name].handle is None:
+                got = f"one that was detached, or that gave `{name}` to a later one"
+                raise RuntimeError(expected("controller", "on its layers", got))
 
-        return see
+    def _device(self) -> torch.device:
+        return torch.as_tensor(next(iter(self._groups[0].layers.values())).q).device
 
-    def _stream(self, dims: int = 2) -> Streaming:
-        names = (self.measure,) if self.measure in MEASURES else ()
-        return Streaming(names, unit_dim=1 if dims in (4, 5) else -1)
-
-    def _seen(self) -> dict[str, tuple[float, Tensor]]:
-        """The measure of every layer since the last update, and how often each of its units was active."""
-        found = {}
-        for name, sums in self._sums.items():
-            summed = sums.clone()
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(summed)
-            sums.zero_()
-            stream = self._stream()
-            stream.update(torch.zeros(0, 1))
-            keys = stream.state()
-            sizes = [len(sums) - len(keys) + 1 if key == "active" else 1 for key in keys]  # a count for each unit
-            parts = dict(zip(keys, summed.split(sizes), strict=True))
-            stream.load_state({key: part if key == "active" else part[0] for key, part in parts.items()})
-            result = stream.compute()
-            if result["rows"].item() > 0:
-                found[name] = result[self.measure].item(), parts["active"]
-        return found
-
-    def _update(self, group: _Group, seen: Mapping[str, tuple[float, Tensor]]) -> None:
-        values = [value for value, _ in seen.values()]
-        if not values:  # no training pass since the last update
+    def _update(self, group: _Group, seen: Mapping[Place, Seen]) -> None:
+        if not seen:  # no training pass since the last update
             return
-        for name, (_, active) in seen.items():
-            group.active[name] = group.active[name] + active if name in group.active else active
-        known = [value for value in values if math.isfinite(value)]
+        problems = {name or "the model": value.problem for (name, _), value in seen.items() if value.problem}
+        group.problem = "; ".join(f"q is not moved by {name}: its inputs {why}" for name, why in problems.items())
+        if group.problem and not group.warned:
+            group.warned = True
+            warnings.warn(group.problem, stacklevel=3)
+        seen = {place: value for place, value in seen.items() if not value.problem}
+        if not seen:
+            group.measured = None
+            return
+        for place, (_, active, _) in seen.items():
+            group.active[place] = group.active[place] + active if place in group.active else active
+        known = [value for value, _, _ in seen.values() if math.isfinite(value)]
+        rule = SCALES[self.measure]
         if known:
             group.measured = sum(known) / len(known)
-            scale = self._scale.scale
-            error = self._scale.sign * (scale(group.measured) - scale(group.target))
+            error = rule.sign * (rule.scale(group.measured) - rule.scale(group.target))
         else:  # no unit is active in any sample: as sparse as can be
             group.measured, error = None, 1.0
         change = 0.0 if group.error is None else SMOOTH * (error - group.error)
@@ -281,7 +305,7 @@ class SparsityController:
         group.total += math.nan if group.measured is None else group.measured
         if group.updates == WINDOW:
             self._judge(group)
-            group.updates, group.total, group.at_bound, group.active = 0, 0.0, True, {}
+            group.forget()
 
     def _set(self, group: _Group) -> None:
         for layer in group.layers.values():
@@ -294,19 +318,19 @@ class SparsityController:
         """Say once if the target is out of reach."""
         if group.told:
             return
+        rule = SCALES[self.measure]
         units = sum(active.numel() for active in group.active.values())
         dead = sum(int((active == 0).sum()) for active in group.active.values())
         killed = f"{dead} of {units} units are dead, which no q brings back"
         closest = group.total / WINDOW
         reached = "no sample has an active unit" if math.isnan(closest) else f"the closest value is {closest:.3f}"
         densest = [
-            self._scale.extreme(active.numel(), float((active > 0).sum()))
+            rule.extreme(active.numel(), float((active > 0).sum()))
             for active in group.active.values()
             if (active > 0).any()
         ]
         limit = sum(densest) / len(densest) if densest else math.nan
-        scale, sign = self._scale.scale, self._scale.sign
-        if not densest or sign * (scale(limit) - scale(group.target)) > self.deadband:
+        if not densest or rule.sign * (rule.scale(limit) - rule.scale(group.target)) > self.deadband:
             why = killed
         elif group.at_bound:
             low = group.q == self.bounds[0]
@@ -318,11 +342,5 @@ class SparsityController:
         warnings.warn(f"{group.names}: {group.told}", stacklevel=4)
 
 
-def _copied(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device, copy=True) for name, value in tensors.items()}
-
-
-def _device(model: nn.Module) -> torch.device | None:
-    """Where the model's parameters are: a layer has none of its own."""
-    first = next(model.parameters(), None)
-    return None if first is None else first.device
+# of a group, in a state beside what was active
+_KEPT = ("target", "q", "measured", "error", "told", "problem", "warned", "updates", "total", "at_bound")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from sparseout.convert import forget_compiled_code
 from sparseout.errors import expected, kind
 from sparseout.measures import Streaming
 from sparseout.norm import batch_norms
-from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim
+from sparseout.sites import Modules, Site, choose, first_tensor, sampled, unit_dim, unwrapped
 from sparseout.sparsity_report import SparsityReport
 from sparseout.tally import MODES, Key, Tally, all_together, compared, dropout_variance, moments, noise_sums
 
@@ -30,16 +31,20 @@ class SparsityMonitor:
     are counted apart, by the flag `training` of the module whose call begins the step; the first step of each is
     watched. What activation checkpointing computes again in backward is not counted.
 
-    **Units** lie along dim 1 of a 4-d or 5-d tensor and along the last dim of others; rows are all the rest. Of a call
+    **Units** are the channels of what ``Sparseout1d/2d/3d`` and ``nn.Dropout1d/2d/3d`` take in; else they lie along
+    dim 1 of a 4-d or 5-d tensor and along the last dim of others. Rows are all the rest. Of a call
     with more than 4096 rows (samples, times positions of a map) every s-th is taken, s the least step that leaves so
     many and has no factor in common with their number, so that all positions of a map are met: always the same ones.
 
-    **Under torch.compile** the graph breaks at each watched module while the monitor is attached (so not with
-    `fullgraph=True`), and attaching and detaching call `torch.compiler.reset()`, as compiled code would not see the
-    change: a step after either is compiled anew.
+    **Under torch.compile** the graph breaks at each watched module while the monitor is attached, which with
+    `fullgraph=True` is an error, and attaching and detaching call `torch.compiler.reset()`, as compiled code would not
+    see the change: a step after either is compiled anew.
+
+    A copy of the model, or one that was pickled, is not watched. Names are those of the model that was written, without
+    what `torch.compile` and `DistributedDataParallel` put around it.
 
     Args:
-        model: the module that is run; of a compiled one the module within.
+        model: the module that is run.
         modules: what to watch instead: a function (name, module) -> bool, or a collection of dotted names or of types.
             Dropout-like modules are watched at their input, all others at their output: its first floating-point
             tensor, if it is a tuple or a dict.
@@ -84,7 +89,7 @@ class SparsityMonitor:
         Streaming(self.measures)  # says what is wrong with them
         self.every = every
         self.unit_dim = unit_dim
-        self._model = getattr(model, "_orig_mod", model)  # names are then those of the model that was written
+        self._model = unwrapped(model)
         self._sites = choose(self._model, modules)
         self._norms = batch_norms(self._model)
         self._handles: list[Any] = []
@@ -110,20 +115,18 @@ class SparsityMonitor:
         if self._handles:
             return self
         self._depth, self._opener, self._inputs = 0, None, {}
-        hooked: Any = torch.compiler.disable  # Python that counts is no work for the compiler
-        model = self._model
-        self._handles.append(model.register_forward_pre_hook(hooked(self._enter)))
+        hook, model = _hook_class(), self._model
+        self._handles.append(model.register_forward_pre_hook(hook(self._enter)))
         for site in self._sites:
             if site.tensor == "output":
-                self._handles.append(site.module.register_forward_hook(hooked(_Hook(self._output, site))))
+                self._handles.append(site.module.register_forward_hook(hook(self._output, site)))
                 continue
-            before, after = hooked(_Hook(self._input, site)), hooked(_Hook(self._noise, site))
-            self._handles.append(site.module.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(site.module.register_forward_hook(after))
+            self._handles.append(site.module.register_forward_pre_hook(hook(self._input, site), with_kwargs=True))
+            self._handles.append(site.module.register_forward_hook(hook(self._noise, site)))
         for name, norm in self._norms.items():
-            self._handles.append(norm.register_forward_pre_hook(hooked(_Hook(self._norm, name)), with_kwargs=True))
+            self._handles.append(norm.register_forward_pre_hook(hook(self._norm, name), with_kwargs=True))
         # Last, so that a site that is the model itself is still within the call; and after an error too.
-        self._handles.append(model.register_forward_hook(hooked(self._leave), always_call=True))
+        self._handles.append(model.register_forward_hook(hook(self._leave), always_call=True))
         forget_compiled_code()
         return self
 
@@ -184,9 +187,9 @@ class SparsityMonitor:
     def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
         x = self._inputs.pop(site.name, None)
         if x is not None:
-            noise = noise_sums(module, x, output, unit_dim(x, self.unit_dim))
-            units = x.shape[unit_dim(x, self.unit_dim)]
-            self._tallies["site", site.name, self._mode, units].add("noise", noise)
+            dim = unit_dim(x, self.unit_dim, module)
+            noise = noise_sums(module, x, output, dim)
+            self._tallies["site", site.name, self._mode, x.shape[dim]].add("noise", noise)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._watching and self._mode == "eval" and not module.training and not _in_backward():
@@ -202,7 +205,7 @@ class SparsityMonitor:
         if x is None:
             wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
             raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
-        rows = sampled(x, unit_dim(x, self.unit_dim))
+        rows = sampled(x, unit_dim(x, self.unit_dim, site.module))
         # a module may be called at several widths, as the one ReLU of a ResNet's block is
         key = ("site", site.name, self._mode, rows.shape[1])
         self._tallies.setdefault(key, Tally(self.measures)).see(rows)
@@ -233,14 +236,29 @@ class SparsityMonitor:
         return SparsityReport(records, {mode: (s[0], s[1]) for mode, s in steps.items()}, norms, silent)
 
 
-class _Hook:
-    """A hook that knows its place; a lambda could not be copied with the model."""
+@cache
+def _hook_class() -> Any:
+    """A class of hooks that call a method of the monitor; made when needed, as it imports the compiler."""
 
-    def __init__(self, function: Any, place: Any) -> None:
-        self.function, self.place = function, place
+    class Hook:
+        def __init__(self, method: Any, *place: Any) -> None:
+            self.method, self.place = method, place
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python that counts is no work for the compiler
+        def __call__(self, *args: Any) -> None:
+            self.method(*self.place, *args)
+
+        def __reduce__(self) -> Any:
+            return _Unwatched, ()
+
+    return Hook
+
+
+class _Unwatched:
+    """What is left of a hook in a copy of the model, or in a file: nothing happens."""
 
     def __call__(self, *args: Any) -> None:
-        self.function(self.place, *args)
+        pass
 
 
 def _in_backward() -> bool:

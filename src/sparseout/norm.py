@@ -56,6 +56,8 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
     norms = list(batch_norms(model).values())
     if not norms:
         return
+    if not isinstance(batches, Iterable):
+        raise TypeError(expected("batches", "an iterable of batches", kind(batches)))
     source = iter(batches)
     try:
         first = next(source)

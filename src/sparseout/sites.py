@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 
 from sparseout.errors import expected, kind
-from sparseout.layers import Sparseout
+from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 
 Modules = Callable[[str, nn.Module], bool] | Collection[str | type[nn.Module]]
 
@@ -23,6 +24,12 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
 )
 NOISES = (Sparseout, _DropoutNd)
 ROWS = 4096
+# Where the channels are in what these take, by its number of dims.
+_CHANNELS: tuple[tuple[tuple[type[nn.Module], ...], Mapping[int, int]], ...] = (
+    ((Sparseout1d, nn.Dropout1d), {2: 0, 3: 1}),
+    ((Sparseout2d, nn.Dropout2d), {3: 1, 4: 1}),
+    ((Sparseout3d, nn.Dropout3d), {4: 0, 5: 1}),
+)
 
 
 class Site(NamedTuple):
@@ -100,8 +107,30 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((found for item in items if (found := first_tensor(item)) is not None), None)
 
 
-def unit_dim(x: Tensor, given: int | None) -> int:
-    """The dimension along which the units of `x` lie: as given, else 1 for maps and volumes and -1 for others."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that was written, whose names are meant, of a compiled or distributed one."""
+    while (inner := model.module if isinstance(model, DistributedDataParallel) else _compiled(model)) is not model:
+        model = inner
+    return model
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def channel_dim(module: nn.Module, ndim: int) -> int | None:
+    """Where the channels of an input of `ndim` dims are, if `module` is of a class that knows; else None."""
+    for classes, dims in _CHANNELS:
+        if isinstance(module, classes):
+            return dims.get(ndim)
+    return None
+
+
+def unit_dim(x: Tensor, given: int | None, module: nn.Module | None = None) -> int:
+    """Where the units of `x` lie: as given, as `module` has it, else 1 for maps and volumes and -1 for others."""
+    if given is None and module is not None:
+        given = channel_dim(module, x.ndim)
     return given if given is not None else 1 if x.ndim in (4, 5) else -1
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseout.errors import expected
 from sparseout.layers import Sparseout
 from sparseout.measures import Streaming
-from sparseout.sites import sampled
+from sparseout.sites import channel_dim, sampled
 from sparseout.sparsity_report import BINS, LOWEST, PER_DECADE, Norm
 
 MODES = ("train", "eval")
@@ -93,7 +93,8 @@ def noise_sums(module: nn.Module, x: Tensor, y: Tensor, unit: int) -> Tensor:
     dropout = before.square().sum(1) * (dropout_variance(module) or math.nan)
     spread = torch.stack([(noise * noise).sum(), (noise * dropout).sum(), (dropout * dropout).sum()])
     # Rows that share their draws are taken as one, the worst case.
-    dims: Iterable[int] = () if isinstance(module, nn.Dropout) else range(2, x.ndim)
+    channels = channel_dim(module, x.ndim)
+    dims: Iterable[int] = () if channels is None else range(channels + 1, x.ndim)
     if isinstance(module, Sparseout):
         dims = module._dims(x)
     apart = {dim % x.ndim for dim in dims} - {unit % x.ndim}

@@ -1,10 +1,12 @@
 """What a controller can be asked for: which measures, which layers, which targets."""
 
 import math
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
@@ -31,28 +33,54 @@ SCALES = {
 }
 
 
+def scale_of(measure: Any) -> Scale:
+    """How `measure` is controlled."""
+    wanted = f"one of {', '.join(SCALES)}"
+    if not isinstance(measure, str):
+        raise TypeError(expected("measure", wanted, kind(measure)))
+    if measure not in SCALES:
+        raise ValueError(expected("measure", wanted, repr(measure)))
+    return SCALES[measure]
+
+
 def layers_of(model: nn.Module, modules: Any) -> dict[str, Sparseout]:
     """The layers to control, by name."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(expected("model", "an nn.Module", kind(model)))
     every = {name: module for name, module in model.named_modules() if isinstance(module, Sparseout)}
     if not every:
-        raise ValueError(
-            expected("model", "one with Sparseout layers, which convert_dropout_ and insert_after_ make", kind(model))
-        )
+        wanted, got = "one with Sparseout layers, which convert_dropout_ and insert_after_ make", kind(model)
+        dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+        if count := sum(isinstance(module, dropout) for module in model.modules()):
+            got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
+        raise ValueError(expected("model", wanted, got))
     if modules is None:
         return every
-    if callable(modules):
+    if callable(modules) and not isinstance(modules, type):
         chosen = {name: layer for name, layer in every.items() if modules(name, layer)}
     else:
-        if isinstance(modules, str):
-            raise TypeError(expected("modules", "a collection of names", repr(modules)))
-        if unknown := [name for name in modules if name not in every]:
-            raise ValueError(expected("modules", f"names of Sparseout layers: {', '.join(every)}", repr(unknown[0])))
-        chosen = {name: every[name] for name in every if name in set(modules)}
+        wanted = "a function (name, layer) -> bool, or a collection of dotted names or of types of layers"
+        if isinstance(modules, (str, type)) or not isinstance(modules, Collection):
+            got = repr(modules) if isinstance(modules, str) else getattr(modules, "__name__", kind(modules))
+            raise TypeError(expected("modules", wanted, got))
+        chosen = {name: every[name] for name in every if name in _named(modules, every, wanted)}
     if not chosen:
         raise ValueError(expected("modules", f"some of {', '.join(every)}", "none of them"))
     return chosen
+
+
+def _named(modules: Collection[Any], every: Mapping[str, Sparseout], wanted: str) -> set[str]:
+    found = set()
+    for item in modules:
+        if not isinstance(item, (str, type)):
+            raise TypeError(expected("modules", wanted, f"one of {kind(item)}"))
+        if isinstance(item, type):
+            some = {name for name, layer in every.items() if isinstance(layer, item)}
+        else:
+            some = {item} & every.keys()
+        if not some:
+            got = repr(item) if isinstance(item, str) else item.__name__
+            raise ValueError(expected("modules", f"names of Sparseout layers: {', '.join(every)}", got))
+        found |= some
+    return found
 
 
 def targets_of(target: Any, measure: str, layers: Mapping[str, Sparseout], per_layer: bool) -> dict[str, float]:
@@ -67,8 +95,76 @@ def targets_of(target: Any, measure: str, layers: Mapping[str, Sparseout], per_l
         targets = dict.fromkeys(layers, target)
     scale = SCALES[measure]
     for value in targets.values():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             raise TypeError(expected("target", "a number", kind(value)))
         if not scale.low < value < scale.high:
             raise ValueError(expected("target", f"in ({scale.low:g}, {scale.high:g}), as {measure} is", value))
     return {name: float(value) for name, value in targets.items()}
+
+
+def bounds_of(bounds: Any) -> tuple[float, float]:
+    """The bounds of q."""
+    wanted = "two finite numbers 0 <= low <= high"
+    if isinstance(bounds, str) or not isinstance(bounds, Sequence):
+        raise TypeError(expected("bounds", wanted, kind(bounds)))
+    if not all(map(_is_number, bounds)):
+        raise TypeError(expected("bounds", wanted, bounds))
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf:
+        raise ValueError(expected("bounds", wanted, bounds))
+    return float(bounds[0]), float(bounds[1])
+
+
+def steps_of(every: Any) -> int:
+    """The steps between updates."""
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(expected("every", "a whole number >= 1", kind(every)))
+    if every < 1:
+        raise ValueError(expected("every", "a whole number >= 1", every))
+    return every
+
+
+def constant(name: str, value: Any, zero: bool = False) -> float:
+    """A number of the law."""
+    wanted = f"a finite number {'>=' if zero else '>'} 0"
+    if not _is_number(value):
+        raise TypeError(expected(name, wanted, kind(value)))
+    if not (value > 0 or (zero and value == 0)) or not value < math.inf:
+        raise ValueError(expected(name, wanted, value))
+    return float(value)
+
+
+def groups_of(state: Any, measure: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The groups of a controller's state, if it is one of this measure and these groups."""
+    wanted = "what state_dict gives"
+    if not isinstance(state, Mapping):
+        raise TypeError(expected("state", wanted, kind(state)))
+    if missing := {"measure", "steps", "sums", "groups"} - state.keys():
+        raise ValueError(expected("state", wanted, f"one without {', '.join(sorted(missing))}"))
+    if state["measure"] != measure:
+        raise ValueError(expected("state", f"one of {measure}", f"one of {state['measure']}"))
+    if list(state["groups"]) != names:
+        raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
+    return list(state["groups"].values())
+
+
+def is_sparseout(module: nn.Module) -> bool:
+    """Whether it is a Sparseout layer, still: `revert_` changes classes."""
+    return isinstance(module, Sparseout)
+
+
+def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
+    """Give the layers of each group a tensor for q, but where they have one that no layer outside of it has."""
+    first = next(model.parameters(), None)  # a layer has none of its own
+    device = None if first is None else first.device
+    layers = [module for module in model.modules() if isinstance(module, Sparseout)]
+    new = []
+    for mine in groups:
+        others = {id(layer.q) for layer in layers if layer not in mine}
+        new += [layer for layer in mine if not isinstance(layer.q, Tensor) or id(layer.q) in others]
+    for layer in new:
+        old = layer.q
+        layer.q = torch.tensor(float(old), device=old.device if isinstance(old, Tensor) else device)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

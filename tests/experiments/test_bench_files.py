@@ -301,7 +301,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     (line,) = (line for line in lines if line.startswith("| Bridgeout, per example |"))
     assert f"**{table.number(shown['ratio']['step']['median'])}**" in line
     assert shown["peak_bytes"] > 2 * 64 * 4 * 8 * 8
-    assert "A linear layer: time over that with nn.Dropout" in out
+    assert "A linear layer: time over that with nn.Dropout" in " ".join(out.split())
     before = text, path.read_text()
     (folder / "bench.md").unlink()
     assert status_of("bench", "--render", "--out", str(folder)) == 0

@@ -11,7 +11,7 @@ from sparseout.control import SparsityController
 from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
 from sparseout.monitor import SparsityMonitor
-from sparseout.sites import Modules, choose
+from sparseout.sites import Modules, choose, unwrapped
 
 Target = float | Mapping[str, float] | None
 
@@ -48,7 +48,7 @@ class Watcher:
     def begin(self, model: nn.Module) -> None:
         """Put monitor and controller on the model."""
         self.close()
-        model = getattr(model, "_orig_mod", model)  # of a compiled one: names are those of the model that was written
+        model = unwrapped(model)
         monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
         pending, self._pending = self._pending, None
         if self.target is not None:
