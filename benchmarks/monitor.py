@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
-    model = WideResNet(16, 2, lambda: sparseout.Sparseout(0.3, 1.5), generator).to(device)
+    model = WideResNet(16, 2, lambda _: sparseout.Sparseout(0.3, 1.5), generator).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     x = torch.randn(options.batch, 3, 32, 32, generator=generator).to(device)
     y = torch.randint(10, (options.batch,), generator=generator).to(device)
