@@ -58,8 +58,9 @@ def test_a_layer_called_at_several_widths_counts_as_a_layer_for_each() -> None:
     model = nn.Sequential(layer)
     controller = SparsityController(model, 0.5, every=1)
     narrow, wide = torch.rand(5, 7), torch.randn(3, 9)
-    model(narrow)
+    model(narrow[:2])
     model(wide)
+    model(narrow[2:])
     controller.step()
     hoyer = [measures.hoyer(x).double().mean().item() for x in (narrow, wide)]
     assert controller.measured["0"] == pytest.approx(sum(hoyer) / 2, rel=1e-6)
