@@ -101,7 +101,7 @@ def targets(
 ) -> None:
     """Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.
 
-    Takes about 20 minutes on two processor cores and needs no download. What was interrupted goes on when the same
+    Takes about 15 minutes on two cores and needs no download. What was interrupted goes on when the same
     command is started again.
     """
     from sparseout.experiments import targets as study
