@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tracked import scalars
+from tracked import run, scalars
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,8 +34,7 @@ def test_the_page_on_frameworks_runs_and_logs_what_it_says(place, tmp_path):
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[place]
     code = f"import architectures\narchitectures.let_torchvision_import()\n{code}"
     quiet = [word for start in LIGHTNING for word in ("-W", f"ignore:{start}")]
-    command = [sys.executable, "-W", "error", *quiet, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run([sys.executable, "-W", "error", *quiet, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^q \[?\d", done.stdout, re.MULTILINE)
     tags = set(scalars(tmp_path))

@@ -31,10 +31,10 @@ def plain(state):
     return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
-def run(command):
+def run(command, **options):
     """Run a command whose Python finds what tests share."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False, **options)
 
 
 def on_two_processes(code, folder):
