@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +23,12 @@ app = typer.Typer(
 )
 # The data sets of the study, and the folders in which a copy of the hub has them.
 _SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
+Name = TypeVar("Name", bound=str)
+# What all have.
+Workers = Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")]
+Work = Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")]
+Results = Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")]
+Render = Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")]
 
 
 @app.command()
@@ -32,12 +38,12 @@ def control(
     data: Annotated[
         str, typer.Option(metavar="FOLDER", help=f"Holds {', '.join(_SETS.values())}; the hub's data, if not given.")
     ] = "",
-    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
+    workers: Workers = "2",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
-    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/control",
-    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    work: Work = "runs/control",
+    results: Results = "results",
     page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/results.md",
-    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+    render: Render = False,
 ) -> None:
     """Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.
 
@@ -46,13 +52,11 @@ def control(
     """
     from sparseout.experiments import study
 
-    if unknown := [name for name in only.split(",") if only and name not in study.TASKS]:
-        fail(expected("--only", f"a list of {', '.join(study.TASKS)}", repr(unknown[0])))
+    tasks = _chosen(only, study.TASKS)
     if budget not in study.BUDGETS:
         fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
     if device not in ("auto", "cpu", "cuda"):
         fail(expected("--device", "auto, cpu or cuda", repr(device)))
-    tasks = tuple(task for task in study.TASKS if not only or task in only.split(","))
     sources = {name: str(Path(data) / folder) for name, folder in _SETS.items()} if data else {}
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
         fail(expected("--data", f"a folder that holds {', '.join(_SETS.values())}", f"{data!r}, without {missing[0]}"))
@@ -93,11 +97,11 @@ def control(
 @app.command()
 def targets(
     only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, language.")] = "",
-    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
-    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/targets",
-    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    workers: Workers = "2",
+    work: Work = "runs/targets",
+    results: Results = "results",
     page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/targets.md",
-    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+    render: Render = False,
 ) -> None:
     """Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.
 
@@ -106,9 +110,7 @@ def targets(
     """
     from sparseout.experiments import targets as study
 
-    if unknown := [name for name in only.split(",") if only and name not in study.TASKS]:
-        fail(expected("--only", f"a list of {', '.join(study.TASKS)}", repr(unknown[0])))
-    names = [name for name in study.TASKS if not only or name in only.split(",")]
+    names = _chosen(only, tuple(study.TASKS))
     number = count("--workers", workers)
     written = _writable(results, page, None if render else work)
     with _stopping(), _counting() as watch:
@@ -124,11 +126,11 @@ def alternatives(
     budget: Annotated[str, typer.Option(metavar="small|full", help="How large.")] = "small",
     only: Annotated[str, typer.Option(metavar="LIST", help="Of digits, mnist.")] = "",
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Holds mnist; the hub's data, if not given.")] = "",
-    workers: Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")] = "2",
-    work: Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")] = "runs/alternatives",
-    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")] = "results",
+    workers: Workers = "2",
+    work: Work = "runs/alternatives",
+    results: Results = "results",
     page: Annotated[str, typer.Option(metavar="FILE", help="The page that is filled.")] = "docs/comparison.md",
-    render: Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")] = False,
+    render: Render = False,
 ) -> None:
     """Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.
 
@@ -139,12 +141,9 @@ def alternatives(
 
     if budget not in study.BUDGETS:
         fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
-    sets = list(study.BUDGETS[budget])
-    if unknown := [name for name in only.split(",") if only and name not in sets]:
-        fail(expected("--only", f"a list of {', '.join(sets)}", repr(unknown[0])))
+    names = _chosen(only, tuple(study.BUDGETS[budget]))
     if data and not Path(data, "mnist").is_dir():
         fail(expected("--data", "a folder that holds mnist", repr(data)))
-    names = [name for name in sets if not only or name in only.split(",")]
     number = count("--workers", workers)
     written = _writable(results, page, None if render else work)
     with _stopping(), _counting() as watch:
@@ -166,6 +165,14 @@ def _counting() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(row, completed=done, total=total, count=f"run {done}/{total}", now=now)
 
         yield watch
+
+
+def _chosen(only: str, names: tuple[Name, ...]) -> tuple[Name, ...]:
+    """Of the names those that a list has; all, if it is empty."""
+    given = only.split(",") if only else []
+    if unknown := [name for name in given if name not in names]:
+        fail(expected("--only", f"a list of {', '.join(names)}", repr(unknown[0])))
+    return tuple(name for name in names if not given or name in given)
 
 
 def _writable(results: str, page: str, work: str | None) -> tuple[Path, Path]:
