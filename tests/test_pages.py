@@ -138,7 +138,7 @@ def test_commands_exist(name):
 
 
 def test_wrong_commands_are_seen():
-    assert len(commands(PAGES["README.md"])) > 10
+    assert len(commands(PAGES["docs/experiments.md"])) > 10
     for right in ("make demo", 'make bench ARGS="--quick"', "sparseout run image --q 1.5", "sparseout demo"):
         assert what_is_wrong(right) is None
     for wrong in (
