@@ -37,15 +37,15 @@ format: .venv/.dev
 	.venv/bin/ruff format
 
 # `dev` includes the others, so whoever runs the tests first has the demo and the site installed too.
-.venv/.experiments: pyproject.toml constraints.txt
+.venv/.experiments: pyproject.toml experiments/pyproject.toml constraints.txt
 	@tools/setup experiments
 	@touch $@
 
-.venv/.docs: pyproject.toml constraints.txt
+.venv/.docs: pyproject.toml experiments/pyproject.toml constraints.txt
 	@tools/setup docs
 	@touch $@
 
-.venv/.dev: pyproject.toml constraints.txt
+.venv/.dev: pyproject.toml experiments/pyproject.toml constraints.txt
 	@tools/setup dev
 	@touch $@ .venv/.experiments .venv/.docs
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from sparseout_experiments.models import WideResNet
+from sparseout_experiments.training.runs import processor
 
 import sparseout
-from sparseout.experiments.models import WideResNet
-from sparseout.experiments.runs import processor
 
 
 def main() -> None:

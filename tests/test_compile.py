@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import needs_compiler
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import needs_compiler
 from torch import nn
 
 import sparseout
+from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, convert_dropout_, revert_, set_q_
 
 PAIRS = [

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import needs_compiler
 from torch import nn
 
 import sparseout
+from conftest import needs_compiler
 from sparseout import Sparseout, convert_dropout_, insert_after_, revert_, set_q_
 
 

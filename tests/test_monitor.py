@@ -9,13 +9,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import needs_compiler
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tracked import hooks
 
+from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout2d, SparsityMonitor, measures
-from sparseout.sites import ROWS, sampled, stride
+from sparseout._utils.activations import ROWS, sampled, stride
 
 NAMES = ("hoyer", "gini", "density")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sparseout import recalibrate_norm_
-from sparseout.norm import batch_norms
+from sparseout.convert._batch_norm import batch_norms
 
 
 def network():

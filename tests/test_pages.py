@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-
-from sparseout.experiments.commands import app
+from sparseout_experiments.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

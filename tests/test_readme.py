@@ -102,7 +102,7 @@ def test_the_page_on_frameworks_runs_and_logs_what_it_says(place, tmp_path):
 
 
 def test_its_figures_are_those_of_the_benchmark():
-    from sparseout.experiments.bench.table import number
+    from sparseout_experiments.bench.table import number
 
     rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores.json").read_text())["rows"]
     ratios = {

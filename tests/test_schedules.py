@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from sparseout.schedules import cosine, linear, warmup
+from sparseout.control.schedules import cosine, linear, warmup
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine, warmup])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseout import Sparseout, SparsityMonitor, SparsityReport, recalibrate_norm_
-from sparseout.measures import MEASURES
+from sparseout.measures._functions import MEASURES
 
 
 def seen(model, *batches, **arguments):
@@ -142,7 +142,7 @@ def test_plot(tmp_path):
 
 @pytest.mark.parametrize(("package", "call"), [("pandas", "frame"), ("matplotlib", "plot")])
 def test_without_the_package_the_error_says_so(package, call, monkeypatch):
-    monkeypatch.delitem(sys.modules, "sparseout.sparsity_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "sparseout.monitor._plot", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,16 +1,12 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
-from sparseout import baselines, measures, schedules, theory
-from sparseout.control import SparsityController
-from sparseout.conversion import ConversionReport
-from sparseout.convert import convert_dropout_, revert_, set_q_
+from sparseout import baselines, measures, theory
+from sparseout.control import SparsityController, schedules
+from sparseout.convert import ConversionReport, convert_dropout_, insert_after_, recalibrate_norm_, revert_, set_q_
 from sparseout.functional import sparseout
-from sparseout.insertion import insert_after_
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
-from sparseout.monitor import SparsityMonitor
-from sparseout.norm import recalibrate_norm_
-from sparseout.sparsity_report import SparsityReport
+from sparseout.monitor import SparsityMonitor, SparsityReport
 
 __all__ = [
     "Backend",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseout.errors import expected, kind
+from sparseout._utils.validation import expected, kind
 from sparseout.kernels import ops
 
 Gradient = Literal["detached", "exact"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, fx, nn
 
-from sparseout.errors import expected
+from sparseout._utils.validation import expected
 from sparseout.functional import Gradient, Scale, check_arguments, sparseout
 
 
@@ -50,6 +50,8 @@ class Sparseout(nn.Module):
 
     Source: Khan & Stavness (2019), section 3.
     """
+
+    _is_noise: ClassVar = True  # monitor and penalties watch its input
 
     def __init__(
         self,
@@ -126,6 +128,7 @@ for _name in ("sparseout", "_channel_dims"):
 class _ChannelSparseout(Sparseout):
     """One draw for each channel, with the input shapes of torch's layer of the same number."""
 
+    channel_dims: ClassVar[Mapping[int, int]]  # input.dim() -> where its channels are
     _DIMS: ClassVar[Mapping[int, tuple[int, ...]]]  # input.dim() -> shared dims
     _SHAPES: ClassVar[str]
 
@@ -165,6 +168,7 @@ class Sparseout1d(_ChannelSparseout):
         tensor(0.)
     """
 
+    channel_dims = {2: 0, 3: 1}
     _DIMS = {3: (2,), 2: (1,)}
     _SHAPES = "(N, C, L) or (C, L)"
 
@@ -189,6 +193,7 @@ class Sparseout2d(_ChannelSparseout):
         torch.Size([2, 3, 4, 5])
     """
 
+    channel_dims = {3: 1, 4: 1}
     _DIMS = {4: (2, 3), 3: (2,)}
     _SHAPES = "(N, C, H, W) or (N, C, L)"
 
@@ -213,5 +218,6 @@ class Sparseout3d(_ChannelSparseout):
         torch.Size([2, 3, 4, 5, 6])
     """
 
+    channel_dims = {4: 0, 5: 1}
     _DIMS = {5: (2, 3, 4), 4: (1, 2, 3)}
     _SHAPES = "(N, C, D, H, W) or (C, D, H, W)"

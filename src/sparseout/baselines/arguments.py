@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-from sparseout.errors import expected, kind
+from sparseout._utils.validation import expected, kind
 
 
 def number(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> float:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, probability
 from sparseout.baselines.weights import Layer, change_
-from sparseout.errors import expected, kind
 from sparseout.functional import sparseout
 
 

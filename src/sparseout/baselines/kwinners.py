@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, number
-from sparseout.errors import expected, kind
 
 _WISH = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
 

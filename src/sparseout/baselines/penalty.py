@@ -8,11 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.activations import first_tensor
+from sparseout._utils.activations import unit_dim as dim_of_units
+from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose
+from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import above_0, at_least_0, number
-from sparseout.convert import check_model, forget_compiled_code
-from sparseout.errors import expected, kind
-from sparseout.sites import ACTIVATIONS, Modules, Site, choose, first_tensor
-from sparseout.sites import unit_dim as dim_of_units
 
 EPS = 1e-3
 
@@ -177,7 +178,7 @@ class ActivityPenalty:
                     self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
                 else:
                     self._handles.append(site.module.register_forward_hook(hook.after))
-            forget_compiled_code()
+            reset_compiler()
         return self
 
     def detach(self) -> None:
@@ -187,7 +188,7 @@ class ActivityPenalty:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
-            forget_compiled_code()
+            reset_compiler()
 
     def __enter__(self) -> Self:
         return self.attach()

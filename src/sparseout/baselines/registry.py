@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from sparseout._utils.validation import expected, kind
 from sparseout.baselines import bridgeout, penalty, shakeout
 from sparseout.baselines.gaussian import GaussianDropout
 from sparseout.baselines.kwinners import KWinners
-from sparseout.errors import expected, kind
 from sparseout.layers import Sparseout
 
 

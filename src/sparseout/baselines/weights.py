@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from sparseout.convert import check_model, forget_compiled_code
-from sparseout.errors import expected
+from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.modules import check_model
+from sparseout._utils.validation import expected
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -22,7 +23,7 @@ def change_(layer: Layer, classes: Mapping[type[nn.Module], type[nn.Module]], **
         raise TypeError(expected("module", f"a {wish}, and nothing derived from it", f"a {got}"))
     vars(layer).update(attributes, _before_baseline=(type(layer), tuple(attributes)))
     layer.__class__ = classes[type(layer)]  # type: ignore[assignment]
-    forget_compiled_code()
+    reset_compiler()
     return layer
 
 
@@ -49,4 +50,4 @@ def revert_(model: nn.Module) -> None:
         for name in names:
             del vars(module)[name]
     if changed:
-        forget_compiled_code()
+        reset_compiler()

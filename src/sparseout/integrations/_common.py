@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from sparseout.control import SparsityController
-from sparseout.errors import expected, kind
+from sparseout._utils.modules import Modules, choose, unwrapped
+from sparseout._utils.validation import expected, kind
+from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
-from sparseout.monitor import SparsityMonitor
-from sparseout.sites import Modules, choose, unwrapped
+from sparseout.monitor._monitor import SparsityMonitor
 
 Target = float | Mapping[str, float] | None
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sparseout.control import SparsityController
+from sparseout._utils.modules import Modules
+from sparseout.control._controller import SparsityController
 from sparseout.integrations._common import Target, Watcher
-from sparseout.sites import Modules
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseout.control import SparsityController
-from sparseout.errors import expected
+from sparseout._utils.modules import Modules
+from sparseout._utils.validation import expected
+from sparseout.control._controller import SparsityController
 from sparseout.integrations._common import Target, Watcher
-from sparseout.sites import Modules
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

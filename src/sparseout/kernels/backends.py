@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparseout.errors import expected
+from sparseout._utils.validation import expected
 
 _SETTINGS = ("auto", "torch", "triton")
 _OLDEST = (8, 0)  # the oldest compute capability that the kernel is compiled for in the tests

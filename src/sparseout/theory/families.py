@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseout.errors import expected
+from sparseout._utils.validation import expected
 
 MOST_ENUMERATED = 16  # features, of which there are 2^16 masks
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout.errors import expected, kind
+from sparseout._utils.validation import expected, kind
 from sparseout.functional import Scale, check_arguments, sparseout
 from sparseout.kernels import reference
 from sparseout.theory.families import Family, enumerated

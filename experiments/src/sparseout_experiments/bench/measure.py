@@ -1,0 +1,213 @@
+"""Measuring one case: a row for every peer, ready for JSON."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseout.baselines import Attachment
+from sparseout_experiments.bench import memory, timing
+from sparseout_experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation
+from sparseout_experiments.bench.peers import ALTERNATIVES, FOR_TEXT, LAYOUTS, METHODS, Method, P, compiled, method
+from sparseout_experiments.bench.timing import (
+    STREAMS,
+    Budget,
+    Clock,
+    EventClock,
+    Function,
+    Runner,
+    Times,
+    WallClock,
+    spread,
+)
+from sparseout_experiments.models import LanguageModel, WideResNet
+from sparseout_experiments.tasks.base import penalised
+from sparseout_experiments.training.noise import attach
+
+Row = dict[str, Any]
+Hears = Callable[[str, float], None]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COPY = "copy"
+
+
+def measure(case: Case, device: str, budget: Budget, heard: Hears) -> list[Row]:
+    """The rows of one case, the yardstick first."""
+    with timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        if isinstance(case, Operation):
+            return _operation(case, device, budget, heard)
+        return _steps(case, steps_of(case, device), device, budget, heard)
+
+
+def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> list[Row]:
+    make_peers, layout = LAYOUTS[case.layout]
+    x, grad, target = _tensors(case, layout, device)
+    clock: Clock = EventClock() if case.clock == "events" else WallClock(device)
+    calls = LATENCY_CALLS[case.clock] if case.elements == SMALL else 1
+    peers = make_peers(device)
+    runners: dict[str, Runner] = {
+        name: partial(timing.phases, function, x, grad, calls, clock) for name, function in peers.items()
+    }
+    if case.elements != SMALL:  # where a copy is a matter of bandwidth
+        source = x.detach()
+        runners[_COPY] = lambda: {_COPY: timing.timed(lambda: target.copy_(source), clock)}
+    rows, times = _rows(case, runners, budget, heard)
+    copies = times.pop(_COPY, None)
+    rows.pop(_COPY, None)
+    for name, row in rows.items():
+        row["calls"] = calls
+        if copies and name in times:
+            copying = spread([one[_COPY] for one in copies]).median
+            row["copy_bytes_per_second"] = STREAMS["forward"] * x.nbytes / copying
+            row["of_copy_bandwidth"] = of_copy_bandwidth(row["seconds"], copying)
+        if name in times:
+            function = peers[name]
+            row["peak_bytes"] = memory.peak(partial(_call, function, x, grad), device)
+            row["kept_bytes"], row["kept_input_bytes"] = memory.kept(function, x)
+            row["input_bytes"] = x.nbytes
+    return list(rows.values())
+
+
+def _tensors(case: Operation, layout: torch.memory_format | None, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """An input, a gradient and a target for copies."""
+    x = torch.randn(case.elements, dtype=DTYPES[case.dtype], device=device)
+    if layout is not None:
+        x = x.view(-1, 64, 8, 8).contiguous(memory_format=layout)
+    return x.requires_grad_(), torch.randn_like(x.detach()), torch.empty_like(x.detach())
+
+
+def _call(function: Function, x: Tensor, grad: Tensor) -> None:
+    torch.autograd.grad(function(x), x, grad)
+
+
+def of_copy_bandwidth(seconds: Mapping[str, Mapping[str, float]], copying: float) -> dict[str, float]:
+    """The least time, with each operand moved once at the speed of `copying` the input, over the time it took."""
+    least = {phase: streams / STREAMS["forward"] * copying for phase, streams in STREAMS.items()}
+    return {phase: least[phase] / times["median"] for phase, times in seconds.items()}
+
+
+def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
+    """A training step with every method that the case has a place for."""
+    if isinstance(case, Layer):
+        return {name: layer_step(case, one, device) for name, one in (METHODS | ALTERNATIVES).items()}
+    methods = dict(METHODS)
+    if device == "cuda":
+        methods |= {f"Sparseout q={q:g}": method("sparseout", p=P, q=q) for q in (1.0, 2.5)}
+    if case.mode == "eager":
+        images = isinstance(MODELS[case.model], Images)
+        methods |= {name: one for name, one in ALTERNATIVES.items() if images or name in FOR_TEXT}
+    return {name: training_step(case, one.noise, device, one.attachment) for name, one in methods.items()}
+
+
+def _steps(case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, heard: Hears) -> list[Row]:
+    clock = WallClock(device)
+    runners: dict[str, Runner] = {name: partial(_timed_step, step, clock) for name, step in steps.items()}
+    rows, times = _rows(case, runners, budget, heard)
+    for name in times:
+        rows[name]["peak_bytes"] = memory.peak(steps[name], device)
+    return list(rows.values())
+
+
+def _timed_step(step: Callable[[], None], clock: Clock) -> Times:
+    return {"step": timing.timed(step, clock)}
+
+
+def layer_step(case: Layer, method: Method, device: str) -> Callable[[], None]:
+    """Forward and backward to input and weights, of one layer with a method; no gradients are left between steps."""
+    layer = nn.Linear(case.width, case.width)
+    model = nn.Sequential(nn.ReLU(), method.noise(), layer).to(device)
+    x = torch.randn(case.batch, case.width, device=device, requires_grad=True)
+    grad = torch.randn(case.batch, case.width, device=device)
+    penalty = attach(method.attachment, model, [model[0]], [layer])
+
+    def step() -> None:
+        out = model(x)
+        penalised((out * grad).sum(), penalty).backward()
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+
+    return step
+
+
+def training_step(
+    case: Model, noise: Callable[[], nn.Module], device: str, attachment: Attachment | None = None
+) -> Callable[[], None]:
+    """Forward, loss, backward and a step of SGD, on one batch of random data; no gradients are left between steps."""
+    shape, weights = MODELS[case.model], torch.Generator().manual_seed(0)
+    model: WideResNet | LanguageModel
+    following: list[nn.Module] = []
+    if isinstance(shape, Images):
+        model = WideResNet(shape.depth, shape.width, lambda _: noise(), weights)
+        following = model.following()
+        x = torch.randn(shape.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        target = torch.randint(10, (shape.batch,), device=device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    else:
+        model = LanguageModel(shape.words, shape.embedding, shape.units, shape.layers, lambda _: noise(), weights)
+        x = torch.randint(shape.words, (shape.steps, shape.batch), device=device)
+        target = torch.randint(shape.words, (shape.steps * shape.batch,), device=device)
+    model = model.to(device)
+    penalty = attach(attachment, model, model.activations().values(), following)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    forward = compiled(model) if case.mode == "compiled" else model
+    half = device == "cuda" and isinstance(shape, Images)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            out = forward(x)
+            logits = out if isinstance(out, Tensor) else out[0].flatten(0, 1)
+            loss = penalised(F.cross_entropy(logits, target), penalty)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _rows(
+    case: Case, runners: Mapping[str, Runner], budget: Budget, heard: Hears
+) -> tuple[dict[str, Row], dict[str, list[Times]]]:
+    """A row for every runner, with times and ratios to the first of them or with the reason why there are none."""
+    reasons: dict[str, str] = {}
+    times = timing.alternate(runners, budget, lambda name, error: reasons.update({name: _reason(error)}), heard)
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    rows: dict[str, Row] = {}
+    yardstick = times.get(next(iter(runners)))
+    for name in runners:
+        row = {"section": case.section, "case": case.key, **asdict(case), "peer": name, "date": date}
+        if name in times:
+            row |= {"rounds": len(times[name]), "seconds": _spreads(times[name])}
+            row["ratio"] = _spreads(ratios(times[name], yardstick)) if yardstick and name != _COPY else None
+        else:
+            row["failed"] = reasons[name]
+        rows[name] = row
+    return rows, times
+
+
+def ratios(times: list[Times], yardstick: list[Times]) -> list[Times]:
+    """Round by round, so that what slowed a round down slowed both."""
+    return [{phase: one[phase] / base[phase] for phase in one} for one, base in zip(times, yardstick, strict=True)]
+
+
+def _spreads(times: list[Times]) -> dict[str, dict[str, float]]:
+    return {phase: spread([one[phase] for one in times])._asdict() for phase in times[0]}
+
+
+def _reason(error: Exception) -> str:
+    """One line. What the compiler wraps is inside."""
+    inner = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()] or [type(inner).__name__]
+    return lines[0][:160]
+
+
+@contextmanager
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()  # not after an interrupt, which may have left the compiler half imported

@@ -1,0 +1,69 @@
+"""Memory: the peak during a call, and what a function keeps for its backward."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from sparseout_experiments.bench.timing import Function
+
+
+class Kept(NamedTuple):
+    """Bytes held from forward to backward; the input's own storage apart, since something else may keep it anyway."""
+
+    own: int
+    input: int
+
+
+def kept(function: Function, x: Tensor) -> Kept:
+    """What autograd saves of `function(x)`, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # or the address might be used twice
+        return tensor
+
+    alive: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        alive.append(function(x))
+    shared = storages.pop(x.untyped_storage().data_ptr(), 0)
+    return Kept(sum(storages.values()), shared)
+
+
+def peak(run: Callable[[], object], device: str) -> int | None:
+    """Most bytes allocated at a time during `run` over those before; None where torch's profiler reports none."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        run()
+    found = getattr(profiler.profiler, "kineto_results", None)
+    events = [event for event in found.events() if event.name() == "[memory]"] if found else []
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest if events else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the profiler writes to standard error from C++, past Python's warnings."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)

@@ -1,0 +1,130 @@
+"""What is measured against what. The first of each table is the yardstick."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseout import Sparseout2d, sparseout
+from sparseout.baselines import Attachment, make
+from sparseout_experiments.bench.timing import Function
+
+P = 0.5
+
+T = TypeVar("T")
+
+
+def plain_formula(x: Tensor, p: float = P, q: float = 1.5) -> Tensor:
+    """The equation as one would write it, with torch's Bernoulli draw and autograd."""
+    xi = torch.bernoulli(torch.full_like(x, 1 - p)) / (1 - p) - 1
+    return x + x.sign() * x.abs() ** (q / 2) * xi
+
+
+class _Published(torch.autograd.Function):
+    """The sequence of operations of the code published with the paper, in our words.
+
+    Clone; noise from a Bernoulli fill, divided by 1 - p, minus 1; times a power of |x| + 1e-12; plus 1; multiply. The
+    multiplier is kept and backward multiplies by it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, q: float) -> Tensor:
+        y = x.clone()
+        multiplier = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
+        multiplier.sub_(1).mul_((x.abs() + 1e-12).pow((q - 2) / 2)).add_(1)
+        ctx.save_for_backward(multiplier)
+        return y.mul_(multiplier)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (multiplier,) = ctx.saved_tensors
+        return grads[0].mul(multiplier), None, None
+
+
+def published_formula(x: Tensor, p: float = P, q: float = 1.5) -> Tensor:
+    """What the code published with the paper computes."""
+    result: Tensor = _Published.apply(x, p, q)  # type: ignore[no-untyped-call]
+    return result
+
+
+def compiled(function: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
+    """Compiled at the first call, so that where it cannot be, the call fails."""
+    build = cache(lambda: torch.compile(function, dynamic=False))
+    return lambda x: build()(x)
+
+
+def _sparseout(q: float | Tensor, **options: Any) -> Function:
+    return lambda x: sparseout(x, P, q, **options)
+
+
+def element(device: str) -> dict[str, Function]:
+    """All peers, on a vector with a mask of its own for every element."""
+    return {
+        "F.dropout": lambda x: F.dropout(x, P),
+        **{f"Sparseout q={q:g}": _sparseout(q) for q in (1.0, 1.3, 1.5, 2.5, 3.0)},
+        "Sparseout q=1.5 matched": _sparseout(1.5, scale="matched"),
+        "Sparseout q=1.5 exact": _sparseout(1.5, gradient="exact"),
+        "Sparseout q=1.5 as tensor": _sparseout(torch.tensor(1.5, device=device)),
+        "plain formula, eager": plain_formula,
+        "plain formula, compiled": compiled(plain_formula),
+        "published formula": published_formula,
+    }
+
+
+def few(device: str) -> dict[str, Function]:
+    """An element mask, where the layout of the input is what matters."""
+    return {"F.dropout": lambda x: F.dropout(x, P), "Sparseout q=1.5": _sparseout(1.5)}
+
+
+def channel(device: str) -> dict[str, Function]:
+    """One draw a channel."""
+    return {"F.dropout2d": lambda x: F.dropout2d(x, P), "Sparseout2d q=1.5": Sparseout2d(P, 1.5)}
+
+
+# By layout: the peers, and whether the input has four dims and which memory format.
+LAYOUTS: dict[str, tuple[Callable[[str], dict[str, Function]], torch.memory_format | None]] = {
+    "vector": (element, None),
+    "channel mask, NCHW": (channel, torch.contiguous_format),
+    "channel mask, channels_last": (channel, torch.channels_last),
+    "element mask, channels_last": (few, torch.channels_last),
+}
+
+
+class Method(NamedTuple):
+    """What stands where Dropout stands, and what else is attached to a layer or a model."""
+
+    noise: Callable[[], nn.Module]
+    attachment: Attachment | None = None
+
+
+def method(name: str, **parameters: Any) -> Method:
+    """A method of `baselines.make`."""
+    made = make(name, **parameters)
+    if isinstance(made, Attachment):
+        return Method(nn.Identity, made)
+    return Method(lambda: _layer(make(name, **parameters)))
+
+
+def _layer(made: nn.Module | Attachment) -> nn.Module:
+    assert isinstance(made, nn.Module)
+    return made
+
+
+# In whole models and beside a linear layer; the others where a model has a place for them.
+METHODS = {
+    "nn.Dropout": method("dropout", p=P),
+    "no dropout": method("none"),
+    "Sparseout q=1.5": method("sparseout", p=P, q=1.5),
+}
+ALTERNATIVES = {
+    "Gaussian dropout": method("gaussian", p=P),
+    "L1 penalty": method("penalty"),
+    "k-winners, a tenth": method("kwinners", k=0.1),
+    "Shakeout": method("shakeout", p=P),
+    "Bridgeout, per batch": method("bridgeout", p=P, q=1.5, per_example=False),
+    "Bridgeout, per example": method("bridgeout", p=P, q=1.5),
+}
+FOR_TEXT = ("Gaussian dropout", "L1 penalty")  # LSTM layers keep their weights to themselves

@@ -1,0 +1,135 @@
+"""The rows of one device as a file: what was measured on what, written whole after every case."""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sparseout
+from sparseout_experiments.bench.cases import PLANS, Case, cores
+from sparseout_experiments.bench.measure import Row, measure
+from sparseout_experiments.training import files
+
+KIND = "sparseout bench"
+
+
+class NotRows(ValueError):
+    """A file that is not ours, in one sentence."""
+
+
+@dataclass
+class Record:
+    """One file: rows measured in one environment, and the cases that the last run set out to do."""
+
+    environment: dict[str, Any]
+    planned: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def missing(self) -> set[str]:
+        """Planned cases with no row yet."""
+        return set(self.planned) - {row["case"] for row in self.rows}
+
+    @property
+    def quick(self) -> bool:
+        """Whether --quick made it."""
+        return bool(self.environment["quick"])
+
+    @property
+    def slug(self) -> str:
+        """The name of its files."""
+        name = re.sub("[^a-z0-9]+", "-", self.environment["device"]["name"].lower()).strip("-")
+        return name + ("-quick" if self.quick else "")
+
+
+def environment(device: str, quick: bool) -> dict[str, Any]:
+    """All that rows must share to stand in one file."""
+    versions = {
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("triton",) if find_spec(name)},
+        "sparseout": sparseout.__version__,
+        "python": platform.python_version(),
+    }
+    name, reason = sparseout.backend(device)
+    return {
+        "device": {"type": device, "name": device_name(device)},
+        "versions": versions,
+        "source": source(),
+        "backend": {"name": name, "reason": reason},
+        "quick": quick,
+    }
+
+
+def device_name(device: str) -> str:
+    """The maker's name of the GPU, or of the processor with the cores at hand."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {cores()} core{'s' if cores() > 1 else ''}"
+
+
+def source() -> str:
+    """A fingerprint of the library's code, which changes more often than its version."""
+    root = Path(sparseout.__file__).parent
+    paths = sorted(path for path in root.rglob("*.py") if "experiments" not in path.relative_to(root).parts)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
+    return digest.hexdigest()[:10]
+
+
+def load(path: Path) -> Record:
+    """A record from its file. Raises NotRows where the file is none."""
+    try:
+        found = json.loads(path.read_text())
+        if found.pop("kind") != KIND:
+            raise KeyError
+        return Record(**found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotRows(f"{path} does not hold rows of {KIND}") from error
+
+
+def save(record: Record, folder: Path) -> None:
+    """Write the whole file."""
+    content = json.dumps({"kind": KIND, **vars(record)}, indent=1, allow_nan=False)
+    files.write(folder / f"{record.slug}.json", content + "\n")
+
+
+def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequence[Case]) -> Record:
+    """The record to go on with: what an unfinished run of the same cases left, or else one without their rows.
+
+    Rows of other cases stay if they are among `every` case there is, unless they were measured in another environment.
+    """
+    keys = [case.key for case in cases]
+    record = Record(now)
+    path = folder / f"{record.slug}.json"
+    if path.exists():
+        old = load(path)
+        if old.environment == now:
+            record = old
+    if record.planned != keys or not record.missing:
+        others = {case.key for case in every} - set(keys)
+        record.rows = [row for row in record.rows if row["case"] in others]
+        record.planned = keys
+    return record
+
+
+def run(record: Record, cases: Sequence[Case], folder: Path, heard: Callable[[Case, str, float], None]) -> None:
+    """Measure what is missing; the file is whole after every case."""
+    device = record.environment["device"]["type"]
+    budget = PLANS[device, record.quick].budget
+    for case in cases:
+        if case.key in record.missing:
+            record.rows += measure(case, device, budget, partial(heard, case))
+            save(record, folder)

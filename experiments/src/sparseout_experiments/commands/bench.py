@@ -1,0 +1,93 @@
+"""The command `bench`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparseout._utils.validation import expected
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, wrote
+from sparseout_experiments.training import files
+
+if TYPE_CHECKING:
+    from sparseout_experiments.bench.cases import Case
+    from sparseout_experiments.bench.store import Record
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds.")] = False,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="A GPU where there is one, if not given.")] = "",
+    only: Annotated[str, typer.Option(metavar="operation|model|alternatives", help="Measure one part.")] = "",
+    render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and plots from the rows.")] = False,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where rows, page and plots go.")] = "bench",
+) -> None:
+    """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
+
+    On two processor cores it takes some five minutes, or one with --quick. Writes the rows as JSON under the device's
+    name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
+    interrupted goes on when it is started again.
+    """
+    from sparseout_experiments.bench import cases, store
+    from sparseout_experiments.bench import render as rendering
+
+    folder, console = Path(out), Console()
+    device = device_named(device)
+    if only not in ("", "operation", "model", "alternatives"):
+        fail(expected("--only", "operation, model or alternatives", repr(only)))
+    if not out:
+        fail(expected("--out", "the name of a folder", repr(out)))
+    if render and not any(folder.glob("*.json")):
+        fail(expected("--out", "a folder with rows of sparseout bench", repr(out)))
+    try:
+        files.prepare(folder)
+        if render:
+            wrote(console, rendering.write(folder))
+            return
+        todo = cases.cases(device, quick, only)
+        rendering.read(folder)  # what cannot be read is to be known before the work, not after it
+        record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
+        interrupted = _measure(record, todo, folder)
+        finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
+        if interrupted and len(record.missing) == len(todo):
+            fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
+        written = rendering.write(folder)
+    except OSError as error:
+        fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
+    except store.NotRows as error:
+        fail(str(error), FAILED)
+    rendering.show(console, record)
+    wrote(console, [folder / f"{record.slug}.json", *written])
+    if interrupted:
+        fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
+
+
+def _environment(device: str, quick: bool) -> dict[str, Any]:
+    from sparseout_experiments.bench import store
+
+    try:
+        return store.environment(device, quick)
+    except (ValueError, RuntimeError) as error:  # of sparseout.backend, about SPARSEOUT_BACKEND
+        fail(str(error))
+
+
+def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> bool:
+    """Measure under a progress bar; return whether it was interrupted, which keeps what is finished."""
+    from sparseout_experiments.bench import store
+
+    done = len(todo) - len(record.missing)
+    progress = progress_bar()
+    try:
+        with progress:
+            task = progress.add_task("", total=len(todo), completed=done, count=f"case {done + 1}/{len(todo)}", now="")
+
+            def on_run(case: "Case", peer: str, share: float) -> None:
+                place = len(todo) - len(record.missing)
+                now = f"{case.key}: {peer}"
+                progress.update(task, completed=place + share, count=f"case {place + 1}/{len(todo)}", now=now)
+
+            store.run(record, todo, folder, on_run)
+    except KeyboardInterrupt:
+        return True
+    return False

@@ -1,0 +1,227 @@
+"""The commands `run autoencoder`, `run image` and `run language`: their options are the fields of `config`."""
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sparseout_experiments import config as options
+from sparseout_experiments.cli import tell
+from sparseout_experiments.commands.bench import bench
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from sparseout_experiments.training.loop import Progress as Report
+    from sparseout_experiments.training.loop import Watch
+
+app = typer.Typer(
+    help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def flag_name(name: str) -> str:
+    """How the command line calls an option."""
+    return "--" + name.replace("_", "-")
+
+
+def _command(task: str) -> Callable[..., None]:
+    """The command of a task, with an option for every field of its configuration."""
+
+    def command(**given: Any) -> None:
+        file, out, resume = given.pop("config"), given.pop("out"), given.pop("resume")
+        _run(task, {name: value for name, value in given.items() if value is not None}, file, out, resume)
+
+    parameters = [
+        _parameter("out", str, "Folder of the run: one below runs/ that says its options.", "FOLDER"),
+        _parameter("config", str, "Options in TOML; what is given here goes before.", "FILE"),
+        _parameter("resume", bool, "Go on with the run in the folder.", default=False),
+    ]
+    for entry in fields(options.TASKS[task]):
+        says, wanted = entry.metadata["says"], entry.metadata["wanted"]
+        assert entry.default is not MISSING
+        if isinstance(entry.default, bool) or wanted == "true or false":
+            parameters.append(_parameter(entry.name, bool, says, shown=entry.default))
+        else:
+            parameters.append(_parameter(entry.name, str, says, _metavar(wanted), entry.default))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__doc__ = options.TASKS[task].__doc__
+    return command
+
+
+def _parameter(
+    name: str, kind: type, says: str, metavar: str | None = None, shown: Any = None, default: Any = None
+) -> inspect.Parameter:
+    flag = flag_name(name)
+    declared = f"{flag}/--no-{flag[2:]}" if kind is bool and name != "resume" else flag
+    if shown is not None:
+        shown = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
+        says += escape(f" [{shown}]")
+    option = typer.Option(declared, help=says, metavar=metavar, show_default=False)
+    hint = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _metavar(wanted: str) -> str:
+    if wanted.startswith(("a number", "a finite", "6 n")):
+        return "NUMBER"
+    if wanted.startswith("a whole"):
+        return "N"
+    if wanted.startswith("paper"):
+        return "paper|matched|NUMBER"
+    return wanted.replace(", ", "|").replace(" or ", "|") if " or " in wanted else "TEXT"
+
+
+for _task in options.TASKS:
+    app.command(_task)(_command(_task))
+app.command("cost")(bench)
+
+
+def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
+    try:
+        from_file = options.read(Path(file), task, flag_name) if file else {}
+        if "method" in given:  # a file is for any method: what this one has no use for is not asked for
+            from_file = options.without_unused(from_file, given["method"])
+        config = options.resolve(task, from_file | given, flag_name)
+    except ValueError as error:
+        fail(str(error))
+
+    from sparseout_experiments.data.hub import DataError
+    from sparseout_experiments.training import loop as train  # Accelerate takes seconds to import
+    from sparseout_experiments.training import runs
+
+    folder = Path(out or f"runs/{_name(config)}")
+    if resume and not (folder / runs.CONFIG).exists() and _is_main():
+        tell(f"there is no run in {folder} to resume: it starts now")
+    try:
+        with _watching(task) as watch:
+            result = train.perform(config, folder, watch, resume=resume)
+    except (ValueError, DataError) as error:
+        fail(_as_flag(error))
+    except (runs.RunError, runs.RunFailed) as error:
+        fail(_as_flag(error), FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise  # a CPU has no exception of its own for it
+        fail("out of memory: make the network or the batch smaller", FAILED)
+    except KeyboardInterrupt:
+        there = (folder / runs.CONFIG).exists()
+        fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
+    if _is_main():
+        show(Console(), result, folder)
+
+
+def _as_flag(error: Exception) -> str:
+    """What an error says, with the option that it names as the command line calls it."""
+    return re.sub(r"^expected `(\w+)`", lambda found: f"expected `{flag_name(found[1])}`", str(error))
+
+
+def _name(config: options.Config) -> str:
+    """The folder of a run that was given none: its task, its noise, its seed, and what else is not as usual."""
+    task = options.task_of(config)
+    parts = [task, config.method]
+    parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in options.ARGUMENTS[config.method]]
+    parts += [f"seed{config.seed}"]
+    usual, chosen = (options.record(some) for some in (options.resolve(task, {"method": config.method}), config))
+    others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
+    said = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
+    return "-".join([*parts, *said])
+
+
+def _is_main() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _watching(task: str) -> Iterator["Watch"]:
+    """A progress bar with the numbers that matter."""
+    from sparseout_experiments.tasks import shown_as
+
+    metric, times, unit = shown_as(task)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=12),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[now]}"),
+        console=console,
+        transient=True,
+        disable=not (_is_main() and console.is_terminal),
+    )
+    with bar:
+        row = bar.add_task("", total=1.0, epoch="", now="reading the data")
+
+        def watch(progress: "Report") -> None:
+            if progress.note:
+                bar.console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
+            now = [f"loss {progress.loss:.4g}"]
+            if progress.metric is not None and progress.hoyer is not None and progress.dead is not None:
+                now += [f"{metric} {times * progress.metric:.4g}{unit}", f"Hoyer {progress.hoyer:.2f}"]
+                now += [f"dead {progress.dead:.0%}"]
+            epoch = f"{min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
+            bar.update(row, completed=progress.done, epoch=epoch, now="  ".join(now))
+
+        yield watch
+
+
+# What the folder's name says anyway, or what does not change the numbers.
+_NAMED = ("method", "q", "p", "seed", "device", "checkpoint_minutes", "track")
+MISSED = 0.02  # of Hoyer, from which on the command says so
+_MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
+
+
+def show(console: Console, result: dict[str, Any], folder: Path) -> None:
+    """What came out: the metric, every measure of every place, what to be wary of."""
+    from sparseout_experiments.tasks import shown_as
+
+    metric, times, unit = shown_as(result["task"])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("test data")
+    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
+        table.add_column(heading, justify="right")
+    for place, found in result["sparsity"].items():
+        values = [_number(found[name]) for name in _MEASURES]
+        shares = [found["dead_units"] / found["units"], found["undefined_rows"] / found["rows"]]
+        table.add_row(place, *values, *(f"{share:.1%}" for share in shares))
+    console.print(table)
+    test, valid = (f"{times * result[part][metric]:.4g}{unit}" for part in ("test", "valid"))
+    says = f"{metric} {test} on test data ({valid} on validation data)"
+    if "error_as_trained" in result["test"]:
+        says += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
+    says += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
+    if result["stopped_by"] == "budget":
+        says += ", ended by its budget"
+    lines = [says]
+    if "control" in result:
+        control = result["control"]
+        hoyer = math.nan if control["hoyer"] is None else control["hoyer"]
+        met = f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}"
+        power = f"{control['noise_least']:.2f} to {control['noise_most']:.2f} of Dropout's"
+        lines.append(f"{met}, at q = {control['q']:.2f}; means over the last tenth; power of the noise {power}")
+        missed = hoyer - control["target"]
+        if not abs(missed) <= MISSED and not any("out of reach" in warning for warning in result["warnings"]):
+            lines.append(f"Note: the target is missed by {missed:+.3f}; q was still on its way: give it more --epochs.")
+    for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,68 @@
+"""The command `theory`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparseout._utils.validation import expected
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, wrote
+from sparseout_experiments.training import files
+
+
+def theory(
+    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the file of results goes.")] = "results",
+    page: Annotated[str, typer.Option(metavar="FILE", help="The page whose blocks are filled in.")] = "docs/theory.md",
+    render: Annotated[bool, typer.Option("--render", help="Compute nothing: the page from the results.")] = False,
+) -> None:
+    """Check every statement of the theory: closed forms, exact marginals and Monte-Carlo estimates side by side.
+
+    Takes about a minute on one processor core. Writes theory.json, the table and the figures of the page; a
+    page that is not there is made without its prose. Fails if a statement does not hold.
+    """
+    from sparseout_experiments.studies import theory as checking
+
+    folder, file = Path(results), Path(page)
+    for option, name in (("--results", results), ("--page", page)):
+        if not name:
+            fail(expected(option, f"the name of a {'folder' if option == '--results' else 'file'}", repr(name)))
+    try:
+        for one in (folder, file.parent):
+            files.prepare(one)
+        checking.check_page(file)
+        if not render:
+            _watch(folder)
+        record = checking.load(folder)
+        written = checking.render(record, file)
+    except OSError as error:
+        fail(f"{error.filename} cannot be read or written ({error.strerror})", FAILED)
+    except ValueError as error:  # no results, or a page without our blocks
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
+    wrote(Console(), [folder / checking.RESULTS, *written])
+    checks = checking.checks_of(record)
+    if failed := [check for check in checks if not check.holds]:
+        for check in failed:
+            typer.echo(f"{check.of}: {check.measured:.4g} is not in [{check.least:.4g}, {check.most:.4g}]")
+        fail(f"{len(failed)} of {len(checks)} checks do not hold", FAILED)
+    typer.echo(f"All {len(checks)} checks hold.")
+
+
+def _watch(folder: Path) -> None:
+    """Compute everything under a progress bar."""
+    from sparseout_experiments.studies import theory as checking
+
+    try:
+        with progress_bar() as bar:
+            row = bar.add_task("", total=checking.PARTS, count="", now="")
+            place = iter(range(checking.PARTS))
+
+            def heard(now: str) -> None:
+                done = next(place)
+                bar.update(row, completed=done, count=f"part {done + 1}/{checking.PARTS}", now=now)
+
+            checking.run(folder, heard)
+    except KeyboardInterrupt:
+        fail("interrupted, and nothing was written", INTERRUPTED)

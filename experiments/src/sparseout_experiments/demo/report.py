@@ -1,0 +1,101 @@
+"""What the demonstration leaves behind: numbers, a page and a picture; and what it says in the terminal."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sparseout import __version__
+from sparseout_experiments.data import digits
+from sparseout_experiments.demo import (
+    BATCH,
+    BINS,
+    HIGHEST,
+    LEARNING_RATE,
+    LOWEST,
+    UNITS,
+    Options,
+    Run,
+    figures,
+    mean_error,
+    plan,
+)
+from sparseout_experiments.demo.page import page
+from sparseout_experiments.demo.table import terminal
+from sparseout_experiments.studies.engine.summary import caveats, summarise, verdict
+from sparseout_experiments.training import files
+
+
+def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -> list[Path]:
+    """Write results.json, demo.png and report.html; return their paths."""
+    found = results(options, runs, seconds)
+    rows = summarise(options, runs)
+    contents: dict[str, str | bytes] = {
+        "results.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
+        "demo.png": figures.picture(rows, options.scales),
+        "report.html": page(options, rows, found),
+    }
+    for name, content in contents.items():
+        files.write(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def show(console: Console, options: Options, runs: Sequence[Run], written: Sequence[Path]) -> None:
+    """The end of the run: table, verdict, caveats, and where to read on."""
+    rows = summarise(options, runs)
+    console.print(terminal(rows))
+    console.print(
+        f"Means over {options.seeds} seeds ± half a 95% t interval, on test digits. Live: over the units that fire for "
+        "at least one of them; dead: those that fire for none.\n",
+        highlight=False,
+    )
+    console.print(f"[bold]{verdict(rows, options.scales)}[/bold]\n", highlight=False)
+    for sentence in caveats(rows, mean_error(digits())):
+        console.print(sentence + "\n", highlight=False, markup=False)
+    console.print("Wrote " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+
+
+def results(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, Any]:
+    """Everything a reader needs to check the claims; a number that is undefined is null."""
+    return {
+        "experiment": "demo",
+        "verdict": verdict(summarise(options, runs), options.scales),
+        "runs_planned": len(plan(options)),
+        "runs_finished": len(runs),
+        "options": vars(options) | {"q": list(options.q), "scales": list(options.scales)},
+        "protocol": {
+            "data": "scikit-learn digits, 1347 to train and 450 to test",
+            "model": f"autoencoder 64-{UNITS}-64, ReLU code",
+            "optimizer": "Adam",
+            "learning_rate": LEARNING_RATE,
+            "batch": BATCH,
+            "histogram": {
+                "of": "log10 of the non-zero activations",
+                "from": LOWEST,
+                "to": HIGHEST,
+                "bins": BINS,
+            },
+        },
+        "versions": {
+            "sparseout": __version__,
+            "torch": torch.__version__,
+            "scikit-learn": version("scikit-learn"),
+            "python": platform.python_version(),
+        },
+        "device": {"type": "cpu", "machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "seconds": round(seconds, 2),
+        "runs": [_without_nan(run.record()) for run in runs],
+    }
+
+
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }

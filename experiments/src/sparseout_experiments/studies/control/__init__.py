@@ -1,0 +1,80 @@
+"""The control study of docs/protocol.md: run it, and make the page of its results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparseout._utils.validation import expected
+from sparseout_experiments.studies.control import collect, grid, runner
+from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, Task
+from sparseout_experiments.studies.control.runner import Ledger, Progress, StudyStopped, Watch
+from sparseout_experiments.studies.engine.pool import Train
+
+__all__ = ["BUDGETS", "TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]
+
+
+def reproduce(
+    budget: str,
+    results: Path,
+    work: Path,
+    page: Path,
+    workers: int = 2,
+    tasks: Sequence[Task] = TASKS,
+    on_progress: Watch | None = None,
+    *,
+    sources: Mapping[str, str] | None = None,
+    common: Mapping[str, Any] | None = None,
+    train: Train = runner.train,
+) -> Ledger:
+    """Run what is missing of the study, write the files of results, and make the page from all that are there.
+
+    What was finished before is kept, whether this ends by itself, by Ctrl-C or by an error: the files of results and
+    the page then show what there is.
+
+    Args:
+        budget: "small", "gpu" or "full".
+        results: folder of the files of results, one a task.
+        work: folder of the runs, one folder each.
+        page: the Markdown file to write; figures go to `images` beside it.
+        workers: processes at a time, one thread each.
+        tasks: which tasks.
+        on_progress: is told of every run.
+        sources: for the data sets "mnist", "cifar10" and "wikitext-2" a folder or hub id to take instead.
+        common: options for every run that are no part of the study, such as a device.
+        train: trains one run.
+
+    Raises:
+        ValueError: for a budget, task or number of workers that is none.
+        StudyStopped: where the study cannot go on, in one sentence.
+    """
+    if budget not in grid.BUDGETS:
+        raise ValueError(expected("budget", f"one of {', '.join(grid.BUDGETS)}", repr(budget)))
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ValueError(expected("tasks", f"among {', '.join(TASKS)}", repr(unknown[0])))
+    if workers < 1:
+        raise ValueError(expected("workers", "a whole number >= 1", workers))
+    ledger = runner.look(budget, work, tasks)
+    try:
+        runner.run_all(
+            budget,
+            work,
+            ledger,
+            workers=workers,
+            tasks=tasks,
+            sources=sources,
+            common=common,
+            on_progress=on_progress,
+            train=train,
+        )
+    finally:
+        for task in tasks:
+            collect.save(results, budget, task, ledger)
+        render(results, page)
+    return ledger
+
+
+def render(results: Path, page: Path) -> None:
+    """Make the page and its figures from the files of results. Raises `collect.NotResults` for a file that is none."""
+    from sparseout_experiments.studies.control.page import write
+
+    write(collect.load_all(results), page)

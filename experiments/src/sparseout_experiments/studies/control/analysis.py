@@ -1,0 +1,235 @@
+"""The verdicts, by the rules of docs/protocol.md."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from sparseout_experiments.studies.control.collect import Record, Row
+from sparseout_experiments.studies.control.grid import GRIDS, HOYER_MARGIN, SEEDS, Setting, Task, Value
+from sparseout_experiments.studies.engine.statistics import Interval, equivalent, slope, t_interval
+
+Word = Literal["supported", "contradicted", "no effect", "undecided"]
+Measure = Literal["hoyer", "hoyer_live", "metric", "last_hoyer", "last_hoyer_live"]
+Place = float | Literal["own", "common"]  # a p of the grid; each setting's own p; the p of q = 2 for all
+Curve = dict[float, dict[int, float]]  # values by q and seed
+
+LEAST_SEEDS = 5
+LEAST_Q = 3
+UNDEFINED = 0.01  # of the samples may have no measure before the page warns
+COLLAPSED = 0.05  # of the samples, in any seed: more, and a setting counts as collapsed
+
+
+class Question(NamedTuple):
+    """A contrast before it is computed: what is read, where, and which way the claim points."""
+
+    claim: Literal["C1", "C2", "C3"]
+    task: Task
+    measure: Measure
+    scale: str
+    gradient: str
+    place: Place
+    primary: bool = False
+    post_hoc: str = ""  # what was added after data had been seen, and how it differs from the primary contrast
+
+    @property
+    def side(self) -> int:
+        """The sign of the slope that the claim expects."""
+        return +1 if self.claim == "C3" else -1
+
+    @property
+    def margin(self) -> float | None:
+        """The largest difference that does not matter."""
+        return GRIDS[self.task].margin if self.measure == "metric" else HOYER_MARGIN
+
+    @property
+    def relative(self) -> bool:
+        """Whether the margin is a fraction of the value at the smallest q."""
+        return self.measure == "metric" and GRIDS[self.task].relative
+
+
+class Answer(NamedTuple):
+    """A contrast: its word, why it has none where it has none, and the numbers behind it."""
+
+    question: Question
+    word: Word
+    why: str
+    slope: Interval
+    ends: Interval  # the difference between the largest and the smallest q, relative where the margin is
+    span: float  # between the largest and the smallest mean, relative where the margin is
+    q: tuple[float, ...]
+    left_out: tuple[float, ...]  # q's without a defined measure
+
+
+def _questions() -> list[Question]:
+    units: tuple[Measure, ...] = ("hoyer", "hoyer_live")
+    grid = GRIDS["autoencoder"]
+    found = [
+        Question("C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5))
+        for gradient in grid.gradients
+        for scale in grid.scales
+        for p in reversed(grid.p)
+        for measure in units
+    ]
+    tasks: tuple[tuple[Task, Literal["C2", "C3"]], ...] = (("image", "C2"), ("language", "C3"))
+    places: tuple[tuple[str, Place], ...] = (("matched", "common"), ("paper", "own"))
+    for task, claim in tasks:
+        found += [
+            Question("C1", task, measure, scale, "detached", place) for scale, place in places for measure in units
+        ]
+        found.append(Question(claim, task, "metric", "matched", "detached", "own", primary=True))
+        found += [Question(claim, task, "metric", scale, "detached", place) for scale, place in places]
+    return sorted(found, key=lambda question: (question.claim, not question.primary))
+
+
+QUESTIONS = _questions()
+SOUND = "without collapsed q's"
+LAST = "at the last epoch, validation data"
+
+
+def _sensitivity() -> list[Question]:
+    primary = [one for one in QUESTIONS if one.primary and one.claim == "C1"]
+    last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
+    return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [
+        one._replace(primary=False, post_hoc=LAST, measure=last[one.measure]) for one in primary
+    ]
+
+
+POST_HOC = _sensitivity()  # beside C1, for the reader: they decide nothing
+
+
+def rows_of(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:
+    """The rows of one dial by rising q; the q's that have none are there with an empty list."""
+    twos = Setting("sparseout", 2.0)
+    found: dict[float, list[Row]] = {}
+    for q in GRIDS[record.task].q:
+        setting = twos if q == 2 else Setting("sparseout", q, scale, gradient)
+        value = (
+            record.chosen.get(twos if place == "common" else setting) if isinstance(place, str) else Value("p", place)
+        )
+        found[q] = [
+            row
+            for row in record.rows
+            if (row.run.setting, row.run.value) == (setting, value) and row.run.role != "tuning"
+        ]
+    return found
+
+
+def curve_of(rows: Mapping[float, Sequence[Row]], measure: Measure) -> Curve:
+    """One measure of the rows by q and seed."""
+    return {q: {row.run.seed: getattr(row, measure) for row in some} for q, some in rows.items()}
+
+
+def answer(question: Question, record: Record | None) -> Answer:
+    """One contrast by the protocol's rule."""
+    if record is None:
+        return judge(question, {})
+    rows = rows_of(record, question.scale, question.gradient, question.place)
+    if question.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
+        return judge(question, {})._replace(why="not in these results")
+    if question.post_hoc == SOUND:
+        lost = tuple(q for q, some in rows.items() if collapsed(some))
+        found = judge(question, curve_of({q: rows[q] for q in rows if q not in lost}, question.measure))
+        return found._replace(left_out=tuple(sorted(found.left_out + lost)))
+    return judge(question, curve_of(rows, question.measure))
+
+
+def collapsed(rows: Iterable[Row]) -> bool:
+    """Whether more than COLLAPSED of the test samples have no active unit in any of the seeds of a setting."""
+    return any(row.undefined > COLLAPSED for row in rows)
+
+
+def alive(record: Record | None, question: Question) -> bool:
+    """Whether no unit is dead in any run of a contrast: live units are then all units."""
+    rows = rows_of(record, question.scale, question.gradient, question.place) if record else {}
+    return any(rows.values()) and all(row.dead == 0 for some in rows.values() for row in some)
+
+
+def judge(question: Question, curve: Curve) -> Answer:
+    """The word for a curve, and the numbers behind it."""
+    # A measure that is undefined at some q takes that q out for all seeds; a metric that is not finite is a failure.
+    lost = [q for q, values in curve.items() if any(math.isnan(value) for value in values.values())]
+    left_out = tuple(lost) if question.measure != "metric" else ()
+    kept = {q: values for q, values in curve.items() if q not in left_out}
+    qs = tuple(sorted(kept))
+    seeds = [
+        seed for seed in SEEDS if qs and all(math.isfinite(values.get(seed, math.nan)) for values in kept.values())
+    ]
+    if len(qs) < 2 or not seeds:
+        empty = Interval(math.nan, math.nan, 0)
+        some = any(kept.values())
+        why = f"0 of {LEAST_SEEDS} seeds have a value at every q" if some else "no runs yet"
+        return Answer(question, "undecided", why, empty, empty, math.nan, qs, left_out)
+    lines = [[kept[q][seed] for q in qs] for seed in seeds]
+    slopes = t_interval([slope(qs, line) for line in lines])
+    ends = t_interval([(line[-1] - line[0]) / (line[0] if question.relative else 1.0) for line in lines])
+    means = [sum(values) / len(seeds) for values in zip(*lines, strict=True)]
+    span = (max(means) - min(means)) / (means[0] if question.relative else 1.0)
+    word, why = _word(question, len(seeds), len(qs), slopes, ends, span)
+    return Answer(question, word, why, slopes, ends, span, qs, left_out)
+
+
+def _word(question: Question, seeds: int, qs: int, slopes: Interval, ends: Interval, span: float) -> tuple[Word, str]:
+    if seeds < LEAST_SEEDS:
+        return "undecided", f"{seeds} of {LEAST_SEEDS} seeds have a value at every q"
+    if qs < LEAST_Q:
+        return "undecided", f"the measure is defined at {qs} q's"
+    if question.margin is not None and equivalent(ends, question.margin) and span <= question.margin:
+        return "no effect", ""
+    if (slopes.high if question.side < 0 else -slopes.low) < 0:
+        return "supported", ""
+    if (-slopes.low if question.side < 0 else slopes.high) < 0:
+        return "contradicted", ""
+    return "undecided", "the interval of the slope includes 0"
+
+
+def both(answers: Iterable[Answer]) -> Word:
+    """The word that all units and live units share."""
+    words = {one.word for one in answers}
+    return words.pop() if len(words) == 1 else "undecided"
+
+
+class Identity(NamedTuple):
+    """C4: how many pairs of q = 2 and Dropout there are, and how many agree to the last bit."""
+
+    word: Word
+    pairs: int
+    same: int
+
+
+def identity(records: Iterable[Record]) -> Identity:
+    """Compare every Dropout run with the run of q = 2 of the same task, p and seed."""
+    pairs = same = 0
+    exact = True
+    for record in records:
+        twos = {(row.run.value, row.run.seed): row for row in record.rows if row.run.setting.q == 2}
+        for row in record.rows:
+            other = twos.get((row.run.value, row.run.seed))
+            if row.run.setting.method == "dropout" and other is not None:
+                pairs += 1
+                same += row.digest == other.digest
+                exact &= on_cpu(row, record) and on_cpu(other, record)
+    if not pairs or not exact:
+        return Identity("undecided", pairs, same)
+    return Identity("supported" if same == pairs else "contradicted", pairs, same)
+
+
+def on_cpu(row: Row, record: Record) -> bool:
+    """Whether a run was made on a CPU, by what it says or, in older files, by what all runs of its task say."""
+    if row.device is not None:
+        return row.device == "cpu"
+    return record.config.get("device") == "cpu" or not any(one.get("gpu") for one in record.environments)
+
+
+def none_is_best(record: Record) -> bool | None:
+    """Whether "none" beats every q at matched noise on validation data; None where there is nothing to compare."""
+    none = [row.valid for row in record.rows if row.run.setting.method == "none" and row.run.role != "tuning"]
+    rows = rows_of(record, "matched", "detached", "own" if GRIDS[record.task].tuned else 0.5)
+    others = [[row.valid for row in some] for some in rows.values()]
+    if not none or not all(others):
+        return None
+    return all(sum(none) / len(none) < sum(some) / len(some) for some in others)
+
+
+def warned(record: Record) -> list[tuple[Row, float]]:
+    """Rows in which more than UNDEFINED of the samples have no defined measure."""
+    return [(row, row.undefined) for row in record.rows if row.undefined > UNDEFINED]

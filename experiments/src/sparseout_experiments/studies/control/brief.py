@@ -1,0 +1,291 @@
+"""What a reader wants first: the notes beside the verdicts, and the study in short; every number is computed."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from sparseout_experiments.studies.control import words
+from sparseout_experiments.studies.control.analysis import (
+    COLLAPSED,
+    LAST,
+    POST_HOC,
+    QUESTIONS,
+    SOUND,
+    Measure,
+    Place,
+    alive,
+    both,
+    collapsed,
+    curve_of,
+    none_is_best,
+    rows_of,
+)
+from sparseout_experiments.studies.control.collect import Record, Row
+from sparseout_experiments.studies.control.describe import listed
+from sparseout_experiments.studies.control.figures import mean, plain_rows
+from sparseout_experiments.studies.control.grid import GRIDS, Task
+from sparseout_experiments.studies.engine.statistics import Interval, t_interval
+
+Rows = dict[float, list[Row]]
+_DIGITS = {"mse": 4, "error": 3, "perplexity": 1, "hoyer": 3, "hoyer_live": 3}
+_COMPARED: tuple[tuple[str, Measure, int], ...] = (
+    ("Hoyer", "hoyer", _DIGITS["hoyer"]),
+    ("error", "metric", _DIGITS["mse"]),
+)
+_PLACES: tuple[Place, Place] = ("own", "common")
+_SCALES = {"matched": "matched noise", "paper": "the paper's scale"}
+_METRICS = {"mse": "reconstruction error (MSE)", "error": "classification error", "perplexity": "perplexity"}
+_NETWORKS: dict[Task, str] = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM"}
+
+
+def beside(records: Sequence[Record]) -> list[str]:
+    """What must be read together with the verdicts: missing runs, collapsed networks, sensitivity, under-fitting."""
+    said = [
+        f"- **{record.task}: {record.missing} of {record.planned} runs are not there yet.**"
+        for record in records
+        if record.missing > 0
+    ]
+    for record in records:
+        if record.task == "autoencoder":
+            said += _collapse(record) + _sensitivity(record)
+    for record in records:
+        if none_is_best(record):
+            metric = GRIDS[record.task].metric
+            text = f"- {record.task}: without any noise the {metric} on validation data is better than at every q at "
+            if record.task == "autoencoder":
+                said.append(text + "matched noise. What is shown is a dial and its price, not a gain.")
+            else:
+                said.append(
+                    text + "matched noise. The network gains nothing from noise at this budget, so the direction of "
+                    "the trend says little about the claim as it was meant."
+                )
+    return said
+
+
+def _collapse(record: Record) -> list[str]:
+    """Which q's of C1's contrast are collapsed networks, and what that looks like."""
+    asked = next(one for one in QUESTIONS if one.primary and one.claim == "C1")
+    rows = rows_of(record, asked.scale, asked.gradient, asked.place)
+    lost = {q: some for q, some in rows.items() if collapsed(some)}
+    if not lost:
+        return []
+    every = [row for some in lost.values() for row in some]
+    emptiest = max(record.rows, key=lambda row: row.undefined)
+    where = f"{emptiest.run.setting.name}, p = {emptiest.run.value.value:g}" if emptiest.run.value else ""
+    return [
+        f"- **C1 rests partly on collapsed networks**: at q = {' and '.join(f'{q:g}' for q in lost)}, "
+        f"{_between(every)} of the test samples (from seed to seed) have no active unit at all; a setting is called "
+        f"collapsed if that is more than {100 * COLLAPSED:g}% in any seed. Its Hoyer is a mean over the samples that "
+        f"are left. The error there is {_range(every)}. For comparison: in the emptiest of all runs ({where}) "
+        f"{100 * emptiest.undefined:.1f}% of the samples have no active unit, so that nearly all get one and the same "
+        f"picture for an answer, and the error is {emptiest.metric:.{_DIGITS['mse']}f}. Figures show collapsed "
+        "settings by hollow markers."
+    ]
+
+
+def _sensitivity(record: Record) -> list[str]:
+    """The contrasts beside C1 that were added when its data had been seen."""
+    said = []
+    asked = next(one for one in QUESTIONS if one.primary and one.claim == "C1")
+    rows = rows_of(record, asked.scale, asked.gradient, asked.place)
+    best = words.epochs([row for some in rows.values() for row in some])
+    for kind, what in ((SOUND, "C1 over the q's that are not collapsed"), (LAST, f"C1 {LAST}")):
+        some = words.answers([record], [question for question in POST_HOC if question.post_hoc == kind])
+        if kind == SOUND and not some[0].left_out:
+            continue
+        over = f" (q = {listed(some[0].q)})" if kind == SOUND and some[0].q else ""
+        more = f" What is tested otherwise is the best epoch on validation data, here {best}." if kind == LAST else ""
+        said.append(f"- *Post hoc*, {what}{over}: {both(some)}; {words.pair(some)}. It decides nothing.{more}")
+    return said
+
+
+def in_short(records: Sequence[Record]) -> list[str]:
+    """At most five sentences: the dial, its price, the two scales, the two gradients, and the metric of the others."""
+    by_task = {record.task: record for record in records}
+    said = []
+    if "autoencoder" in by_task:
+        record = by_task["autoencoder"]
+        said += [_dial(record), _price(record), _scales(record), _gradients(record)]
+    said.append(_others([record for record in records if GRIDS[record.task].margin is not None]))
+    return [sentence for sentence in said if sentence]
+
+
+def _dial(record: Record) -> str:
+    parts = []
+    for p in reversed(GRIDS[record.task].p):
+        rows = rows_of(record, "matched", "detached", p)
+        if _whole(rows):
+            live = path(rows, "hoyer_live", bare=True)
+            parts.append(f"at p = {p:g} Hoyer over all units {path(rows, 'hoyer')}, over live units {live}")
+    if not parts:
+        return ""
+    return (
+        f"**q and sparsity**: in the autoencoder, with matched noise and the detached gradient, {'; '.join(parts)}"
+        f"{_none(record, 'hoyer')}."
+    )
+
+
+def _price(record: Record) -> str:
+    parts = []
+    for p in reversed(GRIDS[record.task].p):
+        rows = rows_of(record, "matched", "detached", p)
+        if _whole(rows):
+            parts.append(
+                f"at p = {p:g} it {path(rows, 'metric')}, with {_mean(rows[2.0], 'metric')} at q = 2 (Dropout)"
+            )
+    if not parts:
+        return ""
+    return f"**Its price** is the {_METRICS['mse']}: {'; '.join(parts)}{_none(record, 'metric')}."
+
+
+def _scales(record: Record) -> str:
+    place = max(GRIDS[record.task].p)
+    ours, theirs = (rows_of(record, scale, "detached", place) for scale in ("matched", "paper"))
+    if not _whole(ours) or not _whole(theirs):
+        return ""
+    q = max(ours)
+    apart = ", ".join(
+        f"{name} {words.interval(_apart(theirs, measure, q, q, ours), digits, signed=True)}"
+        for name, measure, digits in _COMPARED
+    )
+    return (
+        f"**Scales**: at {_SCALES['paper']} (p = {place:g}, detached) Hoyer {path(theirs, 'hoyer')} and the error "
+        f"{path(theirs, 'metric')}; at q = {q:g} that differs from matched noise by: {apart}."
+    )
+
+
+def _gradients(record: Record) -> str:
+    place = max(GRIDS[record.task].p)
+    detached, exact = (rows_of(record, "matched", gradient, place) for gradient in ("detached", "exact"))
+    if not _whole(detached) or not _whole(exact):
+        return ""
+    low, high = min(exact), max(exact)
+
+    def moved(rows: Rows) -> float:
+        return abs(mean(rows[high], "hoyer").mean - mean(rows[low], "hoyer").mean)
+
+    return (
+        f"**Gradients**: with the exact one (p = {place:g}, matched noise) Hoyer {path(exact, 'hoyer')} and the error "
+        f"{path(exact, 'metric')}; between the extreme q's Hoyer moves by {moved(exact):.2f}, and by "
+        f"{moved(detached):.2f} with the detached one."
+    )
+
+
+def _others(records: Sequence[Record]) -> str:
+    parts = []
+    for record in records:
+        metric = _METRICS[GRIDS[record.task].metric]
+        own, common = (rows_of(record, "matched", "detached", place) for place in _PLACES)
+        if _whole(own):
+            said = f"the {metric} of the {_NETWORKS[record.task]} {_moved(record, own, 'own')}"
+            if own != common and _whole(common):
+                said += f", and at the p of q = 2 {_moved(record, common, 'common')}"
+            parts.append(said + _none(record, "metric"))
+    return f"**Images and words**: with matched noise, each q at its own p, {'; '.join(parts)}." if parts else ""
+
+
+def _moved(record: Record, rows: Rows, place: Place) -> str:
+    """How a metric goes with q, how far within seeds, and the word for that."""
+    wanted = (record.task, "metric", "matched", place)
+    asked = next(one for one in QUESTIONS if (one.task, one.measure, one.scale, one.place) == wanted)
+    (found,) = words.answers([record], [asked])
+    word = found.word if asked.primary else f"secondary: {found.word}"
+    return f"{path(rows, 'metric')}, {words.ends(found)} within seeds ({word})"
+
+
+def path(rows: Rows, measure: Measure, *, bare: bool = False) -> str:
+    """How a measure goes from the smallest q to the largest, over the first q that is not collapsed if that is another.
+
+    A lowest metric between the ends is named too. `bare` are the numbers alone, where the q's have been named.
+    """
+    name = GRIDS[next(iter(rows.values()))[0].run.task].metric if measure == "metric" else measure
+    means = {q: mean(some, measure).mean for q, some in rows.items()}
+    sound = [q for q in rows if not collapsed(rows[q])]
+    low, high = min(rows), max(rows)
+    way = [low, *(q for q in sound[:1] if low not in sound and q != high), high]
+    stops = [
+        f"{word} {means[q]:.{_DIGITS[name]}f}" + ("" if bare else f" (q = {q:g}{'' if q in sound else ', collapsed'})")
+        for word, q in zip(("from", "over", "to") if len(way) > 2 else ("from", "to"), way, strict=True)
+    ]
+    if bare:
+        return " ".join(stops)
+    change = _apart(rows, measure, high, low)
+    verb = "falls" if change.high < 0 else "rises" if change.low > 0 else "goes"  # which way, if the seeds agree
+    least = min(means, key=means.__getitem__)
+    between = measure == "metric" and least not in (low, high)
+    lowest = f", being lowest, {means[least]:.{_DIGITS[name]}f}, at q = {least:g}" if between else ""
+    return f"{verb} {' '.join(stops)}{lowest}"
+
+
+def picture(record: Record, name: str) -> str:
+    """What is seen in a figure, for those who do not see it."""
+    if name == "overview":
+        metric = GRIDS[record.task].metric
+        parts = [
+            f"{'Hoyer' if measure == 'hoyer' else metric.capitalize()} at {_SCALES[scale]} {path(rows, measure)}"
+            for measure, scale, place in _SEEN
+            if _whole(rows := rows_of(record, scale, "detached", place))
+        ]
+        start = f"Three panels: Hoyer sparsity over q, {metric} over q, and {metric} over Hoyer sparsity."
+        return " ".join([start, *(f"{part}." for part in parts)])
+    parts = []
+    for gradient in GRIDS[record.task].gradients:
+        for p in reversed(GRIDS[record.task].p):
+            rows = rows_of(record, "matched", gradient, p)
+            if _whole(rows):
+                parts.append(f"p = {p:g}, {gradient}: {_PICTURES[name](rows)}.")
+    count = len(GRIDS[record.task].gradients) * len(GRIDS[record.task].p)
+    start = f"{_NAMES[name]}: {count} panels, each with a line for {' and one for '.join(_SCALES.values())}."
+    return " ".join([start, "As q rises, at matched noise:", *parts])
+
+
+def _dying(rows: Rows) -> str:
+    low, high = (f"{100 * mean(rows[q], 'dead').mean:.0f}% (q = {q:g})" for q in (min(rows), max(rows)))
+    return f"dead units go from {low} to {high}"
+
+
+_SEEN: tuple[tuple[Measure, str, Place], ...] = (
+    ("hoyer", "matched", "common"), ("metric", "matched", "own"), ("metric", "paper", "own"),
+)  # fmt: skip
+_NAMES = {"dial": "Hoyer sparsity over q", "price": "Error over Hoyer sparsity", "dead": "Dead units over q"}
+_PICTURES: dict[str, Callable[[Rows], str]] = {
+    "dial": lambda rows: f"Hoyer {path(rows, 'hoyer')}",
+    "price": lambda rows: f"the error {path(rows, 'metric')}, Hoyer {path(rows, 'hoyer', bare=True)}",
+    "dead": _dying,
+}
+
+
+def nothing_dead(record: Record) -> bool:
+    """Whether live units are all units in every contrast of a task."""
+    return all(alive(record, one) for one in QUESTIONS if one.task == record.task and one.measure != "metric")
+
+
+def _whole(rows: Rows) -> bool:
+    """Whether there is something to say: rows at every q, with a metric and a measure."""
+    return all(rows.values()) and all(math.isfinite(mean(some, "hoyer").mean) for some in rows.values())
+
+
+def _apart(rows: Rows, measure: Measure, q: float, other_q: float, others: Rows | None = None) -> Interval:
+    """The difference within seeds between two q's, or to another dial."""
+    first, second = curve_of(rows, measure)[q], curve_of(others or rows, measure)[other_q]
+    return t_interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+
+
+def _none(record: Record, measure: str) -> str:
+    rows = plain_rows(record, "none", "own")
+    return f"; without noise it is {_mean(rows, measure)}" if rows else ""
+
+
+def _mean(rows: Sequence[Row], measure: str) -> str:
+    name = GRIDS[rows[0].run.task].metric if measure == "metric" else measure
+    return f"{mean(rows, measure).mean:.{_DIGITS[name]}f}"
+
+
+def _between(rows: Sequence[Row]) -> str:
+    values = [100 * row.undefined for row in rows]
+    return f"{min(values):.0f}% to {max(values):.0f}%"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    values = [row.metric for row in rows]
+    digits = _DIGITS[GRIDS[rows[0].run.task].metric]
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"

@@ -1,0 +1,228 @@
+"""From folders of runs to one small file a task, and back."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparseout_experiments.studies.control import grid
+from sparseout_experiments.studies.control.grid import ALWAYS, GRIDS, Role, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.training import files, runs
+
+KIND = "sparseout control study"
+_SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
+_LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
+
+
+class NotResults(ValueError):
+    """A file that is not ours, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished run. Measures that are undefined are nan."""
+
+    run: Run
+    metric: float
+    valid: float
+    hoyer: float
+    hoyer_live: float
+    dead: float
+    undefined: float
+    train_loss: float
+    seconds: float
+    warnings: tuple[str, ...]
+    digest: str
+    device: str | None = None  # "cpu" or "gpu"; None in files that do not say
+    best_epoch: int | None = None  # the one that the numbers above are of
+    last_hoyer: float = math.nan  # after the last epoch, on validation data
+    last_hoyer_live: float = math.nan
+    last_dead: float = math.nan
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One run that has no result, and why."""
+
+    run: Run
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One task at one budget."""
+
+    budget: str
+    task: Task
+    planned: int
+    chosen: dict[Setting, Value]
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+    environments: tuple[dict[str, Any], ...]
+    data: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # the options on which all runs agree
+
+    @property
+    def missing(self) -> int:
+        """Runs that are planned and neither finished nor failed."""
+        return self.planned - len(self.rows) - len(self.failures)
+
+
+def path_of(results: Path, budget: str, task: Task) -> Path:
+    """The file of one task."""
+    return results / f"control-{budget}-{task}.json"
+
+
+def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
+    """Write what is known of a task."""
+    plan = ledger.plan(task)
+    mine = [(run, ledger.results[run]) for run in plan if run in ledger.results]
+    reasons = ledger.failures | ledger.lost
+    content = {
+        "kind": KIND,
+        "budget": budget,
+        "task": task,
+        "planned": max(len(plan), grid.count(task)[0]),
+        "data": ALWAYS[task]["data"],
+        "config": shared([result["config"] for _, result in mine]),
+        "environments": distinct([result.get("environment", {}) for _, result in mine]),
+        "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
+        "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
+        "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    path = path_of(results, budget, task)
+    rows = {name: content.pop(name) for name in ("rows", "failed", "chosen")}
+    head = json.dumps(content, indent=1, allow_nan=False)[:-2]
+    lists = [f' "{name}": [\n' + ",\n".join(f"  {_line(row)}" for row in some) + "\n ]" for name, some in rows.items()]
+    files.write(path, head + ",\n" + ",\n".join(lists) + "\n}\n")  # a line a run: a diff shows which one changed
+    return path
+
+
+def load(path: Path) -> Record:
+    """A record from its file. Raises NotResults where the file is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["kind"] != KIND:
+            raise KeyError
+        task = found["task"]
+        return Record(
+            budget=found["budget"],
+            task=task,
+            planned=found["planned"],
+            chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in found["chosen"]},
+            rows=tuple(_row_of(task, entry) for entry in found["rows"]),
+            failures=tuple(Failure(_run_of(task, entry), entry["reason"]) for entry in found["failed"]),
+            environments=tuple(found["environments"]),
+            data=found.get("data"),
+            config=dict(found.get("config") or {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotResults(f"{path} does not hold results of the {KIND}") from error
+
+
+def load_all(results: Path) -> list[Record]:
+    """Every record in a folder, the largest budget first."""
+    paths = [path_of(results, budget, task) for budget in reversed(grid.BUDGETS) for task in grid.TASKS]
+    return [load(path) for path in paths if path.exists()]
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    value = {"option": None, "value": None} if run.value is None else _value(run.value)
+    return _setting(run.setting) | value | {"seed": run.seed, "role": run.role}
+
+
+def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+    same = {name: result[name] for name in ("train_loss", "valid", "test", "sparsity", "mean")}
+    told: dict[str, Any] = {
+        "valid": result["valid"],
+        "test": result["test"],
+        "mean": result["mean"],
+        "sites": {
+            site: {name: values[name] for name in _SITE if name in values}
+            for site, values in result["sparsity"].items()
+        },
+        **{name: result[name] for name in ("train_loss", "epochs", "best_epoch", "steps", "stopped_by", "seconds")},
+        "last": result.get("last"),
+        "device": _device(result),
+        "warnings": result["warnings"],
+        # of every metric and measure to the last bit: two runs agree in all of them or their digests differ
+        "digest": hashlib.sha256(_line(same).encode()).hexdigest()[:16],
+    }
+    return told
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    return setting._asdict()
+
+
+def _value(value: Value) -> dict[str, Any]:
+    return value._asdict()
+
+
+def _setting_of(entry: Mapping[str, Any]) -> Setting:
+    return Setting(entry["method"], entry["q"], entry["scale"], entry["gradient"])
+
+
+def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
+    value = None if entry["option"] is None else Value(entry["option"], entry["value"])
+    role: Role = entry["role"]
+    return Run(task, _setting_of(entry), value, entry["seed"], role)
+
+
+def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
+    metric = GRIDS[task].metric
+    mean = entry["mean"]
+    last = entry.get("last") or {}
+    return Row(
+        run=_run_of(task, entry),
+        metric=_float(entry["test"][metric]),
+        valid=_float(entry["valid"][metric]),
+        **{name: _float(mean[name]) for name in ("hoyer", "hoyer_live", "dead", "undefined")},
+        train_loss=_float(entry["train_loss"]),
+        seconds=entry["seconds"],
+        warnings=tuple(entry["warnings"]),
+        digest=entry["digest"],
+        device=entry.get("device"),
+        best_epoch=entry.get("best_epoch"),
+        **{f"last_{name}": _float(last.get(name)) for name in ("hoyer", "hoyer_live", "dead")},
+    )
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    """What a run was made on: a GPU that is there but that the run was told to leave alone was not used."""
+    told = result["config"].get("device", "auto")
+    return "gpu" if told != "cpu" and result.get("environment", {}).get("gpu") else "cpu"
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(runs.plain(value), allow_nan=False, sort_keys=False)
+
+
+def shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The options on which all runs agree."""
+    if not configs:
+        return {}
+    first, *rest = configs
+    return {
+        name: runs.plain(value)
+        for name, value in first.items()
+        if name not in _LOCAL and all(other.get(name) == value for other in rest)
+    }
+
+
+def distinct(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each environment once."""
+    found: list[dict[str, Any]] = []
+    for one in environments:
+        if one not in found:
+            found.append(one)
+    return found

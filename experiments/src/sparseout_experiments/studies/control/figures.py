@@ -1,0 +1,222 @@
+"""The figures of the study, as PNG."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from sparseout_experiments.demo.svg import COLOURS, STYLE, image
+from sparseout_experiments.studies.control.analysis import COLLAPSED, Place, collapsed, rows_of
+from sparseout_experiments.studies.control.collect import Record, Row
+from sparseout_experiments.studies.control.grid import GRIDS, Setting
+from sparseout_experiments.studies.engine.statistics import Interval, t_interval
+
+SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
+HOLLOW = f"collapsed: over {100 * COLLAPSED:g}% of samples have no active unit"
+_DOTS = (0, (1.2, 1.6))
+_WIDE = 4  # entries of a legend, one of them long, that fit no single line
+_AXES = {"hoyer": "Hoyer sparsity", "mse": "test error (MSE)", "error": "test error", "perplexity": "test perplexity"}
+
+
+def draw(record: Record) -> dict[str, bytes]:
+    """Every figure of a task by name; those that have no run yet are left out."""
+    if not any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows):
+        return {}
+    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+        drawn = {name: panels(record, name) for name in _PANELS} if record.task == "autoencoder" else {}
+        return {
+            name: image(figure, "png", dpi=160, metadata={"Software": None})
+            for name, figure in (drawn or {"overview": overview(record)}).items()
+        }
+
+
+def mean(rows: Sequence[Row], measure: str) -> Interval:
+    """The mean of a measure over rows."""
+    return t_interval([getattr(row, measure) for row in rows])
+
+
+def plain_rows(record: Record, method: str, place: Place) -> list[Row]:
+    """The analysed rows of "none" or of Dropout, which q = 2 is."""
+    if method == "none":
+        return [row for row in record.rows if row.run.setting == Setting("none") and row.run.role != "tuning"]
+    return rows_of(record, "matched", "detached", place).get(2.0, [])
+
+
+def panels(record: Record, name: str) -> Figure:
+    """Every dial of the autoencoder: rows are gradients, columns are p's."""
+    grid = GRIDS[record.task]
+    ps = tuple(reversed(grid.p))
+    figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
+    axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
+    for line, gradient in zip(axes, grid.gradients, strict=True):
+        for place, p in zip(line, ps, strict=True):
+            _PANELS[name](place, record, gradient, p)
+            place.set_title(f"p = {p:g}, {gradient} gradient")
+            place.label_outer()
+    _legend(figure, *axes.flat)
+    return figure
+
+
+def _dial(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+    _against_q(axes, record, gradient, place, "hoyer", live=True)
+    _references(axes, record, place, "hoyer")
+    axes.set(ylim=(0, 1.02))
+
+
+def _dead(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+    _against_q(axes, record, gradient, place, "dead")
+    _references(axes, record, place, "dead")
+    axes.set(ylabel="dead units, % of all", ylim=(0, 102))
+
+
+def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure: str, live: bool = False) -> None:
+    qs = GRIDS[record.task].q
+    apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
+    times = 100 if measure == "dead" else 1
+    for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
+        rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
+        x = [q + side * apart / 2 for q in rows]
+        found = [mean(some, measure) for some in rows.values()]
+        halves = [times * _drawn(one.half) for one in found]
+        middles = [times * one.mean for one in found]
+        axes.errorbar(x, middles, halves, color=colour, marker=marker, capsize=3, label=name, zorder=3)
+        _hollow(axes, rows, x, middles, colour, marker)
+        if live:
+            axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
+    if live:
+        axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone (in the same colours)")
+    axes.set_xticks(qs, [f"{q:g}" for q in qs])
+    axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
+
+
+def _hollow(
+    axes: Axes, rows: dict[float, list[Row]], x: Sequence[float], y: Sequence[float], colour: str, marker: str
+) -> None:
+    """Points of collapsed settings again, as outlines."""
+    points = [(a, b) for a, b, some in zip(x, y, rows.values(), strict=True) if collapsed(some)]
+    if points:
+        style: dict[str, Any] = {"marker": marker, "linestyle": "", "mfc": COLOURS["card"], "mew": 1.5, "zorder": 3.5}
+        axes.plot(*zip(*points, strict=True), color=colour, **style)
+        axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
+
+
+def _references(axes: Axes, record: Record, place: Place, measure: str) -> None:
+    """A line for "none", and one for Dropout, named at the right end."""
+    times = 100 if measure == "dead" else 1
+    found = [
+        (times * mean(rows, measure).mean, name)
+        for method, name in (("none", "none"), ("dropout", "Dropout"))
+        if (rows := plain_rows(record, method, place))
+    ]
+    low, high = axes.get_ylim()
+    height = -math.inf
+    for value, name in sorted(found):
+        if math.isnan(value):
+            continue
+        axes.axhline(value, color=COLOURS["muted"], linewidth=1.1, zorder=1)
+        height = max(value, height + 0.07 * (high - low))  # names that would touch are pushed apart
+        axes.annotate(
+            name,
+            (1.0, height),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=COLOURS["muted"],
+            annotation_clip=False,
+        )
+
+
+def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+    """The metric against measured sparsity, every setting in one plane."""
+    for scale, (colour, marker, name) in SERIES.items():
+        rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
+        across = [mean(some, "hoyer") for some in rows.values()]
+        up = [mean(some, "metric") for some in rows.values()]
+        axes.errorbar(
+            [one.mean for one in across],
+            [one.mean for one in up],
+            [_drawn(one.half) for one in up],
+            [_drawn(one.half) for one in across],
+            color=colour,
+            marker=marker,
+            elinewidth=1.1,
+            label=name,
+            zorder=3,
+        )
+        _hollow(axes, rows, [one.mean for one in across], [one.mean for one in up], colour, marker)
+        for q in list(rows)[:: max(len(rows) - 1, 1)] if scale == "matched" else ():  # of one series: they would touch
+            x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
+            if math.isfinite(x) and math.isfinite(y):
+                axes.annotate(
+                    f"q={q:g}",
+                    (x, y),
+                    (0, 16),
+                    textcoords="offset points",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=9,
+                    zorder=5,
+                    bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
+                )
+    for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
+        if found := plain_rows(record, method, place):
+            along, down = mean(found, "hoyer"), mean(found, "metric")
+            ink = COLOURS["ink"]
+            if method == "none":
+                halves = _drawn(down.half), _drawn(along.half)
+                axes.errorbar(along.mean, down.mean, *halves, color=ink, elinewidth=1.1, zorder=3)
+            axes.plot(along.mean, down.mean, sign, color=ink, ms=size, zorder=4, label=name)
+    axes.margins(0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # more would touch in the narrow panel
+    axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
+
+
+_PANELS: dict[str, Callable[[Axes, Record, str, Place], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
+
+
+def overview(record: Record) -> Figure:
+    """Sparsity against q, the metric against q, and the metric against measured sparsity."""
+    figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
+    dial, price, plane = figure.subplots(1, 3)
+    _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in record.rows))
+    _references(dial, record, "common", "hoyer")
+    _against_q(price, record, "detached", "own", "metric")
+    _references(price, record, "own", "metric")
+    _plane(plane, record, "detached", "own")
+    name = _AXES[GRIDS[record.task].metric]
+    price.set(ylabel=name)
+    dial.set_title("Sparsity against q")
+    price.set_title(f"{name.capitalize()} against q")
+    plane.set_title(f"{name.capitalize()} against measured sparsity")
+    _legend(figure, dial, plane)
+    return figure
+
+
+def _placed(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:
+    """The rows of a dial; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
+    return rows_of(record, scale, gradient, "own" if scale == "paper" and place == "common" else place)
+
+
+def _drawn(half: float) -> float:
+    """An undefined interval is not drawn."""
+    return 0.0 if math.isnan(half) else half
+
+
+def _legend(figure: Figure, *of: Axes) -> None:
+    """One legend below for all panels, the series first."""
+    found: dict[str, Any] = {}
+    for axes in of:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    series = [name for _, _, name in SERIES.values()]
+    names = sorted(found, key=lambda name: series.index(name) if name in series else len(series) + (name == HOLLOW))
+    columns = len(names) if len(names) < _WIDE or HOLLOW not in names else math.ceil(len(names) / 2)
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=columns)

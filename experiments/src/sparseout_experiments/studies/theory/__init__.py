@@ -1,0 +1,102 @@
+"""The theory of docs/theory.md as numbers: check every statement, train what is to be trained, and fill in the page."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparseout_experiments.demo import one_thread
+from sparseout_experiments.studies.theory import curves, statements, training
+from sparseout_experiments.studies.theory.statements import Check
+from sparseout_experiments.training import files
+from sparseout_experiments.training.runs import environment, plain
+
+__all__ = ["PARTS", "RESULTS", "Check", "NotResults", "check_page", "checks_of", "load", "render", "run"]
+
+RESULTS = "theory.json"
+KIND = "sparseout theory"
+PARTS = statements.COUNT + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
+
+Record = dict[str, Any]
+Heard = Callable[[str], None]
+
+
+class NotResults(ValueError):
+    """A file that is not ours, in one sentence."""
+
+
+def run(results: Path, heard: Heard, *, steps: int = training.STEPS, long: int = training.LONG) -> Record:
+    """Check, train and write the file of results; `heard` is told what comes next, `PARTS` times."""
+    with one_thread():
+        checks: list[Check] = []
+        for name, group in statements.GROUPS.items():
+            heard(name)
+            checks += group()
+        heard("curves")
+        record: Record = {
+            "kind": KIND,
+            "environment": environment(),
+            "penalties": curves.penalties(),
+            "remainders": curves.remainders(),
+            "ratios": curves.ratios(),
+        }
+        heard("the path of learned features")
+        record["path"] = training.path(steps // 2)
+        record["equivalence"] = []
+        for q in training.TRAINED:
+            for gradient in training.GRADIENTS:
+                heard(f"training under the noise, q = {q:g}, {gradient}")
+                record["equivalence"].append(training.equivalence(q, gradient, steps))
+        record["rescaling"] = []
+        for kind in training.KINDS:
+            heard(f"rescaling, q = {kind.q:g}, {kind.gradient}")
+            record["rescaling"].append(training.rescaling(kind, long))
+    checks += statements.of_training(record)
+    record["checks"] = [check._asdict() for check in checks]
+    files.write(results / RESULTS, json.dumps(plain(_short(record)), allow_nan=False) + "\n")
+    return record
+
+
+def _short(value: Any) -> Any:
+    """Numbers with the six digits that are more than any table or figure shows."""
+    if isinstance(value, dict):
+        return {name: _short(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def load(results: Path) -> Record:
+    """The file of results. Raises NotResults where there is none, or it holds something else."""
+    path = results / RESULTS
+    try:
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("kind") != KIND:
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotResults(f"{path} does not hold results of {KIND}") from error
+    return found
+
+
+def checks_of(record: Record) -> list[Check]:
+    """The checks of a record, in whose file an open end and a measurement that is no number are null."""
+    nulls: Record = {"most": math.inf, "measured": math.nan}
+    return [
+        Check(**{name: nulls[name] if value is None else value for name, value in one.items()})
+        for one in record["checks"]
+    ]
+
+
+def check_page(page: Path) -> None:
+    """Raise ValueError for a page that cannot be filled in: to be known before the work, not after it."""
+    from sparseout_experiments.studies.theory import page as rendering  # matplotlib takes a second to import
+
+    rendering.read(page)
+
+
+def render(record: Record, page: Path) -> list[Path]:
+    """Fill in the page and draw its figures, which lie in a folder `images` beside it; return what was written."""
+    from sparseout_experiments.studies.theory import page as rendering
+
+    return rendering.write(record, checks_of(record), page)

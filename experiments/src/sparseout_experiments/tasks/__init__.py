@@ -1,0 +1,30 @@
+"""The tasks of the paper. Each is a model, its data, its loss and what is measured on it."""
+
+from importlib import import_module
+
+from sparseout_experiments.config import Config, task_of
+from sparseout_experiments.tasks.base import Found, Place, Task, means
+from sparseout_experiments.training.rng import Streams
+
+
+def build(config: Config, streams: Streams, place: Place) -> Task:
+    """The task that a configuration describes, its weights drawn from `streams.init`. Raises DataError, ValueError."""
+    return _kind(task_of(config))(config, streams, place)
+
+
+def shown_as(name: str) -> tuple[str, float, str]:
+    """The metric of a task, and the factor and unit in which people read it."""
+    kind = _kind(name)
+    return kind.metric, kind.shown, kind.unit
+
+
+def _kind(name: str) -> type[Task]:
+    # one task does not import what another needs
+    found: type[Task] = getattr(import_module(f"{__name__}.{name}"), _KINDS[name])
+    return found
+
+
+_KINDS = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}
+
+
+__all__ = ["Found", "Place", "Task", "build", "means", "shown_as"]

@@ -1,0 +1,148 @@
+"""Classification of images by a Wide-ResNet, with the noise between the two convolutions of every block."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseout.baselines import ActivityPenalty
+from sparseout.convert._batch_norm import batch_norms, recalibrate_norm_
+from sparseout_experiments import config as options
+from sparseout_experiments.data import images
+from sparseout_experiments.models import WideResNet
+from sparseout_experiments.tasks.base import (
+    Found,
+    Place,
+    Task,
+    fingerprint,
+    measured,
+    mine,
+    penalised,
+    shuffled,
+    watching,
+)
+from sparseout_experiments.training.noise import attached, noise
+from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.schedules import SCHEDULES
+
+EVALUATED = 250  # images at once
+MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured, the first of a part
+# Training images, not augmented, from which the statistics of batch norm are re-estimated: after every epoch few, to
+# choose by; for the result so many that which of them they are does not show.
+REESTIMATED = {"valid": 500, "test": 5000}
+_UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
+
+
+class Classify(Task):
+    """The fraction of images that are misclassified. SGD with Nesterov momentum.
+
+    "error" is measured with the statistics of batch norm re-estimated without noise, "error_as_trained" with those of
+    training; units are channels, samples the positions of images.
+    """
+
+    metric = "error"
+    shown = 100.0
+    unit = "%"
+
+    def __init__(self, config: options.Image, streams: Streams, place: Place) -> None:
+        self._config, self._place, self._streams = config, place, streams
+        found = images.load(
+            config.data,
+            train_size=config.train_size,
+            valid_size=config.valid_size,
+            test_size=config.test_size,
+            split_seed=config.split_seed,
+        )
+        self._mean, self._std = (value.to(place.device) for value in images.statistics(found.train))
+        self._format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.parts = {
+            name: images.Part(*(tensor.to(place.device) for tensor in getattr(found, name)))
+            for name in ("train", "valid", "test")
+        }
+        self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
+        channels, size = found.train.pixels.shape[1:3]
+        self._pad = max(1, size // 8)
+        self._flip = config.data not in _UNFLIPPED
+        model = WideResNet(
+            config.depth,
+            config.width,
+            lambda channels: noise(config, units=channels),
+            streams.init,
+            found.classes,
+            channels=channels,
+            norm=config.norm,
+            place=config.place,
+        )
+        self.model = model.to(place.device).to(memory_format=self._format)  # type: ignore[call-overload]
+        self._activations = model.activations()
+        self.objective = _Loss(self.model, attached(config, model, self._activations.values(), model.following()))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.model.parameters(),
+            lr=self._config.lr,
+            momentum=self._config.momentum,
+            nesterov=self._config.momentum > 0,
+            weight_decay=self._config.weight_decay,
+        )
+
+    def rate(self, progress: float) -> float:
+        return SCHEDULES[self._config.schedule](progress)
+
+    def plan(self) -> list[Tensor]:
+        return shuffled(len(self.parts["train"].labels), self._config.batch, self._place, self._streams.order)
+
+    def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
+        pixels, labels = (tensor[batch] for tensor in self.parts["train"])
+        if self._config.augment:  # of all processes' images, so that one process would draw the same
+            pixels = images.augment(pixels, self._streams.augment, pad=self._pad, flip=self._flip)
+        return cast(Tensor, objective(self._ready(mine(pixels, self._place)), mine(labels, self._place)))
+
+    @torch.no_grad()
+    def evaluate(self, part: str) -> Found:
+        self.model.eval()
+        if not batch_norms(self.model):
+            found = self._errors(part, MEASURED[part])
+        else:
+            as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            some = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
+            whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
+            recalibrate_norm_(self.model, map(self._ready, whole))
+            found = self._errors(part, MEASURED[part])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            if as_trained is not None:
+                found.metrics["error_as_trained"] = as_trained
+        self.model.train()
+        return found
+
+    def _errors(self, part: str, watched: int) -> Found:
+        """Metrics over a part, and measures of its first images."""
+        wrong = total = 0.0
+        pixels, labels = self.parts[part]
+        sparsity: dict[str, dict[str, float]] = {}
+        for some, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
+            with watching(places, {4: 1}) as streams:
+                for x, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
+                    if len(wanted):
+                        logits = self.model(self._ready(x)).float()
+                        wrong += (logits.argmax(1) != wanted).sum().item()
+                        total += F.cross_entropy(logits, wanted, reduction="sum").item()
+            sparsity |= measured(streams)
+        return Found({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
+
+    def _ready(self, pixels: Tensor) -> Tensor:
+        return images.normalise(pixels, self._mean, self._std).contiguous(memory_format=self._format)
+
+
+class _Loss(nn.Module):
+    """Images and labels to cross-entropy, and the penalty on the activations."""
+
+    def __init__(self, model: nn.Module, penalty: ActivityPenalty | None) -> None:
+        super().__init__()
+        self.model, self.penalty = model, penalty
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return penalised(F.cross_entropy(self.model(images).float(), labels), self.penalty)

@@ -1,0 +1,168 @@
+"""Prediction of the next word by LSTM layers, with the noise on the embedding and on the output of every layer."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from sparseout.baselines import ActivityPenalty
+from sparseout_experiments import config as options
+from sparseout_experiments.data import text
+from sparseout_experiments.models import LanguageModel
+from sparseout_experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, penalised, watching
+from sparseout_experiments.training.averaging import averaged, triggered
+from sparseout_experiments.training.noise import attached, noise
+from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.schedules import cosine
+
+EVALUATED = 10  # columns of text side by side
+MEASURED = 20_000  # words whose hidden states are measured, the first of a part
+
+State = list[tuple[Tensor, Tensor]]
+
+
+class Predict(Task):
+    """Perplexity. A plain LSTM learns by Adam, its rate falling on a cosine; AWD-LSTM by NT-ASGD."""
+
+    metric = "perplexity"
+
+    def __init__(self, config: options.Language, streams: Streams, place: Place) -> None:
+        self._config, self._streams = config, streams
+        sizes = {name: getattr(config, name) for name in ("train_size", "valid_size", "test_size", "words")}
+        corpus = text.load(config.data, **sizes)
+        batches = {"train": config.batch * place.processes, "valid": EVALUATED, "test": EVALUATED}
+        columns = {name: text.columns(getattr(corpus, name), batch) for name, batch in batches.items()}
+        self.data = fingerprint(columns)
+        columns["train"] = mine(columns["train"].t(), place).t()
+        self.parts: dict[str, Tensor] = {name: part.contiguous().to(place.device) for name, part in columns.items()}
+        shared = (0,) if config.locked else ()
+        self.model = LanguageModel(
+            len(corpus.vocabulary),
+            _known(config.embedding),
+            _known(config.units),
+            _known(config.layers),
+            lambda site: noise(
+                config, p=getattr(config, f"p_{site}"), q=getattr(config, f"q_{site}"), shared_dims=shared
+            ),
+            streams.init,
+            weight_drop=config.weight_drop or 0.0,
+            embedding_drop=config.embedding_drop or 0.0,
+        ).to(place.device)
+        penalty = attached(config, self.model, self.model.activations().values())
+        self.objective = _Loss(self.model, config.activation_penalty or 0.0, config.temporal_penalty or 0.0, penalty)
+        self._varied = config.model == "awd"
+        self._bptt = _known(config.bptt)
+        self._carried: State | None = None
+        self._history: list[float] = []
+        self._average: AveragedModel | None = None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        kind: Any = torch.optim.SGD if self._varied else torch.optim.AdamW
+        decay = self._config.weight_decay or 0.0
+        return cast(torch.optim.Optimizer, kind(self.model.parameters(), lr=self._config.lr, weight_decay=decay))
+
+    def rate(self, progress: float) -> float:
+        return 1.0 if self._varied else cosine(progress)
+
+    def plan(self) -> list[tuple[int, int]]:
+        return text.windows(len(self.parts["train"]), self._bptt, self._streams.order if self._varied else None)
+
+    def batch_rate(self, batch: tuple[int, int]) -> float:
+        return batch[1] / self._bptt if self._varied else 1.0
+
+    def loss(self, objective: nn.Module, batch: tuple[int, int]) -> Tensor:
+        start, size = batch
+        stretch = self.parts["train"][start : start + size + 1]
+        carried = None if start == 0 else self._carried
+        loss, after = objective(stretch[:-1], stretch[1:], carried)
+        self._carried = [(h.detach(), c.detach()) for h, c in after]
+        return cast(Tensor, loss)
+
+    def after_step(self) -> None:
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+
+    def after_epoch(self, valid: Mapping[str, float]) -> None:
+        self._history.append(valid["loss"])
+        if self._varied and self._average is None and triggered(self._history):
+            self._average = averaged(self.model)
+
+    def evaluated(self) -> nn.Module:
+        return self.model if self._average is None or not self._average.n_averaged else self._average.module
+
+    @torch.no_grad()
+    def evaluate(self, part: str) -> Found:
+        model = cast(LanguageModel, self.evaluated())
+        model.eval()
+        words = self.parts[part]
+        sparsity: dict[str, dict[str, float]] = {}
+        carried: State | None = None
+        total, seen = 0.0, 0
+        windows = text.windows(len(words), self._bptt, None)
+        watched = sum(start * words.shape[1] < MEASURED for start, _ in windows)
+        for some, at in ((windows[:watched], model.activations()), (windows[watched:], {})):
+            with watching(at, {}) as streams:
+                for start, size in some:
+                    logits, carried = model(words[start : start + size], carried)
+                    wanted = words[start + 1 : start + 1 + size]
+                    total += F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum").item()
+                    seen += wanted.numel()
+            sparsity |= measured(streams)
+        model.train()
+        loss = total / seen
+        return Found({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, sparsity)
+
+    def use(self, weights: dict[str, Tensor]) -> None:
+        self._average = None
+        self.model.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        average = None if self._average is None else self._average.state_dict()
+        return {"history": self._history, "average": average}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._history = list(state["history"])
+        if state["average"] is not None:
+            self._average = averaged(self.model)
+            self._average.load_state_dict(state["average"])
+
+    def own_state(self) -> dict[str, Any]:
+        return {"carried": self._carried}
+
+    def load_own(self, state: dict[str, Any]) -> None:
+        if state["carried"] is not None:
+            device = self.parts["train"].device
+            self._carried = [(h.to(device), c.to(device)) for h, c in state["carried"]]
+
+
+class _Loss(nn.Module):
+    """Words and the words after them to cross-entropy, the penalties of AWD-LSTM and that asked for; and the state."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        activation_penalty: float,
+        temporal_penalty: float,
+        penalty: ActivityPenalty | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.penalty = model, penalty
+        self.activation_penalty, self.temporal_penalty = activation_penalty, temporal_penalty
+
+    def forward(self, words: Tensor, wanted: Tensor, carried: State | None) -> tuple[Tensor, State]:
+        dropped, raw, after = self.model.features(words, carried)
+        loss = F.cross_entropy(self.model.decoder(dropped).flatten(0, 1).float(), wanted.flatten())
+        if self.activation_penalty:
+            loss = loss + self.activation_penalty * dropped.float().square().mean()
+        if self.temporal_penalty and len(raw) > 1:
+            loss = loss + self.temporal_penalty * raw.float().diff(dim=0).square().mean()
+        return penalised(loss, self.penalty), after
+
+
+def _known(value: int | None) -> int:
+    assert value is not None  # filled in by config.resolve
+    return value

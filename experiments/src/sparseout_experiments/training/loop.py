@@ -1,0 +1,342 @@
+"""The training loop: one run, from its options to its result.
+
+Accelerate handles precision, devices and processes; this file handles order, checkpoints and the end. Every process
+draws the same order and works on its part of every batch; evaluation is done whole by each of them.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from sparseout_experiments.config import Config, record
+from sparseout_experiments.tasks import Found, Place, Task, build, means
+from sparseout_experiments.training import health as guard
+from sparseout_experiments.training import runs
+from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.runs import RunError, RunFailed
+from sparseout_experiments.training.target_control import Steering
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECK = 10  # steps between looks at losses, clock and budget: each waits for the device
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Progress(NamedTuple):
+    """Where a run is, for whoever watches."""
+
+    done: float  # fraction of training
+    epoch: int
+    epochs: int
+    loss: float  # mean of the last steps
+    metric: float | None  # on the validation data after the last epoch, and so on
+    hoyer: float | None
+    dead: float | None
+    note: str = ""
+
+
+Watch = Callable[[Progress], None]
+
+
+def perform(
+    config: Config, folder: Path, watch: Watch = lambda progress: None, *, resume: bool = True
+) -> dict[str, Any]:
+    """Train one run in its folder and return its result.
+
+    A folder that holds this run goes on from its last checkpoint, and one that holds its result just gives it; with
+    `resume` false both are an error. Raises RunFailed where the run has no result, RunError where the folder cannot be
+    used, DataError and ValueError where the options cannot be met.
+    """
+    accelerator = _accelerator(config, folder)
+    try:
+        if accelerator.is_main_process:
+            runs.begin(folder, config, resume)
+        accelerator.wait_for_everyone()
+        if (folder / runs.RESULT).exists():
+            return runs.read_json(folder / runs.RESULT)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            try:
+                run = _Run(config, folder, accelerator, watch)
+            except BaseException:  # nothing stays of a run that never began
+                if accelerator.is_main_process:
+                    runs.withdraw(folder)
+                raise
+            return run.complete()
+    finally:
+        _release(accelerator)
+
+
+def _accelerator(config: Config, folder: Path) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected `device` to be cpu, since torch finds no CUDA device, but got 'cuda'")
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise ValueError("expected `precision` to be fp32 or bf16 on a CPU, but got 'fp16'")
+    there = [str(name) for name in get_available_trackers()]
+    if config.track is not None and config.track not in there:
+        names = ", ".join(there) or "none"
+        raise ValueError(f"expected `track` to be a tracker that is installed ({names}), but got {config.track!r}")
+    return Accelerator(
+        cpu=cpu, mixed_precision=_PRECISIONS[config.precision], log_with=config.track, project_dir=folder
+    )
+
+
+def _release(accelerator: "Accelerator") -> None:
+    """Accelerate keeps its settings for the process; the next run may have others."""
+    from accelerate.state import AcceleratorState
+
+    if accelerator.num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class _Run:
+    """The state of a run and the steps of its life."""
+
+    def __init__(self, config: Config, folder: Path, accelerator: "Accelerator", watch: Watch) -> None:
+        self.config, self.folder, self.accelerator, self.watch = config, folder, accelerator, watch
+        self.place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
+        self.streams = Streams(config.seed, self.place.process)
+        self.task: Task = build(config, self.streams, self.place)
+        # before anything is compiled: a hook that comes later is not seen
+        self.steering = Steering(config, self.task.model) if config.target_sparsity is not None else None
+        objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
+        self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
+        self.epoch = self.step = self.steps = 0  # step counts within the epoch, steps in all
+        self.lines = 0  # of metrics
+        self.losses: list[Tensor] = []  # of the epoch's steps
+        self.guard = guard.Losses()
+        self.best: dict[str, Any] = {}
+        self.last: dict[str, float] = {}
+        self.stopped_by = ""
+        self.train_loss = float("nan")  # mean of the last epoch
+        self.seconds = 0.0  # of training, up to the last look at the clock
+        self.order = self.streams.order.get_state()  # as the epoch began
+        self.task.plan()  # says now, and not in the first epoch, if there is none
+        self.streams.order.set_state(self.order)
+        self._resume()
+        self.saved = self.seconds
+        self.begun = time.monotonic() - self.seconds
+        if config.track:
+            accelerator.init_trackers("sparseout", {k: v for k, v in record(config).items() if v is not None})
+
+    def complete(self) -> dict[str, Any]:
+        """Train to the end, then measure the best weights."""
+        while not self.stopped_by:
+            self._train_epoch()
+            self._end_epoch()
+        return self._finish()
+
+    def _train_epoch(self) -> None:
+        self.order = self.streams.order.get_state()
+        plan = self.task.plan()
+        while self.step < len(plan):
+            batch = plan[self.step]
+            factor = self.task.rate(self._done(len(plan))) * self.task.batch_rate(batch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * factor
+            with self.accelerator.autocast():
+                loss = self.task.loss(self.objective, batch)
+            self.accelerator.backward(loss)
+            if self.config.clip:
+                self.accelerator.clip_grad_norm_(self.task.model.parameters(), self.config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.task.after_step()
+            if self.steering is not None:
+                for note in self.steering.step():
+                    self._tell(self._done(len(plan)), self.losses[-1].item() if self.losses else math.nan, note)
+            self.losses.append(loss.detach().float())
+            self.step += 1
+            self.steps += 1
+            if self.step % CHECK == 0 or self.step == len(plan):
+                self._look(len(plan))
+                if self.stopped_by:
+                    break
+
+    def _done(self, steps: int) -> float:
+        """The fraction of training that is done, by steps or by time, whichever is further."""
+        by_steps = (self.epoch + self.step / steps) / self.config.epochs
+        budget = self.config.budget_minutes
+        return by_steps if budget is None else min(max(by_steps, self.seconds / (60 * budget)), 1.0)
+
+    def _look(self, steps: int) -> None:
+        """Hold the last steps against the guard, look at the clock, save if it is time."""
+        new = (self.step - 1) % CHECK + 1
+        recent = torch.stack(self.losses[-new:])
+        seconds = recent.new_tensor([time.monotonic() - self.begun])
+        if self.place.processes > 1:  # all must come to the same decisions
+            from accelerate.utils import broadcast
+
+            recent, seconds = self.accelerator.reduce(recent, "mean"), broadcast(seconds)
+            self.losses[-new:] = list(recent)
+        self.seconds = seconds.item()
+        values = recent.tolist()
+        if told := self.guard.see(values, self.steps - new + 1):
+            self._fail(told)
+        budget = self.config.budget_minutes
+        if budget is not None and self.seconds > 60 * budget:
+            self.stopped_by = "budget"
+        elif self.step < steps and self.seconds - self.saved >= 60 * self.config.checkpoint_minutes:
+            self._save()
+        self._tell(self._done(steps), sum(values) / new)
+
+    def _end_epoch(self) -> None:
+        """Measure, keep the weights if they are the best, write it all down."""
+        self.train_loss = train_loss = torch.stack(self.losses).mean().item()
+        found = self._evaluate("valid")
+        self.epoch += 1
+        value = found.metrics[self.task.metric]
+        if not math.isfinite(value):
+            self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
+        # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
+        if not self.best or value < self.best["value"] or self.steering is not None:
+            weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
+            }
+            self.best = {"value": value, "epoch": self.epoch, "weights": weights}
+        self.task.after_epoch(found.metrics)
+        overall = means(found.sparsity)
+        self.last = {"metric": value, "hoyer": overall["hoyer"], "dead": overall["dead"]}
+        line: dict[str, Any] = {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "train_loss": train_loss,
+            "valid": found.metrics,
+        }
+        line |= {"mean": overall, "sparsity": found.sparsity, "seconds": time.monotonic() - self.begun}
+        if self.steering is not None:
+            line["control"] = self.steering.line()
+        if self.accelerator.is_main_process:
+            runs.log(self.folder, line)
+        self.lines += 1
+        if self.config.track:
+            tracked = line | ({"control": line["control"][-1]} if line.get("control") else {})
+            self.accelerator.log(_flat(tracked), step=self.steps)
+        if self.epoch == self.config.epochs and not self.stopped_by:
+            self.stopped_by = "epochs"
+        self.step, self.losses, self.order = 0, [], self.streams.order.get_state()
+        self._save()
+        self._tell(self.epoch / self.config.epochs, train_loss)
+
+    def _evaluate(self, part: str) -> Found:
+        with self.accelerator.autocast():
+            return self.task.evaluate(part)
+
+    def _finish(self) -> dict[str, Any]:
+        self.task.use(self.best["weights"])
+        valid, test = self._evaluate("valid"), self._evaluate("test")
+        result = {
+            "status": "finished",
+            "task": record(self.config)["task"],
+            "config": record(self.config),
+            "metric": self.task.metric,
+            "epochs": self.epoch,
+            "steps": self.steps,
+            "best_epoch": self.best["epoch"],
+            "stopped_by": self.stopped_by,
+            "seconds": time.monotonic() - self.begun,
+            "processes": self.place.processes,
+            "parameters": sum(parameter.numel() for parameter in self.task.model.parameters()),
+            "train_loss": self.train_loss,
+            "valid": valid.metrics,
+            "test": test.metrics,
+            "mean": means(test.sparsity),
+            "sparsity": test.sparsity,
+            "warnings": guard.warnings(test.sparsity, test.metrics),
+        }
+        if self.steering is not None:
+            result["control"] = self.steering.result()
+            result["warnings"] += result["control"].pop("told")
+        if self.accelerator.is_main_process:
+            result["environment"] = runs.read_json(self.folder / runs.ENVIRONMENT)
+            runs.write_json(self.folder / runs.RESULT, result)
+        if self.config.track:
+            self.accelerator.log(_flat({"test": test.metrics}), step=self.steps)
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return cast(dict[str, Any], runs.plain(result))
+
+    def _fail(self, reason: str) -> NoReturn:
+        sentence = f"the run failed: {reason}"
+        if self.accelerator.is_main_process:
+            failure = {"status": "failed", "reason": reason, "step": self.steps, "epoch": self.epoch}
+            runs.write_json(self.folder / runs.FAILURE, failure | {"config": record(self.config)})
+            if (self.folder / runs.CHECKPOINT).exists():
+                sentence += f"; {self.folder / runs.CHECKPOINT} is the last good checkpoint"
+        raise RunFailed(sentence)
+
+    def _save(self) -> None:
+        from accelerate.utils import gather_object
+
+        own = {"streams": self.streams.state(), "own": self.task.own_state()}
+        own |= {"steering": self.steering.state()} if self.steering is not None else {}
+        processes = gather_object([own])
+        scaler = self.accelerator.scaler
+        if self.accelerator.is_main_process:
+            state = {name: getattr(self, name) for name in _KEPT}
+            state["losses"] = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+            state["guard"] = self.guard.state()
+            state["model"] = self.task.model.state_dict()
+            state["optimizer"] = self.optimizer.state_dict()
+            state["scaler"] = scaler.state_dict() if scaler is not None else None
+            state["task"], state["data"] = self.task.state(), self.task.data
+            state["processes"] = processes
+            runs.save(self.folder, state)
+        self.saved = self.seconds
+
+    def _resume(self) -> None:
+        state, told = runs.load(self.folder)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if told:
+            self._tell(0.0, float("nan"), told)
+        if self.accelerator.is_main_process:
+            if told:
+                runs.discard_newest(self.folder)
+            runs.cut(self.folder, state["lines"] if state else 0)
+        if state is None:
+            return
+        if len(state["processes"]) != self.place.processes:
+            count = f"{len(state['processes'])} processes, not {self.place.processes}"
+            raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")
+        if state["data"] != self.task.data:
+            raise RunError(f"the run in {self.folder} was started with other data than {self.config.data!r} holds now")
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self.losses = list(state["losses"].to(self.place.device))
+        self.guard = guard.Losses(**state["guard"])
+        self.task.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.task.load(state["task"])
+        own = state["processes"][self.place.process]
+        self.task.load_own(own["own"])
+        if self.steering is not None:
+            self.steering.load(own["steering"])
+        self.streams.load({**own["streams"], "order": self.order})
+
+    def _tell(self, done: float, loss: float, note: str = "") -> None:
+        if self.accelerator.is_main_process:
+            shown = {name: self.last.get(name) for name in ("metric", "hoyer", "dead")}
+            self.watch(Progress(done, self.epoch, self.config.epochs, loss, **shown, note=note))
+
+
+# What a checkpoint keeps of a run just as it is.
+_KEPT = ("epoch", "step", "steps", "lines", "best", "last", "stopped_by", "seconds", "order", "train_loss")
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers under names such as valid/mse."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

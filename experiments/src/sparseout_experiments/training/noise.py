@@ -1,0 +1,60 @@
+"""What makes activations sparser or denser, by the name that the command line has for it."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import nn
+
+from sparseout.baselines import ActivityPenalty, Attachment, make
+from sparseout_experiments.config import ARGUMENTS, Config
+
+
+def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:
+    """The layer that a configuration asks for, or one that does nothing for a method that is no layer.
+
+    `of_place` are the p and q of the place, where it has its own, and the number of its units.
+    """
+    name, given = config.method, _arguments(config)
+    given |= {key: value for key, value in of_place.items() if key in given or (key == "units" and name == "kwinners")}
+    if shared_dims and name == "dropout":
+        # torch has no Dropout with a mask shared over time; Sparseout at q = 2 is one.
+        name, given = "sparseout", given | {"q": 2.0}
+    if shared_dims and name in ("sparseout", "gaussian"):
+        given["shared_dims"] = shared_dims
+    made = make(name, **given)
+    return nn.Identity() if isinstance(made, Attachment) else made
+
+
+def attached(
+    config: Config, model: nn.Module, activations: Collection[nn.Module], following: Collection[nn.Module] = ()
+) -> ActivityPenalty | None:
+    """`attach` the method that a configuration asks for, if it is no layer."""
+    made = make(config.method, **_arguments(config))
+    return attach(made if isinstance(made, Attachment) else None, model, activations, following)
+
+
+def attach(
+    attachment: Attachment | None,
+    model: nn.Module,
+    activations: Collection[nn.Module],
+    following: Collection[nn.Module] = (),
+) -> ActivityPenalty | None:
+    """Attach noise on weights to the layers `following` the place of the noise, or a penalty on the `activations`.
+
+    Returns the penalty, whose `loss` is to be added to the loss.
+    """
+    if attachment is None:
+        return None
+    if attachment.acts_on == "weights":
+        for layer in following:
+            attachment.attach(layer)
+        return None
+    penalty: ActivityPenalty = attachment.attach(model, modules=lambda name, module: module in activations)
+    return penalty
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    given = {name: getattr(config, name) for name in ARGUMENTS[config.method]}
+    if given.get("scale") == "paper":
+        given["scale"] = None
+    return given

@@ -1,0 +1,148 @@
+"""Every method over its own knob: the plan, the figures at equal sparsity, the files and the page."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparseout_experiments import config
+from sparseout_experiments.commands import app
+from sparseout_experiments.studies import alternatives
+from sparseout_experiments.studies.alternatives import BUDGETS, METHODS, page, plan
+from sparseout_experiments.studies.engine import pages
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+EMPTY = "# Why\n\n<!-- begin: alternatives-digits -->\n<!-- end: alternatives-digits -->\n\nThe end.\n"
+
+
+def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
+    """Hoyer rises along the settings of every method, and the error with it; that of the penalty is the least."""
+    folder.mkdir(parents=True, exist_ok=True)
+    method = METHODS[options["method"]]
+    place = method.settings.index(options[method.knob]) if method.knob else 0
+    hoyer = 0.35 + 0.1 * place + 0.001 * options["seed"]
+    error = (0.5 if options["method"] == "penalty" else 1.0) * hoyer / 100
+    found = {
+        "config": config.record(config.resolve(task, options)),
+        "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None},
+        "test": {"mse": error},
+        "mean": {"hoyer": hoyer, "hoyer_live": hoyer - 0.05, "dead": 0.25, "undefined": 0.0},
+        "best_epoch": 3,
+        "seconds": 2.0,
+    }
+    (folder / "result.json").write_text(json.dumps(found))
+
+
+def test_every_method_has_five_settings_and_every_run_its_options() -> None:
+    runs = plan("small", ["digits", "mnist"])
+    assert {len(method.settings) for name, method in METHODS.items() if name != "none"} == {5, 6}
+    assert len(runs) == len(set(map(str, runs))) == 2 * 5 * sum(len(method.settings) for method in METHODS.values())
+    for budget in BUDGETS:
+        for run in plan(budget, ["digits", "mnist"]):
+            job = run.job(Path("work"), {})
+            resolved = config.record(config.resolve(job.task, job.options))
+            assert resolved["method"] == run.method
+            if run.setting is not None:
+                assert resolved[METHODS[run.method].knob] == run.setting
+    per_example = {run.job(Path(), {}).options.get("per_example") for run in runs if run.method == "bridgeout"}
+    assert per_example == {True, False}
+
+
+def test_errors_are_compared_at_equal_sparsity() -> None:
+    points = [(0.4, 2.0), (0.6, 4.0), (0.9, 1.0)]
+    assert page.error_at(points, 0.5) == pytest.approx(3.0)
+    assert page.error_at(points, 0.8) == pytest.approx(2.0)
+    assert math.isnan(page.error_at(points, 0.39))
+    assert math.isnan(page.error_at(points, 0.91))
+    both = page.at_level({0: points, 1: [(0.4, 4.0), (0.6, 6.0)]}, 0.5)
+    assert both is not None
+    assert both.mean == pytest.approx(4.0)
+    assert page.at_level({0: points, 1: [(0.4, 4.0), (0.6, 6.0)]}, 0.7) is None  # one seed does not reach it
+    rows = [
+        {"method": "a", "seed": 0, "hoyer": 0.5, "mse": 2.0},
+        {"method": "a", "seed": 0, "hoyer": 0.3, "mse": 1.0},
+        {"method": "a", "seed": 0, "hoyer": None, "mse": 1.0},
+    ]
+    assert page.curves(rows, "hoyer") == {"a": {0: [(0.3, 1.0), (0.5, 2.0)]}}
+
+
+def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(EMPTY)
+    alternatives.reproduce(
+        "small", tmp_path / "results", tmp_path / "work", tmp_path / "page.md", 1, ["digits"], seeds=(0, 1),
+        train=fake_train,
+    )  # fmt: skip
+    text = (tmp_path / "page.md").read_text()
+    assert text.startswith("# Why\n\n<!-- begin: alternatives-digits -->\n")
+    assert text.endswith("<!-- end: alternatives-digits -->\n\nThe end.\n")
+    # at Hoyer 0.5: error 0.005, and half of it
+    assert "| dropout | 4.0 ± 0.0 | 5.0 ± 0.0 | 6.0 ± 0.0 | 7.0 ± 0.0 | - |" in text
+    assert "| penalty | **2.0 ± 0.0** | **2.5 ± 0.0** | **3.0 ± 0.0** | **3.5 ± 0.0** | - |" in text
+    assert "| sparseout | 4.0 ± 0.0 | 5.0 ± 0.0 | 6.0 ± 0.0 | 7.0 ± 0.0 | **8.0 ± 0.0** |" in text
+    assert "| kwinners | k = 0.05 | 0.350 | 0.300 | 25% | 0.0% |" in text
+    assert "74 runs, 2 seeds, 2 minutes" in text
+    again = tmp_path / "page.md"
+    alternatives.render(tmp_path / "results", again)
+    assert again.read_text() == text
+    with pytest.raises(ValueError, match=r"with <!-- begin: b --> and <!-- end: b -->, but got one without"):
+        pages.filled(text, {"b": "text"})
+
+
+@pytest.mark.parametrize("given", [["--budget", "huge"], ["--only", "cifar10"], ["--data", "nowhere"]])
+def test_bad_options_are_refused(given: list[str]) -> None:
+    assert CliRunner().invoke(app, ["reproduce", "alternatives", *given]).exit_code == 2
+
+
+def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
+    committed = (ROOT / "docs/comparison.md").read_text()
+    (tmp_path / "page.md").write_text(committed)
+    alternatives.render(ROOT / "results", tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == committed
+
+
+def test_what_the_page_says_is_what_the_results_show() -> None:
+    compared = 0
+    for name, record in alternatives.load_all(ROOT / "results").items():
+        assert len(record["rows"]) == 185
+        for measure in ("hoyer", "hoyer_live"):
+            for level in page.LEVELS:
+                found = {
+                    method: one.mean
+                    for method, seeds in page.curves(record["rows"], measure).items()
+                    if (one := page.at_level(seeds, level))
+                }
+                if "sparseout" not in found:
+                    continue
+                compared += 1
+                ours = found["sparseout"]
+                assert all(ours < found[method] for method in found.keys() & {"bridgeout", "shakeout"})
+                assert all(1.2 * ours < found[method] for method in found.keys() & {"dropout", "gaussian"})
+                chosen = {method: found[method] for method in found.keys() & {"penalty", "kwinners"}}
+                if name == "digits":
+                    assert len(chosen) == 2
+                    assert all(error < ours for error in chosen.values())
+                elif measure == "hoyer":
+                    three = [ours, *chosen.values()]
+                    assert max(three) < 1.12 * min(three)
+                    assert (ours == min(three)) == (level == 0.7)
+                if {"dropout", "gaussian"} <= found.keys():
+                    assert found["gaussian"] == pytest.approx(found["dropout"], rel=0.04)
+    assert compared == 12
+
+
+def test_its_costs_are_those_of_the_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores.json").read_text())["rows"]
+    found = {(row["case"], row["peer"]): row for row in rows}
+    layers = [f"Linear {width} x {width}, batch 64" for width in (64, 256, 1024)]
+    text = (ROOT / "docs/comparison.md").read_text().split("## What they cost in time and memory")[1]
+    shown = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "| --" not in line
+    ]
+    assert len(shown) == 1 + 9
+    for peer, *cells in shown[1:]:
+        ratios = [found[case, peer]["ratio"]["step"]["median"] for case in (*layers, "WRN-16-2, batch 16, eager")]
+        memory = f"{found[layers[-1], peer]['peak_bytes'] / 1e6:.0f}"
+        expected = [f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios]
+        assert cells == [*expected[:3], memory, expected[3]]

@@ -1,0 +1,285 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sparseout_experiments import cli, demo
+from sparseout_experiments.commands import app
+from sparseout_experiments.demo import Options, Run, report
+from sparseout_experiments.training import files
+from typer.testing import CliRunner
+
+from sparseout import __version__
+
+TINY = ["demo", "--epochs", "1", "--seeds", "2", "--q", "1,3", "--q", "2"]
+WRITTEN = ["demo.png", "report.html", "results.json"]
+
+
+def status_of(*args: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo") / "made" / "here"
+    result = CliRunner().invoke(app, [*TINY, "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder, result.stdout
+
+
+class Page(HTMLParser):
+    """A page as tags: fails where one is not closed."""
+
+    VOID = frozenset({"meta", "img", "br", "path", "use", "rect"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_results_hold_every_run(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    assert sorted(os.listdir(folder)) == WRITTEN
+    found = json.loads((folder / "results.json").read_text())
+    assert found["runs_finished"] == found["runs_planned"] == len(found["runs"]) == (3 * 2 + 2) * 2
+    assert found["options"]["q"] == [1, 2, 3]  # sorted
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["seconds"] > 0
+    assert {run["method"] for run in found["runs"]} == {"sparseout", "dropout", "none"}
+
+
+def test_the_terminal_and_the_page_say_the_same(finished: tuple[Path, str]) -> None:
+    folder, shown = finished
+    found = json.loads((folder / "results.json").read_text())
+    page = (folder / "report.html").read_text()
+    assert found["verdict"] in " ".join(shown.split())
+    assert found["verdict"].replace("'", "&#39;") in page
+    means = [line.split()[3] for line in shown.splitlines() if line.strip().startswith("q = ")]
+    assert len(means) == 6
+    assert all(f"<td>{mean} <small>" in page for mean in means)
+    assert max(map(len, shown.splitlines())) <= 80 or "Wrote" in max(shown.splitlines(), key=len)
+
+
+def test_the_page_stands_alone(finished: tuple[Path, str]) -> None:
+    text = (finished[0] / "report.html").read_text()
+    page = Page(text)
+    links = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset") and value is not None
+    ]
+    outside = [link for link in links if not link.startswith(("#", "data:image/png;base64,"))]
+    assert outside == ["https://arxiv.org/abs/1904.08050"]
+    assert text.count("http") == 1
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert "@import" not in text
+    assert text.count("url(") == text.count("url(#")
+
+
+def test_every_picture_has_words_and_every_reference_a_target(finished: tuple[Path, str]) -> None:
+    text = (finished[0] / "report.html").read_text()
+    page = Page(text)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    for tag, attributes in page.tags:
+        assert tag != "svg" or attributes["aria-label"]
+        assert tag != "img" or attributes["alt"]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, a in page.tags for value in a.values() if value and value.startswith("#")}
+    targets |= {part.split(")")[0] for part in text.split("url(#")[1:]}
+    assert targets <= set(ids)
+    assert not re.search(r"\bnan\b", re.sub('data:[^"]*', "", text), re.IGNORECASE)
+
+
+def test_the_figures_follow_the_theme(finished: tuple[Path, str]) -> None:
+    text = (finished[0] / "report.html").read_text()
+    drawings = text[text.index("<svg") : text.rindex("</svg>")]
+    assert "var(--ink)" in drawings
+    assert "#000000" not in drawings
+    assert "prefers-color-scheme: dark" in text
+    used = {part.split(")")[0] for part in drawings.split("var(--")[1:]}
+    style = text[: text.index("</style>")]
+    assert all(style.count(f"--{name}:") == 2 for name in used)  # a light and a dark value
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--p", "1"], "expected `--p` to be a number >= 0 and < 1, but got '1'"),
+        (["--p", "half"], "expected `--p` to be a number >= 0 and < 1, but got 'half'"),
+        (["--q", "inf"], "expected `--q` to be finite numbers >= 0, separated by commas, but got 'inf'"),
+        (["--q", "1,nan"], "expected `--q` to be finite numbers >= 0, separated by commas, but got 'nan'"),
+        (["--q", "1", "--q", "-2"], "expected `--q` to be finite numbers >= 0, separated by commas, but got '-2'"),
+        (["--q", ""], "expected `--q` to be finite numbers >= 0, separated by commas, but got ''"),
+        (["--seeds", "0"], "expected `--seeds` to be a whole number >= 1, but got '0'"),
+        (["--epochs", "1.5"], "expected `--epochs` to be a whole number >= 1, but got '1.5'"),
+        (["--gradient", "slow"], "expected `--gradient` to be detached or exact, but got 'slow'"),
+        (["--scale", "0"], "expected `--scale` to be paper, matched, both or a finite number > 0, but got '0'"),
+        (["--speed", "9"], "No such option: --speed"),
+    ],
+)
+def test_a_bad_option_is_answered_with_one_sentence(
+    args: list[str], sentence: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status_of("demo", "--out", str(tmp_path / "new"), *args) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"sparseout: {sentence}")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    where: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "train", None)
+    (tmp_path / "file").touch()
+    assert status_of("demo", "--out", str(tmp_path / where)) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "expected `--out` to be a folder that can be written, but got" in err
+
+
+def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(count))
+    whole = demo.train
+
+    def train(*args: Any) -> Run:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(demo, "train", train)
+
+
+def test_an_interrupt_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(3, monkeypatch)
+    assert status_of(*TINY, "--out", str(tmp_path)) == 130
+    assert "interrupted: 3 of 16 runs were finished" in capfd.readouterr().err
+    assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == 3
+    text = (tmp_path / "report.html").read_text()
+    Page(text)
+    assert "Interrupted: 3 of 16 runs were finished" in text
+    assert sorted(os.listdir(tmp_path)) == WRITTEN
+
+
+def test_an_interrupt_before_the_first_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(0, monkeypatch)
+    assert status_of(*TINY, "--out", str(tmp_path)) == 130
+    assert "interrupted: 0 of 16 runs were finished, and nothing was written" in capfd.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_during_the_report_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> list[Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write", interrupted)
+    assert status_of("demo", "--epochs", "1", "--seeds", "1", "--q", "2", "--out", str(tmp_path)) == 130
+    assert capfd.readouterr().err.strip() == "sparseout: interrupted while the report was being written"
+
+
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> list[Path]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write", full)
+    assert status_of("demo", "--epochs", "1", "--seeds", "1", "--q", "2", "--out", str(tmp_path)) == 1
+    assert capfd.readouterr().err.strip().endswith("(No space left on device)")
+
+
+def test_extremes_are_reported_and_not_fatal(tmp_path: Path) -> None:
+    args = ["--q", "0,300", "--seeds", "1", "--epochs", "2", "--scale", "paper", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["demo", *args])
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "Runs that diverged, which are left out of the means: q = 300" in shown
+    assert "nothing to compare" in shown
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+    Page((tmp_path / "report.html").read_text())
+
+
+def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write(tmp_path / "a", "first")
+
+    def fail(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):  # noqa: PT011
+        files.write(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert status_of("demo") == 1
+    err = capsys.readouterr().err
+    assert err == 'sparseout: this command needs typer: pip install "sparseout[experiments]"\n'
+
+
+def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--version") == 0
+    assert capfd.readouterr().out == f"sparseout {__version__}\n"
+    for args in ([], ["--help"], ["demo", "--help"]):
+        assert status_of(*args) == 0
+        assert "Usage" in capfd.readouterr().out
+
+
+def test_the_command_line_defaults_are_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Options] = []
+
+    def stop(options: Options, total: int) -> list[Run]:
+        seen.append(options)
+        return []
+
+    monkeypatch.setattr("sparseout_experiments.commands.demo._watch", stop)
+    CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--q", "3,1.0", "--q", "1", "--scale", "0.25"])
+    assert seen[0] == Options()
+    assert (seen[1].q, seen[1].scales) == ((1.0, 3.0), (0.25,))
+
+
+def test_the_library_imports_none_of_this() -> None:
+    code = (
+        "import sys, sparseout;"
+        "extra = {'sklearn', 'scipy', 'typer', 'rich', 'matplotlib', 'jinja2', 'sparseout_experiments'};"
+        "assert not extra & set(sys.modules), extra & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

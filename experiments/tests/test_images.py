@@ -1,0 +1,279 @@
+"""Pictures: from where, which of them, and what is done to them on the device."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+datasets = pytest.importorskip("datasets")
+from PIL import Image  # noqa: E402
+from sparseout_experiments.data import digits, images  # noqa: E402
+from sparseout_experiments.data.hub import DataError  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def png(array, mode=None):
+    file = io.BytesIO()
+    picture = Image.fromarray(array)
+    (picture if mode is None else picture.convert(mode)).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def numbered(n, size=(5, 4), channels=3, start=0):
+    """Pictures that can be told apart: their first pixel is their number."""
+    pixels = np.random.default_rng(start).integers(0, 256, (n, *size, channels), dtype=np.uint8)
+    pixels[:, 0, 0] = np.arange(start, start + n)[:, None]
+    return pixels if channels > 1 else pixels[..., 0]
+
+
+def save(folder, split, pictures, columns, classes):
+    features = {"picture": datasets.Image(), **classes}
+    table = datasets.Dataset.from_dict({"picture": pictures, **columns}, features=datasets.Features(features))
+    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+NAMES = datasets.ClassLabel(names=["cat", "dog", "eel"])
+
+
+def make(folder, train, test, mode=None, feature=NAMES, name="label"):
+    for split, pixels in (("train", train), ("test", test)):
+        labels = [i % 2 for i in range(len(pixels))]
+        save(folder, split, [png(array, mode) for array in pixels], {name: labels}, {name: feature})
+    return str(folder)
+
+
+def numbers(part):
+    return part.pixels[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_come_back_exactly_each_with_its_class(tmp_path, channels):
+    train, test = numbered(20, channels=channels), numbered(6, channels=channels, start=100)
+    data = images.load(make(tmp_path, train, test))
+    assert data.classes == 3
+    assert data.train.pixels.shape == (18, channels, 5, 4)
+    assert data.train.pixels.dtype == torch.uint8
+    assert data.train.labels.dtype == torch.int64
+    assert sorted(numbers(data.train) + numbers(data.valid)) == list(range(20))
+    assert numbers(data.test) == list(range(100, 106))
+    for part, first, pixels in ((data.train, 0, train), (data.valid, 0, train), (data.test, 100, test)):
+        for picture, label, number in zip(part.pixels, part.labels, numbers(part), strict=True):
+            original = torch.from_numpy(pixels[number - first]).view(5, 4, channels)
+            assert torch.equal(picture.permute(1, 2, 0), original)
+            assert label == (number - first) % 2
+
+
+def test_a_smaller_part_lies_within_a_larger_one(tmp_path):
+    source = make(tmp_path, numbered(40), numbered(10, start=100))
+    whole = images.load(source, valid_size=8)
+    small, smaller = (images.load(source, valid_size=8, train_size=n, test_size=n // 2) for n in (12, 6))
+    assert numbers(small.train) == numbers(whole.train)[:12]
+    assert numbers(smaller.train) == numbers(whole.train)[:6]
+    assert set(numbers(smaller.test)) < set(numbers(small.test)) < set(numbers(whole.test))
+    assert numbers(small.valid) == numbers(smaller.valid) == numbers(whole.valid)
+    assert not set(numbers(whole.valid)) & set(numbers(whole.train))
+    for part in (whole.train, small.test):
+        assert numbers(part) != sorted(numbers(part))
+
+
+def test_the_split_is_decided_by_its_seed_alone(tmp_path):
+    source = make(tmp_path, numbered(40), numbered(10, start=100))
+    first = numbers(images.load(source).valid)
+    torch.manual_seed(99)
+    assert numbers(images.load(source).valid) == first
+    assert numbers(images.load(source, split_seed=1).valid) != first
+
+
+def test_digits_are_those_of_the_other_experiments():
+    data = images.load("digits")
+    rows = digits()
+    assert torch.equal(data.test.pixels.flatten(1), (rows.test * 255).round().byte())
+    assert [len(part.labels) for part in data[:3]] == [1213, 134, 450]
+    together = torch.cat([data.train.pixels, data.valid.pixels]).flatten(1).sort(0).values
+    assert torch.equal(together, (rows.train * 255).round().byte().sort(0).values)
+    assert data.classes == 10
+    # The classes stand beside their pictures: the nearest mean of a class is right about nine times in ten.
+    means = torch.stack([data.train.pixels[data.train.labels == digit].float().mean(0) for digit in range(10)])
+    nearest = torch.cdist(data.test.pixels.float().flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == data.test.labels).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"train_size": 1214}, "expected `train_size` to be from 1 to 1213, which the data allow, but got 1214"),
+        ({"valid_size": 0}, "expected `valid_size` to be from 1 to 1346, which the data allow, but got 0"),
+        ({"test_size": 451}, "expected `test_size` to be from 1 to 450, which the data allow, but got 451"),
+    ],
+)
+def test_sizes_that_the_data_do_not_allow(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        images.load("digits", **options)
+
+
+def test_names_stand_for_ids_of_the_hub_unless_a_folder_is_there(tmp_path, monkeypatch):
+    asked = []
+
+    def load(source):
+        asked.append(source)
+        raise DataError("none")
+
+    monkeypatch.setattr(images.hub, "load", load)
+    monkeypatch.chdir(tmp_path)
+    for source in ("mnist", "cifar10", "cifar100", "somebody/else"):
+        with pytest.raises(DataError):
+            images.load(source)
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(DataError):
+        images.load("mnist")
+    assert asked == ["ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100", "somebody/else", "mnist"]
+
+
+def test_of_two_columns_of_classes_the_fine_one_is_taken(tmp_path):
+    both = {"fine_label": datasets.ClassLabel(num_classes=100), "coarse_label": datasets.ClassLabel(num_classes=20)}
+    for split in ("train", "test"):
+        columns = {"coarse_label": [1] * 12, "fine_label": [42] * 12}
+        save(tmp_path, split, [png(array) for array in numbered(12)], columns, both)
+    data = images.load(str(tmp_path))
+    assert data.classes == 100
+    assert set(data.test.labels.tolist()) == {42}
+
+
+def test_integers_named_label_are_classes(tmp_path):
+    data = images.load(make(tmp_path, numbered(12), numbered(4), feature=datasets.Value("int64")))
+    assert data.classes == 2
+    assert data.test.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_folder_of_pictures_for_each_class(tmp_path):
+    for split, n in (("train", 10), ("test", 2)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number, array in enumerate(numbered(n)):
+                Image.fromarray(array).save(tmp_path / split / label / f"{number}.png")
+    data = images.load(str(tmp_path))
+    assert data.classes == 2
+    assert sorted(data.test.labels.tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
+def test_other_kinds_of_picture_become_grey_or_coloured(tmp_path, mode, channels):
+    array = np.zeros((12, 4, 4, 3), np.uint8)
+    array[:, 1] = 255
+    data = images.load(make(tmp_path, array, array, mode))
+    assert data.test.pixels.shape == (12, channels, 4, 4)
+    assert torch.equal(data.test.pixels[0, -1, :, 0], torch.tensor([0, 255, 0, 0], dtype=torch.uint8))
+
+
+def test_one_coloured_picture_makes_all_of_them_coloured(tmp_path):
+    grey = numbered(12, channels=1)
+    data = images.load(make(tmp_path, grey, numbered(3)))
+    assert data.train.pixels.shape[1] == data.test.pixels.shape[1] == 3
+    assert torch.equal(data.train.pixels[0, 2], torch.from_numpy(grey[numbers(data.train)[0]]))
+
+
+def broken_sizes(folder):
+    make(folder, numbered(12), numbered(3, size=(4, 4)))
+
+
+def broken_columns(folder):
+    make(folder, numbered(12), numbered(3), feature=datasets.Value("string"))
+
+
+def broken_depth(folder):
+    make(folder, np.zeros((12, 4, 4), np.uint16), np.zeros((2, 4, 4), np.uint16))
+
+
+def broken_classes(folder):
+    make(folder, numbered(12), numbered(3))
+    save(folder, "test", [png(array) for array in numbered(2)], {"label": [0, None]}, {"label": NAMES})
+
+
+def broken_pictures(folder):
+    make(folder, numbered(12), numbered(3))
+    whole = png(numbered(1)[0])["bytes"]
+    save(folder, "test", [{"bytes": whole[:-40], "path": None}], {"label": [0]}, {"label": NAMES})
+
+
+def missing_pictures(folder):
+    make(folder, numbered(12), numbered(3))
+    save(folder, "test", [None], {"label": [0]}, {"label": NAMES})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (broken_sizes, "should be of one size, but there are 4 x 4 and 4 x 5: resize them"),
+        (broken_columns, "one of classes .*, but has the columns picture, label"),
+        (broken_depth, "cannot be read .*not of 8 bits"),
+        (broken_classes, "The split test of .* has pictures without a class"),
+        (broken_pictures, "Picture 0 of the split test of .* cannot be read .*: get the data again"),
+        (missing_pictures, "Picture 0 of the split test of .* cannot be read"),
+    ],
+)
+def test_damaged_data_are_one_sentence(tmp_path, spoil, words):
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=words) as error:
+        images.load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_statistics_are_those_of_all_pixels_and_normalise_uses_them():
+    pixels = torch.randint(256, (7, 3, 5, 4), dtype=torch.uint8)
+    pixels[:, 1] = 200
+    mean, std = images.statistics(images.Part(pixels, torch.zeros(7).long()))
+    values = pixels.double().transpose(0, 1).flatten(1) / 255
+    torch.testing.assert_close(mean, values.mean(1).float())
+    torch.testing.assert_close(std[::2], values.std(1, correction=0).float()[::2])
+    assert std[1] == 1
+    normal = images.normalise(pixels, mean, std)
+    assert normal.dtype == torch.float32
+    flat = normal.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(3).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(flat.std(1, correction=0)[::2], torch.ones(2).double(), atol=1e-6, rtol=0)
+
+
+def by_loops(pixels, generator, pad, flip):
+    """A picture at a time: reflected outside, cut out, mirrored."""
+    n, _, height, width = pixels.shape
+    down, right = torch.randint(2 * pad + 1, (2, n), generator=generator).tolist()
+    mirrored = torch.randint(2, (n,), generator=generator).tolist()
+    padded = torch.nn.functional.pad(pixels.float(), (pad,) * 4, mode="reflect").byte()
+    out = torch.empty_like(pixels)
+    for i in range(n):
+        cut = padded[i, :, down[i] : down[i] + height, right[i] : right[i] + width]
+        out[i] = cut.flip(2) if flip and mirrored[i] else cut
+    return out
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augment_does_what_loops_do(pad, flip, channels):
+    pixels = torch.randint(256, (40, channels, 6, 5), dtype=torch.uint8)
+    first, second = (torch.Generator().manual_seed(5) for _ in range(2))
+    for _ in range(2):
+        out = images.augment(pixels, first, pad=pad, flip=flip)
+        assert torch.equal(out, by_loops(pixels, second, pad, flip))
+        assert out.dtype == torch.uint8
+
+
+def test_augment_draws_equally_much_whatever_it_does():
+    pixels = torch.zeros(9, 1, 6, 6, dtype=torch.uint8)
+    states = []
+    for pad, flip in ((0, False), (2, True)):
+        generator = torch.Generator().manual_seed(3)
+        images.augment(pixels, generator, pad=pad, flip=flip)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("pad", [-1, 5])
+def test_augment_refuses_to_reflect_beyond_the_picture(pad):
+    with pytest.raises(ValueError, match=f"expected `pad` to be from 0 to 4, but got {pad}"):
+        images.augment(torch.zeros(1, 1, 6, 5, dtype=torch.uint8), torch.Generator(), pad=pad, flip=False)

@@ -1,0 +1,244 @@
+"""What a run's folder goes through."""
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import arguments, differences, options, outcome, run
+from sparseout_experiments import cli
+from sparseout_experiments.data import images
+from sparseout_experiments.training import loop as train
+from sparseout_experiments.training import runs
+from sparseout_experiments.training.runs import RunError
+
+
+def half_done(folder: Path, epochs: int = 2) -> None:
+    """The small run, stopped after two of its three epochs."""
+
+    def watch(told: train.Progress) -> None:
+        if told.epoch == epochs:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.perform(options("autoencoder"), folder, watch)
+
+
+def resumed(folder: Path) -> list[str]:
+    """Finish a run; what was told on the way."""
+    told: list[str] = []
+    train.perform(options("autoencoder"), folder, lambda progress: told.append(progress.note))
+    return [note for note in told if note]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, "autoencoder")
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -22, -1])
+def test_a_checkpoint_cut_short_is_passed_over(kept: float, tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    path = tmp_path / runs.CHECKPOINT
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if kept == 0.5 else int(kept)])
+    state, told = runs.load(tmp_path)
+    assert state is not None
+    assert (state["epoch"], state["lines"]) == (1, 1)
+    assert told.startswith(f"{path} cannot be read (")
+    assert told.endswith("), so the run goes on from the one before it")
+    assert resumed(tmp_path) == [told]
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_done(tmp_path)
+    (tmp_path / runs.CHECKPOINT).write_bytes(b"damaged")
+    replace = runs.os.replace
+
+    def stopped(one: Path, other: Path) -> None:
+        replace(one, other)
+        if Path(other).name == runs.PREVIOUS or Path(one).name.startswith(f".{runs.CHECKPOINT}"):
+            raise KeyboardInterrupt  # in the middle of saving, or right after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(tmp_path)
+    state, _ = runs.load(tmp_path)
+    assert state is not None
+    assert state["epoch"] >= 1
+    assert torch.load(tmp_path / runs.PREVIOUS, weights_only=True)["epoch"] == 1
+
+
+def test_a_stop_between_the_two_moves_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+) -> None:
+    half_done(tmp_path)
+    replace = runs.os.replace
+
+    def stopped(one: Path, other: Path) -> None:
+        replace(one, other)
+        if Path(other).name == runs.PREVIOUS:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(tmp_path)
+    assert not (tmp_path / runs.CHECKPOINT).exists()
+    assert resumed(tmp_path) == []
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+def test_without_a_whole_checkpoint_it_starts_over(
+    tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    half_done(tmp_path)
+    for name in (runs.CHECKPOINT, runs.PREVIOUS):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
+    assert stopped.value.code == 0
+    assert capfd.readouterr().err == f"no checkpoint in {tmp_path} can be read, so the run starts over\n"
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The disk takes no file of more bytes than this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (0, "cannot be written (File too large)"),  # not even the lines of metrics that stay
+        (1300, "cannot be written (File too large)"),  # no further line
+        (10_000, "cannot be written (File too large); the checkpoint before it is still there"),
+    ],
+)
+def test_a_full_disk(size: int, says: str, tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    assert 1000 < (tmp_path / runs.METRICS).stat().st_size < 1300
+    assert (tmp_path / runs.CHECKPOINT).stat().st_size > 10_000
+    with largest_file(size), pytest.raises(RunError) as raised:
+        run(tmp_path, "autoencoder")
+    assert str(raised.value) == f"{tmp_path} {says}"
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    for name, epoch in ((runs.CHECKPOINT, 2), (runs.PREVIOUS, 1)):
+        assert torch.load(tmp_path / name, weights_only=True)["epoch"] == epoch
+    run(tmp_path, "autoencoder")
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with largest_file(10_000), pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err == f"sparseout: {tmp_path / 'run'} cannot be written (File too large)\n"
+    assert not (tmp_path / "run" / runs.RESULT).exists()
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written(
+    where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "build", None)  # it is found before the work
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--out", str(tmp_path / where)])
+    err = capfd.readouterr().err
+    assert stopped.value.code == 1
+    assert err.startswith(f"sparseout: {tmp_path / where} cannot be written (")
+    assert err.count("\n") == 1
+
+
+def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    ours = [f".{name}-4711" for name in (runs.CHECKPOINT, runs.METRICS, runs.RESULT, "probe")]
+    others = [".python-3.11", ".notes-1", "checkpoint.pt-4711"]
+    for name in ours + others:
+        (tmp_path / name).write_text("half")
+    resumed(tmp_path)
+    assert not [name for name in ours if (tmp_path / name).exists()]
+    assert [(tmp_path / name).read_text() for name in others] == ["half"] * 3
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+@pytest.mark.parametrize("left", [[], [".environment.json-12"], [runs.ENVIRONMENT, ".config.toml-12"]])
+def test_a_folder_that_was_killed_as_it_began_is_resumed(
+    left: list[str], tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    for name in left:
+        (tmp_path / name).write_text("{}")
+    resumed(tmp_path)
+    assert differences(whole, outcome(tmp_path)) == []
+    assert json.loads((tmp_path / runs.ENVIRONMENT).read_text())["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize("name", ["thesis.tex", runs.METRICS, runs.CHECKPOINT])
+def test_the_folder_of_something_else_is_left_alone(
+    name: str, resume: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("all of it")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), *resume, "--out", str(tmp_path)])
+    got = f"'{tmp_path}', which holds other things and no config.toml"
+    sentence = f"expected `--out` to be a new or empty folder, or that of a run, but got {got}"
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err.endswith(f"sparseout: {sentence}\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "all of it")]
+
+
+def test_other_data_of_the_same_shape_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half_done(tmp_path)
+    load = images.load
+
+    def inverted(*args: Any, **options: Any) -> images.Images:
+        found = load(*args, **options)
+        return found._replace(train=found.train._replace(pixels=255 - found.train.pixels))
+
+    monkeypatch.setattr(images, "load", inverted)
+    with pytest.raises(RunError, match="was started with other data than 'digits' holds now"):
+        train.perform(options("autoencoder"), tmp_path)
+    assert (tmp_path / runs.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("name", [runs.CONFIG, runs.RESULT])
+def test_a_damaged_record_is_named(name: str, tmp_path: Path) -> None:
+    run(tmp_path, "autoencoder", epochs=1)
+    (tmp_path / name).write_bytes(b"\xff = {")
+    with pytest.raises(RunError, match=f"^{tmp_path / name} cannot be read \\(.*\\): "):
+        run(tmp_path, "autoencoder", epochs=1)
+    assert (tmp_path / name).read_bytes() == b"\xff = {"
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    runs.log(tmp_path, {"a": math.nan, "b": [1.5, (math.inf, -math.inf)], "c": {"d": True, "e": None, "f": "nan"}})
+    runs.log(tmp_path, {"a": 0.1})
+    assert runs.metrics(tmp_path) == [
+        {"a": None, "b": [1.5, [None, None]], "c": {"d": True, "e": None, "f": "nan"}},
+        {"a": 0.1},
+    ]
+    with open(tmp_path / runs.METRICS, "a") as file:
+        file.write('{"a": 0.')
+    assert len(runs.metrics(tmp_path)) == 2
+    runs.cut(tmp_path, 1)
+    runs.log(tmp_path, {"a": 0.3})
+    assert [line["a"] for line in runs.metrics(tmp_path)] == [None, 0.3]

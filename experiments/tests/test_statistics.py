@@ -1,0 +1,70 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sparseout_experiments.studies.engine.statistics import (
+    Interval,
+    equivalent,
+    falls_apart,
+    slope,
+    slope_interval,
+    t_interval,
+)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_t_interval_is_scipys(n: int, level: float) -> None:
+    values = np.random.default_rng(n).normal(3, 2, n)
+    low, high = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
+    found = t_interval(values.tolist(), level)
+    assert (found.low, found.mean, found.high) == pytest.approx((low, values.mean(), high))
+    assert found.n == n
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    found = t_interval([0.25])
+    assert found.mean == 0.25
+    assert math.isnan(found.half)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [math.inf, math.nan]])
+def test_nothing_has_neither(values: list[float]) -> None:
+    found = t_interval(values)
+    assert math.isnan(found.mean)
+    assert math.isnan(found.half)
+    assert found.n == 0
+
+
+def test_undefined_values_are_left_out() -> None:
+    assert t_interval([1.0, math.nan, 2.0, math.inf]) == t_interval([1.0, 2.0])
+
+
+def test_slope_is_scipys() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 7))
+    assert slope(x.tolist(), y.tolist()) == pytest.approx(stats.linregress(x, y).slope)
+
+
+def test_slope_interval_repeats_over_curves() -> None:
+    x = [1.0, 2.0, 4.0]
+    curves = np.random.default_rng(1).normal(size=(5, 3))
+    slopes = [stats.linregress(x, curve).slope for curve in curves]
+    assert slope_interval(x, curves.tolist()) == pytest.approx(t_interval(slopes))
+
+
+def test_falls_apart() -> None:
+    def at(*means: float, half: float) -> list[Interval]:
+        return [Interval(mean, half, 3) for mean in means]
+
+    assert falls_apart(at(0.9, 0.6, 0.5, half=0.04))
+    assert not falls_apart(at(0.9, 0.6, 0.5, half=0.06))  # the last two overlap
+    assert not falls_apart(at(0.5, 0.6, 0.9, half=0.04))  # apart, but rising
+    assert not falls_apart(at(0.9, 0.6, 0.5, half=math.nan))
+
+
+def test_equivalent_takes_the_whole_interval() -> None:
+    assert equivalent(Interval(0.001, 0.0015, 5), 0.003)
+    assert not equivalent(Interval(0.001, 0.0025, 5), 0.003)
+    assert not equivalent(Interval(-0.001, 0.0025, 5), 0.003)
+    assert not equivalent(Interval(0.0, math.nan, 1), 0.003)

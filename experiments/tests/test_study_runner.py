@@ -1,0 +1,275 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparseout_experiments.studies import control as study
+from sparseout_experiments.studies.control import collect, grid, runner
+from sparseout_experiments.studies.control.grid import TUNING_SEED, Run, Setting, Value
+from sparseout_experiments.studies.control.runner import Ledger, Progress, StudyStopped
+from study_rows import fake_train, result_of
+
+HERE = Path(__file__).parent
+
+
+def reproduce(tmp_path: Path, train: Any = fake_train, **options: Any) -> Ledger:
+    given = {"workers": 2, "tasks": ("image",)} | options
+    return study.reproduce(
+        "small", *(tmp_path / name for name in ("results", "work", "docs/page.md")), train=train, **given
+    )
+
+
+def calls(work: Path) -> dict[str, int]:
+    return {path.parent.name: len(path.read_text()) for path in work.rglob("calls")}
+
+
+def failing(task: Any, options: dict[str, Any], folder: Path) -> None:
+    """Diverges at q = 3 on seed 2, and in the trial of q = 3 at the smaller p; its process dies at q = 2.5, seed 4."""
+    q, seed, p = options.get("q"), options["seed"], options.get("p")
+    if q == 2.5 and seed == 4 and options["scale"] == "paper" and not (folder / "calls").exists():
+        folder.mkdir(parents=True)
+        (folder / "calls").write_text("x")
+        os._exit(9)
+    if q == 3 and options["scale"] == "matched" and (seed == 2 or (seed == TUNING_SEED and p == 0.1)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "failure.json").write_text(
+            json.dumps({"status": "failed", "step": 7, "reason": "the loss is NaN at step 7", "config": options})
+        )
+    else:
+        fake_train(task, options, folder)
+
+
+def refusing(task: Any, options: dict[str, Any], folder: Path) -> None:
+    if options["seed"] == 1:
+        raise OSError("the disk is full")
+    fake_train(task, options, folder)
+
+
+def empty_handed(task: Any, options: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def slowly(task: Any, options: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"process-{os.getpid()}").touch()
+    if (folder.parent / "hang").exists():
+        (folder / "hangs").touch()
+        time.sleep(100)
+    time.sleep(0.1)
+    fake_train(task, options, folder)
+
+
+def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    ledger = reproduce(tmp_path, on_progress=heard.append)
+    assert len(ledger.results) == 57
+    assert set(calls(tmp_path / "work").values()) == {1}
+    assert [one.done for one in heard if one.status == "finished"] == list(range(1, 58))
+    assert heard[-1].total == 57
+    assert heard[-1].left == 0
+    assert math.isnan(heard[0].left)
+    tuned = [place for place, one in enumerate(heard) if one.run.role == "tuning" and one.status == "finished"]
+    first = next(place for place, one in enumerate(heard) if one.run.role == "tuned")
+    assert max(tuned) < first  # no seed starts before p is chosen
+    heard.clear()
+    again = reproduce(tmp_path, on_progress=heard.append)
+    assert not heard
+    assert again.results.keys() == ledger.results.keys()
+    assert set(calls(tmp_path / "work").values()) == {1}
+
+
+def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path: Path) -> None:
+    started: list[Run] = []
+
+    def interrupt(one: Progress) -> None:
+        if one.status == "started":
+            started.append(one.run)
+        if len(started) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(tmp_path, tasks=("autoencoder", "image"), on_progress=interrupt)
+    assert [run.role for run in started[:17]] == ["tuning"] * 16 + ["grid"]
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    assert {run.role for run in (row.run for row in record.rows)} >= {"tuning"}
+    assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
+
+
+def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
+    reproduce(tmp_path)
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    assert (record.planned, record.missing, len(record.rows)) == (57, 0, 57)
+    for row in record.rows:
+        result = result_of("image", grid.options(row.run, "small", {}, {}))
+        assert row.metric == result["test"]["error"]
+        assert (row.hoyer, row.dead) == (result["mean"]["hoyer"], result["mean"]["dead"])
+        assert (row.last_hoyer, row.last_hoyer_live, row.last_dead) == tuple(
+            result["last"][name] for name in ("hoyer", "hoyer_live", "dead")
+        )
+        assert (row.device, row.best_epoch) == ("cpu", 7)
+    assert record.chosen[Setting("sparseout", 2.0)] == Value("p", 0.1)  # by the formula of the made-up results
+    text = (tmp_path / "results" / "control-small-image.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["config"]["depth"] == 16
+    assert not {"q", "p", "seed"} & json.loads(text)["config"].keys()  # only what all runs share
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"epoch": 5, "mean": {}}', '{"epoch": 6}', "[]"])
+def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path: Path, content: str) -> None:
+    run = grid.first("image")[0]
+    folder = runner.folder_of(run, "small", tmp_path)
+    fake_train("image", grid.options(run, "small", {}, {}), folder)
+    whole, _ = runner.found(run, "small", tmp_path)
+    (folder / "metrics.jsonl").write_text(content)
+    part, _ = runner.found(run, "small", tmp_path)
+    assert whole
+    assert part
+    assert whole["last"]["hoyer"] > 0
+    assert part["last"] is None
+    first, second = (
+        collect.load(collect.save(tmp_path, "small", "image", Ledger({run: one}))).rows for one in (whole, part)
+    )
+    assert math.isnan(second[0].last_hoyer)
+    assert first[0].digest == second[0].digest  # identity is that of the run, not of what was kept of its curve
+
+
+def test_failed_runs_are_recorded_and_lost_ones_repeated(tmp_path: Path) -> None:
+    ledger = reproduce(tmp_path, failing)
+    assert {(run.setting.q, run.seed) for run in ledger.failures} == {(3.0, 2), (3.0, TUNING_SEED)}
+    assert [run.seed for run in ledger.lost] == [4]
+    assert "status 9" in next(iter(ledger.lost.values()))
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    reasons = sorted(one.reason for one in record.failures)
+    assert reasons == ["its process ended with status 9"] + ["the loss is NaN at step 7"] * (len(reasons) - 1)
+    assert record.chosen[Setting("sparseout", 3.0, "matched", "detached")] == Value(
+        "p", 0.3
+    )  # the trial that failed lost
+    page = (tmp_path / "docs" / "page.md").read_text()
+    assert "failed: the loss is NaN at step 7" in page
+    before = calls(tmp_path / "work")
+    again = reproduce(tmp_path, failing)
+    assert not again.lost
+    assert again.failures.keys() == ledger.failures.keys()
+    changed = {name for name, count in calls(tmp_path / "work").items() if count != before[name]}
+    assert changed == {run.key for run in ledger.lost}
+
+
+def test_what_every_run_would_meet_stops_the_study_and_keeps_what_is_done(tmp_path: Path) -> None:
+    with pytest.raises(StudyStopped, match=r"image, .*seed=1: the disk is full"):
+        reproduce(tmp_path, refusing)
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    assert len(record.rows) >= 16
+    with pytest.raises(StudyStopped, match="ended without a result"):
+        reproduce(tmp_path / "other", empty_handed)
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run = grid.first("image")[0]
+    folder = runner.folder_of(run, "small", tmp_path)
+    folder.mkdir(parents=True)
+    options = grid.options(run, "small", {}, {})
+    (folder / "result.json").write_text(json.dumps(result_of("image", options | {"data": "/elsewhere/cifar10"})))
+    assert runner.found(run, "small", tmp_path)[0] is not None  # where the data lie is no part of a run
+    (folder / "result.json").write_text(json.dumps(result_of("image", options | {"epochs": 3})))
+    with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 6"):
+        runner.look("small", tmp_path, ["image"])
+    (folder / "result.json").write_text("{")
+    with pytest.raises(StudyStopped, match="cannot be read"):
+        runner.look("small", tmp_path, ["image"])
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: Path) -> None:
+    run = Run("autoencoder", Setting("none"), None, 0, "grid")
+    result = result_of("autoencoder", grid.options(run, "small", {}, {}))
+    result["mean"]["hoyer"] = result["sparsity"]["code"]["hoyer"] = math.nan
+    (row,) = collect.load(collect.save(tmp_path, "small", "autoencoder", Ledger({run: result}))).rows
+    assert math.isnan(row.hoyer)
+    assert row.hoyer_live == result["mean"]["hoyer_live"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": "other"}', '{"kind": "sparseout control study"}'])
+def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "control-small-image.json"
+    path.write_text(content)
+    with pytest.raises(collect.NotResults, match="does not hold results"):
+        study.render(tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"budget": "tiny"}, "expected `budget` to be one of small, gpu, full, but got 'tiny'"),
+        ({"tasks": ("vision",)}, "expected `tasks` to be among autoencoder, image, language, but got 'vision'"),
+        ({"workers": 0}, "expected `workers` to be a whole number >= 1, but got 0"),
+    ],
+)
+def test_bad_arguments_are_said(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    given = {"budget": "small", "results": tmp_path, "work": tmp_path, "page": tmp_path / "page.md"} | options
+    with pytest.raises(ValueError, match=r"expected") as caught:
+        study.reproduce(**given)
+    assert str(caught.value) == says
+    assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from test_study_runner import slowly
+from sparseout_experiments.studies import control as study
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    study.reproduce("small", root / "results", root / "work", root / "page.md", 2, ("image",), train=slowly)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_study_that_was_killed_leaves_no_process_and_goes_on(tmp_path: Path, kill: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    work = tmp_path / "work"
+    deadline = time.monotonic() + 60
+    _until(lambda: len(list(work.rglob("result.json"))) >= 5, deadline)
+    (work / "small" / "image" / "hang").touch()
+    _until(lambda: len(list(work.rglob("hangs"))) == 2, deadline)
+    if kill == signal.SIGINT:
+        os.killpg(process.pid, kill)  # as a terminal does: to every process of the group
+    else:
+        process.kill()
+    _, said = process.communicate(timeout=60)
+    done = {path.parent.name for path in work.rglob("result.json")}
+    workers = {int(path.name.removeprefix("process-")) for path in work.rglob("process-*")}
+    assert len(workers) == 2
+    _until(lambda: not any(_alive(worker) for worker in workers), time.monotonic() + 10)
+    if kill == signal.SIGINT:
+        assert said.decode().rstrip().endswith("KeyboardInterrupt")  # of the first process; no worker adds its own
+        assert said.decode().count("Traceback") == 1
+        assert collect.load(tmp_path / "results" / "control-small-image.json").rows
+    (work / "small" / "image" / "hang").unlink()
+    ledger = reproduce(tmp_path)
+    assert len(ledger.results) == 57
+    assert all(calls(work)[name] == 1 for name in done)
+
+
+def _until(holds: Callable[[], bool], deadline: float) -> None:
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,1 @@
+"""Parts that stand on torch alone: validation, module selection, activations, the compiler."""

@@ -1,0 +1,140 @@
+"""What a controller can be asked for: which measures, which layers, which targets."""
+
+import math
+import numbers
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseout._utils.validation import expected, kind
+from sparseout.control._measure_specs import SCALES
+from sparseout.layers import Sparseout
+
+
+def layers_of(model: nn.Module, modules: Any) -> dict[str, Sparseout]:
+    """The layers to control, by name."""
+    every = {name: module for name, module in model.named_modules() if isinstance(module, Sparseout)}
+    if not every:
+        wanted, got = "one with Sparseout layers, which convert_dropout_ and insert_after_ make", kind(model)
+        dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+        if count := sum(isinstance(module, dropout) for module in model.modules()):
+            got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
+        raise ValueError(expected("model", wanted, got))
+    if modules is None:
+        return every
+    if callable(modules) and not isinstance(modules, type):
+        chosen = {name: layer for name, layer in every.items() if modules(name, layer)}
+    else:
+        wanted = "a function (name, layer) -> bool, or a collection of dotted names or of types of layers"
+        if isinstance(modules, (str, type)) or not isinstance(modules, Collection):
+            got = repr(modules) if isinstance(modules, str) else getattr(modules, "__name__", kind(modules))
+            raise TypeError(expected("modules", wanted, got))
+        chosen = {name: every[name] for name in every if name in _named(modules, every, wanted)}
+    if not chosen:
+        raise ValueError(expected("modules", f"some of {', '.join(every)}", "none of them"))
+    return chosen
+
+
+def _named(modules: Collection[Any], every: Mapping[str, Sparseout], wanted: str) -> set[str]:
+    found = set()
+    for item in modules:
+        if not isinstance(item, (str, type)):
+            raise TypeError(expected("modules", wanted, f"one of {kind(item)}"))
+        if isinstance(item, type):
+            some = {name for name, layer in every.items() if isinstance(layer, item)}
+        else:
+            some = {item} & every.keys()
+        if not some:
+            got = repr(item) if isinstance(item, str) else item.__name__
+            raise ValueError(expected("modules", f"names of Sparseout layers: {', '.join(every)}", got))
+        found |= some
+    return found
+
+
+def targets_of(target: Any, measure: str, layers: Mapping[str, Sparseout], per_layer: bool) -> dict[str, float]:
+    """The target of every layer."""
+    if isinstance(target, Mapping):
+        if not per_layer:
+            raise ValueError(expected("target", "a number, as the layers share a q (per_layer=False)", "a mapping"))
+        if target.keys() != layers.keys():
+            raise ValueError(expected("target", f"a value for each of {', '.join(layers)}", f"{sorted(target)}"))
+        targets = dict(target)
+    else:
+        targets = dict.fromkeys(layers, target)
+    scale = SCALES[measure]
+    for value in targets.values():
+        if not _is_number(value):
+            raise TypeError(expected("target", "a number", kind(value)))
+        if not scale.low < value < scale.high:
+            raise ValueError(expected("target", f"in ({scale.low:g}, {scale.high:g}), as {measure} is", value))
+    return {name: float(value) for name, value in targets.items()}
+
+
+def bounds_of(bounds: Any) -> tuple[float, float]:
+    """The bounds of q."""
+    wanted = "two finite numbers 0 <= low <= high"
+    if isinstance(bounds, str) or not isinstance(bounds, Sequence):
+        raise TypeError(expected("bounds", wanted, kind(bounds)))
+    if not all(map(_is_number, bounds)):
+        raise TypeError(expected("bounds", wanted, bounds))
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf:
+        raise ValueError(expected("bounds", wanted, bounds))
+    return float(bounds[0]), float(bounds[1])
+
+
+def steps_of(every: Any) -> int:
+    """The steps between updates."""
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(expected("every", "a whole number >= 1", kind(every)))
+    if every < 1:
+        raise ValueError(expected("every", "a whole number >= 1", every))
+    return every
+
+
+def constant(name: str, value: Any, zero: bool = False) -> float:
+    """A number of the law."""
+    wanted = f"a finite number {'>=' if zero else '>'} 0"
+    if not _is_number(value):
+        raise TypeError(expected(name, wanted, kind(value)))
+    if not (value > 0 or (zero and value == 0)) or not value < math.inf:
+        raise ValueError(expected(name, wanted, value))
+    return float(value)
+
+
+def groups_of(state: Any, measure: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The groups of a controller's state, if it is one of this measure and these groups."""
+    wanted = "what state_dict gives"
+    if not isinstance(state, Mapping):
+        raise TypeError(expected("state", wanted, kind(state)))
+    if missing := {"measure", "steps", "sums", "groups"} - state.keys():
+        raise ValueError(expected("state", wanted, f"one without {', '.join(sorted(missing))}"))
+    if state["measure"] != measure:
+        raise ValueError(expected("state", f"one of {measure}", f"one of {state['measure']}"))
+    if list(state["groups"]) != names:
+        raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
+    return list(state["groups"].values())
+
+
+def is_sparseout(module: nn.Module) -> bool:
+    """Whether it is a Sparseout layer, still: `revert_` changes classes."""
+    return isinstance(module, Sparseout)
+
+
+def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
+    """Give the layers of each group a tensor for q, but where they have one that no layer outside of it has."""
+    first = next(model.parameters(), None)  # a layer has none of its own
+    device = None if first is None else first.device
+    layers = [module for module in model.modules() if isinstance(module, Sparseout)]
+    new = []
+    for mine in groups:
+        others = {id(layer.q) for layer in layers if layer not in mine}
+        new += [layer for layer in mine if not isinstance(layer.q, Tensor) or id(layer.q) in others]
+    for layer in new:
+        old = layer.q
+        layer.q = torch.tensor(float(old), device=old.device if isinstance(old, Tensor) else device)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,0 +1,38 @@
+"""Measures as the controller sees them: their scale, sign and range."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sparseout._utils.validation import expected, kind
+
+
+class Scale(NamedTuple):
+    """How a measure is controlled: on this scale, and with this sign, it rises with sparsity by about as much."""
+
+    sign: int
+    high: float  # targets are below, and above `low`
+    low: float
+    extreme: Callable[[float, float], float]  # the densest value of n units of which m are live
+    scale: Callable[[float], float] = float
+
+
+SCALES = {
+    "hoyer": Scale(1, 1, 0, lambda n, m: (n**0.5 - m**0.5) / (n**0.5 - 1)),
+    "hoyer_live": Scale(1, 1, 0, lambda n, m: 0.0),
+    "gini": Scale(1, 1, 0, lambda n, m: 1 - m / n),
+    "treves_rolls": Scale(-1, 1, 0, lambda n, m: m / n),
+    "sparsity": Scale(1, 1, 0, lambda n, m: 1 - m / n),
+    "density": Scale(-1, 1, 0, lambda n, m: m / n),
+    "kurtosis": Scale(1, math.inf, 1, lambda n, m: n / m, lambda value: math.log(value) / 4),
+}
+
+
+def scale_of(measure: Any) -> Scale:
+    """How `measure` is controlled."""
+    wanted = f"one of {', '.join(SCALES)}"
+    if not isinstance(measure, str):
+        raise TypeError(expected("measure", wanted, kind(measure)))
+    if measure not in SCALES:
+        raise ValueError(expected("measure", wanted, repr(measure)))
+    return SCALES[measure]

@@ -1,0 +1,87 @@
+"""q as a function of progress, the fraction of training that is done, for those who know how q should go.
+
+A schedule gives a float. A layer whose q is a float is compiled anew when it changes; one whose q is a 0-d fp32 tensor
+is not: build it with ``q=torch.tensor(2.0)`` and write into the tensor before each step.
+
+    >>> import torch, sparseout
+    >>> layer = sparseout.Sparseout(p=0.5, q=torch.tensor(2.0), scale="matched")
+    >>> for step in range(100):
+    ...     _ = layer.q.fill_(linear(step / 99, start=2.0, stop=1.2))
+    >>> layer
+    Sparseout(p=0.5, q=tensor(1.2000), scale='matched')
+
+To reach a *sparsity* instead, see :class:`sparseout.SparsityController`. Lower q slowly: units that a low q kills do
+not come back when it rises again.
+"""
+
+import math
+
+from sparseout._utils.validation import expected, kind
+
+__all__ = ["cosine", "linear", "warmup"]
+
+
+def linear(progress: float, start: float, stop: float) -> float:
+    """On a line from start to stop: start + progress (stop - start).
+
+    Args:
+        progress: fraction of training that is done, in [0, 1].
+        start: q at progress 0, a finite number >= 0.
+        stop: q at progress 1, likewise.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for what is not a number.
+
+    >>> linear(0.25, 2.0, 1.0)
+    1.75
+    """
+    _check(progress=progress, start=start, stop=stop)
+    return start + progress * (stop - start)
+
+
+def cosine(progress: float, start: float, stop: float) -> float:
+    """On half a cosine, flat at both ends: stop + (start - stop) (1 + cos(pi progress)) / 2.
+
+    Arguments and errors are those of :func:`sparseout.schedules.linear`.
+
+    >>> round(cosine(0.25, 2.0, 1.0), 3)
+    1.854
+    """
+    _check(progress=progress, start=start, stop=stop)
+    return stop + (start - stop) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> float:
+    """On a line from start to stop while progress < `over`, then stop.
+
+    Args:
+        progress: fraction of training that is done, in [0, 1].
+        start: q at progress 0, a finite number >= 0.
+        stop: q from progress `over` on, likewise.
+        over: the fraction of training that the way takes, in (0, 1].
+
+    Raises: as :func:`sparseout.schedules.linear`.
+
+    >>> [round(warmup(progress, 2.0, 1.5, over=0.2), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
+    [2.0, 1.75, 1.5, 1.5]
+    """
+    _check(progress=progress, start=start, stop=stop, over=over)
+    return stop if progress >= over else linear(progress / over, start, stop)
+
+
+_RANGES = {
+    "progress": ("a number in [0, 1]", lambda value: 0 <= value <= 1),
+    "start": ("a finite number >= 0", lambda value: 0 <= value < math.inf),
+    "stop": ("a finite number >= 0", lambda value: 0 <= value < math.inf),
+    "over": ("a number in (0, 1]", lambda value: 0 < value <= 1),
+}
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        wanted, holds = _RANGES[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(expected(name, wanted, kind(value)))
+        if not holds(value):  # type: ignore[no-untyped-call]
+            raise ValueError(expected(name, wanted, value))

@@ -1,0 +1,271 @@
+"""Conversion of a model's dropout layers, and back; changes of q in all of a model's layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.modules import Filter, check_model, resolve_filter
+from sparseout._utils.validation import expected, kind
+from sparseout.convert._attention import attention_reason
+from sparseout.convert._functional_dropout import unreached
+from sparseout.convert._report import ConversionReport
+from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
+from sparseout.functional import Gradient, Scale, check_arguments
+from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
+
+_LAYERS: dict[type[nn.Module], type[Sparseout]] = {
+    nn.Dropout: Sparseout,
+    nn.Dropout1d: Sparseout1d,
+    nn.Dropout2d: Sparseout2d,
+    nn.Dropout3d: Sparseout3d,
+}
+_LEFT: dict[type[nn.Module], str] = {
+    nn.AlphaDropout: "AlphaDropout keeps the mean and variance of SELU units, which Sparseout does not",
+    nn.FeatureAlphaDropout: "FeatureAlphaDropout keeps the mean and variance of SELU units, which Sparseout does not",
+}
+
+
+_OURS = vars(Sparseout()).keys() - vars(nn.Module()).keys()  # the attributes that make a module a Sparseout
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One of the places where a layer is held: `owner.path`, which is `name` in the model."""
+
+    name: str
+    owner: nn.Module | None
+    path: str
+
+
+def convert_dropout_(
+    model: nn.Module,
+    *,
+    q: float | Tensor,
+    p: float | None = None,
+    gradient: Gradient = "detached",
+    scale: Scale = None,
+    filter_fn: Filter | None = None,
+) -> ConversionReport:
+    """Turn a model's dropout layers into Sparseout layers, in place, and say what was not turned.
+
+    ``nn.Dropout`` becomes :class:`Sparseout` and ``nn.Dropout1d/2d/3d`` :class:`Sparseout1d` and so on. A layer stays
+    the object that it is and only its class changes: hooks, training mode, modules used twice and references held
+    elsewhere go on as before, and the keys of ``state_dict()`` are the same. Nothing else in the model is touched.
+
+    Dropout on attention probabilities is left, unless ``filter_fn`` says otherwise: the noise of q != 2 would make
+    weights negative. So are layers of classes derived from torch's, and ``nn.AlphaDropout``.
+
+    Args:
+        model: any module; it may itself be a dropout layer.
+        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: moved in place, it moves all.
+        p: drop probability for all converted layers; ``None`` keeps each layer's own.
+        gradient: ``"detached"`` or ``"exact"``.
+        scale: ``None``, a float > 0, or ``"matched"``.
+        filter_fn: called with each dropout layer and each of its dotted names; True: convert, on attention too;
+            False: leave; ``None``: what is done by default. Where names of one layer disagree, False counts most.
+
+    Returns:
+        What changed, what was skipped, and what no conversion of layers can reach, such as dropout in ``nn.LSTM``,
+        ``nn.GRU``, ``nn.RNN`` and ``nn.MultiheadAttention``, and calls of dropout functions, which are looked for with
+        torch.fx module by module, or in the source of a forward that cannot be traced. Noise that a model makes in
+        another way is not found.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an argument of another type. Nothing has been changed then.
+
+    Example:
+        >>> from torch import nn
+        >>> import sparseout
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
+        >>> report = sparseout.convert_dropout_(model, q=1.5, scale="matched")
+        >>> print(report)
+        changed  2  Dropout(p=0.1, inplace=False) -> Sparseout(p=0.1, q=1.5, scale='matched')
+        >>> sparseout.revert_(model)
+        >>> model[2]
+        Dropout(p=0.1, inplace=False)
+    """
+    check_model(model)
+    check_arguments(0.5 if p is None else p, q, False, gradient, scale, (), None)
+    report = ConversionReport()
+    new: dict[nn.Module, Sparseout] = {}
+    on_attention: set[nn.Module] = set()
+    with untouched_random_state():
+        graphs = {module: trace(module) for module in model.modules() if runs_own_code(module)}
+    for layer, places in _dropout_layers(model).items():
+        name, reason = places[0].name, _why_not(layer)
+        wish = resolve_filter(filter_fn, layer, [place.name for place in places]) if reason is None else None
+        if wish is False:
+            reason = "filter_fn says so"
+        elif reason is None and wish is None and (found := _on_attention(places, graphs)):
+            reason = f"on attention probabilities: {found}"
+            on_attention.add(layer)
+        if reason is None:
+            try:
+                own_p, inplace = vars(layer)["p"] if p is None else p, vars(layer)["inplace"]
+                new[layer] = _LAYERS[type(layer)](own_p, q, inplace, gradient=gradient, scale=scale)
+            except (TypeError, ValueError) as error:  # a p that torch's constructor would not have taken
+                reason = str(error)
+        if reason is None:
+            report.changed[name] = (repr(layer), repr(new[layer]))
+        else:
+            report.skipped[name] = reason
+    report.unreached.update(unreached(model, graphs, on_attention))
+    for layer, sparse in new.items():
+        old = {key: vars(layer)[key] for key in _OURS if key in vars(layer)}
+        vars(layer).update({key: vars(sparse)[key] for key in _OURS}, _before_conversion=(type(layer), old))
+        layer.__class__ = type(sparse)
+    if new:
+        reset_compiler()
+    return report
+
+
+def revert_(model: nn.Module) -> None:
+    """Undo :func:`convert_dropout_` and :func:`insert_after_`: the model computes what it computed before.
+
+    Every converted layer has its class, ``p`` and ``inplace`` of before; inserted layers are gone. Layers that were
+    built as Sparseout stay.
+
+    Args:
+        model: the model, or a part of it.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+
+    Example:
+        >>> from torch import nn
+        >>> import sparseout
+        >>> model = nn.Dropout(0.3)
+        >>> report = sparseout.convert_dropout_(model, q=1.0, p=0.5)
+        >>> sparseout.revert_(model)
+        >>> model
+        Dropout(p=0.3, inplace=False)
+    """
+    check_model(model)
+    reverted = False
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            handle = vars(child).get("_before_conversion")
+            if isinstance(handle, RemovableHandle):
+                handle.remove()
+                delattr(owner, name)
+                reverted = True
+        before = vars(owner).get("_before_conversion")
+        if isinstance(before, tuple):
+            owner.__class__ = before[0]
+            for key in ("_before_conversion", *_OURS):
+                vars(owner).pop(key, None)
+            vars(owner).update(before[1])
+            reverted = True
+    if reverted:
+        reset_compiler()
+
+
+def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -> None:
+    """Change q in all Sparseout layers of a model, or in those that are named.
+
+    Args:
+        model: the model.
+        q: a number >= 0, or a 0-d fp32 tensor without gradient that the layers then share; or {dotted name: either}.
+            Where a layer's q is a tensor, a number is written into it, which costs no recompilation.
+
+    Raises:
+        ValueError: for a value out of range, a name that is no Sparseout layer of the model, or different values for
+            layers that share one tensor.
+        TypeError: for an argument of another type. Nothing has been changed then.
+
+    Example:
+        >>> from torch import nn
+        >>> import sparseout
+        >>> model = nn.Sequential(sparseout.Sparseout(q=1.0), nn.ReLU(), sparseout.Sparseout(q=1.0))
+        >>> sparseout.set_q_(model, 1.5)
+        >>> sparseout.set_q_(model, {"2": 2.5})
+        >>> model[0].q, model[2].q
+        (1.5, 2.5)
+    """
+    check_model(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparseout)}
+    new: dict[Sparseout, float | Tensor] = {}
+    for name, value in q.items() if isinstance(q, Mapping) else dict.fromkeys(layers, q).items():
+        check_arguments(0.5, value, False, "detached", None, (), None)
+        new[_layer(model, name, layers)] = value
+    if not isinstance(q, Mapping):
+        check_arguments(0.5, q, False, "detached", None, (), None)  # also where there is no layer
+    for layer, value in new.items():
+        if isinstance(layer.q, Tensor) and not isinstance(value, Tensor):
+            for other in layers.values():
+                if other.q is layer.q and new.get(other) != value:
+                    raise ValueError(expected("q", "one value for all layers whose q is the same tensor", "several"))
+    for layer, value in new.items():
+        if isinstance(layer.q, Tensor) and not isinstance(value, Tensor):
+            layer.q.fill_(value)
+        else:
+            layer.q = value if isinstance(value, Tensor) else float(value)
+
+
+def _layer(model: nn.Module, name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
+    wanted = "{name of a Sparseout layer: q}"
+    if not isinstance(name, str):
+        raise TypeError(expected("q", wanted, f"{kind(name)} for a name"))
+    try:
+        layer = model.get_submodule(name)  # any of a layer's names
+    except AttributeError:
+        layer = None
+    if isinstance(layer, Sparseout):
+        return layer
+    close = difflib.get_close_matches(name, layers, n=3, cutoff=0.5)
+    hint = f"; close to it: {', '.join(map(repr, close))}" if close else ""
+    raise ValueError(expected("q", wanted, f"{name!r}{hint}"))
+
+
+def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Place]]:
+    """The dropout layers with the places where they are held: the owner is what applies them, not a list."""
+    found: dict[nn.Module, list[_Place]] = {}
+    if _is_dropout(model):
+        found[model] = [_Place("", None, "")]
+    for name, owner in model.named_modules():
+        if owner is model or not isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
+            for path, child in _applied(owner):
+                if _is_dropout(child):
+                    found.setdefault(child, []).append(_Place(f"{name}.{path}" if name else path, owner, path))
+    return found
+
+
+def _applied(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in owner._modules.items():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from ((f"{name}.{path}", inner) for path, inner in _applied(child))
+        elif child is not None:
+            yield name, child
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    return isinstance(module, (_DropoutNd, Sparseout))
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    if isinstance(layer, Sparseout):
+        return "it is a Sparseout layer already: set_q_ changes its q"
+    if type(layer) in _LEFT:
+        return _LEFT[type(layer)]
+    if type(layer) not in _LAYERS:
+        return f"{type(layer).__name__} is derived from {type(layer).__mro__[1].__name__} and may do something else"
+    if "forward" in vars(layer):
+        return "its forward was replaced on the object, so its class decides nothing"
+    return None
+
+
+def _on_attention(places: Sequence[_Place], graphs: Mapping[nn.Module, fx.Graph | None]) -> str | None:
+    for place in places:
+        owner = place.owner
+        if owner is not None and (reason := attention_reason(owner, place.path, graphs.get(owner))):
+            return reason
+    return None

@@ -1,0 +1,117 @@
+"""Dropout that no conversion of layers can reach: inside torch's modules, and called as a function."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sparseout.convert._tracing import attribute, label, self_path, source
+
+# The functions that drop, by name, and where among their positional arguments p is.
+_P_ARGUMENT = {
+    "dropout": 1,
+    "dropout1d": 1,
+    "dropout2d": 1,
+    "dropout3d": 1,
+    "dropout_": 1,
+    "alpha_dropout": 1,
+    "feature_alpha_dropout": 1,
+    "feature_dropout": 1,
+    "native_dropout": 1,
+    "scaled_dot_product_attention": 4,
+    "Dropout": 0,  # built in forward
+    "Dropout1d": 0,
+    "Dropout2d": 0,
+    "Dropout3d": 0,
+}
+_P_KEYWORDS = ("p", "dropout_p", "dropout")
+
+
+def unreached(
+    model: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], on_attention: Collection[nn.Module]
+) -> dict[str, str]:
+    """What drops inside each module and is no layer, by the module's dotted name.
+
+    Args:
+        model: the model.
+        graphs: the graph of each module that runs code of its own, None where it cannot be traced.
+        on_attention: layers that were left because they stand for the dropout of an attention function.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        told = any(child in on_attention for child in module.children())
+        texts = list(dict.fromkeys(_inside(module, graphs, told)))
+        if texts:
+            found[name] = "; ".join(texts)
+    return found
+
+
+def _inside(module: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], told: bool) -> Iterator[str]:
+    if isinstance(module, nn.RNNBase):
+        if module.dropout > 0 and module.num_layers > 1:
+            yield f"dropout (p={module.dropout:g}) between its layers is inside torch's {type(module).__name__}"
+    elif isinstance(module, nn.MultiheadAttention):
+        if module.dropout > 0:
+            yield f"dropout (p={module.dropout:g}) on attention probabilities is inside torch's function"
+    elif isinstance(module, torch.jit.ScriptModule):
+        if re.search("dropout", str(getattr(module, "original_name", "")), re.IGNORECASE):
+            yield "compiled by TorchScript, where no class can be changed"
+    elif module in graphs:
+        graph = graphs[module]
+        calls = _calls_in_source(module) if graph is None else _calls_in_graph(graph)
+        for function, p, attention in calls:
+            if not (attention and told):
+                yield f"{function} is called with p={p} in {type(module).__name__}.forward"
+
+
+def _calls_in_graph(graph: fx.Graph) -> Iterator[tuple[str, str, bool]]:
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if name in _P_ARGUMENT:
+            attention = name == "scaled_dot_product_attention"
+            p = _argument(name, node.args, node.kwargs, 0.0 if attention else 0.5)
+            if p != 0 and node.kwargs.get("training", True) is not False:
+                yield name, f"{p:g}" if isinstance(p, (int, float)) else str(p), attention
+
+
+def _argument(name: str, args: Any, kwargs: Mapping[str, Any], default: Any) -> Any:
+    for keyword in _P_KEYWORDS:
+        if keyword in kwargs:
+            return kwargs[keyword]
+    return args[_P_ARGUMENT[name]] if len(args) > _P_ARGUMENT[name] else default
+
+
+def _calls_in_source(module: nn.Module) -> Iterator[tuple[str, str, bool]]:
+    for tree in source(module):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or isinstance(node.func, ast.Call):
+                continue
+            if isinstance(attribute(module, self_path(node.func) or ""), nn.Module):
+                continue
+            name = label(node.func)
+            keywords = {x.arg: x.value for x in node.keywords if x.arg}
+            if name in _P_ARGUMENT:
+                expression = _argument(name, node.args, keywords, None)
+            else:  # a function that is told how much to drop
+                expression = keywords.get("dropout_p", keywords.get("dropout"))
+                if expression is None:
+                    continue
+            attention = name not in _P_ARGUMENT or name == "scaled_dot_product_attention"
+            if expression is None:
+                if not attention:
+                    yield name, "0.5", attention
+            elif (p := _value(module, expression)) != 0:
+                yield name, ast.unparse(expression) if p is None else f"{p:g}", attention
+
+
+def _value(module: nn.Module, expression: ast.AST) -> float | None:
+    """The largest number in an expression of constants and attributes of self; None where there is none."""
+    values = [x.value for x in ast.walk(expression) if isinstance(x, ast.Constant)]
+    values += [attribute(module, path) for x in ast.walk(expression) if (path := self_path(x))]
+    numbers = [float(x) for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)]
+    return max(numbers) if numbers else None

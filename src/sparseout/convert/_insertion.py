@@ -1,0 +1,117 @@
+"""Sparseout after modules of given types, for models that have no dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.modules import Filter, check_model, resolve_filter
+from sparseout._utils.validation import expected, kind
+from sparseout.convert._report import ConversionReport
+from sparseout.functional import Gradient, Scale
+from sparseout.layers import Sparseout
+
+_NAME = "sparseout"  # of the child that makes the noise
+
+
+def insert_after_(
+    model: nn.Module,
+    types: type[nn.Module] | tuple[type[nn.Module], ...],
+    *,
+    p: float,
+    q: float | Tensor,
+    gradient: Gradient = "detached",
+    scale: Scale = None,
+    filter_fn: Filter | None = None,
+) -> ConversionReport:
+    """Perturb the output of every module of the given types, in place, for models that have no dropout to convert.
+
+    Each such module gets a child ``sparseout``, a :class:`Sparseout` layer without weights, and a forward hook that
+    applies it; its class and the keys of ``state_dict()`` stay. Of a tuple the first element is perturbed. The layers
+    answer to ``train()``, ``eval()`` and :func:`set_q_`; :func:`revert_` removes them. What ``torch.compile`` has made
+    of the model before is forgotten, since compiled code does not look for new hooks.
+
+    Args:
+        model: any module; it may itself be of the given types.
+        types: a class of modules, or a tuple of classes. Derived classes count.
+        p: drop probability.
+        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: moved in place, it moves all.
+        gradient: ``"detached"`` or ``"exact"``.
+        scale: ``None``, a float > 0, or ``"matched"``.
+        filter_fn: called with the dotted name and the module; False: leave it as it is.
+
+    Returns:
+        What changed and what was skipped.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an argument of another type; nothing has been changed then. At forward, for an output that is
+            neither a tensor nor a tuple that begins with one.
+
+    Example:
+        >>> from torch import nn
+        >>> import sparseout
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        >>> print(sparseout.insert_after_(model, nn.ReLU, p=0.2, q=1.5))
+        changed  1  ReLU -> ReLU, then Sparseout(p=0.2, q=1.5)
+    """
+    check_model(model)
+    _check_types(types)
+    report = ConversionReport()
+    new: list[tuple[nn.Module, Sparseout]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, types):
+            layer = Sparseout(p, q, gradient=gradient, scale=scale)
+            reason = _why_not(module)
+            if reason is None and resolve_filter(filter_fn, module, [name]) is False:
+                reason = "filter_fn says so"
+            if reason is not None:
+                report.skipped[name] = reason
+                continue
+            new.append((module, layer.train(module.training)))
+            kept = type(module).__name__
+            report.changed[name] = (kept, f"{kept}, then {layer!r}")
+    Sparseout(p, q, gradient=gradient, scale=scale)  # bad arguments are told where no module was found, too
+    for module, layer in new:
+        module.add_module(_NAME, layer)
+        # Kept whole: a handle that is copied or pickled with its module still knows which hook is its own.
+        vars(layer)["_before_conversion"] = module.register_forward_hook(_perturb_output)
+    if new:
+        reset_compiler()
+    return report
+
+
+def _check_types(types: Any) -> None:
+    for one in types if isinstance(types, tuple) else (types,):
+        if not (isinstance(one, type) and issubclass(one, nn.Module)):
+            raise TypeError(expected("types", "a class of modules or a tuple of them", kind(one)))
+
+
+def _why_not(module: nn.Module) -> str | None:
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return f"a {type(module).__name__} would take a new child for one of its steps"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention reads its weights and never calls it"
+    if isinstance(module, Sparseout):
+        return "it is a Sparseout layer itself"
+    if isinstance(getattr(module, _NAME, None), Sparseout):
+        return "it has a Sparseout layer after it already"
+    if hasattr(module, _NAME):
+        return f"it has an attribute `{_NAME}`, where the layer would go"
+    return None
+
+
+def _perturb_output(module: nn.Module, args: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return module.get_submodule(_NAME)(output)
+    if isinstance(output, tuple) and output:
+        first = _perturb_output(module, args, output[0])
+        if type(output) is tuple:
+            return (first, *output[1:])
+        if hasattr(output, "_make"):  # a named tuple, such as a packed sequence
+            return output._make((first, *output[1:]))
+    wanted = "a tensor or a tuple that begins with one"
+    raise TypeError(expected(f"output of {type(module).__name__}", wanted, kind(output)))

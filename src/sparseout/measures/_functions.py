@@ -1,0 +1,387 @@
+r"""How sparse is a row of activations? Six measures, and one class that takes them over a stream.
+
+A row is x along `dim`, n its length, and only magnitudes |x| count. Every measure is some statistics of a row and a
+value made from them, kept in one table, `MEASURES`, which the functions and `Streaming` share.
+
+All are dimensionless. float16 and bfloat16 are computed, and returned, in float32. Rows are divided by their largest
+magnitude, so nothing overflows or underflows. NaN or infinity in a row gives NaN, and so does n = 0. |x| has slope 0
+at 0, and all-zero rows have gradient 0, also where their value is NaN. Raises: TypeError unless `x` is a
+floating-point tensor, `dim` an int and `eps` a number; ValueError where `x` is 0-d, or `dim` or `eps` out of range.
+
+Each says which axioms of Hurley & Rickard (2009) it keeps. D1 Robin Hood (mass goes from a larger element to a smaller
+one, which stays the smaller) and D3 rising tide (a constant is added to a row not constant) make a row less sparse; P1
+Bill Gates (an element, once large, grows; in a one-hot row that is a scaling) and P2 babies (a zero is appended) make
+it sparser; D2 scaling and D4 cloning (the row is repeated) change nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparseout._utils.validation import expected, kind
+
+__all__ = ["MEASURES", "Streaming", "density", "gini", "hoyer", "kurtosis", "sparsity", "treves_rolls"]
+
+
+class _Rows(NamedTuple):
+    raw: Tensor  # |x|: what the threshold is compared with
+    unit: Tensor  # |x| in a unit in which powers stay in range; its dtype is that of the sums
+    threshold: float | Tensor  # what exceeds it is active
+
+
+def _active(rows: _Rows) -> Tensor:
+    """1 where active, else 0; NaN where not finite (raw - raw is 0 for every finite number)."""
+    return (rows.raw > rows.threshold) + (rows.raw - rows.raw).detach()
+
+
+def _ranked(rows: _Rows, dim: int) -> Tensor:
+    """Sum of (2k - n - 1)/n times the k-th smallest: Gini's numerator over |x|_1, exactly 0 for constants."""
+    n = rows.unit.shape[dim]
+    weights = (2 * torch.arange(n, dtype=rows.unit.dtype, device=rows.unit.device) + 1 - n) / n
+    return (rows.unit.movedim(dim, -1).sort().values * weights).sum(-1)
+
+
+_STATISTICS: dict[str, Callable[[_Rows, int], Tensor]] = {
+    "sum1": lambda rows, dim: rows.unit.sum(dim),
+    "sum2": lambda rows, dim: rows.unit.square().sum(dim),
+    "sum4": lambda rows, dim: rows.unit.square().square().sum(dim),
+    "active": lambda rows, dim: _active(rows).sum(dim, dtype=rows.unit.dtype),
+    "ranked": _ranked,  # the only one that does not add up over chunks
+}
+
+
+class Measure(NamedTuple):
+    """An entry of `MEASURES`: value(n, *statistics), and whether an all-zero row has one."""
+
+    statistics: tuple[str, ...]
+    value: Callable[..., Tensor]
+    zero_defined: bool = False
+
+
+MEASURES: dict[str, Measure] = {
+    "hoyer": Measure(("sum1", "sum2"), lambda n, s1, s2: (n**0.5 - s1 / s2**0.5) / (n**0.5 - 1)),
+    "gini": Measure(("ranked", "sum1"), lambda n, ranked, s1: ranked / s1),
+    "treves_rolls": Measure(("sum1", "sum2"), lambda n, s1, s2: s1**2 / s2 / n),
+    "sparsity": Measure(("active",), lambda n, active: 1 - active / n, zero_defined=True),
+    "density": Measure(("active",), lambda n, active: active / n, zero_defined=True),
+    "kurtosis": Measure(("sum2", "sum4"), lambda n, s2, s4: s4 / s2 / s2 * n),
+}
+# |x|_1/|x|_2. Dead units leave it alone, and mean Hoyer over any number of units is affine in its mean.
+_RATIO = Measure(("sum1", "sum2"), lambda n, s1, s2: s1 / s2**0.5)
+_Table = Mapping[str, Measure]
+
+
+def _statistics(table: _Table, rows: _Rows, dim: int) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for measure in table.values() for name in measure.statistics)
+    return {name: _STATISTICS[name](rows, dim) for name in names}
+
+
+def _value(
+    measure: Measure, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor, undefined: float
+) -> Tensor:
+    given = [statistics[name] for name in measure.statistics]
+    if measure.zero_defined:
+        return measure.value(n, *given)
+    # Ones in place of zeros: an undefined value then has slope 0 and not NaN.
+    return measure.value(n, *(s.masked_fill(zero, 1) for s in given)).masked_fill(zero, undefined)
+
+
+def _totals(table: _Table, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor) -> dict[str, Tensor]:
+    """Of each measure, the sum over the rows where it is defined."""
+    return {k: _value(m, n, statistics, zero, 0).sum(dtype=torch.float64) for k, m in table.items()}
+
+
+def _rows(x: Tensor, dim: int, eps: float, relative: bool) -> tuple[_Rows, Tensor]:
+    """The rows of `x` and which of them are all zero."""
+    raw = (x if x.dtype == torch.float64 else x.float()).abs()
+    size = raw.detach()
+    peak = size.amax(dim, keepdim=True) if x.shape[dim] else size.sum(dim, keepdim=True)
+    unit = raw / peak.masked_fill(peak == 0, 1)  # no slope through the scale: every measure cancels it
+    rms = unit.detach().square().mean(dim, keepdim=True).sqrt() * peak if relative else 1.0
+    return _Rows(raw, unit, eps * rms), (peak == 0).squeeze(dim)
+
+
+def _check_dim(dim: int, name: str) -> None:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(expected(name, "an int", kind(dim)))
+
+
+def _check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else kind(x)))
+    _check_dim(dim, name)
+    if x.ndim == 0:
+        raise ValueError(expected("x", "a tensor of at least one dimension", "a 0-d one"))
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(expected(name, f"in [{-x.ndim}, {x.ndim - 1}]", dim))
+
+
+def _check_eps(eps: float, relative: bool) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(expected("eps", "a number", kind(eps)))
+    if not isinstance(relative, bool):
+        raise TypeError(expected("relative", "a bool", kind(relative)))
+    if not 0 <= eps < math.inf:
+        raise ValueError(expected("eps", "a finite number >= 0", eps))
+
+
+def _measure(name: str, x: Tensor, dim: int, eps: float = 0.0, relative: bool = False) -> Tensor:
+    _check_tensor(x, dim)
+    _check_eps(eps, relative)
+    rows, zero = _rows(x, dim, eps, relative)
+    statistics = _statistics({name: MEASURES[name]}, rows, dim)
+    return _value(MEASURES[name], x.shape[dim], statistics, zero, math.nan)
+
+
+def hoyer(x: Tensor, dim: int = -1) -> Tensor:
+    r"""Hoyer's measure: from 0, all elements alike, to 1, a single one that is not zero.
+
+    .. math:: (\sqrt n - |x|_1 / |x|_2) \, / \, (\sqrt n - 1)
+
+    In [0, 1] up to rounding: 0 for constant |x|, 1 for one-hot. NaN for all-zero rows and for n = 1.
+    Keeps D1, D2, D3, P1, and P2 but that one-hot rows stay at 1. Breaks D4: [2, 1] has 0.18 and its clone
+    [2, 1, 2, 1] has 0.10, so beside rows of another length look at `gini` or `treves_rolls` too.
+
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
+    Source: Hoyer (2004), "Non-negative matrix factorization with sparseness constraints", JMLR 5.
+
+    >>> hoyer(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+    tensor([1., 0.])
+    """
+    return _measure("hoyer", x, dim)
+
+
+def gini(x: Tensor, dim: int = -1) -> Tensor:
+    r"""Gini's coefficient of the magnitudes, for rows of different length.
+
+    .. math:: 1 - 2 \sum_k \frac{|x|_{(k)}}{|x|_1} \, \frac{n - k + 1/2}{n}, \quad |x|_{(1)} \le \dots \le |x|_{(n)}
+
+    In [0, 1 - 1/n]: 0 for constant |x|, 1 - 1/n for one-hot. NaN for all-zero rows.
+    Keeps all six axioms. It needs a sort, and has a kink where magnitudes tie: one of the slopes is taken.
+
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
+    Source: Hurley & Rickard (2009), "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55, table I.
+
+    >>> gini(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+    tensor([0.7500, 0.0000])
+    """
+    return _measure("gini", x, dim)
+
+
+def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
+    r"""Treves-Rolls: how dense a row is.
+
+    .. math:: (\operatorname{mean} |x|)^2 \, / \, \operatorname{mean} x^2
+
+    In [1/n, 1], and *falls* as rows get sparser: 1 for constant |x|, k/n for k equal elements among zeros.
+    NaN for all-zero rows. 1 - treves_rolls keeps all six axioms: it orders rows as the pq-mean of Hurley &
+    Rickard at p = 1, q = 2 does. The selectivity of Vinje & Gallant (2000, Science 287), in [0, 1], is
+    (1 - treves_rolls(x)) / (1 - 1/n). It breaks D4: [2, 1] has 0.20, [2, 1, 2, 1] has 0.13.
+
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
+    Source: Treves & Rolls (1991), Network 2, for rates >= 0; of signed x the magnitudes are taken.
+
+    >>> treves_rolls(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+    tensor([0.2500, 1.0000])
+    """
+    return _measure("treves_rolls", x, dim)
+
+
+def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = False) -> Tensor:
+    r"""The fraction of elements that are zero, or as good as zero.
+
+    .. math:: \#\{i : |x_i| \le \mathrm{eps}\} \, / \, n
+
+    In [0, 1]; 1 for all-zero rows. A count: it has no gradient.
+    At eps = 0 it keeps D2, D4, and P2 for rows not all zero, and breaks D1, D3, P1, blind to how large a
+    nonzero is: [3, 1], [2.5, 1.5], [4, 2], [9, 1] all have 0. An absolute eps > 0 breaks D2 too, and D1 can
+    turn round (eps = 1: [1.1, 0.5] has 0.5, [0.9, 0.7] has 1). A relative one keeps D2 and breaks P2
+    (eps = 1: [1, 1] has 1, [1, 1, 0] has 0.33).
+
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+        eps: what is no larger counts as zero; finite, >= 0.
+        relative: `eps` is in units of the root mean square of the row.
+
+    Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions; a count breaks D4.
+
+    >>> sparsity(torch.tensor([0.0, 0.1, -3.0, 0.0]), eps=0.1)
+    tensor(0.7500)
+    """
+    return _measure("sparsity", x, dim, eps, relative)
+
+
+def density(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = False) -> Tensor:
+    r"""The fraction of elements that are active: 1 - `sparsity`.
+
+    .. math:: \#\{i : |x_i| > \mathrm{eps}\} \, / \, n
+
+    In [0, 1]; 0 for all-zero rows. Arguments, axioms and source are those of :func:`sparseout.measures.sparsity`.
+
+    >>> density(torch.tensor([0.0, 0.1, -3.0, 0.0]))
+    tensor(0.5000)
+    """
+    return _measure("density", x, dim, eps, relative)
+
+
+def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
+    r"""Kurtosis about 0: how heavy the tails are.
+
+    .. math:: n \sum x^4 \, / \, (\sum x^2)^2
+
+    The fourth standardised moment about 0. In [1, n]: 1 for constant |x|, n for one-hot; 3 for zero-mean
+    Gaussian x as n grows. NaN for all-zero rows.
+    Keeps D2, D3, D4, P1, P2. Breaks D1: [10, 2, 0] has 2.78, [10, 1, 1] has 2.88.
+
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+
+    Source: n times kappa_4 of Hurley & Rickard (2009), table I, which without the n breaks D4 and P2 too.
+
+    >>> kurtosis(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+    tensor([4., 1.])
+    """
+    return _measure("kurtosis", x, dim)
+
+
+class Streaming:
+    r"""Means of measures over a stream of activations, in memory that does not grow.
+
+    Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the data gives NaN.
+
+    `compute` gives 0-d tensors: the means; rows, the number of samples; undefined_rows, those all zero; units;
+    dead_units, active (see `density`) in no sample; always_on_units, active in all; and hoyer_live, Hoyer over live
+    units alone, as a network can look sparse by killing units: on the population axis exact at eps = 0, where dead
+    units add nothing to a norm (at eps > 0 what they hold stays in); on the lifetime axis the mean over live units.
+    Before any update the counts are 0 and the rest is NaN.
+
+    The state is float64, stays on the device of the data (`update` never waits for it) and merges by summing: across
+    processes that have all seen a chunk, of shape (0, units) if need be, all_reduce each tensor of `state`, then
+    `load_state`. Bad input raises TypeError or ValueError and leaves the state as it was.
+
+    Args:
+        measures: names of what is taken.
+        axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
+            samples of each unit, then the mean over units; without gini and `relative`, which need whole rows, and
+            for |x| in [1e-75, 1e75], for it sums raw powers.
+        eps: what is no larger counts as zero.
+        relative: `eps` is in units of a row's root mean square.
+        unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
+
+    >>> stream = Streaming(("hoyer", "density"))
+    >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    >>> {name: round(value.item(), 3) for name, value in stream.compute().items()}
+    {'hoyer': 0.793, 'density': 0.25, 'hoyer_live': 0.5, 'rows': 3, 'undefined_rows': 1,
+     'units': 4, 'dead_units': 2, 'always_on_units': 0}
+    """
+
+    def __init__(
+        self,
+        measures: Iterable[str] = ("hoyer", "treves_rolls", "density"),
+        *,
+        axis: str = "population",
+        eps: float = 0.0,
+        relative: bool = False,
+        unit_dim: int = -1,
+    ) -> None:
+        if isinstance(measures, str):
+            raise TypeError(expected("measures", "a sequence of names", repr(measures)))
+        names = tuple(measures)
+        if unknown := [name for name in names if name not in MEASURES]:
+            raise ValueError(expected("measures", f"among {', '.join(MEASURES)}", repr(unknown[0])))
+        if axis not in ("population", "lifetime"):
+            raise ValueError(expected("axis", "'population' or 'lifetime'", repr(axis)))
+        _check_eps(eps, relative)
+        _check_dim(unit_dim, "unit_dim")
+        if axis == "lifetime" and ("gini" in names or relative):
+            raise ValueError(expected("axis", "'population' for gini or `relative`", "'lifetime'"))
+        self._table = {name: MEASURES[name] for name in names}
+        self.axis, self.eps, self.relative, self.unit_dim = axis, eps, relative, unit_dim
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all chunks."""
+        self._state: dict[str, Tensor] = {}
+
+    def update(self, x: Tensor) -> None:
+        """Add a chunk."""
+        _check_tensor(x, self.unit_dim, "unit_dim")
+        x = x.detach().movedim(self.unit_dim, -1)
+        self._add(self._chunk(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])), "x")
+
+    def merge(self, other: "Streaming") -> None:
+        """Add all that `other` has seen."""
+        if not isinstance(other, Streaming):
+            raise TypeError(expected("other", "a Streaming", kind(other)))
+        mine, theirs = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
+        if mine != theirs:
+            raise ValueError(expected("other", f"a Streaming of {mine}", f"one of {theirs}"))
+        self._add(other._state, "other")
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the tensors that merge by summing; none before any update."""
+        return {name: value.clone() for name, value in self._state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        keys = self._chunk(torch.zeros(0, 0)).keys()
+        if state and state.keys() != keys:
+            raise ValueError(expected("state", f"a dict of {sorted(keys)}", f"one of {sorted(state)}"))
+        self._state = {name: value.clone() for name, value in state.items()}
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means and counts over all chunks since the last reset."""
+        state = self._state or self._chunk(torch.zeros(0, 0))
+        rows, undefined, active = state["rows"], state["undefined_rows"], state["active"]
+        live, units = active != 0, torch.full_like(rows, active.numel())
+        if self.axis == "population":
+            totals, among, defined = state, rows, rows - undefined
+            n, ratio = live.sum(dtype=torch.float64), state["ratio"] / defined
+            alive = MEASURES["hoyer"].value(n, ratio, torch.ones_like(ratio)).masked_fill(n < 2, math.nan)
+        else:
+            zero = state["sum1"] == 0
+            totals, among, defined = _totals(self._table, rows, state, zero), units, units - zero.sum()
+            alive = _totals({"hoyer": MEASURES["hoyer"]}, rows, state, ~live)["hoyer"] / live.sum()
+        return {k: totals[k] / (among if m.zero_defined else defined) for k, m in self._table.items()} | {
+            "hoyer_live": alive,
+            "rows": rows.long(),
+            "undefined_rows": undefined.long(),
+            "units": units.long(),
+            "dead_units": (~live & (rows > 0)).sum(),
+            "always_on_units": (live & (active == rows)).sum(),
+        }
+
+    def _chunk(self, x: Tensor) -> dict[str, Tensor]:
+        """What the samples `x`, (samples, units), add to the state."""
+        rows, zero = _rows(x, -1, self.eps, self.relative)
+        if self.axis == "population":
+            table = {**self._table, "ratio": _RATIO}
+            sums = _totals(table, x.shape[-1], _statistics(table, rows, -1), zero)
+        else:  # a unit's peak is not known yet: its powers are summed as they are, in float64
+            rows = rows._replace(unit=rows.raw.double())
+            sums = _statistics({**self._table, "hoyer": MEASURES["hoyer"]}, rows, 0)
+        return sums | {
+            "rows": torch.full((), x.shape[0], dtype=torch.float64, device=x.device),
+            "undefined_rows": zero.sum(dtype=torch.float64),
+            "active": _active(rows).sum(0, dtype=torch.float64),
+        }
+
+    def _add(self, chunk: dict[str, Tensor], name: str) -> None:
+        old = self._state or {key: torch.zeros_like(value) for key, value in chunk.items()}
+        if chunk and (got := chunk["active"].numel()) != (units := old["active"].numel()):
+            raise ValueError(expected(name, f"of {units} units", got))
+        self._state = {key: old[key] + value.to(old[key].device) for key, value in chunk.items()} or old
