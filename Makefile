@@ -1,6 +1,7 @@
 # make demo       see the dial turn on real data            make test       lint, types, doctests, tests
 # make test-all   adds what is slow or needs a browser      make format     let ruff rewrite what it can
 # make bench      time and memory against Dropout           make docs       the site, into site/
+# make dist       both distributions, as published, into dist/
 # Each does all of its own set-up. PIP_ARGS= goes to pip (an index with CPU builds, say), ARGS= to `sparseout demo` or
 # `sparseout bench`.
 
@@ -9,7 +10,7 @@ PIP_ARGS ?=
 ARGS ?=
 export PYTHON PIP_ARGS
 
-.PHONY: demo bench docs test test-slow test-all format clean
+.PHONY: demo bench docs lint types test test-slow test-all format dist clean
 
 demo: .venv/.experiments
 	@.venv/bin/sparseout demo $(ARGS)
@@ -20,10 +21,15 @@ bench: .venv/.experiments
 docs: .venv/.docs
 	@PYTHONPATH=tools NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
-test: .venv/.dev
+lint: .venv/.dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/codespell
+
+types: .venv/.dev
 	.venv/bin/mypy
+
+test: lint types
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n 2
 
 test-slow: .venv/.dev
@@ -49,5 +55,12 @@ format: .venv/.dev
 	@tools/setup dev
 	@touch $@ .venv/.experiments .venv/.docs
 
+dist:
+	rm -rf build dist
+	@$(PYTHON) -m venv build/tools && build/tools/bin/pip install --quiet --disable-pip-version-check build twine
+	build/tools/bin/python -m build --outdir dist
+	build/tools/bin/python -m build --outdir dist experiments
+	build/tools/bin/twine check --strict dist/*
+
 clean:
-	rm -rf .venv demo bench site
+	rm -rf .venv build demo bench dist site
