@@ -324,13 +324,13 @@ def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None
         ({"bounds": 2.0}, TypeError, "`bounds` to be two finite numbers 0 <= low <= high, but got a float"),
         ({"bounds": ("a", "b")}, TypeError, r"`bounds` to be two finite numbers .*, but got \('a', 'b'\)"),
         ({"bounds": (1, 2, 3)}, ValueError, r"`bounds` to be two finite numbers .*, but got \(1, 2, 3\)"),
-        ({"modules": 5}, TypeError, "`modules` to be a function .* or of types of layers, but got an int"),
+        ({"modules": 5}, TypeError, "`modules` to be a function .* or of types of Sparseout layers, but got an int"),
         ({"modules": nn.ReLU}, TypeError, "`modules` to be a function .*, but got ReLU"),
-        ({"modules": [nn.ReLU]}, ValueError, "`modules` to be names of Sparseout layers: 2, but got ReLU"),
+        ({"modules": [nn.ReLU]}, ValueError, "`modules` to be types of Sparseout layers, such as 'Sparseout', but got ReLU"),
         ({"modules": [5]}, TypeError, "`modules` to be a function .*, but got one of an int"),
         ({"target": torch.tensor(0.5)}, TypeError, "`target` to be a number, but got a Tensor"),
         ({"model": 3}, TypeError, "`model` to be an nn.Module, but got an int"),
-        ({"modules": ["7"]}, ValueError, "`modules` to be names of Sparseout layers: 2, but got '7'"),
+        ({"modules": ["7"]}, ValueError, "`modules` to be names of Sparseout layers, such as '2', but got '7'"),
     ],
 )
 def test_bad_arguments_change_nothing(changed: dict, error: type, says: str) -> None:

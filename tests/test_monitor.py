@@ -294,9 +294,9 @@ def named():
     [
         ({"modules": ["encoderr"]}, ValueError, "expected `modules` to be names of modules, such as 'encoder', "),
         ({"modules": [nn.PReLU]}, ValueError, "expected `modules` to be types of modules, such as 'ReLU', but got PR"),
-        ({"modules": []}, ValueError, "expected `modules` to be what matches a module, such as 'encoder', 'decoder'"),
+        ({"modules": []}, ValueError, "expected `modules` to be what matches some of the modules, such as 'encoder', "),
         ({"modules": lambda n, m: False}, ValueError, "but got what matches none"),
-        ({"modules": "encoder"}, TypeError, "a collection of dotted names or of module types, but got 'encoder'"),
+        ({"modules": "encoder"}, TypeError, "a collection of dotted names or of types of modules, but got 'encoder'"),
         ({"modules": nn.ReLU}, TypeError, "but got ReLU"),
         ({"modules": [3]}, TypeError, "but got one of an int"),
         ({"modules": 3}, TypeError, "but got an int"),

@@ -1,16 +1,18 @@
-"""Where a model is watched: which modules, at their input or at their output, and which tensor and units there."""
+"""Modules of a model: their names as it was written, those that an argument `modules` selects, and hook points."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 from torch.nn.modules import activation
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from sparseout._utils.validation import expected, kind
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Filter = Callable[[str, nn.Module], bool | None]
 Modules = Callable[[str, nn.Module], bool] | Collection[str | type[nn.Module]]
 
@@ -20,9 +22,15 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
     getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS
 )
 
+# What is put around a module after it was written: torch.compile, FSDP1 and activation checkpointing hold it under a
+# name that nobody writes, others are known by their class, those of other libraries by its name.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
+_FOREIGN = {"DeepSpeedEngine": "module", "_FabricModule": "_forward_module"}
+
 
 class Site(NamedTuple):
-    """One place that is watched."""
+    """Where a model is hooked: a module, at its input or at its output."""
 
     name: str
     module: nn.Module
@@ -35,6 +43,18 @@ def check_model(model: Any) -> None:
         raise TypeError(expected("model", "a module", kind(model)))
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that was written, without what torch.compile, DistributedDataParallel and the like put around it."""
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by each of its names in the model as it was written: wrappers, at any depth, are not there."""
+    return _named("", unwrapped(model), ())
+
+
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:
     """What filter_fn says of a module with these names."""
     answers = [filter_fn(name, module) for name in names] if filter_fn else []
@@ -44,21 +64,50 @@ def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[
     return False if False in answers else True if True in answers else None
 
 
+def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modules") -> dict[str, AnyModule]:
+    """The candidates that `modules` selects, each once, by the first of its names that it selects.
+
+    Args:
+        candidates: modules by each of their names.
+        modules: a function (name, module) -> bool, or a collection of names and of types; None: all.
+        noun: what the candidates are, in errors.
+
+    Raises:
+        TypeError: for another kind of argument.
+        ValueError: for a name or a type that no candidate has, or if nothing is selected.
+    """
+    wanted = f"a function (name, module) -> bool, or a collection of dotted names or of types of {noun}"
+    if isinstance(modules, (str, type)):
+        raise TypeError(expected("modules", wanted, repr(modules) if isinstance(modules, str) else modules.__name__))
+    if modules is None:
+        names = set(candidates)
+    elif callable(modules):
+        names = {name for name, module in candidates.items() if modules(name, module)}
+    elif isinstance(modules, Collection):
+        names = set().union(*(_matches(candidates, item, wanted, noun) for item in modules))
+    else:
+        raise TypeError(expected("modules", wanted, kind(modules)))
+    if not names:
+        near = _such_as(candidates)
+        raise ValueError(expected("modules", f"what matches some of the {noun}, such as {near}", "what matches none"))
+    selected: dict[int, tuple[str, AnyModule]] = {}
+    for name, module in candidates.items():
+        if name in names:
+            selected.setdefault(id(module), (name, module))
+    return dict(selected.values())
+
+
 def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
-    """The sites of `model`, in its order, each module once. Raises: TypeError, ValueError."""
-    named = dict(model.named_modules(remove_duplicate=False))
-    wanted = _wanted(named, modules)
-    unique: dict[int, Site] = {}
-    for name, module in named.items():
-        if name in wanted:
-            unique.setdefault(id(module), Site(name, module, "input" if is_noise(module) else "output"))
-    sites = list(unique.values())
-    if not sites and modules is None:
-        wish = "a module with activation modules or dropout layers (or `modules` to say what to watch)"
-        raise ValueError(expected("model", wish, f"{type(model).__name__} without any"))
-    if not sites:
-        raise ValueError(expected("modules", f"what matches a module, such as {_some(named)}", "what matches none"))
-    return sites
+    """Where `model` is hooked, in its order: dropout-like modules at their input, others at their output.
+
+    Raises: TypeError, ValueError.
+    """
+    candidates = {name: module for name, module in named_modules(model) if modules is not None or _default(module)}
+    if not candidates:
+        wanted = "a module with activation modules or dropout layers (or `modules` to say what to watch)"
+        raise ValueError(expected("model", wanted, f"{type(model).__name__} without any"))
+    chosen = select(candidates, modules).items()
+    return [Site(name, module, "input" if is_noise(module) else "output") for name, module in chosen]
 
 
 def is_noise(module: nn.Module) -> bool:
@@ -66,32 +115,34 @@ def is_noise(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd) or getattr(module, "_is_noise", False)
 
 
-def _wanted(named: Mapping[str, nn.Module], modules: Modules | None) -> set[str]:
-    wish = "a function (name, module) -> bool, or a collection of dotted names or of module types"
-    if modules is None:
-        return {name for name, module in named.items() if _default(module)}
-    if isinstance(modules, (str, type)):
-        raise TypeError(expected("modules", wish, repr(modules) if isinstance(modules, str) else modules.__name__))
-    if callable(modules):
-        return {name for name, module in named.items() if modules(name, module)}
-    if not isinstance(modules, Collection):
-        raise TypeError(expected("modules", wish, kind(modules)))
-    found = set()
-    for item in modules:
-        if isinstance(item, str):
-            if item not in named:
-                raise ValueError(expected("modules", f"names of modules, such as {_some(named, item)}", repr(item)))
-            found.add(item)
-        elif isinstance(item, type) and issubclass(item, nn.Module):
-            some = {name for name, module in named.items() if isinstance(module, item)}
-            if not some:
-                kinds = {type(module).__name__: None for name, module in named.items() if name}
-                near = _some(kinds, item.__name__)
-                raise ValueError(expected("modules", f"types of modules, such as {near}", item.__name__))
-            found |= some
-        else:
-            raise TypeError(expected("modules", wish, f"one of {kind(item)}"))
-    return found
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    children = module._modules
+    inner = next((children[name] for name in _WRAPPED if name in children), None)
+    name = "module" if isinstance(module, _WRAPPERS) else _FOREIGN.get(type(module).__name__)
+    return children[name] if inner is None and name in children else inner
+
+
+def _named(name: str, module: nn.Module, around: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
+    yield name, module
+    for key, child in module._modules.items():
+        inner = child if child is None else unwrapped(child)
+        if inner is not None and not any(inner is outer for outer in (*around, module)):  # some hold what holds them
+            yield from _named(f"{name}.{key}" if name else key, inner, (*around, module))
+
+
+def _matches(candidates: Mapping[str, nn.Module], item: Any, wanted: str, noun: str) -> set[str]:
+    if isinstance(item, str):
+        if item not in candidates:
+            raise ValueError(expected("modules", f"names of {noun}, such as {_such_as(candidates, item)}", repr(item)))
+        return {item}
+    if not (isinstance(item, type) and issubclass(item, nn.Module)):
+        raise TypeError(expected("modules", wanted, f"one of {kind(item)}"))
+    matches = {name for name, module in candidates.items() if isinstance(module, item)}
+    if not matches:
+        types = {type(module).__name__: None for name, module in candidates.items() if name}
+        near = _such_as(types, item.__name__)
+        raise ValueError(expected("modules", f"types of {noun}, such as {near}", item.__name__))
+    return matches
 
 
 def _default(module: nn.Module) -> bool:
@@ -101,20 +152,8 @@ def _default(module: nn.Module) -> bool:
     )
 
 
-def _some(names: Collection[str], near: str = "") -> str:
+def _such_as(names: Collection[str], near: str = "") -> str:
     """Up to three names, the closest to `near` if any is close."""
     names = [name for name in names if name]
     close = get_close_matches(near, names, n=3, cutoff=0.5) or names[:3]
     return ", ".join(repr(name) for name in close) or "those of a model with submodules"
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that was written, whose names are meant, of a compiled or distributed one."""
-    while (inner := model.module if isinstance(model, DistributedDataParallel) else _compiled(model)) is not model:
-        model = inner
-    return model
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    return inner

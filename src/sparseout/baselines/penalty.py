@@ -162,7 +162,7 @@ class ActivityPenalty:
         self.strength, self.q, self.eps, self.target, self.unit_dim = strength, q, eps, target, unit_dim
         if modules is None:
             modules = list(strength) if isinstance(strength, Mapping) else _activations
-        self._sites = choose(getattr(model, "_orig_mod", model), modules)
+        self._sites = choose(model, modules)
         if isinstance(strength, Mapping) and {site.name for site in self._sites} != set(strength):
             wish = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
             raise ValueError(expected("strength", f"one number for each {wish}", f"names {', '.join(strength)}"))

@@ -2,12 +2,13 @@
 
 import math
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.modules import named_modules, select
 from sparseout._utils.validation import expected, kind
 from sparseout.control._measure_specs import SCALES
 from sparseout.layers import Sparseout
@@ -15,42 +16,14 @@ from sparseout.layers import Sparseout
 
 def layers_of(model: nn.Module, modules: Any) -> dict[str, Sparseout]:
     """The layers to control, by name."""
-    every = {name: module for name, module in model.named_modules() if isinstance(module, Sparseout)}
+    every = {name: module for name, module in named_modules(model) if isinstance(module, Sparseout)}
     if not every:
         wanted, got = "one with Sparseout layers, which convert_dropout_ and insert_after_ make", kind(model)
         dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
         if count := sum(isinstance(module, dropout) for module in model.modules()):
             got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
         raise ValueError(expected("model", wanted, got))
-    if modules is None:
-        return every
-    if callable(modules) and not isinstance(modules, type):
-        chosen = {name: layer for name, layer in every.items() if modules(name, layer)}
-    else:
-        wanted = "a function (name, layer) -> bool, or a collection of dotted names or of types of layers"
-        if isinstance(modules, (str, type)) or not isinstance(modules, Collection):
-            got = repr(modules) if isinstance(modules, str) else getattr(modules, "__name__", kind(modules))
-            raise TypeError(expected("modules", wanted, got))
-        chosen = {name: every[name] for name in every if name in _named(modules, every, wanted)}
-    if not chosen:
-        raise ValueError(expected("modules", f"some of {', '.join(every)}", "none of them"))
-    return chosen
-
-
-def _named(modules: Collection[Any], every: Mapping[str, Sparseout], wanted: str) -> set[str]:
-    found = set()
-    for item in modules:
-        if not isinstance(item, (str, type)):
-            raise TypeError(expected("modules", wanted, f"one of {kind(item)}"))
-        if isinstance(item, type):
-            some = {name for name, layer in every.items() if isinstance(layer, item)}
-        else:
-            some = {item} & every.keys()
-        if not some:
-            got = repr(item) if isinstance(item, str) else item.__name__
-            raise ValueError(expected("modules", f"names of Sparseout layers: {', '.join(every)}", got))
-        found |= some
-    return found
+    return select(every, modules, "Sparseout layers")
 
 
 def targets_of(target: Any, measure: str, layers: Mapping[str, Sparseout], per_layer: bool) -> dict[str, float]:

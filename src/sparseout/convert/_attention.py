@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from sparseout._utils.modules import unwrapped
 from sparseout.convert._tracing import attribute, label, self_path, source
 
 _PROBABILITIES = re.compile(r"soft_?max|entmax|sparsemax", re.IGNORECASE)
@@ -65,7 +66,7 @@ def _by_graph(owner: nn.Module, path: str, graph: fx.Graph) -> bool | None:
 def _node_holds_probabilities(owner: nn.Module, node: Any) -> bool | None:
     while isinstance(node, fx.Node) and node.op.startswith("call"):
         if node.op == "call_module":
-            module = owner.get_submodule(str(node.target))
+            module = unwrapped(owner.get_submodule(str(node.target)))
             if _PROBABILITIES.search(type(module).__name__):
                 return True
             if not isinstance(module, (nn.Identity, nn.Dropout)):
@@ -147,6 +148,7 @@ class _Reader(ast.NodeVisitor):
         if not isinstance(node, ast.Call):
             return None
         name, child = label(node.func), attribute(self.owner, self_path(node.func) or "")
+        child = unwrapped(child) if isinstance(child, nn.Module) else child
         if _PROBABILITIES.search(name) or _PROBABILITIES.search(type(child).__name__):
             return True
         if isinstance(child, nn.Module) and not isinstance(child, (nn.Identity, nn.Dropout)):

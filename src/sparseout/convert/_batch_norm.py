@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from sparseout._utils.modules import named_modules, select
 from sparseout._utils.validation import expected, kind
 
 
@@ -19,7 +20,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The layers of `model` that keep running statistics of their batches, by dotted name."""
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in select(dict(named_modules(model)), None).items()
         if isinstance(module, _BatchNorm) and module.track_running_stats
     }
 

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import Filter, check_model, resolve_filter
+from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
 from sparseout._utils.validation import expected, kind
 from sparseout.convert._attention import attention_reason
 from sparseout.convert._functional_dropout import unreached
@@ -99,7 +99,7 @@ def convert_dropout_(
     new: dict[nn.Module, Sparseout] = {}
     on_attention: set[nn.Module] = set()
     with untouched_random_state():
-        graphs = {module: trace(module) for module in model.modules() if runs_own_code(module)}
+        graphs = {module: trace(module) for _, module in named_modules(model) if runs_own_code(module)}
     for layer, places in _dropout_layers(model).items():
         name, reason = places[0].name, _why_not(layer)
         wish = resolve_filter(filter_fn, layer, [place.name for place in places]) if reason is None else None
@@ -192,11 +192,11 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
         (1.5, 2.5)
     """
     check_model(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparseout)}
+    layers = {name: module for name, module in named_modules(model) if isinstance(module, Sparseout)}
     new: dict[Sparseout, float | Tensor] = {}
     for name, value in q.items() if isinstance(q, Mapping) else dict.fromkeys(layers, q).items():
         check_arguments(0.5, value, False, "detached", None, (), None)
-        new[_layer(model, name, layers)] = value
+        new[_layer(name, layers)] = value
     if not isinstance(q, Mapping):
         check_arguments(0.5, q, False, "detached", None, (), None)  # also where there is no layer
     for layer, value in new.items():
@@ -211,16 +211,12 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
             layer.q = value if isinstance(value, Tensor) else float(value)
 
 
-def _layer(model: nn.Module, name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
+def _layer(name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
     wanted = "{name of a Sparseout layer: q}"
     if not isinstance(name, str):
         raise TypeError(expected("q", wanted, f"{kind(name)} for a name"))
-    try:
-        layer = model.get_submodule(name)  # any of a layer's names
-    except AttributeError:
-        layer = None
-    if isinstance(layer, Sparseout):
-        return layer
+    if name in layers:
+        return layers[name]
     close = difflib.get_close_matches(name, layers, n=3, cutoff=0.5)
     hint = f"; close to it: {', '.join(map(repr, close))}" if close else ""
     raise ValueError(expected("q", wanted, f"{name!r}{hint}"))
@@ -229,9 +225,9 @@ def _layer(model: nn.Module, name: Any, layers: Mapping[str, Sparseout]) -> Spar
 def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Place]]:
     """The dropout layers with the places where they are held: the owner is what applies them, not a list."""
     found: dict[nn.Module, list[_Place]] = {}
-    if _is_dropout(model):
+    if _is_dropout(model := unwrapped(model)):
         found[model] = [_Place("", None, "")]
-    for name, owner in model.named_modules():
+    for name, owner in select(dict(named_modules(model)), None).items():
         if owner is model or not isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
             for path, child in _applied(owner):
                 if _is_dropout(child):
@@ -244,7 +240,7 @@ def _applied(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from ((f"{name}.{path}", inner) for path, inner in _applied(child))
         elif child is not None:
-            yield name, child
+            yield name, unwrapped(child)
 
 
 def _is_dropout(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparseout._utils.modules import named_modules, select
 from sparseout.convert._tracing import attribute, label, self_path, source
 
 # The functions that drop, by name, and where among their positional arguments p is.
@@ -43,7 +44,7 @@ def unreached(
         on_attention: layers that were left because they stand for the dropout of an attention function.
     """
     found = {}
-    for name, module in model.named_modules():
+    for name, module in select(dict(named_modules(model)), None).items():
         told = any(child in on_attention for child in module.children())
         texts = list(dict.fromkeys(_inside(module, graphs, told)))
         if texts:

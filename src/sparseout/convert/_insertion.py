@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import Filter, check_model, resolve_filter
+from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select
 from sparseout._utils.validation import expected, kind
 from sparseout.convert._report import ConversionReport
 from sparseout.functional import Gradient, Scale
@@ -62,7 +62,7 @@ def insert_after_(
     _check_types(types)
     report = ConversionReport()
     new: list[tuple[nn.Module, Sparseout]] = []
-    for name, module in model.named_modules():
+    for name, module in select(dict(named_modules(model)), None).items():
         if isinstance(module, types):
             layer = Sparseout(p, q, gradient=gradient, scale=scale)
             reason = _why_not(module)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sparseout._utils.modules import Modules, choose, unwrapped
+from sparseout._utils.modules import Modules, choose, named_modules, unwrapped
 from sparseout._utils.validation import expected, kind
 from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
@@ -59,7 +59,7 @@ class Watcher:
                 except ValueError:
                     self.close()
                     raise
-        self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Sparseout)}
+        self._layers = {name: layer for name, layer in named_modules(model) if isinstance(layer, Sparseout)}
         if self.modules is not None:
             self._names["modules"] = [site.name for site in choose(model, self.modules)]
         if self.controller is not None and "modules" in self.control:
