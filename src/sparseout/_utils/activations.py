@@ -1,20 +1,64 @@
 """Activations as rows of units: the tensor, where its units lie, and which rows are read."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from sparseout._utils.hooks import Hook, Hooks
+from sparseout._utils.validation import expected, kind
+
 ROWS = 4096
+UnitDim = int | Mapping[str | type[nn.Module], int] | Callable[[str, nn.Module, Tensor], int | None] | None
+
 # Where the channels are in what these take, by its number of dims. Layers of this library say so themselves.
 _CHANNELS: dict[type[nn.Module], Mapping[int, int]] = {
     nn.Dropout1d: {2: 0, 3: 1},
     nn.Dropout2d: {3: 1, 4: 1},
     nn.Dropout3d: {4: 0, 5: 1},
 }
+
+
+def _last(ndim: int) -> int:
+    return ndim - 1
+
+
+def _second(ndim: int) -> int:
+    return 1
+
+
+# Modules that make an activation: where its units lie, by its number of dims, and the attribute that says how many.
+# Unbatched maps, (C, H, W), have their units at dim 0.
+_PRODUCERS: dict[tuple[type[nn.Module], ...], tuple[Callable[[int], int], str]] = {
+    (nn.Linear, nn.Bilinear): (_last, "out_features"),
+    (nn.LayerNorm, nn.RMSNorm): (_last, "normalized_shape"),
+    (nn.Embedding, nn.EmbeddingBag): (_last, "embedding_dim"),
+    (nn.MultiheadAttention,): (_last, "embed_dim"),
+    (nn.RNNBase, nn.RNNCellBase): (_last, ""),
+    (nn.Conv1d, nn.ConvTranspose1d): (lambda ndim: ndim - 2, "out_channels"),
+    (nn.Conv2d, nn.ConvTranspose2d): (lambda ndim: ndim - 3, "out_channels"),
+    (nn.Conv3d, nn.ConvTranspose3d): (lambda ndim: ndim - 4, "out_channels"),
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm): (_second, "num_features"),
+    (nn.InstanceNorm1d,): (lambda ndim: ndim - 2, ""),
+    (nn.InstanceNorm2d, nn.PixelShuffle, nn.PixelUnshuffle): (lambda ndim: ndim - 3, ""),
+    (nn.InstanceNorm3d,): (lambda ndim: ndim - 4, ""),
+    (nn.GroupNorm,): (_second, "num_channels"),
+    (nn.LocalResponseNorm, nn.Unflatten): (_second, ""),
+}
+
+
+class Produced(NamedTuple):
+    """What is known of the units of a tensor from the module that made it."""
+
+    dim: int
+    ndim: int
+    shape: torch.Size | None = None  # but of nested tensors
+    stride: int | None = None  # along `dim`, but in compiled code, where it may be a symbol
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -34,11 +78,156 @@ def channel_dim(module: nn.Module, ndim: int) -> int | None:
     return None if dims is None else dims.get(ndim)
 
 
-def unit_dim(x: Tensor, given: int | None, module: nn.Module | None = None) -> int:
-    """Where the units of `x` lie: as given, as `module` has it, else 1 for maps and volumes and -1 for others."""
-    if given is None and module is not None:
-        given = channel_dim(module, x.ndim)
-    return given if given is not None else 1 if x.ndim in (4, 5) else -1
+def unit_dim(x: Tensor, given: int | None = None, module: nn.Module | None = None, made: Produced | None = None) -> int:
+    """Where the units of `x` lie.
+
+    As given; as `module`, which takes or gives it, has it; where the module that `made` it put them; else at dim 1 of
+    maps and volumes and at the last dim of others.
+    """
+    if given is not None:
+        return given
+    own = None if module is None else channel_dim(module, x.ndim)
+    if own is not None:
+        return own
+    found = None if made is None else _follow(x, made)
+    return found if found is not None else 1 if x.ndim in (4, 5) else -1
+
+
+def check_unit_dim(given: Any) -> None:
+    """Raise TypeError if it is no :data:`UnitDim`."""
+    wanted = "an int, a mapping from names or types of modules to ints, a function (name, module, tensor), or None"
+    if isinstance(given, bool):
+        raise TypeError(expected("unit_dim", wanted, given))
+    if isinstance(given, Mapping):
+        for key, dim in given.items():
+            if not isinstance(key, (str, type)):
+                raise TypeError(expected("unit_dim", wanted, f"a mapping with a key that is {kind(key)}"))
+            if isinstance(dim, bool) or not isinstance(dim, int):
+                raise TypeError(expected("unit_dim", wanted, f"a mapping to {kind(dim)}"))
+    elif given is not None and not isinstance(given, int) and not callable(given):
+        raise TypeError(expected("unit_dim", wanted, kind(given)))
+
+
+class UnitTracker:
+    """Where the units of activations lie, from the modules that made them: the last producer that ran before.
+
+    Linear, Embedding, LayerNorm, RMSNorm, recurrent and attention modules put units last; convolutions, batch, group
+    and instance norm at dim 1. Activations and noise layers keep them there. A tensor that was permuted or reshaped in
+    between has them along the one dim of as many units; where there is none, along the same dim if the number of dims
+    is unchanged, and along the last one if units were last before, in three dims or more, as in an attention's heads.
+    Where no producer ran: along dim 1 of 4-d and 5-d tensors and the last dim of others. All of it works in compiled
+    code too.
+
+    Args:
+        model: the module whose producers are followed.
+        given: what goes before all that: an int; a mapping from names or types of modules to ints; a function of a
+            module's name, the module and the tensor that gives an int, or None for no opinion.
+    """
+
+    def __init__(self, model: nn.Module, given: UnitDim = None) -> None:
+        check_unit_dim(given)
+        self.given = given
+        self.made: Produced | None = None
+        self._model = model
+        self._hooks = Hooks(Hook)
+
+    def attach(self) -> None:
+        """Begin to follow. Attach before the hooks that ask, since a watched module may be a producer itself."""
+        if self._hooks or isinstance(self.given, int):
+            return
+        self._hooks.before(self._model, self._begin)
+        for module in self._model.modules():
+            if (producer := _producer(module)) is not None:
+                self._hooks.after(module, self._record, *producer)
+
+    def detach(self) -> None:
+        """Follow no more."""
+        self._hooks.remove()
+        self.made = None
+
+    def dim(self, name: str, module: nn.Module, x: Tensor) -> int:
+        """Where the units of `x`, seen at the module of that name, lie, in [0, x.ndim).
+
+        Raises:
+            ValueError: if what was given is out of range for `x`.
+            TypeError: if a function gave something else than an int or None.
+        """
+        given = _resolve(self.given, name, module, x)
+        if given is not None and not -x.ndim <= given < x.ndim:
+            wanted = f"in [{-x.ndim}, {x.ndim - 1}] for `{name or 'model'}`, which has {x.ndim} dims"
+            raise ValueError(expected("unit_dim", wanted, given))
+        return unit_dim(x, given, module, self.made) % x.ndim
+
+    def _begin(self, *call: Any) -> None:
+        self.made = None
+
+    def _record(self, place: Callable[[int], int], units: int | None, module: nn.Module, args: Any, out: Any) -> None:
+        tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        x = None if tracing else first_tensor(out)  # sizes are no numbers to a tracer
+        if x is None or not 0 <= place(x.ndim) < x.ndim:
+            return
+        dim = place(x.ndim)
+        if x.is_nested:
+            self.made = Produced(dim, x.ndim)
+            return
+        if units is not None and x.shape[dim] != units:  # a subclass with a layout of its own, or a part of the units
+            elsewhere = [d for d in range(x.ndim) if x.shape[d] == units]
+            dim = elsewhere[0] if len(elsewhere) == 1 else dim
+        strided = x.layout is torch.strided and not torch.compiler.is_compiling()
+        self.made = Produced(dim, x.ndim, x.shape, x.stride(dim) if strided else None)
+
+
+def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | None:
+    """Where a producer puts its units and how many there are, if it says so; None for other modules."""
+    for types, (place, attribute) in _PRODUCERS.items():
+        if isinstance(module, types):
+            units: Any = getattr(module, attribute, None)
+            if attribute == "normalized_shape":
+                if len(units) > 1:  # over several dims, and so of none
+                    return None
+                units = units[0]
+            if isinstance(module, nn.Unflatten) and module.dim != 1:
+                return None
+            return place, units
+    return None
+
+
+def _follow(x: Tensor, made: Produced) -> int | None:
+    """Where the units of a tensor are that was made as `made` says and perhaps permuted or reshaped since."""
+    last = made.dim == made.ndim - 1
+    dim = x.ndim - 1 if last else made.dim
+    if x.is_nested or made.shape is None:
+        return dim if x.ndim == made.ndim else None
+    units = made.shape[made.dim]
+    as_many = dim < x.ndim and x.shape[dim] == units
+    # Where several dims are as long, a permuted view is told by its strides.
+    if made.stride is not None and x.ndim == made.ndim and not (as_many and x.stride(dim) == made.stride):
+        moved = [d for d in range(x.ndim) if x.shape[d] == units and x.stride(d) == made.stride]
+        if len(moved) == 1:
+            return moved[0]
+    if as_many:
+        return dim
+    if x.ndim == made.ndim and all(x.shape[d] == made.shape[d] for d in range(x.ndim) if d != dim):
+        return dim  # some of the units, as of a GLU
+    elsewhere = [d for d in range(1, x.ndim) if x.shape[d] == units]
+    if len(elsewhere) == 1:
+        return elsewhere[0]
+    if x.ndim == made.ndim:
+        return dim
+    return x.ndim - 1 if last and made.ndim > 2 else None
+
+
+def _resolve(given: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | None:
+    if given is None or isinstance(given, int):
+        return given
+    if isinstance(given, Mapping):
+        if name in given:
+            return given[name]
+        return next((given[cls] for cls in type(module).__mro__ if cls in given), None)
+    dim = given(name, module, x)
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        raise TypeError(expected("unit_dim", "a function that gives an int or None", f"one that gave {kind(dim)}"))
+    return dim
 
 
 def stride(rows: int) -> int:
@@ -53,8 +242,17 @@ def stride(rows: int) -> int:
 
 
 def sampled(x: Tensor, dim: int) -> Tensor:
-    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of them."""
-    x = x.detach().movedim(dim, -1)
+    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of them.
+
+    Nested tensors have no others than real ones: no padding is seen.
+    """
+    x = x.detach()
+    if x.is_nested:
+        dim = dim % x.ndim - 1
+        rows = [part.movedim(dim, -1).flatten(0, -2) if part.ndim > 1 else part[None] for part in x.unbind()]
+        whole = torch.cat(rows)
+        return whole[:: stride(len(whole))]
+    x = x.movedim(dim, -1)
     shape = x.shape[:-1]
     count = math.prod(shape)
     if (step := stride(count)) == 1:

@@ -1,0 +1,61 @@
+"""Forward hooks of an observer: they see what a module is given and puts out, and are dead in copies and in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Hook:
+    """Calls a function with arguments of its own before those of the hook. A copy of it, or a pickle, does nothing."""
+
+    def __init__(self, function: Callable[..., None], *own: Any) -> None:
+        self.function, self.own = function, own
+
+    def __call__(self, *given: Any) -> None:
+        self.function(*self.own, *given)
+
+    def __reduce__(self) -> Any:
+        return DeadHook, ()
+
+
+class DeadHook:
+    """What is left of a hook in a copy of the model, or in a file."""
+
+    def __call__(self, *given: Any) -> None:
+        pass
+
+
+class Hooks:
+    """The hooks of one observer, removed together. A copy of it holds none: those of the copied model are dead.
+
+    Functions get, after arguments of their own, (module, args, kwargs) before a call and (module, args, output) after.
+    """
+
+    def __init__(self, kind: Callable[..., Any] = Hook) -> None:
+        self._kind = kind
+        self._handles: list[RemovableHandle] = []
+
+    def before(self, module: nn.Module, function: Callable[..., None], *own: Any) -> None:
+        """Call `function` before every call of `module`."""
+        hook = self._kind(function, *own)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after(self, module: nn.Module, function: Callable[..., None], *own: Any, always: bool = False) -> None:
+        """Call `function` after every call of `module`; with `always` also after an error, then without an output."""
+        self._handles.append(module.register_forward_hook(self._kind(function, *own), always_call=always))
+
+    def remove(self) -> None:
+        """Take them off their modules."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._handles)
+
+    def __reduce__(self) -> Any:
+        return Hooks, (self._kind,)
