@@ -208,27 +208,7 @@ def _perturb(
     seed: int | Tensor | None,
 ) -> Tensor:
     q = q if isinstance(q, Tensor) else float(q)
-    x, shared = input, dims
-    # The mask follows memory, not logical order: the kernels see contiguous tensors only.
-    if not input.is_contiguous():
-        order = _memory_order(input)
-        x, shared = input.permute(order).contiguous(), tuple(order.index(dim) for dim in dims)
-    unit: float | Tensor
-    gain: float | Tensor
-    if scale is None or (not isinstance(q, Tensor) and q == 2):  # beta is 1, and not up to rounding
-        unit, gain = 1.0, 1.0
-    else:
-        unit, gain = ops.matched(x, q) if scale == "matched" else (float(scale), 1.0)
-    y = ops.apply(x, _seed_tensor(seed, input.device), float(p), q, unit, gain, shared, gradient == "exact")
-    return y if x is input else y.permute([order.index(dim) for dim in range(input.dim())])
-
-
-def _memory_order(x: Tensor) -> list[int]:
-    """The dims from the outermost to the innermost in memory; as they are where memory gives no order."""
-    dims = list(range(x.dim()))
-    if 0 in x.stride():
-        return dims
-    return sorted(dims, key=lambda dim: x.stride(dim), reverse=True)
+    return ops.apply(input, _seed_tensor(seed, input.device), float(p), q, scale, dims, gradient == "exact")
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from interpreter import DEVICE, launchers
 
 import sparseout
-from sparseout.kernels import backends, cpu, ops
+from sparseout.kernels import backends, cpu
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_ops_hand_the_kernel_what_it_needs(monkeypatch, gradient, q, scale, 
         return y.detach(), torch.autograd.grad(y.sin().sum(), leaf)[0]
 
     with launchers() as module:
-        monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(cpu, "supports", lambda *_: False)
         monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: None)
         plain = result()
@@ -129,7 +129,7 @@ def test_what_the_kernel_does_not_do_goes_to_plain_torch(monkeypatch, dtype, dim
     x = torch.randn(2, 3, 2, 3, 2, 3, dtype=dtype, device=DEVICE, requires_grad=True)
     expected = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
     with launchers() as module:
-        monkeypatch.setattr(ops, "_cpu_curve", lambda *_: None)
+        monkeypatch.setattr(cpu, "supports", lambda *_: False)
         monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: module)
         y = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)

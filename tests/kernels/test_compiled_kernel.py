@@ -40,7 +40,7 @@ def compiled(case, backward, capability=90):
     pointer = TYPES[dtype]
     given = {"out_ptr": pointer, "x_ptr": pointer, "seed_ptr": "*i64"}
     given |= {"grad_ptr": pointer} if backward else {}
-    given |= {"curve_ptr": "*fp32"} if arguments["LOADED"] else {}
+    given |= {"params_ptr": "*fp32"} if arguments["LOADED"] else {}
     signature, constants = {}, {}
     for place, parameter in enumerate(cuda.kernels.sparseout.params):
         name = parameter.name

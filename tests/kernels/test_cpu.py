@@ -8,6 +8,7 @@ import torch
 from sparseout import sparseout
 from sparseout.kernels import cpu, reference
 from sparseout.kernels import mask as masks
+from sparseout.kernels.params import NoiseParams
 
 SEED = 11
 # |x / unit|^(q/2 - 1) loses with the logarithm of what it is taken of; here that is within 1e-6 of its value.
@@ -43,16 +44,16 @@ def test_value_and_slopes_are_the_definition(shape, shared_dims, q):
         small = [1 if dim in shared_dims else size for dim, size in enumerate(shape)]
         mask = masks.make(torch.tensor(SEED), small, p)
         xi = reference.noise(mask, masks.effective_p(p), reference.compute_dtype(dtype))
-        curve, how = (q, unit, gain if q != 2 else 1.0), TOLERANCE[dtype]  # at q = 2 beta is 1
-        y = cpu.value(x, SEED, p, curve, shared_dims)
-        torch.testing.assert_close(y, reference.value(x, xi, *curve), **how)
+        params, how = NoiseParams(q, unit, gain if q != 2 else 1.0), TOLERANCE[dtype]  # at q = 2 beta is 1
+        y = cpu.value(x, SEED, p, params, shared_dims)
+        torch.testing.assert_close(y, reference.value(x, xi, *params), **how)
         for exact in (False, True):
-            slope = reference.slope(x, xi, *curve, exact)
-            result = cpu.gradient(grad, x, SEED, p, curve, shared_dims, exact)
+            slope = reference.slope(x, xi, *params, exact)
+            result = cpu.gradient(grad, x, SEED, p, params, shared_dims, exact)
             torch.testing.assert_close(result, (grad * slope).to(dtype), **how)
-        if cpu.keeps_slope(dtype, p, curve):
-            slope = cpu.slope(x, SEED, p, curve, shared_dims)
-            torch.testing.assert_close(slope, reference.slope(x, xi, *curve, False).expand_as(x), **how)
+        if cpu.keeps_slope(dtype, p, params):
+            slope = cpu.slope(x, SEED, p, params, shared_dims)
+            torch.testing.assert_close(slope, reference.slope(x, xi, *params, False).expand_as(x), **how)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 2**32, 7 - 2**40])
@@ -71,22 +72,22 @@ def test_noise_is_that_of_the_mask_however_much_is_made_at_a_time(dtype, p, seed
 def test_only_where_a_slope_would_overflow_the_path_is_not_taken(dtype):
     smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for q in (0.0, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 2.0, 3.0, 7.0):
-        y = cpu.value(torch.tensor([smallest], dtype=dtype), SEED, 0.5, (q, 1.0, 1.0), ())
+        y = cpu.value(torch.tensor([smallest], dtype=dtype), SEED, 0.5, NoiseParams(q), ())
         right = math.isclose(abs(y.double().item()), smallest ** (q / 2), rel_tol=0.01) or q >= 2
-        assert right or not cpu.supports(dtype, 0.5, (q, 1.0, 1.0))
-    assert cpu.supports(dtype, 0.5, (0.3, 1.0, 1.0))
-    assert not cpu.supports(dtype, 0.5, (0.0, 1.0, 1.0))
+        assert right or not cpu.supports(dtype, 0.5, NoiseParams(q))
+    assert cpu.supports(dtype, 0.5, NoiseParams(0.3))
+    assert not cpu.supports(dtype, 0.5, NoiseParams(0.0))
 
 
 def test_it_works_whatever_the_default_device_and_in_inference_mode():
     masks._steps.cache_clear()
     masks._lanes.cache_clear()
     cpu._one.cache_clear()
-    curve = (1.3, 1.0, 1.0)
+    params = NoiseParams(1.3)
     x, large = torch.rand(64), torch.rand(1000)
     with torch.inference_mode(), torch.device("meta"):
-        first = cpu.value(x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
-    second = cpu.value(x, SEED, 0.5, curve, ()), cpu.slope(large, SEED, 0.5, curve, ())
+        first = cpu.value(x, SEED, 0.5, params, ()), cpu.slope(large, SEED, 0.5, params, ())
+    second = cpu.value(x, SEED, 0.5, params, ()), cpu.slope(large, SEED, 0.5, params, ())
     for a, b in zip(first, second, strict=True):
         assert a.device.type == "cpu"
         assert torch.equal(a, b)

@@ -10,6 +10,7 @@ from interpreter import DEVICE, launchers
 
 from sparseout.kernels import mask as masks
 from sparseout.kernels import ops, reference
+from sparseout.kernels.params import NoiseParams
 
 tl = pytest.importorskip("triton.language", reason="triton is not installed: its kernel was not tested")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on which the interpreter computes
@@ -239,14 +240,14 @@ def test_awkward_numbers_go_where_plain_torch_sends_them(cuda, q, dtype):
     p = 0.9
     xi = ops._noise(x, SEED, p, [])
     for curve in list(curves(q))[::2]:
-        expected = reference.value(flushed, xi, *ops._unpack(*curve))
+        expected = reference.value(flushed, xi, *NoiseParams.unpack(*curve))
         y = forward(cuda, x, p, curve)
         same = x.isfinite()
         torch.testing.assert_close(y[same], expected[same], **tolerance)
         assert not y[~same].isfinite().any()
         assert y[x.isnan()].isnan().all()
         for exact in (False, True):
-            slope = reference.slope(flushed, xi, *ops._unpack(*curve), exact)
+            slope = reference.slope(flushed, xi, *NoiseParams.unpack(*curve), exact)
             result = backward(cuda, grad, x, p, curve, exact=exact)
             torch.testing.assert_close(result[same], (grad * slope).to(dtype)[same], **tolerance)
             assert q in (0, 2) or result[x.isnan()].isnan().all()

@@ -83,10 +83,10 @@ class Recorder(TorchDispatchMode):
 def test_eager_tensors_get_what_the_ops_give_and_a_mode_sees_the_ops(dtype, q, shared_dims, exact):
     def results():
         x = torch.linspace(-2, 2, 300).view(20, 15).to(dtype).requires_grad_()
-        y = ops.apply(x, SEED, 0.3, q, 1.0, 1.0, shared_dims, exact)
+        y = ops.apply(x, SEED, 0.3, q, None, shared_dims, exact)
         (grad,) = torch.autograd.grad(y, x, torch.ones_like(y) * 0.3)
         with torch.no_grad():
-            return y.detach(), grad, ops.apply(x, SEED, 0.3, q, 1.0, 1.0, shared_dims, exact)
+            return y.detach(), grad, ops.apply(x, SEED, 0.3, q, None, shared_dims, exact)
 
     with Recorder() as recorder:
         seen = results()
@@ -109,7 +109,7 @@ def test_a_subclass_of_tensor_sees_the_ops():
             return super().__torch_function__(func, types, args, kwargs or {})
 
     x = torch.ones(5).as_subclass(Seeing)
-    y = ops.apply(x, SEED, 0.3, 1.0, 1.0, 1.0, (), False)
+    y = ops.apply(x, SEED, 0.3, 1.0, None, (), False)
     assert type(y) is Seeing
     assert any("sparseout.forward" in name for name in Seeing.seen)
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from sparseout.kernels import mask as masks
+from sparseout.kernels.params import Numbers
 from sparseout.kernels.reference import compute_dtype, limit
-
-Curve = tuple[float, float, float]
 
 _BLOCK = masks.MANY  # elements: fewer cost more calls, more leave the cache
 
@@ -35,47 +34,47 @@ _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
 }
 
 
-def supports(dtype: torch.dtype, p: float, curve: Curve) -> bool:
+def supports(dtype: torch.dtype, p: float, params: Numbers) -> bool:
     """Whether x times its slope is y at every x: not where q is so small that the slope of a denormal overflows."""
-    return curve[0] >= 2 or limit(dtype, p, *curve, room=compute_dtype(dtype)) == math.inf
+    return params[0] >= 2 or limit(dtype, p, *params, room=compute_dtype(dtype)) == math.inf
 
 
-def keeps_slope(dtype: torch.dtype, p: float, curve: Curve) -> bool:
+def keeps_slope(dtype: torch.dtype, p: float, params: Numbers) -> bool:
     """Whether `slope` gives y and its gradient at every x: where it is not rounded and does not saturate."""
-    return dtype == compute_dtype(dtype) and limit(dtype, p, *curve) == math.inf
+    return dtype == compute_dtype(dtype) and limit(dtype, p, *params) == math.inf
 
 
-def slope(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
+def slope(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
     """The slope under "detached" of a contiguous `x`, see `keeps_slope`."""
     if 0 < x.numel() <= _BLOCK:
-        return _slope_(x.abs(), _noise(x, seed, p, shared_dims), curve)
+        return _slope_(x.abs(), _noise(x, seed, p, shared_dims), params)
     result = torch.empty_like(x)
     for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
-        _slope_(torch.abs(x_, out=result_), xi, curve)
+        _slope_(torch.abs(x_, out=result_), xi, params)
     return result
 
 
-def value(x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int]) -> Tensor:
+def value(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
     """The output y for a contiguous `x`: x times its slope under "detached", which does not saturate here."""
     result = torch.empty_like(x)
     for (x_, result_), xi in _blocks([x, result], seed, p, shared_dims):
-        torch.mul(x_, _slope_(x_.to(xi.dtype).abs(), xi, curve), out=result_)
+        torch.mul(x_, _slope_(x_.to(xi.dtype).abs(), xi, params), out=result_)
     return result
 
 
 def gradient(
-    grad: Tensor, x: Tensor, seed: int, p: float, curve: Curve, shared_dims: Sequence[int], exact: bool
+    grad: Tensor, x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool
 ) -> Tensor:
     """`grad` times the slope of a contiguous `x`."""
     result = torch.empty_like(x)
-    most = limit(x.dtype, p, *curve)
+    most = limit(x.dtype, p, *params)
     for (grad_, x_, result_), xi in _blocks([grad.contiguous(), x, result], seed, p, shared_dims):
-        torch.mul(grad_, _slope_(x_.to(xi.dtype).abs(), xi, curve, exact, most), out=result_)
+        torch.mul(grad_, _slope_(x_.to(xi.dtype).abs(), xi, params, exact, most), out=result_)
     return result
 
 
 def matched(x: Tensor, q: float) -> tuple[float, float]:
-    """The `unit` and `gain` of `reference.matched` for a contiguous `x`."""
+    """The `scale_unit` and `amplitude` of `reference.matched` for a contiguous `x`."""
     if x.numel() == 0 or q == 2:
         return 1.0, 1.0
     peak = max(abs(float(end)) for end in torch.aminmax(x))
@@ -89,18 +88,18 @@ def matched(x: Tensor, q: float) -> tuple[float, float]:
     return peak, math.sqrt(square / moment)
 
 
-def _slope_(a: Tensor, xi: Tensor, curve: Curve, exact: bool = False, most: float = math.inf) -> Tensor:
+def _slope_(a: Tensor, xi: Tensor, params: Numbers, exact: bool = False, most: float = math.inf) -> Tensor:
     """1 + beta a^(q/2 - 1) xi, times q/2 in the noise if `exact`, in the memory of a = |x|."""
-    q, unit, gain = curve
-    if unit != 1:
-        a.div_(unit)
+    q, scale_unit, amplitude = params
+    if scale_unit != 1:
+        a.div_(scale_unit)
     if q < 2:
         torch.threshold_(a, 0.0, math.inf)  # the slope of the noise is 0 at x = 0, and infinity has that power
     steepness = _power(q / 2 - 1)(a)
     if exact:
-        gain *= q / 2
-    if gain != 1:
-        steepness.mul_(gain)
+        amplitude *= q / 2
+    if amplitude != 1:
+        steepness.mul_(amplitude)
     if most < math.inf:
         return steepness.mul_(xi).clamp_(-most, most).add_(1)
     return torch.addcmul(_one(a.dtype), steepness, xi, out=steepness)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparseout.kernels import mask as masks
 from sparseout.kernels import reference
 from sparseout.kernels import triton_kernels as kernels
+from sparseout.kernels.params import NoiseParams
 
 _WIDTH = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}  # 16 bytes, what a thread loads in one go
 _WARPS = 4
@@ -32,21 +33,21 @@ def launch(
     x: Tensor,
     seed: Tensor,
     p: float,
-    curve: Sequence[float],
-    curve_tensor: Tensor | None,
+    floats: Sequence[float],
+    rest: Tensor | None,
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
     """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
     grad, out = None if grad is None else grad.contiguous(), torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)
-    arguments = _arguments(x.dtype, shape, p, tuple(curve), dims, grad is not None, exact)
+    arguments = _arguments(x.dtype, shape, p, tuple(floats), dims, grad is not None, exact)
     programs = -(-x.numel() // arguments["TILE"])
     # The device of the tensors need not be the current one, which is where Triton launches.
     elsewhere = _NATIVE and x.get_device() != torch.cuda.current_device()
     with torch.cuda.device(x.device) if elsewhere else nullcontext():
         if programs:
-            kernels.sparseout[(programs,)](out, grad, x, seed, curve_tensor, **arguments)
+            kernels.sparseout[(programs,)](out, grad, x, seed, rest, **arguments)
     return out
 
 
@@ -55,7 +56,7 @@ def _arguments(
     dtype: torch.dtype,
     shape: tuple[int, ...],
     p: float,
-    curve: tuple[float, ...],
+    floats: tuple[float, ...],
     shared_dims: tuple[int, ...],
     backward: bool,
     exact: bool,
@@ -63,9 +64,9 @@ def _arguments(
     """What the kernel is told besides tensors, kept between calls: on small tensors the host sets the time."""
     bits, threshold = masks.bits_and_threshold(p)
     effective = masks.effective_p(p)
-    q, unit, gain = (*curve, *(0.0, 1.0, 1.0)[len(curve) :])
-    scaled = len(curve) < 3 or unit != 1 or gain != 1
-    limit = torch.finfo(dtype).max if len(curve) < 3 else reference.limit(dtype, p, q, unit, gain)
+    loaded = 3 - len(floats)
+    q, scale_unit, amplitude = params = NoiseParams(*floats or (0.0,)).numbers()  # for what is loaded nothing counts
+    limit = torch.finfo(dtype).max if loaded else reference.limit(dtype, p, *params)
     sharing = _sharing(shape, shared_dims, bits)
     assert sharing is not None  # see `supports`
     n = math.prod(shape)
@@ -74,12 +75,13 @@ def _arguments(
         "cut": masks.signed(threshold, bits) << (32 - bits),
         "kept": effective / (1 - effective),
         "half": q / 2,
-        "unit": unit,
-        "gain": gain,
-        "LOADED": 3 - len(curve),
+        "scale_unit": scale_unit,
+        "amplitude": amplitude,
+        "LOADED": loaded,
         # The exponent q/2 in quarters where roots make its power and that of the slope.
-        "QUARTERS": int(2 * q) if curve and 2 * q in range(9) else -9,
-        "SCALED": scaled,
+        "QUARTERS": int(2 * q) if floats and 2 * q in range(9) else -9,
+        "ABOVE_2": q > 2,
+        "SCALED": loaded > 0 or params[1:] != (1, 1),
         "EXACT": exact and backward,
         "LIMIT": limit if backward and limit < math.inf else 0.0,
         "BITS": bits,

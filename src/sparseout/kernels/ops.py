@@ -1,27 +1,39 @@
 """The operation as torch sees it: registered ops with their rules, and the choice between paths.
 
-Three ways lead to one equation. The registered ops are for the compiler and for whatever else traces or intercepts:
-they save one input and a seed, and make the noise again in backward; or, on a CPU for fp32 and fp64 under "detached",
-one makes the slope and autograd keeps it. Plain eager tensors take the same rules without the dispatcher, which would
-cost more than a small tensor does. And the plain path is ordinary differentiable torch: for vmap, jvp, forward mode and
-higher derivatives, which an op would get silently wrong or not at all.
+    what is open, or what x is                   forward                      backward
+    -------------------------------------------  ---------------------------  --------------------------
+    vmap, jvp, forward mode, any functorch       reference.sparseout          torch's own
+    the compiler, a tracer, a mode, a subclass   op `forward`                 op `backward`
+      with "detached", fp32 or fp64 on a CPU     x times op `slope`           torch's own
+    a plain tensor                               the same functions as the ops, without the dispatcher
 
-The curve of the noise is (q, unit, gain), see `reference`: as floats, or, where one of them is a tensor, the last two
-or all three in one tensor, so that a moving q costs neither a recompilation nor a host sync.
+    a derivative of the derivative, or many gradients at once, of either:     reference.slope
+
+The ops save their input and a seed, and make the noise again in backward. In an op, and for a plain tensor:
+
+    on a CPU where x times its slope is y        cpu.value                    cpu.gradient
+    on a GPU that has the kernel                 cuda.launch                  cuda.launch
+    elsewhere                                    reference.value              grad times reference.slope
+
+The dispatcher would cost more than a small tensor does. The first row is ordinary differentiable torch because an op
+with an autograd rule gives a silent zero tangent there, or an error.
+
+Every function here takes an x of any strides: the result has the memory format that `torch.empty_like` gives it, and
+the mask follows that memory. See `params.NoiseParams` for `floats` and `rest`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from sparseout._utils import torch_internals
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels.reference import Scalar
+from sparseout.kernels.params import NoiseParams, Scalar
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
 _LIBRARY.define(
@@ -40,42 +52,34 @@ def apply(
     seed: Tensor,
     p: float,
     q: Scalar,
-    unit: Scalar,
-    gain: Scalar,
+    scale: float | Literal["matched"] | None,
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    """Sparseout of a contiguous `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device."""
-    if _transforms_active():
-        dtype = reference.compute_dtype(x.dtype)
-        xi = _noise(x, seed, p, shared_dims)
-        q = q.to(dtype) if isinstance(q, Tensor) else q
-        return reference.sparseout(x, xi, q, unit, gain, exact)
-    curve, curve_tensor = _pack(x, q, unit, gain)
-    intercepted, differentiated = _intercepted(x), x.requires_grad and torch.is_grad_enabled()
-    if differentiated and not exact and x.device.type == "cpu" and not (intercepted and curve_tensor is not None):
-        floats = _floats(curve, curve_tensor)
-        if cpu.keeps_slope(x.dtype, p, floats):
-            # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
-            make: Any = torch.ops.sparseout.slope if intercepted else _slope
-            slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
-            return x * slope
-    arguments = (x, seed, p, curve, curve_tensor, shared_dims, exact)
+    """Sparseout of `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device."""
+    intercepted = _intercepted(x)
+    if torch_internals.transforms_active():
+        params = _params(x, q, scale)
+        return reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
+    params = _params(x, q, scale) if intercepted or x.device.type != "cpu" else _cpu_params(x, q, scale)
+    floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    keeps_slope = (
+        differentiated
+        and not exact
+        and rest is None
+        and x.device.type == "cpu"
+        and cpu.keeps_slope(x.dtype, p, params.numbers())
+        and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
+    )
+    if keeps_slope:
+        # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+        make: Any = torch.ops.sparseout.slope if intercepted else _slope
+        slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
+        return x * slope
     run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
-    y: Tensor = run(*arguments)
+    y: Tensor = run(x, seed, p, floats, rest, shared_dims, exact)
     return y
-
-
-def matched(x: Tensor, q: Scalar) -> tuple[Scalar, Scalar]:
-    """The unit and the gain for a contiguous `x`, see `reference`: as floats where nothing is lost by reading them."""
-    if x.device.type == "cpu" and not _transforms_active() and not _intercepted(x):
-        return cpu.matched(x.detach(), float(q))
-    return reference.matched(x, q)
-
-
-def _transforms_active() -> bool:
-    """Whether a functorch transform (vmap, grad, jvp ...) or a forward-mode level is open."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _intercepted(x: Tensor) -> bool:
@@ -83,45 +87,65 @@ def _intercepted(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._is_tracing()
+        or torch_internals.dispatch_mode_active()
+        or torch_internals.is_tracing()
+        or x.is_neg()  # the dispatcher takes care that memory holds what the tensor says
     )
 
 
-def _pack(x: Tensor, *curve: Scalar) -> tuple[list[float], Tensor | None]:
-    if all(isinstance(value, float) for value in curve):
-        return list(curve), None  # type: ignore[arg-type]
-    floats = [value for value in curve[:1] if isinstance(value, float)]  # a float q: there are shortcuts for some
+def _params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> NoiseParams:
+    if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
+        return NoiseParams(q).to(x.device, reference.compute_dtype(x.dtype))
     dtype = reference.compute_dtype(x.dtype)
-    values = [
-        value.to(x.device, dtype) if isinstance(value, Tensor) else x.new_full((), value, dtype=dtype)
-        for value in curve[len(floats) :]
-    ]
-    return floats, torch.stack(values)
+    q = q.to(x.device, dtype) if isinstance(q, Tensor) else q
+    unit, amplitude = reference.matched(x, q) if scale == "matched" else (float(scale), 1.0)
+    return NoiseParams(q, unit, amplitude).balanced(dtype)
 
 
-def _unpack(curve: list[float], tensor: Tensor | None) -> tuple[Scalar, Scalar, Scalar]:
-    values: Sequence[Scalar] = curve if tensor is None else [*curve, *tensor.unbind()]
-    q, unit, gain = values
-    return q, unit, gain
+def _cpu_params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> NoiseParams:
+    """The same as floats: on a CPU there is nothing to wait for."""
+    q = float(q)
+    if scale is None:
+        return NoiseParams(q)
+    if scale == "matched":
+        x = x.detach()
+        unit, amplitude = cpu.matched(x if x.is_contiguous() else x.permute(_memory_order(x)).contiguous(), q)
+    else:
+        unit, amplitude = float(scale), 1.0
+    return NoiseParams(q, unit, amplitude).balanced(reference.compute_dtype(x.dtype))
 
 
-def _floats(curve: list[float], tensor: Tensor | None) -> cpu.Curve:
-    q, unit, gain = curve if tensor is None else [*curve, *tensor.tolist()]
-    return q, unit, gain
+def _memory_order(x: Tensor) -> list[int]:
+    """The dims from the outermost to the innermost in the memory of a result for `x`."""
+    if torch.compiler.is_compiling():
+        return list(x.dim_order())  # strides that are symbols cannot be sorted
+    strides = torch.empty_like(x).stride()
+    return sorted(range(x.dim()), key=strides.__getitem__, reverse=True)
 
 
-def _cpu_curve(x: Tensor, p: float, curve: list[float], tensor: Tensor | None) -> cpu.Curve | None:
-    """The curve for the CPU path, or None where that is not the one to take."""
-    if x.device.type != "cpu":
-        return None
-    floats = _floats(curve, tensor)
-    return floats if cpu.supports(x.dtype, p, floats) else None
+def _in_memory_order(
+    run: Callable[[Tensor | None, Tensor, list[int]], Tensor],
+    grad: Tensor | None,
+    x: Tensor,
+    shared_dims: Sequence[int],
+) -> Tensor:
+    """The result of `run` on contiguous tensors whose dims are those of `x` in the order of memory."""
+    order = _memory_order(x)
+    grad = None if grad is None else grad.permute(order)
+    result = run(grad, x.permute(order).contiguous(), [order.index(dim) for dim in shared_dims])
+    return result.permute(_inverse(order))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]
 
 
 def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Tensor:
-    shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)]
-    return reference.noise(masks.make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype))
+    """The noise xi of an `x` of any strides, of size 1 along the shared dims."""
+    order = _memory_order(x)
+    shape = [1 if dim in shared_dims else x.shape[dim] for dim in order]
+    xi = reference.noise(masks.make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype))
+    return xi.permute(_inverse(order))
 
 
 def _forward(x: Tensor, *arguments: Any) -> Tensor:
@@ -133,30 +157,36 @@ def _compute(
     x: Tensor,
     seed: Tensor,
     p: float,
-    curve: list[float],
-    curve_tensor: Tensor | None,
+    floats: list[float],
+    rest: Tensor | None,
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
     """The output y if there is no `grad`, else `grad` times the slope: where, the device and the arguments decide."""
-    if floats := _cpu_curve(x, p, curve, curve_tensor):
-        if grad is None:
-            return cpu.value(x, int(seed), p, floats, shared_dims)
-        return cpu.gradient(grad, x, int(seed), p, floats, shared_dims, exact)
+    if not x.is_contiguous():
+        return _in_memory_order(
+            lambda grad, x, dims: _compute(grad, x, seed, p, floats, rest, dims, exact), grad, x, shared_dims
+        )
+    if x.device.type == "cpu":
+        numbers = NoiseParams.unpack(floats, rest).numbers()
+        if cpu.supports(x.dtype, p, numbers):
+            if grad is None:
+                return cpu.value(x, int(seed), p, numbers, shared_dims)
+            return cpu.gradient(grad, x, int(seed), p, numbers, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
-        result: Tensor = kernels.launch(grad, x, seed, p, curve, curve_tensor, shared_dims, exact)
+        result: Tensor = kernels.launch(grad, x, seed, p, floats, rest, shared_dims, exact)
         return result
-    xi = _noise(x, seed, p, shared_dims)
+    xi, params = _noise(x, seed, p, shared_dims), NoiseParams.unpack(floats, rest)
     if grad is None:
-        return reference.value(x, xi, *_unpack(curve, curve_tensor))
-    slope = reference.slope(x, xi, *_unpack(curve, curve_tensor), exact)
-    return (grad * slope).to(x.dtype).contiguous()
+        return reference.value(x, xi, *params)
+    return (grad * reference.slope(x, xi, *params, exact)).to(x.dtype).contiguous()
 
 
-def _slope(x: Tensor, seed: Tensor, p: float, curve: Sequence[float], shared_dims: Sequence[int]) -> Tensor:
-    q, unit, gain = curve
-    return cpu.slope(x, int(seed), p, (q, unit, gain), shared_dims)
+def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: Sequence[int]) -> Tensor:
+    if not x.is_contiguous():
+        return _in_memory_order(lambda _, x, dims: _slope(x, seed, p, floats, dims), None, x, shared_dims)
+    return cpu.slope(x, int(seed), p, NoiseParams(*floats).numbers(), shared_dims)
 
 
 # Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and
@@ -173,22 +203,22 @@ torch.library.register_fake("sparseout::slope", lambda x, *_: torch.empty_like(x
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, seed, ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact = inputs
-    ctx.save_for_backward(x, seed, curve_tensor)
+    x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact = inputs
+    ctx.save_for_backward(x, seed, rest)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, seed, curve_tensor = ctx.saved_tensors
-    rest = (ctx.p, ctx.curve, curve_tensor, ctx.shared_dims, ctx.exact)
+    x, seed, rest = ctx.saved_tensors
+    arguments = (grad, x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
     # A derivative of this derivative may be asked for, or several gradients come as one.
-    if torch.is_grad_enabled() or _transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad):
+    if torch.is_grad_enabled() or torch_internals.transforms_active() or torch_internals.is_batched_gradient(grad):
         xi = _noise(x, seed, ctx.p, ctx.shared_dims)
-        slope = reference.slope(x, xi, *_unpack(ctx.curve, curve_tensor), ctx.exact)
+        slope = reference.slope(x, xi, *NoiseParams.unpack(ctx.floats, rest), ctx.exact)
         result = (grad * slope).to(x.dtype)
     elif _intercepted(grad):
-        result = torch.ops.sparseout.backward(grad, x, seed, *rest)
+        result = torch.ops.sparseout.backward(*arguments)
     else:
-        result = _compute(grad, x, seed, *rest)
+        result = _compute(*arguments)
     return result, None, None, None, None, None, None
 
 
@@ -201,10 +231,10 @@ def _one_by_one(op: Any) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         rows = [
             [
-                value.select(dim, place).contiguous() if isinstance(dim, int) else value
+                value.select(dim, index) if isinstance(dim, int) else value
                 for value, dim in zip(arguments, in_dims, strict=True)
             ]
-            for place in range(info.batch_size)
+            for index in range(info.batch_size)
         ]
         return torch.stack([op(*row) for row in rows]), 0
 
@@ -212,7 +242,7 @@ def _one_by_one(op: Any) -> Any:
 
 
 for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward, torch.ops.sparseout.slope):
-    torch.library.register_vmap(_op._qualified_op_name, _one_by_one(_op))
+    torch.library.register_vmap(torch_internals.op_name(_op), _one_by_one(_op))
 
 
 class _Eager(torch.autograd.Function):

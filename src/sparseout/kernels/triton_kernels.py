@@ -4,7 +4,7 @@ The mask is the hash of `mask`, in registers: once for the four 16-bit draws of 
 share the word and the compiler sees it. Powers come from the hardware's approximate functions: chains of square roots
 where 2q is a whole number, and 2^(e log2 u) elsewhere. A root is off by at most 2^-22 of itself and log2 by 2^-22
 max(1, |log2 u|), hence u^e by about 2^-22 (1 + 0.7 |e| max(1, |log2 u|)) of itself. They know no denormals, and so
-|x / unit| < 2^-126 counts as 0 here, and in a unit above 2^126, of which they do not know the inverse, all x.
+|x / scale_unit| < 2^-126 counts as 0 here, and in a unit above 2^126, of which they do not know the inverse, all x.
 """
 
 import triton
@@ -87,16 +87,16 @@ def _power(a, e, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def _curve(curve_ptr, half, unit, gain, LOADED: tl.constexpr):
-    """Half of q, 1 / unit, unit and gain: the last LOADED of q, unit and gain stand in memory."""
+def _params(params_ptr, half, scale_unit, amplitude, LOADED: tl.constexpr):
+    """Half of q, 1 / scale_unit, scale_unit and amplitude: the last LOADED of q and these stand in memory."""
     if LOADED == 3:
-        half = tl.load(curve_ptr) * 0.5
+        half = tl.load(params_ptr) * 0.5
     if LOADED >= 2:
-        unit = tl.load(curve_ptr + LOADED - 2)
-        gain = tl.load(curve_ptr + LOADED - 1)
+        scale_unit = tl.load(params_ptr + LOADED - 2)
+        amplitude = tl.load(params_ptr + LOADED - 1)
         if LOADED == 3:
-            gain = tl.where(half == 1, 1.0, gain)  # beta is 1 at q = 2, and not up to rounding
-    return half, 1 / tl.maximum(unit, 2.0**-126), unit, gain
+            amplitude = tl.where(half == 1, 1.0, amplitude)  # beta is 1 at q = 2, and not up to rounding
+    return half, 1 / tl.maximum(scale_unit, 2.0**-126), scale_unit, amplitude
 
 
 @triton.jit
@@ -106,33 +106,38 @@ def _load(ptr, offsets, left, FULL: tl.constexpr):
 
 
 @triton.jit
-def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
-          period, inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, SCALED: tl.constexpr,
-          EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr,
-          OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr, NATIVE: tl.constexpr,
-          TILE: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
+def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+          period, inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, ABOVE_2: tl.constexpr,
+          SCALED: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr,
+          WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr,
+          NATIVE: tl.constexpr, TILE: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
     offsets = tl.arange(0, TILE)
     x = _load(x_ptr + start, offsets, left, FULL)
     keep = _keep(
         seed_ptr, start, offsets, cut, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE, WIDE
     )
-    half, inverse, unit, gain = _curve(curve_ptr, half, unit, gain, LOADED)
+    half, inverse, scale_unit, amplitude = _params(params_ptr, half, scale_unit, amplitude, LOADED)
     u = tl.abs(x)
     if SCALED:
         u *= inverse
     zero = u < 2.0**-126
     xi = tl.where(keep, kept, -1.0)
     if grad_ptr is None:
-        if QUARTERS == 0:
-            term = tl.where(zero, 0.0, 1.0)
-        elif LOADED == 3:
-            term = tl.where(zero, 0.0, tl.exp2(half * _log2(u, NATIVE)))
+        a = tl.abs(x)
+        # Beyond q = 2 the term is x times a power, which overflows only where the product does.
+        if LOADED == 3:
+            power = tl.exp2(tl.where(half > 1, half - 1, half) * _log2(u, NATIVE))
+            term = tl.where(zero, 0.0, power * amplitude * tl.where(half > 1, a, scale_unit))
+            term = tl.where(half == 1, a, term)  # q = 2 is Dropout to the last bit, in any unit
+        elif ABOVE_2:
+            term = _power(tl.where(zero, 0.0, u), half - 1, QUARTERS - 4, NATIVE)
+            term *= amplitude * a if SCALED else a
         else:
             term = _power(tl.where(zero, 0.0, u), half, QUARTERS, NATIVE)
-        if SCALED:
-            term *= unit * gain
-        if LOADED == 3:
-            term = tl.where(half == 1, tl.abs(x), term)  # q = 2 is Dropout to the last bit, in any unit
+            if QUARTERS == 0:
+                term = tl.where(zero, 0.0, term)
+            if SCALED:
+                term *= scale_unit * amplitude
         sign = x.to(tl.int32, bitcast=True) & -(2**31)
         out = x + (term.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) * xi
     else:
@@ -143,7 +148,7 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept,
             slope = tl.where(zero, 0.0, slope)
         factor = half if EXACT else 1.0
         if SCALED:
-            factor *= gain
+            factor *= amplitude
         slope *= xi * factor
         if LIMIT > 0:
             slope = tl.clamp(slope, -LIMIT, LIMIT, tl.PropagateNan.ALL)
@@ -157,22 +162,22 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept,
 
 
 @triton.jit(
-    do_not_specialize=["n", "cut", "kept", "half", "unit", "gain", "period", "inner", "block", "row"],
-    do_not_specialize_on_alignment=["seed_ptr", "curve_ptr"],
+    do_not_specialize=["n", "cut", "kept", "half", "scale_unit", "amplitude", "period", "inner", "block", "row"],
+    do_not_specialize_on_alignment=["seed_ptr", "params_ptr"],
 )
-def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, n, cut, kept, half, unit, gain, period, inner, block, row,
-              LOADED: tl.constexpr, QUARTERS: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
-              LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, OUTER: tl.constexpr,
-              INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr, NATIVE: tl.constexpr,
-              TILE: tl.constexpr):  # fmt: skip
+def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, n, cut, kept, half, scale_unit, amplitude, period,
+              inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, ABOVE_2: tl.constexpr,
+              SCALED: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr,
+              WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr,
+              WIDE: tl.constexpr, NATIVE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Writes y of the `n` elements of x or, where there is a grad, grad times dy/dx."""
     start = tl.program_id(0).to(tl.int64) * TILE
     left = n - start
     if left >= TILE:  # without masks, which would keep loads from being as wide as a thread can take
-        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
-              period, inner, block, row, LOADED, QUARTERS, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+              period, inner, block, row, LOADED, QUARTERS, ABOVE_2, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
               OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, True)  # fmt: skip
     else:
-        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, curve_ptr, start, left, cut, kept, half, unit, gain,
-              period, inner, block, row, LOADED, QUARTERS, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+              period, inner, block, row, LOADED, QUARTERS, ABOVE_2, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
               OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, False)  # fmt: skip

@@ -1,0 +1,59 @@
+"""Every private name of torch that the library uses, one function each: a torch that renames one breaks here only."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import dropout
+
+DROPOUT_BASE: type[nn.Module] = dropout._DropoutNd  # of nn.Dropout, 1d, 2d, 3d, AlphaDropout and FeatureAlphaDropout
+
+
+def transforms_active() -> bool:
+    """Whether a functorch transform (vmap, grad, jvp, ...) or a level of forward-mode differentiation is open."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def dispatch_mode_active() -> bool:
+    """Whether a `TorchDispatchMode` sees every operation: fake tensors, `make_fx`, a counter of FLOPs."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` records."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]  # public, if untyped
+
+
+def is_batched_gradient(grad: Tensor) -> bool:
+    """Whether `grad` holds many gradients at once, as `is_grads_batched=True` passes them to a backward."""
+    return torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def in_backward() -> bool:
+    """Whether autograd's backward runs in this thread, as it does when a checkpoint computes its forward again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def compiler_loaded() -> bool:
+    """Whether the compiler has been imported, without which nothing is compiled. Importing it takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def may_be_empty(x: Tensor) -> bool:
+    """Whether `x` has no elements, or a number of them that a compiler or a tracer is not to look at."""
+    size = x.numel()
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental import symbolic_shapes  # not above: it brings sympy, a third of a second
+
+        return symbolic_shapes.guard_or_true(size == 0)
+    return size == 0 if type(size) is int else True
+
+
+def op_name(op: Any) -> str:
+    """The name of a registered op with its namespace, such as ``"sparseout::forward"``."""
+    name: str = op._qualified_op_name
+    return name

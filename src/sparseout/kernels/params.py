@@ -1,0 +1,70 @@
+"""The parameters of the noise, and their two forms: for the equation, and for an op that torch can register."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+Numbers = tuple[float, float, float]  # NoiseParams of floats
+
+
+class NoiseParams(NamedTuple):
+    """The noise term is `amplitude * scale_unit * sign(x) |x / scale_unit|^(q/2) * xi`: beta in two factors.
+
+    Each is a float or a 0-d tensor. As `pack` gives them to an op they are three floats; or, where one of them is a
+    tensor, a tensor of the last two behind a float q, or of all three. A q that is moved then costs neither a
+    recompilation nor a wait for the device, and a kernel may take shortcuts for a q that is known.
+    """
+
+    q: Scalar
+    scale_unit: Scalar = 1.0
+    amplitude: Scalar = 1.0
+
+    def balanced(self, dtype: torch.dtype) -> NoiseParams:
+        """The same noise, with all of beta in the amplitude wherever that is a number of `dtype`.
+
+        For q < 4 no x can then overflow or vanish between the steps of the equation, where x / scale_unit could. From
+        q = 4 on the power of x itself might, and what overflows or vanishes in x / scale_unit does so in the noise.
+        """
+        q, unit, amplitude = self
+        if isinstance(q, float) and (q >= 4 or q == 2):
+            return self if q >= 4 else NoiseParams(q)  # at q = 2 beta is 1, and not up to rounding
+        limit = math.log2(torch.finfo(dtype).max) - 3
+        if isinstance(q, float) and isinstance(unit, float) and isinstance(amplitude, float):
+            fits = abs(math.log2(amplitude) + (1 - q / 2) * math.log2(unit)) < limit
+            return NoiseParams(q, 1.0, amplitude * unit ** (1 - q / 2)) if fits else self
+        beta = amplitude * unit ** (1 - q / 2)
+        if isinstance(q, Tensor):
+            beta = torch.where(q == 2, 1.0, beta)
+        fits = (beta > 2.0**-limit) & (beta < 2.0**limit) & (q < 4)
+        return NoiseParams(q, torch.where(fits, 1.0, unit), torch.where(fits, beta, amplitude))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> NoiseParams:
+        """The same with its tensors on this device and of this dtype."""
+        return NoiseParams(*(value.to(device, dtype) if isinstance(value, Tensor) else value for value in self))
+
+    def numbers(self) -> Numbers:
+        """The same as floats, for which a device is waited for."""
+        q, scale_unit, amplitude = self
+        return float(q), float(scale_unit), float(amplitude)
+
+    def pack(self, device: torch.device, dtype: torch.dtype) -> tuple[list[float], Tensor | None]:
+        """The two arguments of an op: what is a float, and the rest."""
+        if all(isinstance(value, float) for value in self):
+            return list(self), None  # type: ignore[arg-type]
+        floats = [value for value in self[:1] if isinstance(value, float)]
+        rest = [
+            value if isinstance(value, Tensor) else torch.full((), value, device=device, dtype=dtype)
+            for value in self.to(device, dtype)[len(floats) :]
+        ]
+        return floats, torch.stack(rest)
+
+    @classmethod
+    def unpack(cls, floats: Sequence[float], rest: Tensor | None) -> NoiseParams:
+        """The inverse of `pack`."""
+        return cls(*floats) if rest is None else cls(*floats, *rest.unbind())
