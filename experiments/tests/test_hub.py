@@ -7,6 +7,7 @@ import pytest
 datasets = pytest.importorskip("datasets")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
+from PIL import Image  # noqa: E402
 from sparseout_experiments.data.hub import DataError, load  # noqa: E402
 
 
@@ -82,6 +83,28 @@ def test_a_missing_folder_is_not_sought_on_the_hub(source, monkeypatch):
 
 def test_a_file_is_no_folder(folder):
     assert "is a file: name a folder" in sentence(folder / "test-00000-of-00001.parquet")
+
+
+def test_what_is_packed_is_to_be_unpacked(tmp_path):
+    archive = tmp_path / "pictures.zip"
+    archive.write_bytes(b"PK")
+    assert sentence(archive).endswith("pictures.zip' is a file: unpack it and name the folder")
+    assert sentence(tmp_path).endswith("unpack pictures.zip there")
+
+
+@pytest.mark.parametrize(
+    ("folders", "advice"),
+    [
+        (["cat", "dog"], "move the files for it to '{0}/test', and the others to '{0}/train', with the folders of"),
+        (["train/cat", "train/dog"], "only train: add the folder '{0}/test'"),
+        (["Train/cat", "training/dog"], "holds both 'Train' and 'training': keep one of them"),
+    ],
+)
+def test_folders_without_splits(tmp_path, folders, advice):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / folder / "1.png")
+    assert advice.format(tmp_path) in sentence(tmp_path)
 
 
 def test_an_empty_folder(tmp_path):

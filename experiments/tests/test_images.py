@@ -8,8 +8,11 @@ import torch
 
 datasets = pytest.importorskip("datasets")
 from PIL import Image  # noqa: E402
+from sparseout_experiments.config import resolve  # noqa: E402
 from sparseout_experiments.data import digits, images  # noqa: E402
 from sparseout_experiments.data.hub import DataError  # noqa: E402
+from sparseout_experiments.tasks import Place, build  # noqa: E402
+from sparseout_experiments.training.rng import Streams  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -150,15 +153,84 @@ def test_integers_named_label_are_classes(tmp_path):
     assert data.test.labels.tolist() == [0, 1, 0, 1]
 
 
-def test_a_folder_of_pictures_for_each_class(tmp_path):
-    for split, n in (("train", 10), ("test", 2)):
-        for label in ("cat", "dog"):
-            (tmp_path / split / label).mkdir(parents=True)
-            for number, array in enumerate(numbered(n)):
-                Image.fromarray(array).save(tmp_path / split / label / f"{number}.png")
-    data = images.load(str(tmp_path))
-    assert data.classes == 2
-    assert sorted(data.test.labels.tolist()) == [0, 0, 1, 1]
+def draw(root, counts):
+    """Pictures in folders, so many of each."""
+    for folder, n in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number, array in enumerate(numbered(n)):
+            Image.fromarray(array).save(root / folder / f"{number}.png")
+    return str(root)
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("train", "val", "cat"), ("test", "dev", "eval"), ("Test", "a b")])
+@pytest.mark.parametrize("splits", [("train", "test"), ("Train", "TEST"), ("set[1]/training", "set[1]/testing")])
+def test_a_folder_of_pictures_for_each_class(tmp_path, names, splits):
+    each = dict(zip(splits, (10, 4), strict=True))
+    data = images.load(draw(tmp_path, {f"{split}/{name}": n for split, n in each.items() for name in names}))
+    assert data.classes == len(names)
+    assert len(data.train.labels) + len(data.valid.labels) == 10 * len(names)
+    assert data.test.labels.bincount().tolist() == [4] * len(names)
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("place", ["train/cat/test", "train/cat/val", "train/test-cat", "train/cat/x"])
+def test_names_of_files_are_no_splits(tmp_path, place):
+    draw(tmp_path, {"train/cat": 5, "train/dog": 5, "test/cat": 2, "test/dog": 2})
+    for number, array in enumerate(numbered(3)):
+        Image.fromarray(array).save((tmp_path / place).parent / f"test_{number}.png")
+    data = images.load(str(tmp_path), labelled=False)
+    assert len(data.train.labels) + len(data.valid.labels) == 13
+    assert len(data.test.labels) == 4
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Dev"])
+def test_a_validation_split_is_used(tmp_path, name):
+    source = draw(
+        tmp_path, {f"{split}/{label}": n for split, n in (("train", 8), (name, 3), ("test", 2)) for label in "ab"}
+    )
+    data = images.load(source)
+    assert [len(part.labels) for part in data[:3]] == [16, 6, 4]
+    assert data.valid.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(images.load(source, valid_size=2, train_size=5).valid.labels) == 2
+    with pytest.raises(ValueError, match="`valid_size` to be from 1 to 6"):
+        images.load(source, valid_size=7)
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3), (0, 7, 100), (5, 3, 4)])
+def test_integers_are_classes_whatever_they_are(tmp_path, values):
+    for split, n in (("train", 30), ("test", 6)):
+        labels = [values[i % 3] for i in range(n)]
+        pictures = [png(array) for array in numbered(n)]
+        save(tmp_path, split, pictures, {"label": labels}, {"label": datasets.Value("int64")})
+    data = images.load(str(tmp_path), train_size=2)
+    assert data.classes == 3
+    rank = [sorted(values).index(value) for value in values]
+    assert data.test.labels.tolist() == rank * 2
+    assert data.train.labels.tolist() == [rank[number % 3] for number in numbers(data.train)]
+
+
+def test_classes_that_a_split_lacks_are_named(tmp_path):
+    data = images.load(draw(tmp_path, {"train/cat": 9, "train/dog": 9, "test/cat": 2, "test/eel": 2}))
+    assert data.classes == 3
+    assert data.notes == (
+        "the train split has no pictures of the class 'eel', which cannot be learnt",
+        "the test split has no pictures of the class 'dog', which does not count in test results",
+    )
+
+
+def test_pictures_without_classes_serve_where_none_are_needed(tmp_path):
+    source = draw(tmp_path, {"train": 10, "test": 3})
+    assert len(images.load(source, labelled=False).test.labels) == 3
+    with pytest.raises(DataError, match="put pictures in a folder for each class"):
+        images.load(source)
+
+
+@pytest.mark.parametrize(("channels", "colour"), [(1, False), (3, True)])
+def test_colour_is_told_by_pixels(channels, colour):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, channels, 3, 3), dtype=np.uint8))
+    labels = torch.zeros(4).long()
+    assert images.coloured(images.Part(pixels, labels)) is colour
+    assert not images.coloured(images.Part(pixels[:, :1].expand(-1, 3, -1, -1), labels))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
@@ -175,6 +247,27 @@ def test_one_coloured_picture_makes_all_of_them_coloured(tmp_path):
     data = images.load(make(tmp_path, grey, numbered(3)))
     assert data.train.pixels.shape[1] == data.test.pixels.shape[1] == 3
     assert torch.equal(data.train.pixels[0, 2], torch.from_numpy(grey[numbers(data.train)[0]]))
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "mirrored"), [(1, None, False), (3, None, True), (1, True, True), (3, False, False)]
+)
+def test_training_mirrors_what_has_a_colour_unless_told(tmp_path, monkeypatch, channels, given, mirrored):
+    """The digits of a folder are no other than those of a name."""
+    source = make(tmp_path, numbered(12, (8, 8), channels), numbered(4, (8, 8), channels))
+    flipped = []
+    monkeypatch.setattr(images, "augment", lambda pixels, *_, flip, **__: flipped.append(flip) or pixels)
+    given = {} if given is None else {"flip": given}
+    config = resolve("image", {"data": source, "depth": 10, "width": 1, "batch": 4, "device": "cpu", **given})
+    task = build(config, Streams(0), Place(torch.device("cpu")))
+    task.loss(task.objective, task.plan()[0])
+    assert flipped == [mirrored]
+    said = (
+        "training pictures are "
+        + ("coloured, and mirrored half of the time: --no-flip" if mirrored else "grey, and not mirrored: --flip")
+        + " changes that"
+    )
+    assert task.notes == (() if given else (said,))
 
 
 def broken_sizes(folder):
@@ -209,10 +302,10 @@ def missing_pictures(folder):
     ("spoil", "words"),
     [
         (broken_sizes, "should be of one size, but there are 4 x 4 and 4 x 5: resize them"),
-        (broken_columns, "one of classes .*, but has the columns picture, label"),
-        (broken_depth, "cannot be read .*not of 8 bits"),
+        (broken_columns, "one column of classes .*, but has the columns picture, label: name that column 'label'"),
+        (broken_depth, "more than 8 bits a channel .*: convert the pictures to 8 bits first"),
         (broken_classes, "The split test of .* has pictures without a class"),
-        (broken_pictures, "Picture 0 of the split test of .* cannot be read .*: get the data again"),
+        (broken_pictures, "Picture 0 of the split test of .* cannot be read .*: replace it or leave it out"),
         (missing_pictures, "Picture 0 of the split test of .* cannot be read"),
     ],
 )

@@ -113,8 +113,17 @@ def test_missing_data_is_one_sentence(tmp_path, make, sentence):
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "book.txt").write_bytes(b"a b \xff\xfe c")
-    with pytest.raises(DataError, match="cannot be read as text"):
+    with pytest.raises(DataError, match=r"is no text in UTF-8 .*: convert it to UTF-8"):
         text.load(str(tmp_path / "book.txt"))
+    (tmp_path / "book.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is packed: unpack it"):
+        text.load(str(tmp_path / "book.zip"))
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "dev"])
+def test_the_validation_text_may_be_called_otherwise(tmp_path, name):
+    written(tmp_path, train="a b\na b\n", test="a\n", **{name: "b b b\n"})
+    assert len(text.load(str(tmp_path)).valid) == 4
 
 
 def dataset(**columns):

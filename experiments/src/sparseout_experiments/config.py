@@ -109,7 +109,8 @@ class Image(Config):
     lr: float = number(0.1, "Learning rate at its highest.")
     momentum: float = number(0.9, "Nesterov momentum.", below=1)
     weight_decay: float = number(5e-4, "Weight decay.")
-    augment: bool = flag(True, "Pad, crop and, but for digits, flip.")
+    augment: bool = flag(True, "Pad, crop and, as --flip says, mirror the training images.")
+    flip: bool | None = flag(None, "Mirror them left to right, half of the time: coloured yes, grey no.")  # type: ignore[arg-type]
     channels_last: bool = flag(False, "Memory format of the network.")
 
 

@@ -13,10 +13,16 @@ class Split(NamedTuple):
     test: Tensor
 
 
-def digits(test: int = 450, seed: int = 0) -> Split:
-    """The 1797 handwritten digits that ship with scikit-learn: 8 x 8 pixels in [0, 1], as rows of 64."""
+def shuffled_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The 1797 handwritten digits that ship with scikit-learn, (1797, 8, 8) in [0, 1], and which digit each one is."""
     from sklearn.datasets import load_digits  # a second to import: not before it is needed
 
-    pixels = torch.tensor(load_digits().data / 16, dtype=torch.float32)
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
-    return Split(pixels[order[test:]], pixels[order[:test]])
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(found.images / 16, dtype=torch.float32)[order], torch.tensor(found.target).long()[order]
+
+
+def digits(test: int = 450, seed: int = 0) -> Split:
+    """The digits as rows of 64 pixels."""
+    pixels = shuffled_digits(seed)[0].flatten(1)
+    return Split(pixels[test:], pixels[:test])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 LAYOUT = "train-*.parquet, test-*.parquet and validation-*.parquet"
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+# what a split may be called, in capitals too
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 class DataError(Exception):
@@ -23,10 +31,12 @@ def load(
 ) -> DatasetDict:
     """The data set `source`, with at least the splits `wanted`. What is prepared lies in the cache of `datasets`.
 
+    Folders called `train`, `validation` and `test` are the splits, whatever the files and folders inside are called.
+
     Args:
         source: a folder that exists, or else an id of the hub, such as `ylecun/mnist`. The folder may hold whatever
             `datasets` recognises: parquet files named after their splits, pictures in a folder for each class, ...
-        wanted: the splits that must be there.
+        wanted: the splits that must be there; others come as well. `valid`, `val` and `dev` are `validation`.
         name: of one configuration of a data set of the hub that has several; not used for a folder.
         advice: what else to tell a user who lacks the data; the end of a sentence.
     """
@@ -34,22 +44,65 @@ def load(
 
     folder = Path(source).expanduser()
     local = source != "" and folder.is_dir()
-    if not local and (folder.exists() or _looks_like_a_path(source)):
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise DataError(f"{source!r} {what}: name a folder that holds the data as {LAYOUT}{advice}")
+    if not local and folder.is_file():
+        raise DataError(f"{source!r} is a file: {_instead_of(folder)}{advice}")
+    if not local and _looks_like_a_path(source):
+        raise DataError(f"{source!r} does not exist: name a folder that holds the data as {LAYOUT}{advice}")
+    folders = split_folders(folder) if local else {}
+    files = {split: f"{glob.escape(str(path.absolute()))}/**" for split, path in folders.items()}
     try:
         with _quiet():
-            found = datasets.load_dataset(str(folder)) if local else datasets.load_dataset(source, name)
+            found = (
+                datasets.load_dataset(str(folder), data_files=files or None)
+                if local
+                else datasets.load_dataset(source, name)
+            )
     except Exception as error:  # whatever the libraries below `datasets` raise: for the network, for each file format
-        raise DataError(_sentence(source, local, error) + advice) from error
-    missing = [split for split in wanted if split not in found]
-    if missing:
-        raise DataError(
-            f"{source!r} has no split named {missing[0]!r}, only {', '.join(found)}: "
-            f"{'add its file, such as ' + missing[0] + '-00000-of-00001.parquet' if local else 'take another data set'}"
-            f"{advice}"
-        )
+        raise DataError(_sentence(source, folder if local else None, error) + advice) from error
+    for split in [split for split in found if split not in SPLITS and _split_called(split)]:
+        found.setdefault(_split_called(split), found.pop(split))
+    if missing := [split for split in wanted if split not in found]:
+        there = f"{source!r} has no split named {missing[0]!r}, only {', '.join(found)}"
+        how = _how_to_add(missing[0], folder, bool(folders)) if local else "take another data set"
+        raise DataError(f"{there}: {how}{advice}")
     return found
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits, in `folder` or in the only folder that it holds. Raises DataError for two of one."""
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"]
+    found: dict[str, Path] = {}
+    for path in inside:
+        split = _split_called(path.name)
+        if split in found:
+            raise DataError(f"{str(folder)!r} holds both {found[split].name!r} and {path.name!r}: keep one of them")
+        if split:
+            found[split] = path
+    return found if found or len(inside) != 1 else split_folders(inside[0])
+
+
+def _split_called(name: str) -> str:
+    """The split that a name means, or an empty text."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), "")
+
+
+def _instead_of(file: Path) -> str:
+    """What to name instead of a file."""
+    if file.suffix.lower() in ARCHIVES:
+        return "unpack it and name the folder"
+    return f"name a folder that holds the data as {LAYOUT}"
+
+
+def _how_to_add(split: str, folder: Path, folders: bool) -> str:
+    """What to do about a split that a folder lacks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if any(path.suffix == ".parquet" for path in files):
+        return f"add its file, such as {split}-00000-of-00001.parquet"
+    if folders:
+        return f"add the folder {str(folder / split)!r}"
+    other = "train" if split != "train" else "test"
+    homes = f"{str(folder / split)!r}, and the others to {str(folder / other)!r}"
+    return f"move the files for it to {homes}, with the folders of their classes"
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -57,17 +110,19 @@ def _looks_like_a_path(source: str) -> bool:
     return not source or source[0] in "./~" or source.count("/") > 1 or "\\" in source
 
 
-def _sentence(source: str, local: bool, error: Exception) -> str:
+def _sentence(source: str, folder: Path | None, error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:  # `datasets` wraps what says more, such as which file is no parquet
         cause = cause.__cause__
     reason = next(iter(str(cause).splitlines()), "").rstrip(". ") or type(cause).__name__
-    if local:
-        return f"The data in {source!r} could not be read ({reason}): put whole files there, as {LAYOUT}"
-    return (
-        f"The data set {source!r} could not be had from the Hugging Face hub ({reason}): connect to the network, "
-        f"or put its files, as {LAYOUT}, in a folder and name that instead"
-    )
+    if folder is None:
+        return (
+            f"The data set {source!r} could not be had from the Hugging Face hub ({reason}): connect to the network, "
+            f"or put its files, as {LAYOUT}, in a folder and name that instead"
+        )
+    if archives := [path.name for path in sorted(folder.rglob("*")) if path.suffix.lower() in ARCHIVES]:
+        return f"The data in {source!r} could not be read ({reason}): unpack {archives[0]} there"
+    return f"The data in {source!r} could not be read ({reason}): put whole files there, as {LAYOUT}"
 
 
 @contextmanager

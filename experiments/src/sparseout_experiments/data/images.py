@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.data import hub
+from sparseout_experiments.data import hub, shuffled_digits
 from sparseout_experiments.data.hub import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
+_SHOWN = 3  # names in a sentence
 LABELS = ("fine_label", "label")  # which column to take where several could be the label; CIFAR-100 has two
 
 
@@ -27,12 +29,13 @@ class Part(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Pictures to train on, to choose by and to measure on; and how many classes there are."""
+    """Pictures to train on, to choose by and to measure on; how many classes there are; and what is odd about them."""
 
     train: Part
     valid: Part
     test: Part
     classes: int
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -42,34 +45,62 @@ def load(
     valid_size: int | None = None,
     test_size: int | None = None,
     split_seed: int = 0,
+    labelled: bool = True,
 ) -> Images:
-    """The pictures of `source`, with a random part of the training pictures held out for validation.
+    """The pictures of `source`. Without a split for validation, a random part of the training pictures is held out.
+
+    Classes are numbered from 0 in the order of their names, or of the integers that the data have for them. Classes
+    that some splits lack are named in `notes`.
 
     Args:
         source: `digits` (those of scikit-learn, 8 x 8, of which 450 are for testing: the same as in `data.digits`),
             `mnist`, `cifar10` or `cifar100`; a folder that exists; or an id of the Hugging Face hub.
         train_size: keep the first so many of the shuffled rest, so that a smaller part lies within a larger one.
-        valid_size: how many to hold out; by default a tenth of the training pictures. They do not depend on
-            `train_size`.
+        valid_size: how many to hold out; by default the validation split, or a tenth of the training pictures. They
+            do not depend on `train_size`.
         test_size: keep so many of the test pictures, chosen at random; by default all, in their order.
         split_seed: decides what is held out and what is kept.
+        labelled: whether classes are needed; without, every picture has the class 0.
+
+    Raises:
+        DataError: for data that are missing or damaged.
+        ValueError: for a size that the data do not have.
     """
     if source == "digits":
         rest, test = _digits()
         kept, held_out = _held_out(len(rest.labels), train_size, valid_size, split_seed)
-        chosen = _some(len(test.labels), test_size, split_seed)
+        chosen = _some("test_size", len(test.labels), test_size, split_seed)
         return Images(_take(rest, kept), _take(rest, held_out), _take(test, chosen), 10)
     parts = hub.load(source if Path(source).is_dir() else HUB.get(source, source))
-    picture, label = _columns(parts["train"].features, source)
-    kept, held_out = _held_out(len(parts["train"]), train_size, valid_size, split_seed)
-    wanted = [("train", kept), ("train", held_out), ("test", _some(len(parts["test"]), test_size, split_seed))]
+    picture, label = _columns(parts["train"].features, source, labelled)
+    if "validation" in parts:
+        held_out_of = "validation"
+        kept = _shuffled(len(parts["train"]), split_seed)
+        kept = kept[: _size("train_size", train_size, len(kept), len(kept))]
+        held_out = _some("valid_size", len(parts["validation"]), valid_size, split_seed)
+    else:
+        held_out_of = "train"
+        kept, held_out = _held_out(len(parts["train"]), train_size, valid_size, split_seed)
+    chosen = _some("test_size", len(parts["test"]), test_size, split_seed)
+    wanted = [("train", kept), (held_out_of, held_out), ("test", chosen)]
     # Only what was chosen is decoded; whether there is colour is decided for all of it together.
     pixels = _stacked([_decoded(parts[split], picture, rows, source) for split, rows in wanted], source)
-    labels = [_labels(parts[split], label, rows, source) for split, rows in wanted]
-    train, valid, test = (Part(*pair) for pair in zip(pixels, labels, strict=True))
-    named = getattr(parts["train"].features[label], "num_classes", None)
-    classes = int(max(part.max() for part in labels)) + 1 if named is None else named
-    return Images(train, valid, test, classes)
+    if not label:
+        train, valid, test = (Part(each, torch.zeros(len(each)).long()) for each in pixels)
+        return Images(train, valid, test, 1)
+    labels = {split: _labels(parts[split], label, source) for split, _ in wanted}
+    names = getattr(parts["train"].features[label], "names", None)
+    values = sorted(set(torch.cat(list(labels.values())).tolist())) if names is None else range(len(names))
+    number = {value: place for place, value in enumerate(values)}
+    chosen_labels = (torch.tensor([number[value] for value in labels[s][rows].tolist()]) for s, rows in wanted)
+    train, valid, test = (Part(*pair) for pair in zip(pixels, chosen_labels, strict=True))
+    return Images(train, valid, test, len(values), _lacking(labels, names))
+
+
+def coloured(part: Part) -> bool:
+    """Whether any pixel has a colour; grey pictures may be stored with three channels."""
+    first = part.pixels[:, :1]
+    return bool((part.pixels != first).any())
 
 
 def statistics(part: Part) -> tuple[Tensor, Tensor]:
@@ -125,12 +156,9 @@ def _reflected(index: Tensor, size: int) -> Tensor:
 
 
 def _digits() -> tuple[Part, Part]:
-    from sklearn.datasets import load_digits  # a second to import: not before it is needed
-
-    found = load_digits()
-    everything = Part(torch.tensor(found.images * 255 / 16).round().byte()[:, None], torch.tensor(found.target).long())
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))  # as in `data.digits`
-    return _take(everything, order[450:]), _take(everything, order[:450])
+    pixels, labels = shuffled_digits()
+    everything = Part((pixels * 255).round().byte()[:, None], labels)
+    return Part(*(each[450:] for each in everything)), Part(*(each[:450] for each in everything))
 
 
 def _take(part: Part, rows: Tensor) -> Part:
@@ -145,8 +173,8 @@ def _held_out(n: int, train_size: int | None, valid_size: int | None, seed: int)
     return order[valid : valid + train], order[:valid]
 
 
-def _some(n: int, size: int | None, seed: int) -> Tensor:
-    size = _size("test_size", size, n, n)
+def _some(name: str, n: int, size: int | None, seed: int) -> Tensor:
+    size = _size(name, size, n, n)
     return torch.arange(n) if size == n else _shuffled(n, seed)[:size]
 
 
@@ -161,17 +189,25 @@ def _shuffled(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def _columns(features: Features, source: str) -> tuple[str, str]:
-    """The names of the columns with the pictures and with their classes."""
+def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]:
+    """The names of the columns with the pictures and with their classes; the latter is empty where none is needed."""
     from datasets import ClassLabel, Image, Value
 
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     numbers = [n for n, feature in features.items() if isinstance(feature, Value) and "int" in str(feature.dtype)]
     labels = classes if len(classes) == 1 else [n for n in LABELS if n in classes or (not classes and n in numbers)][:1]
-    if len(pictures) != 1 or len(labels) != 1:
-        wanted = "one column of pictures and one of classes (a ClassLabel, or integers named 'label')"
-        raise DataError(f"{source!r} should have {wanted}, but has the columns {', '.join(features)}: choose another")
+    there = f"but has the columns {', '.join(features)}"
+    if len(pictures) != 1:
+        raise DataError(f"{source!r} should have one column of pictures, {there}: choose another")
+    if not labelled:
+        return pictures[0], ""
+    if len(labels) != 1:
+        wanted = "one column of classes (a ClassLabel, or integers named 'label')"
+        how = (
+            "name that column 'label'" if len(features) > 1 else "put pictures in a folder for each class, all as deep"
+        )
+        raise DataError(f"{source!r} should have {wanted}, {there}: {how}")
     return pictures[0], labels[0]
 
 
@@ -183,21 +219,28 @@ def _decoded(split: Dataset, column: str, rows: Tensor, source: str) -> list[Any
     encoded = split.select_columns([column]).cast_column(column, Image(decode=False)).select(rows.tolist())
     arrays = []
     for row, item in zip(rows.tolist(), encoded[:][column], strict=True):
+        file = "" if item is None or not item["path"] else f" ({item['path']})"
+        where = f"Picture {row}{file} of the split {split.split!s} of {source!r}"
         try:
-            arrays.append(_array(feature.decode_example(item)))
+            if item is None:
+                raise ValueError("it is missing")
+            picture = feature.decode_example(item)
         except Exception as error:  # decoders raise what they like
-            where = f"Picture {row} of the split {split.split!s} of {source!r}"
-            raise DataError(f"{where} cannot be read ({error or 'it is missing'}): get the data again") from error
+            raise DataError(f"{where} cannot be read ({error}): replace it or leave it out") from error
+        if picture.mode[0] in "IF":
+            raise DataError(
+                f"{where} has more than 8 bits a channel (mode {picture.mode}): convert the pictures to 8 bits first, "
+                "for example with `magick mogrify -depth 8`"
+            )
+        arrays.append(_array(picture))
     return arrays
 
 
 def _array(picture: Any) -> Any:
     import numpy as np
 
-    if picture.mode[0] in "IF":  # more than eight bits
-        raise ValueError(f"its mode is {picture.mode}, not of 8 bits")
     if picture.mode not in ("L", "RGB"):
-        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
     return np.asarray(picture)
 
 
@@ -219,10 +262,26 @@ def _stacked(parts: list[list[Any]], source: str) -> list[Tensor]:
     return stacked
 
 
-def _labels(split: Dataset, column: str, rows: Tensor, source: str) -> Tensor:
-    every = split[column][:]
-    labels = [every[row] for row in rows.tolist()]
+def _labels(split: Dataset, column: str, source: str) -> Tensor:
+    """The classes of all pictures of a split."""
+    labels = split[column][:]
     if any(label is None or label < 0 for label in labels):
         where = f"The split {split.split!s} of {source!r}"
-        raise DataError(f"{where} has pictures without a class: take data with a class >= 0 for every picture")
+        how = "put pictures in a folder for each class, of which there are two at least, or number classes from 0"
+        raise DataError(f"{where} has pictures without a class: {how}")
     return torch.tensor(labels)
+
+
+def _lacking(labels: Mapping[str, Tensor], names: Sequence[str] | None) -> tuple[str, ...]:
+    """A sentence for each split that lacks classes which another one has."""
+    found = {split: set(values.tolist()) for split, values in labels.items()}
+    every = set[int]().union(*found.values())
+    said = []
+    for split, there in found.items():
+        if absent := sorted(every - there):
+            shown = [repr(names[value]) if names else str(value) for value in absent[:_SHOWN]]
+            more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+            s = "es" if len(absent) > 1 else ""
+            what = "cannot be learnt" if split == "train" else f"does not count in {split} results"
+            said.append(f"the {split} split has no pictures of the class{s} {', '.join(shown)}{more}, which {what}")
+    return tuple(said)

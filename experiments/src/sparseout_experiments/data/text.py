@@ -23,6 +23,7 @@ _ON_HUB = {"wikitext-2": ("Salesforce/wikitext", "wikitext-2-v1")}
 
 # how a folder may name its three files; the first is that of the preprocessed Penn Treebank
 _FILES = ("ptb.{}.txt", "{}.txt")
+_NAMED = (("train",), ("valid", "validation", "val", "dev"), ("test",))
 _TREEBANK = ("ptb", "penn-treebank", "penn treebank")
 _GET_TREEBANK = (
     "The Penn Treebank has no public download (it is licensed by the LDC): put ptb.train.txt, ptb.valid.txt and "
@@ -143,22 +144,27 @@ def _parts(source: str) -> Sequence[Lines]:
 def _files(folder: Path) -> list[Lines]:
     """The three files, or nothing if there is none of them."""
     for pattern in _FILES:
-        paths = [folder / pattern.format(split) for split in ("train", "valid", "test")]
-        missing = [path.name for path in paths if not path.is_file()]
+        paths = [[folder / pattern.format(name) for name in names] for names in _NAMED]
+        found = [next((path for path in some if path.is_file()), None) for some in paths]
+        missing = [some[0].name for some, path in zip(paths, found, strict=True) if path is None]
         if missing and len(missing) < len(paths):
             how = f". {_GET_TREEBANK}" if pattern == _FILES[0] else ": put it there"
             raise hub.DataError(f"The folder {str(folder)!r} has no file {missing[0]!r}{how}")
         if not missing:
-            return [_lines(path) for path in paths]
+            return [_lines(path) for path in found if path is not None]
     return []
 
 
 def _lines(path: Path) -> Iterator[str]:
+    if path.suffix.lower() in hub.ARCHIVES:
+        raise hub.DataError(f"The file {str(path)!r} is packed: unpack it, and name the text or its folder")
     try:
         with path.open(encoding="utf-8") as file:
             yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise hub.DataError(f"The file {str(path)!r} cannot be read as text ({error}): get it again") from error
+    except UnicodeDecodeError as error:
+        raise hub.DataError(f"The file {str(path)!r} is no text in UTF-8 ({error}): convert it to UTF-8") from error
+    except OSError as error:
+        raise hub.DataError(f"The file {str(path)!r} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _columns_of_text(source: str) -> list[Lines]:

@@ -40,6 +40,7 @@ class Reconstruct(Task):
             valid_size=config.valid_size,
             test_size=config.test_size,
             split_seed=config.split_seed,
+            labelled=False,
         )
         self.parts: dict[str, Tensor] = {
             name: getattr(found, name).pixels.flatten(1).to(place.device).float() / 255

@@ -38,6 +38,7 @@ class Task(ABC):
     unit: ClassVar[str] = ""
 
     data: str  # tells these data from others
+    notes: tuple[str, ...] = ()  # what a user should know of the data before training
     model: nn.Module
     objective: nn.Module  # what a step runs forward: inputs to loss. This is what is compiled and distributed.
 

@@ -31,7 +31,6 @@ MEASURED = {"valid": 100, "test": 500}  # images whose activations are measured,
 # Training images, not augmented, from which the statistics of batch norm are re-estimated: after every epoch few, to
 # choose by; for the result so many that which of them they are does not show.
 REESTIMATED = {"valid": 500, "test": 5000}
-_UNFLIPPED = ("digits", "mnist")  # what is another thing, or nothing, in a mirror
 
 
 class Classify(Task):
@@ -63,7 +62,12 @@ class Classify(Task):
         self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
         channels, size = found.train.pixels.shape[1:3]
         self._pad = max(1, size // 8)
-        self._flip = config.data not in _UNFLIPPED
+        self._flip = images.coloured(found.train) if config.flip is None else config.flip
+        self.notes = found.notes
+        if config.augment and config.flip is None:  # digits and signs are another thing in a mirror, or nothing
+            how = "coloured, and mirrored half of the time" if self._flip else "grey, and not mirrored"
+            option = "--no-flip" if self._flip else "--flip"
+            self.notes = (*self.notes, f"training pictures are {how}: {option} changes that")
         model = WideResNet(
             config.depth,
             config.width,

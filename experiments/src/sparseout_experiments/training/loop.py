@@ -122,6 +122,8 @@ class _Run:
         self.order = self.streams.order.get_state()  # as the epoch began
         self.task.plan()  # says now, and not in the first epoch, if there is none
         self.streams.order.set_state(self.order)
+        for note in self.task.notes:
+            self._tell(0.0, math.nan, note)
         self._resume()
         self.saved = self.seconds
         self.begun = time.monotonic() - self.seconds
@@ -252,6 +254,7 @@ class _Run:
             "mean": means(test.sparsity),
             "sparsity": test.sparsity,
             "warnings": guard.warnings(test.sparsity, test.metrics),
+            "notes": list(self.task.notes),
         }
         if self.steering is not None:
             result["control"] = self.steering.result()
