@@ -326,7 +326,11 @@ def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None
         ({"bounds": (1, 2, 3)}, ValueError, r"`bounds` to be two finite numbers .*, but got \(1, 2, 3\)"),
         ({"modules": 5}, TypeError, "`modules` to be a function .* or of types of Sparseout layers, but got an int"),
         ({"modules": nn.ReLU}, TypeError, "`modules` to be a function .*, but got ReLU"),
-        ({"modules": [nn.ReLU]}, ValueError, "`modules` to be types of Sparseout layers, such as 'Sparseout', but got ReLU"),
+        (
+            {"modules": [nn.ReLU]},
+            ValueError,
+            "`modules` to be types of Sparseout layers, such as 'Sparseout', but got ReLU",
+        ),
         ({"modules": [5]}, TypeError, "`modules` to be a function .*, but got one of an int"),
         ({"target": torch.tensor(0.5)}, TypeError, "`target` to be a number, but got a Tensor"),
         ({"model": 3}, TypeError, "`model` to be an nn.Module, but got an int"),

@@ -146,6 +146,8 @@ FOUND = """(() => {
     width: document.documentElement.scrollWidth,
     broken: [...document.images].filter(image => !image.naturalWidth).map(image => image.src),
     tiny: [...document.images].filter(image => size(image).width < 300).map(image => image.src),
+    cut: [...document.querySelectorAll(".display, .md-content p")]
+      .filter(box => box.scrollWidth > box.clientWidth + 8).map(box => box.textContent || box.innerHTML),
     empty: [...document.querySelectorAll("math")].filter(one => !(size(one).width > 3 && size(one).height > 3)).length,
     flat: [...document.querySelectorAll("mfrac")].filter(
       one => size(one.children[0]).bottom > size(one.children[1]).top + 2).length,
@@ -225,7 +227,9 @@ def test_search_finds(host, tab):
 
 
 FAULTY = """<!doctype html><meta name="viewport" content="width=device-width"><body style="margin: 0">
-<div style="width: 500px">wide</div><img src="gone.png"><math></math>
+<div style="width: 500px">wide</div>
+<div class="display" style="overflow: auto"><div style="width: 999px">cut</div></div>
+<img src="gone.png"><math></math>
 <script src="https://elsewhere.invalid/script.js"></script><script>throw new Error("fault")</script>"""
 
 
@@ -236,6 +240,7 @@ def test_a_page_with_faults_is_seen(tmp_path, tab):
     tab.open((tmp_path / "page.html").as_uri(), 390)
     found = tab.evaluate(FOUND)
     assert found["width"] >= 500
+    assert found["cut"] == ["cut"]
     assert found["broken"]
     assert found["empty"] == 1
     assert "https://elsewhere.invalid/script.js" in tab.requests

@@ -42,6 +42,13 @@ def test_a_display_and_what_comes_after_it(render, text):
     assert ":func:" not in html
 
 
+def test_a_display_of_several_parts_can_wrap(render):
+    html = render(r"$$ a = b, \qquad c = d $$")
+    assert html.count('<math display="block">') == 2
+    assert html.count('<div class="display">') == 1
+    assert render(r"$$ \mathrm{if \qquad so} $$").count('<math display="block">') == 1
+
+
 def test_latex_is_not_read_as_markdown(render):
     html = render(r"The set $\{a_1 * b_1\}$ and $\{a_2 * b_2\}$.")
     assert html.count("<math") == html.count("{") == 2

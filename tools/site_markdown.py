@@ -69,7 +69,10 @@ class _Blocks(Preprocessor):
         return done
 
     def _display(self, latex: str, indent: str) -> list[str]:
-        drawn = _drawn(latex, displaystyle=True)
+        parts = latex.split(r"\qquad")  # on a narrow screen each gets a line of its own
+        if any(part.count("{") != part.count("}") for part in parts):
+            parts = [latex]
+        drawn = "".join(_drawn(part, displaystyle=True) for part in parts)
         return ["", indent + self.md.htmlStash.store(f'<div class="display">{drawn}</div>'), ""]
 
 

@@ -24,8 +24,8 @@ def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
     L0, L1 and L2 terms,
 
     .. math::
-        E \|y - X \tilde w\|^2 = \|y - X w\|^2
-            + \frac{p}{1 - p} \sum_j \|x_j\|^2 \, [w_j \ne 0] \, (|w_j| + c)^2
+        E \|y - X \tilde w\|^2 = \|y - X w\|^2 + R, \qquad
+            R = \frac{p}{1 - p} \sum_j \|x_j\|^2 \, [w_j \ne 0] \, (|w_j| + c)^2
 
     At c = 0 it is Dropout on the layer's input: same bits, same random numbers. The draw is for every element of the
     input, as Dropout's, for a Conv2d too: all weights that meet the element share it. The sign of a weight is a
