@@ -90,6 +90,31 @@ def test_rows_of_another_environment_are_not_mixed_in(change, tmp_path, measured
     assert [row["run"] for row in record.rows] == [2, 3, 4]
 
 
+@pytest.mark.parametrize("here", [HERE, HERE | {"source": "new"}])
+def test_a_file_stays_whole_until_as_much_is_measured_anew(here, tmp_path, measured):
+    _, kill = measured
+    go(tmp_path)
+    whole, partial = (tmp_path / f"some-cpu-r-2-cores.{ending}" for ending in ("json", "partial"))
+    before = whole.read_text()
+    kill.append(PLANNED[2].key)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, here)
+    assert whole.read_text() == before
+    assert store.load(partial).missing == {PLANNED[2].key}
+    kill.clear()
+    go(tmp_path, here)
+    assert [row["run"] for row in store.load(whole).rows] == [4, 5, 6]
+    assert store.load(whole).environment == here
+    assert not partial.exists()
+
+
+def test_fewer_cases_on_another_machine_have_a_file_of_their_own(tmp_path, measured):
+    go(tmp_path)
+    go(tmp_path, HERE | {"source": "new"}, PLANNED[2:])
+    assert [row["run"] for row in store.load(tmp_path / "some-cpu-r-2-cores.json").rows] == [1, 2, 3]
+    assert [row["run"] for row in store.load(tmp_path / "some-cpu-r-2-cores.partial").rows] == [4]
+
+
 def test_one_half_measured_anew_keeps_the_other(tmp_path, measured):
     go(tmp_path)
     assert {row["case"]: row["run"] for row in go(tmp_path, todo=PLANNED[2:]).rows} == {

@@ -192,6 +192,29 @@ def test_an_interrupt_keeps_what_is_finished(
     assert sorted(os.listdir(tmp_path)) == WRITTEN
 
 
+@pytest.mark.parametrize(
+    ("finished", "planned", "stays"), [(16, 16, True), (4, 4, True), (5, 16, True), (2, 16, False)]
+)
+def test_an_interrupt_leaves_a_report_of_more_runs(
+    finished: int, planned: int, stays: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    old = json.dumps({"experiment": "demo", "runs_finished": finished, "runs_planned": planned})
+    (tmp_path / "results.json").write_text(old)
+    interrupt_at(3, monkeypatch)
+    assert status_of(*TINY, "--out", str(tmp_path)) == 130
+    assert ((tmp_path / "results.json").read_text() == old) is stays
+    assert (tmp_path / "report.html").exists() is not stays
+    assert (f"the report in {tmp_path}, of {finished} runs, stays" in capfd.readouterr().err) is stays
+
+
+def test_the_results_of_others_are_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text("[1]")
+    assert status_of(*TINY, "--out", str(tmp_path)) == 2
+    assert "a new folder, or one of an earlier sparseout demo" in capfd.readouterr().err
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
 def test_an_interrupt_before_the_first_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

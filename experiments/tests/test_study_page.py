@@ -210,7 +210,6 @@ def test_a_figure_shows_the_numbers(tmp_path: Path) -> None:
 
 def test_a_part_of_the_study_makes_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    assert "No run has finished yet." in render(tmp_path)
     trials = {run: result for run, result in ledger_of("image").results.items() if run.role == "tuning"}
     collect.save(tmp_path / "results", "small", "image", Ledger(trials))
     text = render(tmp_path)

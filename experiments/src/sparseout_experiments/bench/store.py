@@ -40,6 +40,11 @@ class Record:
         return set(self.planned) - {row["case"] for row in self.rows}
 
     @property
+    def cases(self) -> int:
+        """How many cases have rows."""
+        return len({row["case"] for row in self.rows})
+
+    @property
     def quick(self) -> bool:
         """Whether --quick made it."""
         return bool(self.environment["quick"])
@@ -100,10 +105,18 @@ def load(path: Path) -> Record:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error
 
 
-def save(record: Record, folder: Path) -> None:
-    """Write the whole file."""
+def save(record: Record, folder: Path) -> Path:
+    """Write the whole file, beside the one that is there as long as that holds more; return its path."""
+    path, partial = (folder / f"{record.slug}.{ending}" for ending in ("json", "partial"))
     content = json.dumps({"kind": KIND, **vars(record)}, indent=1, allow_nan=False)
-    files.write(folder / f"{record.slug}.json", content + "\n")
+    old = load(path) if path.exists() else Record({})
+    finished_anew = old.environment == record.environment and not record.missing
+    if record.cases >= old.cases or finished_anew:
+        files.write(path, content + "\n")
+        partial.unlink(missing_ok=True)
+        return path
+    files.write(partial, content + "\n")
+    return partial
 
 
 def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequence[Case]) -> Record:
@@ -113,11 +126,8 @@ def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequ
     """
     keys = [case.key for case in cases]
     record = Record(now)
-    path = folder / f"{record.slug}.json"
-    if path.exists():
-        old = load(path)
-        if old.environment == now:
-            record = old
+    left = [folder / f"{record.slug}.{ending}" for ending in ("partial", "json")]
+    record = next((old for path in left if path.exists() and (old := load(path)).environment == now), record)
     if record.planned != keys or not record.missing:
         others = {case.key for case in every} - set(keys)
         record.rows = [row for row in record.rows if row["case"] in others]

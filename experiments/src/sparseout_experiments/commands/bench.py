@@ -58,7 +58,10 @@ def bench(
     except store.NotRows as error:
         fail(str(error), FAILED)
     rendering.show(console, record)
-    wrote(console, [folder / f"{record.slug}.json", *written])
+    partial = folder / f"{record.slug}.partial"
+    wrote(console, [partial if partial.exists() else folder / f"{record.slug}.json", *written])
+    if partial.exists() and not interrupted:
+        fail(f"{record.slug}.json has rows of more cases and stays: give another --out, or remove it", FAILED)
     if interrupted:
         fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
 

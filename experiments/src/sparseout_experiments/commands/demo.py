@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, count, fail, number, progress_bar
-from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, plan, run_all
+from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan, run_all
 from sparseout_experiments.training import files
 
 
@@ -47,15 +47,19 @@ def demo(
     )
     folder = Path(out)
     try:
+        before, whole = earlier(folder)
         files.prepare(folder)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
+    except ValueError as error:
+        fail(str(error))
 
     total, started = len(plan(options)), time.perf_counter()
     runs = _watch(options, total)
     finished = f"{len(runs)} of {total} runs were finished"
-    if not runs:
-        fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
+    if not runs or (len(runs) < total and (whole or len(runs) < before)):
+        stays = f"; the report in {folder}, of {before} runs, stays" if runs else ", and nothing was written"
+        fail(f"interrupted: {finished}{stays}", INTERRUPTED)
 
     from sparseout_experiments.demo import report  # matplotlib takes a second to import
 

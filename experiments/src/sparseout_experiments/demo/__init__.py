@@ -4,10 +4,12 @@ Within a seed every run starts from the same weights and sees the same batches: 
 three generators, so that the noise is all that differs.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout import Sparseout
+from sparseout._utils.validation import expected
 from sparseout.measures._functions import Streaming
 from sparseout_experiments.data import Split
 from sparseout_experiments.models import Autoencoder
@@ -26,6 +29,8 @@ UNITS = 256
 BATCH = 64
 LEARNING_RATE = 1e-3
 EPOCHS = 20
+
+RESULTS = "results.json"
 
 # The histogram of log10 of the activations, the same bins in every run so that seeds can be pooled.
 BINS, LOWEST, HIGHEST = 60, -4.0, 2.0
@@ -104,6 +109,21 @@ def run_all(options: Options, data: Split, on_epoch: Callable[[Setting, int], No
     with one_thread():
         for setting, seed in plan(options):
             yield train(setting, seed, options, data, on_epoch)
+
+
+def earlier(folder: Path) -> tuple[int, bool]:
+    """Of how many runs the report in a folder is, and whether of all. Raises ValueError for another's file."""
+    path = folder / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["experiment"] != "demo":
+            raise KeyError
+        return int(found["runs_finished"]), found["runs_finished"] == found["runs_planned"]
+    except FileNotFoundError:
+        return 0, False
+    except (ValueError, LookupError, TypeError):
+        wanted = "a new folder, or one of an earlier sparseout demo"
+        raise ValueError(expected("--out", wanted, f"{str(folder)!r}, with another {RESULTS}")) from None
 
 
 def noise_layer(setting: Setting, options: Options) -> nn.Module:

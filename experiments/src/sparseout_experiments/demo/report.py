@@ -20,6 +20,7 @@ from sparseout_experiments.demo import (
     HIGHEST,
     LEARNING_RATE,
     LOWEST,
+    RESULTS,
     UNITS,
     Options,
     Run,
@@ -38,7 +39,7 @@ def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -
     found = results(options, runs, seconds)
     rows = summarise(options, runs)
     contents: dict[str, str | bytes] = {
-        "results.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
+        RESULTS: json.dumps(found, indent=1, allow_nan=False) + "\n",
         "demo.png": figures.picture(rows, options.scales),
         "report.html": page(options, rows, found),
     }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseout_experiments.studies.alternatives.page import write
+from sparseout._utils.validation import expected
+from sparseout_experiments.studies.alternatives.page import check, write
 from sparseout_experiments.studies.control import collect, runner
 from sparseout_experiments.studies.control.runner import StudyStopped
 from sparseout_experiments.studies.engine import sweep
@@ -127,6 +128,7 @@ def reproduce(
     Raises:
         StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
     """
+    check(page, data)
     wanted = plan(budget, data, seeds)
     jobs = {run: run.job(work, sources or {}) for run in wanted}
     found: dict[_Run, dict[str, Any]] = {}
@@ -144,8 +146,16 @@ def reproduce(
 
 
 def render(results: Path, page: Path) -> None:
-    """Fill the page from the files of results. Raises ValueError for a file that is none, or a page without marks."""
-    write(load_all(results), page)
+    """Fill the page from the files of results.
+
+    Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
+    """
+    records = load_all(results)
+    if not records:
+        raise ValueError(
+            expected("--results", "a folder with results of `sparseout reproduce alternatives`", repr(str(results)))
+        )
+    write(records, page)
 
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:

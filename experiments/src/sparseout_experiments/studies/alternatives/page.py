@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from sparseout._utils.validation import expected
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import Interval, t_interval
@@ -33,8 +34,18 @@ _LOOKS = {
 Row = Mapping[str, Any]
 
 
+def check(page: Path, names: Iterable[str]) -> str:
+    """The text of a page that has places for the results on these data. Raises ValueError."""
+    if not page.is_file():
+        raise ValueError(expected("--page", "a file that is there, whose marked parts are filled in", repr(str(page))))
+    text = page.read_text(encoding="utf-8")
+    pages.filled(text, {f"alternatives-{name}": "" for name in names})
+    return text
+
+
 def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
     """Fill the page, and write its figures to the folder `images` beside it."""
+    text = check(page, records)
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     blocks = {}
@@ -46,7 +57,7 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
         blocks[f"alternatives-{name}"] = pages.wrapped(
             [_what(name, record), "", shown, "", _CAPTION, "", *_equal(record), "", *_all(record)]
         )
-    files.write(page, pages.filled(page.read_text(encoding="utf-8"), blocks))
+    files.write(page, pages.filled(text, blocks))
 
 
 _CAPTION = (

@@ -1,13 +1,15 @@
 """The control study of docs/protocol.md: run it, and make the page of its results."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.control import collect, grid, runner
-from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, Task
+from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Task
 from sparseout_experiments.studies.control.runner import Ledger, Progress, StudyStopped, Watch
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.pool import Train
 
 __all__ = ["BUDGETS", "TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]
@@ -28,8 +30,8 @@ def reproduce(
 ) -> Ledger:
     """Run what is missing of the study, write the files of results, and make the page from all that are there.
 
-    What was finished before is kept, whether this ends by itself, by Ctrl-C or by an error: the files of results and
-    the page then show what there is.
+    What was finished before is kept, whether this ends by itself, by Ctrl-C or by an error. The files of results and
+    the page then show what there is, unless what they show already is more.
 
     Args:
         budget: "small", "gpu" or "full".
@@ -53,6 +55,9 @@ def reproduce(
         raise ValueError(expected("tasks", f"among {', '.join(TASKS)}", repr(unknown[0])))
     if workers < 1:
         raise ValueError(expected("workers", "a whole number >= 1", workers))
+    others = [one for one in collect.load_all(results) if one.budget != budget or one.task not in tasks]
+    planned = sum(grid.count(task)[1] for task in tasks)  # at most
+    pages.check(page, TITLE, planned + sum(len(one.rows) + len(one.failures) for one in others))
     ledger = runner.look(budget, work, tasks)
     try:
         runner.run_all(
@@ -66,15 +71,30 @@ def reproduce(
             on_progress=on_progress,
             train=train,
         )
-    finally:
-        for task in tasks:
-            collect.save(results, budget, task, ledger)
-        render(results, page)
+    except BaseException:
+        with suppress(ValueError):  # what is on the page is more, or no run has finished: what stopped it is to be told
+            _write(budget, tasks, ledger, results, page)
+        raise
+    _write(budget, tasks, ledger, results, page)
     return ledger
 
 
-def render(results: Path, page: Path) -> None:
-    """Make the page and its figures from the files of results. Raises `collect.NotResults` for a file that is none."""
-    from sparseout_experiments.studies.control.page import write
+def _write(budget: str, tasks: Sequence[Task], ledger: Ledger, results: Path, page: Path) -> None:
+    for task in tasks:
+        collect.save(results, budget, task, ledger)
+    render(results, page)
 
-    write(collect.load_all(results), page)
+
+def render(results: Path, page: Path) -> None:
+    """Make the page and its figures from the files of results.
+
+    Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
+    """
+    from sparseout_experiments.studies.control.page import write  # matplotlib takes a second to import
+
+    records = collect.load_all(results)
+    if not any(record.rows or record.failures for record in records):
+        raise ValueError(
+            expected("--results", "a folder with results of `sparseout reproduce control`", repr(str(results)))
+        )
+    write(records, page)

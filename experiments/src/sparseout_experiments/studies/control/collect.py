@@ -78,8 +78,13 @@ def path_of(results: Path, budget: str, task: Task) -> Path:
 
 
 def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
-    """Write what is known of a task."""
+    """Write what is known of a task, unless nothing is, or the file that is there knows of more runs."""
+    path = path_of(results, budget, task)
     plan = ledger.plan(task)
+    known = sum(run in ledger for run in plan)
+    before = load(path) if path.exists() else None
+    if known < (len(before.rows) + len(before.failures) if before else 1):
+        return path
     mine = [(run, ledger.results[run]) for run in plan if run in ledger.results]
     reasons = ledger.failures | ledger.lost
     content = {
@@ -95,7 +100,6 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
     }
     results.mkdir(parents=True, exist_ok=True)
-    path = path_of(results, budget, task)
     rows = {name: content.pop(name) for name in ("rows", "failed", "chosen")}
     head = json.dumps(content, indent=1, allow_nan=False)[:-2]
     lists = [f' "{name}": [\n' + ",\n".join(f"  {_line(row)}" for row in some) + "\n ]" for name, some in rows.items()]

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 Task = Literal["autoencoder", "image", "language"]
 Role = Literal["grid", "tuning", "tuned", "common", "identity"]
 
+TITLE = "# Results of the control study"  # of the page
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEED = 100  # not among SEEDS: what chose p does not also judge it
 

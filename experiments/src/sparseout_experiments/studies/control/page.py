@@ -8,10 +8,18 @@ from pathlib import Path
 from sparseout_experiments.studies.control import brief, describe, figures, limits, words
 from sparseout_experiments.studies.control.analysis import LEAST_SEEDS
 from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.grid import GRIDS
+from sparseout_experiments.studies.control.grid import GRIDS, TITLE
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.training import files
 
+_HEAD = (
+    TITLE,
+    "",
+    "Does q control sparsity, and at what cost? What was run and what the words of the verdicts mean is fixed in "
+    "[protocol.md](protocol.md). `sparseout reproduce control` makes this page from the files in `results/`; no "
+    "number on it was typed.",
+    "",
+)
 _CAPTIONS = {
     "dial": "**What q does.** Hoyer sparsity of the code against q (test data, evaluation mode, mean over seeds with "
     "95% intervals). Grey: without noise, and with Dropout of the same p.",
@@ -42,24 +50,14 @@ _LIMITS = {
 
 def write(records: Sequence[Record], page: Path) -> None:
     """Write the page and its figures, which lie in a folder `images` beside it."""
+    runs = sum(len(record.rows) + len(record.failures) for record in records)
+    pages.check(page, TITLE, runs)
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines = _head(records)
+    lines = list(_HEAD)
     for budget, group in itertools.groupby(records, key=lambda record: record.budget):
         lines += _section(budget, list(group), images, page)
-    files.write(page, pages.wrapped(lines))
-
-
-def _head(records: Sequence[Record]) -> list[str]:
-    lines = [
-        "# Results of the control study",
-        "",
-        "Does q control sparsity, and at what cost? What was run and what the words of the verdicts mean is fixed in "
-        "[protocol.md](protocol.md). `sparseout reproduce control` makes this page from the files in `results/`; no "
-        "number on it was typed.",
-        "",
-    ]
-    return lines if records else [*lines, "No run has finished yet."]
+    pages.write(page, lines, runs)
 
 
 def _section(budget: str, records: list[Record], images: Path, page: Path) -> list[str]:

@@ -3,9 +3,13 @@
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparseout._utils.validation import expected
+from sparseout_experiments.training import files
+
+_RUNS = "<!-- made from {} runs -->"
 
 
 def wrapped(lines: Sequence[str]) -> str:
@@ -16,6 +20,28 @@ def wrapped(lines: Sequence[str]) -> str:
         indent = "  " if line.startswith("- ") else ""
         found += [line] if whole else textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False)
     return "\n".join(found).rstrip() + "\n"
+
+
+def check(page: Path, title: str, runs: int | None = None) -> None:
+    """Raise ValueError where replacing a page would lose something: it has another title, or was made from more runs.
+
+    Without `runs` the title alone is looked at, before there are any.
+    """
+    if not page.exists():
+        return
+    text = page.read_text(encoding="utf-8")
+    if text.partition("\n")[0] != title:
+        raise ValueError(expected("--page", f"a new file, or one that begins with {title!r}", repr(str(page))))
+    before = re.search(_RUNS.format(r"(\d+)"), text)
+    if before and runs is not None and runs < int(before[1]):
+        wanted = f"a new file, as there are results of {runs} runs"
+        raise ValueError(expected("--page", wanted, f"{str(page)!r}, which was made from {before[1]}"))
+
+
+def write(page: Path, lines: Sequence[str], runs: int) -> None:
+    """Write a page that begins with its title, unless `check` objects."""
+    check(page, lines[0], runs)
+    files.write(page, wrapped([*lines, "", _RUNS.format(runs)]))
 
 
 def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[str]:

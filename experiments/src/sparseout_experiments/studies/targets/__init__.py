@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparseout._utils.validation import expected
 from sparseout_experiments.studies.control import collect, runner
 from sparseout_experiments.studies.control.runner import StudyStopped
-from sparseout_experiments.studies.engine import sweep
+from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine.pool import Job, Pool, Train
-from sparseout_experiments.studies.targets.page import START, write
+from sparseout_experiments.studies.targets.page import START, TITLE, write
 from sparseout_experiments.training import runs
 
 __all__ = ["KIND", "TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
@@ -99,6 +100,8 @@ def reproduce(
         StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
     """
     total = sum(len(tasks[name].seeds) * (len(tasks[name].qs) + len(tasks[name].parts)) for name in names)
+    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in names)
+    pages.check(page, TITLE, total + sum(others))
     found: dict[_Run, dict[str, Any]] = {}
 
     def tell(run: _Run) -> None:
@@ -125,8 +128,16 @@ def reproduce(
 
 
 def render(results: Path, page: Path) -> None:
-    """Make the page and its figures from the files of results. Raises ValueError for a file that is none."""
-    write(load_all(results), page)
+    """Make the page and its figures from the files of results.
+
+    Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
+    """
+    records = load_all(results)
+    if not records:
+        raise ValueError(
+            expected("--results", "a folder with results of `sparseout reproduce targets`", repr(str(results)))
+        )
+    write(records, page)
 
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.training import files
 
+TITLE = "# Are targets met?"
 START = 2.5  # q at the beginning of a run to a target
 WITHIN = 0.02  # of the target, in Hoyer
 NOISE = 0.1  # of the power of Dropout's noise
@@ -28,16 +29,18 @@ Rows = Sequence[Mapping[str, Any]]
 
 def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
     """Write the page and its figures, which lie in a folder `images` beside it."""
+    runs = sum(len(record["rows"]) for record in records.values())
+    pages.check(page, TITLE, runs)
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines = [*_head(records), *(["No run has finished yet."] if not records else [])]
+    lines = _head(records)
     for name, record in records.items():
         picture = images / f"targets-{name}.png"
         files.write(picture, _drawn(record))
         alt = f"{_TITLES[name]}: Hoyer and q against the step, one line a run"
         lines += [f"## {_TITLES[name]}", "", _what(record), "", *_table(record), ""]
         lines += [f"![{alt}]({os.path.relpath(picture, page.parent)})", "", _CAPTION, "", *_fixed(record), ""]
-    files.write(page, pages.wrapped(lines))
+    pages.write(page, lines, runs)
 
 
 _CAPTION = (
@@ -49,7 +52,7 @@ _CAPTION = (
 def _head(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     verdicts = [_verdict(name, record) for name, record in records.items()]
     return [
-        "# Are targets met?",
+        TITLE,
         "",
         "A controller moves q until the activations are as sparse as wanted. Here it is put to the test: first every "
         "fixed q is run, to see which sparsities the network can have; then targets at a quarter, half and three "

@@ -1,0 +1,88 @@
+"""No page and no file of results is replaced by an emptier one."""
+
+from pathlib import Path
+
+import pytest
+from sparseout_experiments import cli
+from sparseout_experiments.studies import control, targets
+from sparseout_experiments.studies.control import collect
+from sparseout_experiments.studies.control.runner import Ledger, StudyStopped
+from study_rows import ledger_of
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"control": "results.md", "targets": "targets.md", "alternatives": "comparison.md", "theory": "theory.md"}
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def some_of(folder: Path, runs: int) -> Path:
+    """Results of so many runs of the image task."""
+    ledger = Ledger(dict(list(ledger_of("image").results.items())[:runs]))
+    collect.save(folder, "small", "image", ledger)
+    return folder
+
+
+@pytest.mark.parametrize("study", PAGES)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_page_is_not_rendered_from_nothing(
+    study: str, there: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    page = tmp_path / "page.md"
+    if there:
+        page.write_text((ROOT / "docs" / PAGES[study]).read_text())
+    before = page.read_text() if there else None
+    command = [study] if study == "theory" else ["reproduce", study]
+    assert run(*command, "--render", "--results", str(tmp_path / "results"), "--page", str(page)) == 2
+    assert capfd.readouterr().err.strip().count("\n") == 0
+    assert (page.read_text() if page.exists() else None) == before
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("study", [control, targets])
+def test_a_page_of_others_is_left_alone(study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    page = tmp_path / "README.md"
+    page.write_text("# Mine\n")
+    with pytest.raises(ValueError, match="expected `--page` to be a new file, or one that begins with '# "):
+        study.render(ROOT / "results", page)
+    assert page.read_text() == "# Mine\n"
+
+
+def test_a_page_is_not_made_from_fewer_runs(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    control.render(some_of(tmp_path / "more", 9), page)
+    before = page.read_text()
+    assert before.endswith("<!-- made from 9 runs -->\n")
+    with pytest.raises(ValueError, match=r"of 8 runs, but got .*page.md', which was made from 9"):
+        control.render(some_of(tmp_path / "fewer", 8), page)
+    assert page.read_text() == before
+    control.render(some_of(tmp_path / "as many", 9), page)
+
+
+def stop(task: str, options: object, folder: Path) -> None:
+    raise RuntimeError("no disk")
+
+
+def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path) -> None:
+    results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"
+    control.render(results, page)
+    before = {path: path.read_bytes() for path in (page, *results.iterdir())}
+    with pytest.raises(StudyStopped, match="no disk"):
+        control.reproduce("small", results, tmp_path / "work", page, 1, ("image",), train=stop)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("study", ["control", "targets"])
+def test_a_part_of_a_study_is_not_begun_for_a_page_of_all(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / PAGES[study]).read_text())
+    monkeypatch.chdir(tmp_path)
+    assert run("reproduce", study, "--only", "autoencoder", "--results", "new", "--page", str(page)) == 2
+    assert "which was made from" in capfd.readouterr().err
