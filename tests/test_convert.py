@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import sparseout
 from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, convert_dropout_, revert_, set_q_
 
@@ -168,6 +167,90 @@ def test_a_layer_built_in_forward_is_found():
     assert convert_dropout_(Builds(), q=1.5).unreached == {"": "Dropout is called with p=0.3 in Builds.forward"}
 
 
+drop = dropout = F.dropout
+
+
+class Named(nn.Module):
+    """Its forward cannot be traced, so that its source is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.drops = nn.ModuleDict({"default": nn.Dropout(0.3)})
+        self.blocks = nn.ModuleList([nn.ModuleDict({"dropout": nn.Dropout(0.3)})])
+        self.function = F.dropout
+
+    def dropout(self, x):
+        return x
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.call(x)
+
+    def call(self, x):
+        raise NotImplementedError
+
+
+class OfAnAdapter(Named):
+    def call(self, x):  # as the layers of peft do
+        for key in self.drops:
+            dropout = self.drops[key]
+            x = dropout(x)
+        return x
+
+
+class OfABlock(Named):
+    def call(self, x):
+        for block in self.blocks:
+            x = block.dropout(x)
+        return x
+
+
+class OfAMethod(Named):
+    def call(self, x):
+        return self.dropout(x)
+
+
+class OfAnArgument(Named):
+    def call(self, x, dropout=None):
+        return x if dropout is None else dropout(x)
+
+
+class OfAGlobal(Named):
+    def call(self, x):
+        return drop(x, 0.3)
+
+
+class OfALocal(Named):
+    def call(self, x):
+        noise = nn.functional.dropout if self.training else F.alpha_dropout
+        return noise(x, p=0.3)
+
+
+class OfAnImport(Named):
+    def call(self, x):
+        from torch.nn import functional
+        from torch.nn.functional import dropout as noise
+
+        return noise(functional.relu(x), 0.3)
+
+
+class OfAnAttribute(Named):
+    def call(self, x):
+        return self.function(x, 0.3)
+
+
+@pytest.mark.parametrize("kind", [OfAnAdapter, OfABlock, OfAMethod, OfAnArgument])
+def test_a_name_is_not_taken_for_torchs_function(kind):
+    assert convert_dropout_(kind(), 1.5).unreached == {}
+
+
+@pytest.mark.parametrize("kind", [OfAGlobal, OfALocal, OfAnImport, OfAnAttribute])
+def test_torchs_function_is_known_by_any_name(kind):
+    unreached = {"": f"dropout is called with p=0.3 in {kind.__name__}.forward"}
+    assert convert_dropout_(kind(), 1.5).unreached == unreached
+
+
 def test_dropout_inside_torchs_modules_is_reported():
     single = nn.LSTM(3, 3)
     single.dropout = 0.2  # torch applies none after the last layer, and warns if it is built so
@@ -198,7 +281,8 @@ def test_report_is_a_table_with_one_line_for_layers_that_differ_in_numbers():
         "changed  *.* (3x)  Dropout(p=0.1, inplace=False) -> Sparseout(p=0.1, q=1.5)",
         "skipped  3         AlphaDropout keeps the mean and variance of SELU units, which Sparseout does not",
     ]
-    assert str(convert_dropout_(nn.Linear(2, 2), q=1.0)) == "changed  nothing  no layer to change"
+    with pytest.warns(UserWarning, match="^nothing was converted: the Linear has no dropout$"):
+        assert str(convert_dropout_(nn.Linear(2, 2), q=1.0)) == "changed  nothing  no layer to change"
     assert str(convert_dropout_(nn.Dropout(0.1), q=1.0)).startswith("changed  (the model itself)  Dropout(p=0.1")
 
 
@@ -328,7 +412,8 @@ def test_layers_built_as_sparseout_are_not_reverted():
     convert_dropout_(model, q=1.5)
     assert model[1].q == 1.0
     revert_(model)
-    revert_(model)
+    with pytest.warns(UserWarning, match="^nothing was reverted: the model has no converted or inserted layer$"):
+        revert_(model)
     assert [type(module) for module in model] == [Sparseout, nn.Dropout]
 
 
@@ -337,4 +422,3 @@ def test_a_tensor_q_is_shared_and_moves_all_layers():
     model = nn.Sequential(nn.Dropout(), nn.Dropout())
     convert_dropout_(model, q=q)
     assert all(layer.q is q for layer in model)
-    assert sparseout.convert_dropout_(nn.Linear(2, 2), q=q).changed == {}

@@ -48,3 +48,11 @@ def test_that_test_can_fail(optional):
 def test_no_device_is_touched():
     code = "import sparseout, torch; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_star_import_leaves_the_module_its_name():
+    names: dict = {}
+    exec("import sparseout; from sparseout import *", names)
+    assert names["sparseout"] is sys.modules["sparseout"]
+    assert names["sparseout"].sparseout is sys.modules["sparseout.functional"].sparseout
+    assert set(names) >= {"Sparseout", "convert_dropout_", "SparsityMonitor"}

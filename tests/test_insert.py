@@ -132,7 +132,9 @@ def test_what_is_skipped_is_reported():
 
 
 def test_nothing_found_says_so():
-    assert str(insert_after_(net(), nn.GELU, p=0.5, q=1.0)) == "changed  nothing  no layer to change"
+    with pytest.warns(UserWarning, match="^nothing was inserted: the Sequential has no such module$"):
+        report = insert_after_(net(), nn.GELU, p=0.5, q=1.0)
+    assert str(report) == "changed  nothing  no layer to change"
 
 
 @pytest.mark.parametrize(

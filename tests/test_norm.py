@@ -75,7 +75,27 @@ def test_without_batch_norm_no_batch_is_asked_for():
         raise AssertionError
         yield
 
-    recalibrate_norm_(nn.Sequential(nn.GroupNorm(1, 4)), never())
+    with pytest.warns(UserWarning, match="^no statistics were estimated: the Sequential has no batch norm$"):
+        recalibrate_norm_(nn.Sequential(nn.GroupNorm(1, 4)), never())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_means_are_right_in_a_half_dtype_too(dtype):
+    norm = nn.BatchNorm1d(1).to(dtype)  # in bf16 a mean that runs stands still at 256 batches
+    recalibrate_norm_(norm, [torch.full((2, 1), float(i // 256), dtype=dtype) for i in range(1024)])
+    assert norm.running_mean == 1.5
+    assert norm.num_batches_tracked == 1024
+
+
+def test_a_norm_that_is_not_called_keeps_its_statistics():
+    class Aside(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    model = Aside(nn.BatchNorm1d(1), nn.BatchNorm1d(1))
+    model[1](torch.tensor([[0.0], [20.0]]))
+    recalibrate_norm_(model, [torch.tensor([[0.0], [4.0]])])
+    assert [norm.running_mean.item() for norm in model] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(

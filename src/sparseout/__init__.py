@@ -27,7 +27,6 @@ __all__ = [
     "revert_",
     "schedules",
     "set_q_",
-    "sparseout",
     "theory",
 ]
 __version__ = "0.1.0"

@@ -1,28 +1,34 @@
 """Noise on weights: how it comes onto a layer that is there, and how it goes again."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
+from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import check_model
 from sparseout._utils.validation import expected
 
 Layer = TypeVar("Layer", bound=nn.Module)
+_RECORD = "_before_baseline"
+_ATTRIBUTES = ("p", "q", "per_example", "c")
 
 
 def change_(layer: Layer, classes: Mapping[type[nn.Module], type[nn.Module]], **attributes: Any) -> Layer:
     """Make `layer` one of the class that `classes` has for its own, with these attributes besides its own.
 
-    It stays the object that it is, with its parameters, hooks and keys. Raises: TypeError.
+    Raises: TypeError.
     """
     if type(layer) not in classes:
         got = type(layer).__name__
         wish = " or ".join(kind.__name__ for kind in classes)
         raise TypeError(expected("module", f"a {wish}, and nothing derived from it", f"a {got}"))
-    vars(layer).update(attributes, _before_baseline=(type(layer), tuple(attributes)))
-    layer.__class__ = classes[type(layer)]  # type: ignore[assignment]
+    if forward_replaced(layer):
+        got = "one with another forward on the object, so that its class decides nothing"
+        raise TypeError(expected("module", "a layer with the forward of its class", got))
+    swap_class_(layer, classes[type(layer)], attributes, _RECORD)
     reset_compiler()
     return layer
 
@@ -35,6 +41,10 @@ def revert_(model: nn.Module) -> None:
 
     Raises:
         TypeError: if `model` is no module.
+        RuntimeError: if such a layer was changed since, by a parametrization for one; nothing is reverted then.
+
+    Warns:
+        UserWarning: if there is no such layer.
 
     Example:
         >>> from sparseout.baselines import shakeout_
@@ -44,10 +54,10 @@ def revert_(model: nn.Module) -> None:
         Linear(in_features=3, out_features=2, bias=True)
     """
     check_model(model)
-    changed = [module for module in model.modules() if "_before_baseline" in vars(module)]
+    changed = swapped(model, _RECORD)
     for module in changed:
-        module.__class__, names = vars(module).pop("_before_baseline")
-        for name in names:
-            del vars(module)[name]
-    if changed:
+        restore_class_(module, _ATTRIBUTES, _RECORD)
+    if not changed:
+        warnings.warn("nothing was reverted: no layer was changed by bridgeout_ or shakeout_", stacklevel=2)
+    else:
         reset_compiler()

@@ -87,7 +87,7 @@ def _node_holds_probabilities(owner: nn.Module, node: Any) -> bool | None:
 
 def _by_source(owner: nn.Module, path: str) -> bool | None:
     reader = _Reader(owner, path)
-    for tree in source(owner):
+    for _, tree in source(owner):
         reader.names = {}
         reader.visit(tree)
     return _any(reader.found)

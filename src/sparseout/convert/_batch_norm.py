@@ -4,13 +4,14 @@ Noise in training widens what batch norm sees, while in evaluation there is none
 an evaluated network is scaled wrongly, by how much depends on q and p.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from sparseout._utils.modules import named_modules, select
 from sparseout._utils.validation import expected, kind
@@ -32,8 +33,9 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
 
     of what each batch-norm layer is given, in torch's unbiased variances. Only the batch norms are in training mode
     meanwhile: Sparseout, Dropout, the dropout inside an LSTM or an attention and all else run as in evaluation. Nothing
-    else changes: no weight, no gradient, no training flag; after an error the statistics are the old ones. Without
-    batch norm nothing is done, and no batch is asked for. With several processes each uses its own batches.
+    else changes: no weight, no gradient, no training flag; after an error the statistics are the old ones, as are those
+    of a batch norm that is not called. The means are taken in fp32 whatever the dtype of the model. Without batch norm
+    no batch is asked for. With several processes each uses its own batches.
 
     Args:
         model: takes one batch.
@@ -44,18 +46,22 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
         ValueError: if there is no batch.
         TypeError: if `model` is not a module, or the first batch is neither a tensor nor begins with one.
 
+    Warns:
+        UserWarning: if the model has no batch norm.
+
     Example:
         >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2))
         >>> recalibrate_norm_(model, [torch.tensor([[1.0, 2.0], [3.0, 6.0]])])
         >>> model[1].running_mean, model[1].running_var
         (tensor([2., 4.]), tensor([2., 8.]))
 
-    Source: `torch.optim.swa_utils.update_bn`, which is run underneath, with its noise left on.
+    Source: `torch.optim.swa_utils.update_bn`, which leaves the noise on and the running means in the model's dtype.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(expected("model", "a module", kind(model)))
     norms = list(batch_norms(model).values())
     if not norms:
+        warnings.warn(f"no statistics were estimated: the {type(model).__name__} has no batch norm", stacklevel=2)
         return
     if not isinstance(batches, Iterable):
         raise TypeError(expected("batches", "an iterable of batches", kind(batches)))
@@ -69,23 +75,49 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
         raise TypeError(expected("batches", "tensors, or tuples or lists that begin with one", kind(begins)))
     flags = [(module, module.training) for module in model.modules()]
     kept = [(norm, norm.momentum, [(old, old.clone()) for old in norm.buffers(recurse=False)]) for norm in norms]
-
-    def quiet() -> Iterator[Tensor | Sequence[Tensor]]:
-        for module, _ in flags:  # here, since `update_bn` begins by putting the whole model into training mode
-            module.training = module in norms
-        yield from chain([first], source)
-
+    sums = {norm: _Sums() for norm in norms}
+    handles = [norm.register_forward_hook(hook) for norm, hook in sums.items()]
     device = next(chain(model.parameters(), model.buffers())).device
+    done: set[nn.Module] = set()
     try:
-        update_bn(quiet(), model, device)
-    except BaseException:
+        for module, _ in flags:
+            module.training = module in sums
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = 1.0  # what is running is then the last batch's
         with torch.no_grad():
-            for _, _, buffers in kept:
-                for buffer, old in buffers:
-                    buffer.copy_(old)
-        raise
+            for batch in chain([first], source):
+                x: Any = batch[0] if isinstance(batch, (tuple, list)) else batch
+                model(x.to(device))
+        done = {norm for norm, hook in sums.items() if hook.write(norm)}
     finally:
+        for handle in handles:
+            handle.remove()
         for module, flag in flags:
             module.training = flag
-        for norm, momentum, _ in kept:  # `update_bn` does this too, but not after an error
+        for norm, momentum, buffers in kept:
             norm.momentum = momentum
+            if norm not in done:  # after an error, or not called
+                for buffer, old in buffers:
+                    buffer.data.copy_(old)
+
+
+class _Sums:
+    """The sums of a norm's statistics over its calls, in fp32 at least: a mean that runs in half types stands still."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def __call__(self, norm: _BatchNorm, args: object, output: object) -> None:
+        self.count += 1
+        for name in ("running_mean", "running_var"):
+            value = norm.get_buffer(name)
+            wide = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+            self.sums[name] = wide.add_(self.sums[name]) if name in self.sums else wide
+
+    def write(self, norm: _BatchNorm) -> bool:
+        """Give the norm the means, if there was a call."""
+        for name, total in self.sums.items():
+            norm.get_buffer(name).data.copy_(total / self.count)
+        return self.count > 0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.hooks import RemovableHandle
 
+from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
 from sparseout._utils.validation import expected, kind
 from sparseout.convert._attention import attention_reason
 from sparseout.convert._functional_dropout import unreached
+from sparseout.convert._insertion import RECORD, remove_inserted_
 from sparseout.convert._report import ConversionReport
 from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
 from sparseout.functional import Gradient, Scale, check_arguments
@@ -33,7 +35,7 @@ _LEFT: dict[type[nn.Module], str] = {
 }
 
 
-_OURS = vars(Sparseout()).keys() - vars(nn.Module()).keys()  # the attributes that make a module a Sparseout
+_ATTRIBUTES = vars(Sparseout()).keys() - vars(nn.Module()).keys()  # those that make a module a Sparseout
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class _Place:
 
 def convert_dropout_(
     model: nn.Module,
-    *,
     q: float | Tensor,
+    *,
     p: float | None = None,
     gradient: Gradient = "detached",
     scale: Scale = None,
@@ -81,6 +83,9 @@ def convert_dropout_(
     Raises:
         ValueError: for a value out of range.
         TypeError: for an argument of another type. Nothing has been changed then.
+
+    Warns:
+        UserWarning: if the model has no dropout at all.
 
     Example:
         >>> from torch import nn
@@ -120,11 +125,11 @@ def convert_dropout_(
             report.skipped[name] = reason
     report.unreached.update(unreached(model, graphs, on_attention))
     for layer, sparse in new.items():
-        old = {key: vars(layer)[key] for key in _OURS if key in vars(layer)}
-        vars(layer).update({key: vars(sparse)[key] for key in _OURS}, _before_conversion=(type(layer), old))
-        layer.__class__ = type(sparse)
+        swap_class_(layer, type(sparse), {name: vars(sparse)[name] for name in _ATTRIBUTES}, RECORD)
     if new:
         reset_compiler()
+    elif report == ConversionReport():
+        warnings.warn(f"nothing was converted: the {type(model).__name__} has no dropout", stacklevel=2)
     return report
 
 
@@ -139,6 +144,11 @@ def revert_(model: nn.Module) -> None:
 
     Raises:
         TypeError: if ``model`` is no module.
+        RuntimeError: if a converted layer was changed since, by hooks that replace its forward for one; nothing is
+            reverted then.
+
+    Warns:
+        UserWarning: if there is nothing to revert.
 
     Example:
         >>> from torch import nn
@@ -150,22 +160,12 @@ def revert_(model: nn.Module) -> None:
         Dropout(p=0.3, inplace=False)
     """
     check_model(model)
-    reverted = False
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            handle = vars(child).get("_before_conversion")
-            if isinstance(handle, RemovableHandle):
-                handle.remove()
-                delattr(owner, name)
-                reverted = True
-        before = vars(owner).get("_before_conversion")
-        if isinstance(before, tuple):
-            owner.__class__ = before[0]
-            for key in ("_before_conversion", *_OURS):
-                vars(owner).pop(key, None)
-            vars(owner).update(before[1])
-            reverted = True
-    if reverted:
+    converted = swapped(model, RECORD)
+    for layer in converted:
+        restore_class_(layer, _ATTRIBUTES, RECORD)
+    if not remove_inserted_(model) and not converted:
+        warnings.warn("nothing was reverted: the model has no converted or inserted layer", stacklevel=2)
+    else:
         reset_compiler()
 
 
@@ -181,6 +181,9 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
         ValueError: for a value out of range, a name that is no Sparseout layer of the model, or different values for
             layers that share one tensor.
         TypeError: for an argument of another type. Nothing has been changed then.
+
+    Warns:
+        UserWarning: if the model has no Sparseout layer.
 
     Example:
         >>> from torch import nn
@@ -199,6 +202,8 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
         new[_layer(name, layers)] = value
     if not isinstance(q, Mapping):
         check_arguments(0.5, q, False, "detached", None, (), None)  # also where there is no layer
+    if not new:
+        warnings.warn(f"no q was set: the {type(model).__name__} has no Sparseout layer", stacklevel=2)
     for layer, value in new.items():
         if isinstance(layer.q, Tensor) and not isinstance(value, Tensor):
             for other in layers.values():
@@ -254,7 +259,7 @@ def _why_not(layer: nn.Module) -> str | None:
         return _LEFT[type(layer)]
     if type(layer) not in _LAYERS:
         return f"{type(layer).__name__} is derived from {type(layer).__mro__[1].__name__} and may do something else"
-    if "forward" in vars(layer):
+    if forward_replaced(layer):
         return "its forward was replaced on the object, so its class decides nothing"
     return None
 

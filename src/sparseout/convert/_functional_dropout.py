@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from sparseout._utils.modules import named_modules, select
-from sparseout.convert._tracing import attribute, label, self_path, source
+from sparseout.convert._tracing import Names, attribute, label, self_path, source
 
 # The functions that drop, by name, and where among their positional arguments p is.
 _P_ARGUMENT = {
@@ -30,6 +30,7 @@ _P_ARGUMENT = {
     "Dropout2d": 0,
     "Dropout3d": 0,
 }
+_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _P_KEYWORDS = ("p", "dropout_p", "dropout")
 
 
@@ -72,8 +73,8 @@ def _inside(module: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], told
 
 def _calls_in_graph(graph: fx.Graph) -> Iterator[tuple[str, str, bool]]:
     for node in graph.nodes:
-        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-        if name in _P_ARGUMENT:
+        name = _torch_name(node.target) if node.op == "call_function" else ""
+        if name:
             attention = name == "scaled_dot_product_attention"
             p = _argument(name, node.args, node.kwargs, 0.0 if attention else 0.5)
             if p != 0 and node.kwargs.get("training", True) is not False:
@@ -88,26 +89,37 @@ def _argument(name: str, args: Any, kwargs: Mapping[str, Any], default: Any) -> 
 
 
 def _calls_in_source(module: nn.Module) -> Iterator[tuple[str, str, bool]]:
-    for tree in source(module):
+    for function, tree in source(module):
+        names = Names(module, function, tree)
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or isinstance(node.func, ast.Call):
                 continue
             if isinstance(attribute(module, self_path(node.func) or ""), nn.Module):
                 continue
-            name = label(node.func)
+            name = next(filter(None, map(_torch_name, names.objects(node.func))), "")
             keywords = {x.arg: x.value for x in node.keywords if x.arg}
-            if name in _P_ARGUMENT:
+            if name:
                 expression = _argument(name, node.args, keywords, None)
             else:  # a function that is told how much to drop
                 expression = keywords.get("dropout_p", keywords.get("dropout"))
                 if expression is None:
                     continue
-            attention = name not in _P_ARGUMENT or name == "scaled_dot_product_attention"
+            attention = name in ("", "scaled_dot_product_attention")
+            name = name or label(node.func)
             if expression is None:
                 if not attention:
                     yield name, "0.5", attention
             elif (p := _value(module, expression)) != 0:
                 yield name, ast.unparse(expression) if p is None else f"{p:g}", attention
+
+
+def _torch_name(target: Any) -> str:
+    """The name by which the table has a function or class of torch's; "" for all else, whatever it is called."""
+    if isinstance(target, type):
+        return next((cls.__name__ for cls in _LAYERS if issubclass(target, cls)), "")
+    name = getattr(target, "__name__", "")
+    of_torch = str(getattr(target, "__module__", "")).partition(".")[0] == "torch"
+    return name if of_torch and name in _P_ARGUMENT else ""
 
 
 def _value(module: nn.Module, expression: ast.AST) -> float | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select
@@ -15,6 +17,7 @@ from sparseout.functional import Gradient, Scale
 from sparseout.layers import Sparseout
 
 _NAME = "sparseout"  # of the child that makes the noise
+RECORD = "_before_conversion"  # the attribute of a layer that says how to undo what made it
 
 
 def insert_after_(
@@ -51,6 +54,9 @@ def insert_after_(
         TypeError: for an argument of another type; nothing has been changed then. At forward, for an output that is
             neither a tensor nor a tuple that begins with one.
 
+    Warns:
+        UserWarning: if there is no module of the given types.
+
     Example:
         >>> from torch import nn
         >>> import sparseout
@@ -78,10 +84,29 @@ def insert_after_(
     for module, layer in new:
         module.add_module(_NAME, layer)
         # Kept whole: a handle that is copied or pickled with its module still knows which hook is its own.
-        vars(layer)["_before_conversion"] = module.register_forward_hook(_perturb_output)
+        vars(layer)[RECORD] = module.register_forward_hook(PerturbOutput(layer))
     if new:
         reset_compiler()
+    elif not report.skipped:
+        warnings.warn(f"nothing was inserted: the {type(model).__name__} has no such module", stacklevel=2)
     return report
+
+
+def remove_inserted_(model: nn.Module) -> bool:
+    """Take inserted layers out again, and say whether there was one."""
+    removed = False
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            handle = vars(child).get(RECORD)
+            if isinstance(handle, RemovableHandle):
+                handle.remove()
+                delattr(module, name)
+                removed = True
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, PerturbOutput):  # copied without the child, by quantization
+                del module._forward_hooks[key]
+                removed = True
+    return removed
 
 
 def _check_types(types: Any) -> None:
@@ -104,14 +129,34 @@ def _why_not(module: nn.Module) -> str | None:
     return None
 
 
+class PerturbOutput:
+    """The hook of an inserted layer.
+
+    It holds the layer, since whoever makes another module of this one, such as torch's quantization, copies its hooks
+    and not its children. There is noise then where the layer was in training and the new module, which nobody may have
+    put into evaluation mode, is too.
+    """
+
+    def __init__(self, layer: Sparseout) -> None:
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if _NAME not in module._modules and not module.training:
+            return output
+        return self._perturb(type(module).__name__, output)
+
+    def _perturb(self, name: str, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return self.layer(output)
+        if isinstance(output, tuple) and output:
+            first = self._perturb(name, output[0])
+            if type(output) is tuple:
+                return (first, *output[1:])
+            if hasattr(output, "_make"):  # a named tuple, such as a packed sequence
+                return output._make((first, *output[1:]))
+        raise TypeError(expected(f"output of {name}", "a tensor or a tuple that begins with one", kind(output)))
+
+
 def _perturb_output(module: nn.Module, args: Any, output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return module.get_submodule(_NAME)(output)
-    if isinstance(output, tuple) and output:
-        first = _perturb_output(module, args, output[0])
-        if type(output) is tuple:
-            return (first, *output[1:])
-        if hasattr(output, "_make"):  # a named tuple, such as a packed sequence
-            return output._make((first, *output[1:]))
-    wanted = "a tensor or a tuple that begins with one"
-    raise TypeError(expected(f"output of {type(module).__name__}", wanted, kind(output)))
+    """The hook of models that were pickled by the first version."""
+    return PerturbOutput(module.get_submodule(_NAME))(module, args, output)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import random
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,19 +41,19 @@ def trace(module: nn.Module) -> fx.Graph | None:
         return None
 
 
-def source(module: nn.Module) -> list[ast.AST]:
-    """The syntax trees of forward and of the methods it calls, those of torch excepted."""
-    trees: list[ast.AST] = []
+def source(module: nn.Module) -> list[tuple[Callable[..., Any], ast.AST]]:
+    """Forward and the methods it calls, those of torch excepted: each function with its syntax tree."""
+    trees: list[tuple[Callable[..., Any], ast.AST]] = []
     todo, seen = ["forward"], {"forward"}
     while todo:
-        function = getattr(type(module), todo.pop(0))
+        function = inspect.unwrap(getattr(type(module), todo.pop(0)))
         if getattr(function, "__module__", "").startswith("torch."):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         except (OSError, TypeError, SyntaxError):  # made at run time, or compiled
             continue
-        trees.append(tree)
+        trees.append((function, tree))
         for node in ast.walk(tree):
             path = self_path(node.func) if isinstance(node, ast.Call) else None
             if path and path not in seen and inspect.isfunction(getattr(type(module), path, None)):
@@ -68,6 +69,57 @@ def self_path(node: ast.AST) -> str | None:
         parts.insert(0, node.attr)
         node = node.value
     return ".".join(parts) if parts and isinstance(node, ast.Name) and node.id == "self" else None
+
+
+class Names:
+    """The objects that names in the source of a function may stand for, as far as can be said without running it.
+
+    Args:
+        module: what `self` is.
+        function: a method of it.
+        tree: the syntax tree of the function.
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any], tree: ast.AST) -> None:
+        self._module = module
+        self._outer: dict[str, Any] = dict(getattr(function, "__globals__", {})) | dict(
+            inspect.getclosurevars(function).nonlocals
+        )
+        self._local: dict[str, list[ast.AST]] = {}  # what is assigned to a name; nothing where only a run can tell
+        for node in ast.walk(tree):
+            if isinstance(node, ast.arg):
+                self._local.setdefault(node.arg, [])
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self._local.setdefault(node.id, [])
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                self._add_imports(node)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self._local[node.targets[0].id].append(node.value)
+
+    def objects(self, node: ast.AST, around: tuple[str, ...] = ()) -> Iterator[Any]:
+        """What the expression may be."""
+        if path := self_path(node):
+            yield attribute(self._module, path)
+        elif isinstance(node, ast.Attribute):
+            yield from (getattr(value, node.attr, None) for value in self.objects(node.value, around))
+        elif isinstance(node, ast.IfExp):
+            yield from self.objects(node.body, around)
+            yield from self.objects(node.orelse, around)
+        elif isinstance(node, ast.Name) and node.id not in self._local:
+            yield self._outer.get(node.id)
+        elif isinstance(node, ast.Name) and node.id not in around:
+            for value in self._local[node.id]:
+                yield from self.objects(value, (*around, node.id))
+
+    def _add_imports(self, node: ast.Import | ast.ImportFrom) -> None:
+        for alias in node.names:
+            if isinstance(node, ast.ImportFrom):
+                value = getattr(sys.modules.get(node.module or ""), alias.name, None)
+                value = value or sys.modules.get(f"{node.module}.{alias.name}")
+            else:
+                value = sys.modules.get(alias.name if alias.asname else alias.name.partition(".")[0])
+            self._outer[alias.asname or alias.name.partition(".")[0]] = value
 
 
 def label(node: ast.AST) -> str:
