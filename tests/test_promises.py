@@ -14,12 +14,12 @@ from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 ROOT = Path(__file__).parent.parent
 FUNCTION = functools.partial(sparseout.sparseout, p=0.5, q=1.5, seed=3, gradient="exact")
 SHAPES = {
-    Sparseout: (6, 10),
-    Sparseout1d: (2, 3, 8),
-    Sparseout2d: (2, 3, 4, 5),
-    Sparseout3d: (2, 3, 2, 3, 4),
+    Sparseout: (3, 6),
+    Sparseout1d: (2, 3, 4),
+    Sparseout2d: (2, 3, 2, 3),
+    Sparseout3d: (2, 3, 2, 2, 2),
 }
-CASES = [(FUNCTION, (6, 10)), *((layer(0.5, 1.5, seed=3, gradient="exact"), shape) for layer, shape in SHAPES.items())]
+CASES = [(FUNCTION, (3, 6)), *((layer(0.5, 1.5, seed=3, gradient="exact"), shape) for layer, shape in SHAPES.items())]
 each = pytest.mark.parametrize(("call", "shape"), CASES, ids=["function", *(layer.__name__ for layer in SHAPES)])
 in_each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 
@@ -36,9 +36,7 @@ WAYS = {
     "compile": lambda call: torch.compile(call, fullgraph=True, backend="aot_eager"),
     "autocast": under_autocast,
     "checkpoint": lambda call: lambda x: checkpoint(call, x, use_reentrant=False),
-    "reentrant": lambda call: lambda x: checkpoint(call, x, use_reentrant=True),
     "vmap": lambda call: lambda x: vmap(call)(x[None])[0],
-    "vjp": lambda call: lambda x: vjp(call, x)[0],
 }
 
 
