@@ -138,9 +138,13 @@ def test_targets_as_fractions_of_the_range():
         r"and (\d)% of that in the language model \(([\d.]+) to ([\d.]+)\)",
         text("docs/how-to/target.md"),
     ).groups()
-    page = text("docs/targets.md")
-    farthest = [float(value) for value in re.findall(r"the farthest off by ([\d.]+\d)", page)]
-    ranges = re.findall(r"fixed q's reach Hoyer ([\d.]+) to ([\d.]+\d)\.", page)
-    assert [said[1:3], said[4:6]] == ranges
-    parts = [100 * off / (float(high) - float(low)) for off, (low, high) in zip(farthest, ranges, strict=True)]
+    parts = []
+    for name, low, high in (("autoencoder", *said[1:3]), ("language", *said[4:6])):
+        record = json.loads((ROOT / f"results/targets-{name}.json").read_text())
+        assert [low, high] == [f"{end:.3f}" for end in record["range"]]
+        runs = [row for row in record["rows"] if row["target"] is not None]
+        assert len(runs) == 15
+        off = max(abs(run["control"]["hoyer"] - run["target"]) for run in runs)
+        assert off < 0.004
+        parts.append(100 * off / (record["range"][1] - record["range"][0]))
     assert [said[0], said[3]] == [f"{parts[0]:.1f}", f"{parts[1]:.0f}"]
