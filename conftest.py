@@ -18,6 +18,14 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def process_group(tmp_path):
+    """The processes of a run that has one."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     yield

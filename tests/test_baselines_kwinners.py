@@ -7,6 +7,9 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.utils.checkpoint import checkpoint
 
 from sparseout.baselines import KWinners
 
@@ -115,6 +118,153 @@ def test_the_state_goes_on(units):
     other(torch.rand(4, 3))
     with pytest.raises(RuntimeError, match="size mismatch"):
         other.load_state_dict(layer.state_dict())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_computes_again_chooses_as_before_and_moves_nothing(reentrant):
+    layer, x = KWinners(1, boost=1, momentum=0.5), torch.tensor([[1.0, 0.9]], requires_grad=True)
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+    assert x.grad.tolist() == [[1.0, 0.0]]
+    assert layer.duty_cycle.tolist() == [0.5, 0.0]
+
+
+def run(layer, inputs, calls, backward=True):
+    """The gradients of several calls, each checkpointed, reentrant or not, or plain, and then one backward."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    ways = {
+        "plain": lambda x: layer(x),
+        "reentrant": lambda x: checkpoint(layer, x, use_reentrant=True),
+        "other": lambda x: checkpoint(layer, x, use_reentrant=False),
+    }
+    total = sum((ways[call](x) * (i + 1)).sum() for i, (x, call) in enumerate(zip(inputs, calls, strict=True)))
+    if backward:
+        total.backward()
+    return [x.grad for x in inputs]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize(
+    "calls", ["reentrant reentrant reentrant", "other other other", "other plain other", "reentrant plain other"]
+)
+def test_each_of_several_calls_is_computed_again_as_it_was(calls, equal):
+    torch.manual_seed(0)
+    inputs = [torch.rand(4, 8)] * 3 if equal else list(torch.rand(3, 4, 8))
+    layer, plain = (KWinners(2, boost=5.0, momentum=0.5) for _ in range(2))
+    for step in range(3):
+        if step == 1:
+            with torch.no_grad():
+                checkpoint(layer, inputs[0], use_reentrant=False)  # without a backward
+                plain(inputs[0])
+        grads = run(layer, inputs, calls.split())
+        assert all(map(torch.equal, grads, run(plain, inputs, ["plain"] * 3)))
+        assert torch.equal(layer.duty_cycle, plain.duty_cycle)
+        assert len({tuple(grad.flatten().tolist()) for grad in grads}) == 3
+
+
+def test_what_is_kept_for_checkpoints_is_bounded():
+    layer = KWinners(1, boost=1.0)
+    with torch.no_grad():
+        for x in torch.rand(300, 1, 4):
+            layer(x)
+    assert len(layer._past._forwards) == 256
+    assert not copy.deepcopy(layer)._past._forwards
+
+
+@pytest.mark.parametrize("cast", [nn.Module.bfloat16, nn.Module.half, lambda layer: layer.to(torch.bfloat16)])
+@pytest.mark.parametrize("units", [2, None])
+def test_duty_cycles_move_in_a_half_dtype(cast, units):
+    layer = cast(KWinners(1, boost=0, units=units))
+    x = torch.eye(2, dtype=torch.bfloat16)
+    for step in range(2000):
+        layer(x[step % 2, None])
+    assert layer.duty_cycle.tolist() == pytest.approx([0.5, 0.5], abs=0.003)
+    layer.bfloat16()
+    assert layer.duty_cycle.dtype == torch.float32
+    half = {name: value.bfloat16() for name, value in layer.state_dict().items()}
+    for assign in (True, False):
+        other = KWinners(1, boost=0, units=units)
+        other.load_state_dict(half, assign=assign)
+        assert other.duty_cycle.dtype == torch.float32
+        assert other.duty_cycle.tolist() == pytest.approx([0.5, 0.5], abs=0.005)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_duty_cycles_are_fp32_whatever_the_default(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        layer = KWinners(1)
+        layer(torch.ones(1, 2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.duty_cycle.dtype == torch.float32
+
+
+def test_a_layer_born_in_inference_mode_trains():
+    with torch.inference_mode():
+        layer = KWinners(1)
+        layer(torch.ones(1, 2))
+    layer(torch.ones(1, 2, requires_grad=True)).sum().backward()
+
+
+WINNERS = [[0.0, 3.0, 0.0], [0.0, 0.0, 6.0]]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+def test_in_a_transform_and_traced():
+    layer, x = KWinners(1, units=3).eval(), torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]])
+    assert torch.vmap(layer)(x).tolist() == WINNERS
+    assert torch.vmap(layer, in_dims=1, out_dims=1)(x.t()).t().tolist() == WINNERS
+    assert torch.vmap(torch.func.grad(lambda row: layer(row).sum()))(x).tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    traced = torch.jit.trace(layer, x)
+    assert traced(x).tolist() == WINNERS
+    assert traced(x.flip(0)).tolist() == WINNERS[::-1]
+    exported = torch.export.export(layer, (x,), dynamic_shapes=[{0: torch.export.Dim("rows")}])
+    assert exported.module()(x[:1].repeat(5, 1)).tolist() == WINNERS[:1] * 5
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5, 8), (2, 3, 5, 5, 8), (3, 8)])
+def test_units_in_the_last_dim_of_maps(shape):
+    x = torch.rand(shape)
+    layer, flat = KWinners(2, unit_dim=-1), KWinners(2)
+    assert torch.equal(layer(x), flat(x.reshape(-1, 8)).view(shape))
+    assert torch.equal(layer.duty_cycle, flat.duty_cycle)
+
+
+@pytest.mark.parametrize("unit_dim", [1, lambda name, module, x: 1 if x.dim() == 3 else None, {KWinners: 1}])
+def test_units_of_sequences(unit_dim):
+    x = torch.rand(2, 4, 5)
+    layer, as_map = KWinners(3, unit_dim=unit_dim), KWinners(3)
+    assert torch.equal(layer(x), as_map(x[..., None])[..., 0])
+    assert torch.equal(layer.duty_cycle, as_map.duty_cycle)
+    assert copy.deepcopy(layer)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_nested_rows_are_rows(layout):
+    torch.manual_seed(0)
+    parts = [torch.rand(2, 4), torch.rand(3, 4)]
+    layer, plain = KWinners(1, boost=3.0, momentum=0.5), KWinners(1, boost=3.0, momentum=0.5)
+    for _ in range(2):
+        x = torch.nested.nested_tensor(parts, layout=layout, requires_grad=True)
+        y = layer(x)
+        out = torch.cat(y.unbind())
+        assert torch.equal(out, plain(torch.cat(parts)))
+        assert torch.equal(layer.duty_cycle, plain.duty_cycle)
+        (x + y).unbind()  # of the same rows
+        out.sum().backward()
+        assert torch.equal(torch.cat(x.grad.unbind()), (out != 0).float())
+
+
+@pytest.mark.parametrize("places", [[Replicate()], [Shard(0)], [Shard(1)], [Partial()]])
+def test_sharded_rows_are_rows(places, process_group):
+    x = torch.rand(6, 4)
+    layer, plain = KWinners(1), KWinners(1)
+    sharded = DTensor.from_local(x, init_device_mesh("cpu", (1,)), places)
+    y = layer(sharded)
+    assert torch.equal(y.full_tensor(), plain(x))
+    assert y.placements == ((Replicate(),) if places == [Partial()] else tuple(places))
+    assert torch.equal(layer.duty_cycle, plain.duty_cycle)
 
 
 def test_compiled_it_is_the_same():

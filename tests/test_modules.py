@@ -1,11 +1,9 @@
 """Names of modules and their selection: the same in every tool, under every wrapper and at every depth."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -24,13 +22,6 @@ from sparseout._utils.modules import named_modules, select, unwrapped
 from sparseout.baselines import ActivityPenalty
 
 NAMES = ["", "0", "0.linear", "0.r", "0.d", "1", "1.linear", "1.r", "1.d"]
-
-
-@pytest.fixture
-def process_group(tmp_path: Any) -> Any:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def block(noise: Callable[[], nn.Module] = nn.Dropout) -> nn.Sequential:

@@ -3,7 +3,7 @@
 from sparseout import baselines, measures, theory
 from sparseout.control import SparsityController, schedules
 from sparseout.convert import ConversionReport, convert_dropout_, insert_after_, recalibrate_norm_, revert_, set_q_
-from sparseout.functional import sparseout
+from sparseout.functional import sparseout as sparseout  # not for a star import, where it would hide the package
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 from sparseout.monitor import SparsityMonitor, SparsityReport

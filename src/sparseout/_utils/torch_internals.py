@@ -53,6 +53,34 @@ def may_be_empty(x: Tensor) -> bool:
     return size == 0 if type(size) is int else True
 
 
+def is_sharded(x: Tensor) -> bool:
+    """Whether `x` is a DTensor. Only who has made one has imported what knows it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def jagged_parts(x: Any) -> tuple[Tensor, Tensor | None, int]:
+    """The values of a jagged tensor, its lengths if there are holes between rows, and the ragged dim of the values."""
+    return x.values(), x.lengths(), x._ragged_idx - 1
+
+
+def with_values(x: Any, values: Tensor) -> Tensor:
+    """A jagged tensor of other values, ragged as `x` is, so that the two can be added."""
+    return torch.nested.nested_tensor_from_jagged(
+        values,
+        x.offsets(),
+        x.lengths(),
+        x._ragged_idx,
+        min_seqlen=x._maybe_min_seqlen,
+        max_seqlen=x._maybe_max_seqlen,
+    )
+
+
+def may_be_recomputed() -> bool:
+    """Whether a checkpoint may compute this forward again: it turns gradients off, or has hooks on saved tensors."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def op_name(op: Any) -> str:
     """The name of a registered op with its namespace, such as ``"sparseout::forward"``."""
     name: str = op._qualified_op_name

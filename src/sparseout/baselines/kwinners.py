@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.activations import UnitDim, UnitTracker
+from sparseout._utils.torch_internals import in_backward, is_sharded, jagged_parts, may_be_recomputed, with_values
 from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, number
 
@@ -31,8 +36,10 @@ class KWinners(nn.Module):
 
     The n units that compete are those of a row along the last dim; in a map (N, C, H, W) or volume all C H W of an
     example, as in Ahmad & Scheinkman, so that an image may use more units where more is to be seen. A map shares
-    its weights over positions, so its duty cycles are per channel, means over the positions. Under data parallelism
-    they are those of the first process, as batch norm's statistics are.
+    its weights over positions, so its duty cycles are per channel, means over the positions. With `unit_dim` it is said
+    where the units lie: what follows that dim competes too, what precedes it are rows. Under data parallelism
+    the duty cycles are those of the first process, as batch norm's statistics are. They are kept in fp32 in a model of
+    a half dtype. What activation checkpointing computes again chooses as before, and moves nothing.
 
     Args:
         k: how many win: a whole number >= 1, or a fraction of n in (0, 1), rounded, of which at least one unit is made.
@@ -41,9 +48,13 @@ class KWinners(nn.Module):
         momentum: :math:`\mu`, the weight of the newest batch, in (0, 1].
         units: number of units (channels of a map), each of which has a duty cycle. None: as the first input has; the
             buffer is empty until then, and compiled code breaks there once.
+        unit_dim: where the units lie, if not along the last dim, or along dim 1 of a 4-d or 5-d input: -1 for the maps
+            (N, H, W, units) that a Linear makes, 1 for sequences (N, units, L). Also a function of a name (""), the
+            layer and its input, for a layer that meets both.
 
     Shape:
-        - Input: (*, units), (N, units, H, W) or (N, units, D, H, W).
+        - Input: (*, units), (N, units, H, W) or (N, units, D, H, W), or as `unit_dim` says. Nested tensors too, each
+          example with its own rows.
         - Output: the same.
 
     Raises:
@@ -72,6 +83,7 @@ class KWinners(nn.Module):
         boost: float = 1.0,
         momentum: float = 0.01,
         units: int | None = None,
+        unit_dim: UnitDim = None,
     ) -> None:
         super().__init__()
         self.k = _count("k", k)
@@ -82,38 +94,105 @@ class KWinners(nn.Module):
             raise TypeError(expected("units", "None or an int", kind(units)))
         if units is not None and units < 1:
             raise ValueError(expected("units", "at least 1", units))
-        self.register_buffer("duty_cycle", torch.zeros(units or 0))
+        self._tracker = UnitTracker(self, unit_dim)
+        self._past = _Past()
+        with torch.inference_mode(False):
+            self.register_buffer("duty_cycle", torch.zeros(units or 0, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = x.dim() in (4, 5)
-        if x.dim() == 0 or x.shape[1 if maps else -1] == 0:
-            raise ValueError(expected("x", "of at least one dim and one unit", f"shape {tuple(x.shape)}"))
-        rows = x.detach().flatten(1) if maps else x.detach().reshape(-1, x.shape[-1])
-        units, competing = x.shape[1 if maps else -1], rows.shape[1]
-        k = _of(self.k, competing, "k")
+        if x.dim() == 0:
+            raise ValueError(expected("x", "of at least one dim and one unit", "shape ()"))
+        if is_sharded(x):
+            return self._sharded(x)
+        if x.is_nested:
+            return self._nested(x)
+        return torch.where(self._winners([x], self._tracker.dim("", self, x))[0], x, 0.0)
+
+    def _winners(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
+        """Which elements win in tensors whose units lie along `dim`. What precedes it are rows, the rest competes."""
+        units = parts[0].shape[dim]
+        if units == 0:
+            raise ValueError(expected("x", "of at least one dim and one unit", f"shape {tuple(parts[0].shape)}"))
         if self.duty_cycle.numel() == 0:
             self.duty_cycle.resize_(units).zero_()
         if len(self.duty_cycle) != units:
             raise ValueError(expected("x", f"an input of {len(self.duty_cycle)} units, as before", f"one of {units}"))
+        rows = [part.detach().reshape(math.prod(part.shape[:dim]), math.prod(part.shape[dim:])) for part in parts]
+        again = not torch.compiler.is_compiling() and in_backward()
+        duty_cycle = self._past.find(rows, self.duty_cycle) if again and self.boost else self.duty_cycle
+        won = [self._choose(row, duty_cycle.to(row.device)) for row in rows]
+        if self.training and not again:
+            if self.boost and not torch.compiler.is_compiling() and may_be_recomputed():
+                self._past.add(rows, self.duty_cycle)
+            self._count(won)
+        return [_like(mask.view(part.shape), part) for mask, part in zip(won, parts, strict=True)]
+
+    def _choose(self, rows: Tensor, duty_cycle: Tensor) -> Tensor:
+        competing, units = rows.shape[1], len(duty_cycle)
+        k = _of(self.k, competing, "k")
         now = k if self.training or self.k_eval is None else _of(self.k_eval, competing, "k_eval")
         if self.boost:
-            wins = (self.boost * (k / competing - self.duty_cycle.to(rows.device))).exp()
-            rows = rows * wins.repeat_interleave(competing // units)
+            rows = rows * (self.boost * (k / competing - duty_cycle)).exp().repeat_interleave(competing // units)
         winners = rows.topk(now, sorted=False).indices
-        won = torch.zeros(rows.shape, dtype=torch.bool, device=x.device).scatter_(1, winners, True)
-        if self.training and len(rows):
-            share = won.view(len(rows), units, -1).to(self.duty_cycle.dtype).mean((0, 2))
-            self.duty_cycle.lerp_(share, self.momentum)
-        won = won.view(x.shape)
-        if not x.is_contiguous():  # the result has the memory format of x
-            won = torch.empty_like(x, dtype=torch.bool).copy_(won)
-        return torch.where(won, x, 0.0)
+        return torch.zeros_like(rows).scatter(1, winners, 1.0) != 0  # of floats, as jit.trace has no scatter of a bool
+
+    @torch.no_grad()
+    def _count(self, won: Sequence[Tensor]) -> None:
+        """Move the duty cycles."""
+        units = len(self.duty_cycle)
+        positions = sum(mask.numel() for mask in won) // units
+        if positions:
+            wins = torch.stack([mask.view(len(mask), units, -1).sum((0, 2), dtype=torch.float32) for mask in won]).sum(
+                0
+            )
+            self.duty_cycle.lerp_(wins.to(self.duty_cycle) / positions, self.momentum)
+
+    def _nested(self, x: Tensor) -> Tensor:
+        """A nested tensor: its rows are rows, however many each example has."""
+        parts, dim = x.unbind(), self._tracker.dim("", self, x) - 1
+        if dim < 0:
+            raise ValueError(
+                expected("unit_dim", "a dim within the examples of a nested tensor", "that of the examples")
+            )
+        kept = [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
+        if x.layout is not torch.jagged:
+            return torch.nested.as_nested_tensor(kept)
+        _, lengths, ragged = jagged_parts(x)
+        if lengths is not None:
+            raise ValueError(expected("x", "a nested tensor without gaps between its examples", "one with lengths"))
+        return with_values(x, torch.cat(kept, ragged))
+
+    def _sharded(self, x: Any) -> Tensor:
+        """A DTensor: each process chooses for the rows that it holds, of which it needs all units."""
+        from torch.distributed.tensor import DTensor, Replicate
+
+        dim = self._tracker.dim("", self, x)
+        places = [place if place.is_shard() and place.dim < dim else Replicate() for place in x.placements]
+        whole = x.redistribute(placements=places)
+        y = self(whole.to_local())
+        y = DTensor.from_local(y, x.device_mesh, places, run_check=False, shape=x.shape, stride=whole.stride())
+        return y.redistribute(placements=[Replicate() if place.is_partial() else place for place in x.placements])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.duty_cycle
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if _is_half(self.duty_cycle.dtype):  # in which a mean that runs stands still
+            self.duty_cycle = before.to(self.duty_cycle.device)
+        return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        found = state_dict.get(f"{prefix}duty_cycle")
-        if isinstance(found, Tensor) and 0 in (found.numel(), self.duty_cycle.numel()):
-            self.duty_cycle.resize_(found.shape)
+        key = f"{prefix}duty_cycle"
+        found = state_dict.get(key)
+        if isinstance(found, Tensor):
+            if 0 in (found.numel(), self.duty_cycle.numel()):
+                self.duty_cycle.resize_(found.shape)
+            if _is_half(found.dtype):
+                state_dict[key] = found.float()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickle's attributes, or those of the first version, which had fewer."""
+        super().__setstate__({"_tracker": UnitTracker(self), "_past": _Past()} | state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         more = f", k_eval={self.k_eval}" if self.k_eval is not None else ""
@@ -132,3 +211,43 @@ def _of(k: float, competing: int, name: str) -> int:
     if count > competing:
         raise ValueError(expected(name, f"at most {competing}, the units that compete", count))
     return count
+
+
+def _like(won: Tensor, x: Tensor) -> Tensor:
+    """The mask in the memory format of x, which the result then has."""
+    return won if x.is_contiguous() else torch.empty_like(x, dtype=torch.bool).copy_(won)
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+class _Past:
+    """The duty cycles by which forwards under a checkpoint chose, for when backward computes them again.
+
+    A forward is known by the sums of what it was given. Of equal ones the latest is the first to be computed again.
+    """
+
+    def __init__(self) -> None:
+        self._forwards: deque[tuple[Tensor, Tensor]] = deque(maxlen=256)
+
+    def add(self, rows: Sequence[Tensor], duty_cycle: Tensor) -> None:
+        """Keep what a forward on these rows chose by."""
+        self._forwards.append((_sums(rows), duty_cycle.clone()))
+
+    def find(self, rows: Sequence[Tensor], default: Tensor) -> Tensor:
+        """What the forward on these rows chose by."""
+        key = _sums(rows)
+        for index in reversed(range(len(self._forwards))):
+            if torch.equal(self._forwards[index][0], key):
+                duty_cycle = self._forwards[index][1]
+                del self._forwards[index]
+                return duty_cycle
+        return default
+
+    def __reduce__(self) -> Any:
+        return _Past, ()
+
+
+def _sums(rows: Sequence[Tensor]) -> Tensor:
+    return torch.cat([row.sum(0, dtype=torch.float32) for row in rows])
