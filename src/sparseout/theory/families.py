@@ -1,4 +1,4 @@
-"""Families of generalized linear models in canonical form, and what each knows about its mean under the noise."""
+"""Families of generalized linear models in canonical form, and their exact means under the noise."""
 
 import math
 from collections.abc import Callable
@@ -20,11 +20,11 @@ class Family:
     r"""An exponential family: density :math:`g(y) \exp(y \theta - A(\theta))`, natural parameter theta.
 
     Args:
-        name: how messages call it.
+        name: for its repr.
         log_partition: A. Elementwise, as the two below.
         mean: A', the mean of y.
         variance: A'', the variance of y.
-        log_base: log g. What theta has no part in.
+        log_base: log g, which does not depend on theta.
         expected_log_partition: :math:`E[A(\theta + \sum_j a_j \xi_j)]` of theta of shape (...), amplitudes a of shape
             (..., d) and p, with the noise :math:`\xi_j` of Sparseout. If None, all 2^d masks are enumerated, for up
             to 16 features.
@@ -46,7 +46,7 @@ class Family:
     expected_log_partition: Marginal | None = None
 
     def negative_log_likelihood(self, theta: Tensor, target: Tensor) -> Tensor:
-        r"""The whole of :math:`A(\theta) - y \theta - \log g(y)`, constants such as log y! included."""
+        r""":math:`A(\theta) - y \theta - \log g(y)`, including constants such as log y!."""
         return self.log_partition(theta) - target * theta - self.log_base(target)
 
     def __repr__(self) -> str:
@@ -62,8 +62,8 @@ def enumerated(log_partition: Function) -> Marginal:
             wanted = f"of at most {MOST_ENUMERATED} features, since all of their masks are enumerated"
             raise ValueError(expected("features", wanted, f"{features}"))
         shifted, probability = theta.unsqueeze(-1), theta.new_ones(1)
-        for one in amplitude.unbind(-1):
-            kept, dropped = shifted + one.unsqueeze(-1) * (p / (1 - p)), shifted - one.unsqueeze(-1)
+        for column in amplitude.unsqueeze(-1).unbind(-2):
+            kept, dropped = shifted + column * (p / (1 - p)), shifted - column
             shifted = torch.cat([kept, dropped], -1)
             probability = torch.cat([probability * (1 - p), probability * p])
         return (log_partition(shifted) * probability).sum(-1)

@@ -56,7 +56,7 @@ def lq_penalty(
     bias: float | Tensor = 0.0,
     scale: Scale = None,
 ) -> Tensor:
-    r"""What Sparseout on the features adds to the expected loss, to second order in its amplitude.
+    r"""The increase of the expected loss by Sparseout on the features, to second order in its amplitude.
 
     .. math::
         R = \tfrac{1}{2} A''(\theta) \frac{p}{1 - p} \beta^2 \sum_j w_j^2 |h_j|^q, \qquad
@@ -65,7 +65,8 @@ def lq_penalty(
     Exact for the Gaussian. Otherwise the remainder begins with
     :math:`\tfrac{1}{6} A'''(\theta) E[\xi^3] \sum_j a_j^3`, of third order in the amplitudes
     :math:`a_j = \beta w_j \operatorname{sign}(h_j) |h_j|^{q/2}`. At p = 0.5, where :math:`E[\xi^3] = 0`, or where
-    :math:`A'''(\theta) = 0`, it is of fourth order. For a given amplitude it is not small against R when p is.
+    :math:`A'''(\theta) = 0`, it is of fourth order. For a given amplitude a small p does not
+    make it small relative to R.
 
     Args:
         features: h, shape (..., d), of a floating-point dtype.
@@ -118,14 +119,14 @@ def expected_loss(
         E[A(\theta + \delta)] - y \theta - \log g(y), \qquad
         \delta = \beta \sum_j w_j \operatorname{sign}(h_j) |h_j|^{q/2} \xi_j
 
-    The noise has mean 0, so the target has no part in what it adds. Gaussian: the second moment. Poisson: the product
-    over j of :math:`(1 - p) e^{a_j p / (1 - p)} + p e^{-a_j}`. Bernoulli, and a family of yours that says nothing
-    else: all 2^d masks, for up to 16 features.
+    The noise has mean 0, so what it adds does not depend on the target. Gaussian: the second moment. Poisson: the
+    product over j of :math:`(1 - p) e^{a_j p / (1 - p)} + p e^{-a_j}`. Bernoulli, and families without an
+    ``expected_log_partition``: all 2^d masks, for up to 16 features.
 
     Args:
-        features: as all below, see :func:`sparseout.theory.lq_penalty`.
+        features: h. All arguments but ``target`` are those of :func:`sparseout.theory.lq_penalty`.
         weight: w.
-        target: y, a tensor that broadcasts against theta, of what the family has for outcomes; not checked.
+        target: y, outcomes of the family (not checked), a tensor that broadcasts against theta.
         p: probability of a drop, 0 <= p < 1, taken as it is.
         q: exponent.
         family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
@@ -173,18 +174,19 @@ def monte_carlo_loss(
 ) -> Estimate:
     """The mean of the negative log-likelihood over draws of the library's own noise, with its standard error.
 
-    Applies :func:`sparseout.sparseout` to ``samples`` copies of the features, all at once: memory is that of so many.
+    Applies :func:`sparseout.sparseout` to ``samples`` copies of the features, all at once: memory grows with
+    their number.
 
     Args:
-        features: as all below, see :func:`sparseout.theory.expected_loss`.
+        features: h. The arguments down to ``scale`` are those of :func:`sparseout.theory.expected_loss`.
         weight: w.
         target: y.
-        p: probability of a drop, 0 <= p < 1, rounded to a multiple of 2^-16 as always in the noise.
+        p: probability of a drop, 0 <= p < 1, rounded to a multiple of 2^-16, as in every call of Sparseout.
         q: exponent.
         family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
         bias: b.
         scale: sets beta.
-        samples: how many draws, an int >= 2.
+        samples: number of draws, an int >= 2.
         seed: of the noise, an int.
 
     Returns:
@@ -217,7 +219,7 @@ def monte_carlo_loss(
 
 
 def _power(features: Tensor, exponent: float | Tensor) -> Tensor:
-    """|h|^exponent, at 0 both it and its slope 0 whatever the exponent: 0^0 counts as 0, since sign(0) is 0."""
+    """|h|^exponent. At h = 0 it and its slope are 0 for every exponent, 0 included, since sign(0) is 0."""
     size = features.abs()
     zero = size == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, size).pow(exponent))
@@ -233,7 +235,7 @@ def _beta(features: Tensor, q: float | Tensor, scale: Scale) -> float | Tensor:
 def _theta(
     features: Tensor, weight: Tensor, p: float, q: float | Tensor, family: Family, bias: float | Tensor, scale: Scale
 ) -> Tensor:
-    """The natural parameter, once all that it and the noise are made of has been checked."""
+    """The natural parameter, after checking its arguments and those of the noise."""
     _check_noise(p, q, scale)
     if not isinstance(family, Family):
         raise TypeError(expected("family", "a Family, such as theory.GAUSSIAN", kind(family)))
