@@ -215,6 +215,7 @@ def test_one_q_or_one_for_each_layer() -> None:
     model(x)
     apart.step()
     assert apart.q["2"] < together.q["2"] < apart.q["5"]
+    apart.detach()
     only = SparsityController(model, 0.9, modules=["5"])
     assert list(only.q) == ["5"]
     assert list(SparsityController(model, 0.9, modules=lambda name, layer: name == "2").q) == ["2"]
@@ -270,10 +271,10 @@ def test_a_state_follows_the_model_to_its_device() -> None:
     state = controller.state_dict()  # on the CPU, as a checkpoint that was read
     controller.load_state_dict(state)
     state["sums"]["2", 20].fill_(-1.0)
-    assert controller._eyes["2"].sums[20].min() >= 0  # a copy
+    assert controller._hooks["2"].sums[20].min() >= 0  # a copy
     model.to("meta")
     controller.load_state_dict(state)
-    assert controller._eyes["2"].sums[20].device.type == "meta"
+    assert controller._hooks["2"].sums[20].device.type == "meta"
 
 
 @pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "density"])

@@ -190,7 +190,8 @@ def test_a_reverted_layer_is_told_and_left_alone() -> None:
 def test_a_detached_controller_and_a_former_one_say_so() -> None:
     model, x = one(), torch.rand(4, 6)
     former = watched(model, x)
-    later = watched(model, x)
+    with pytest.warns(UserWarning, match="^another controller has lost 2 to this one .*: detach it first$"):
+        later = watched(model, x)
     assert len(model[2]._forward_pre_hooks) == 1
     with pytest.raises(RuntimeError, match="expected `controller` to be on its layers, but got one that was"):
         former.step()
@@ -219,7 +220,7 @@ def test_another_target_goes_on_from_q() -> None:
     model, x = one(), torch.rand(4, 6)
     state = watched(model, x).state_dict()
     state["groups"]["2"]["told"] = "the target 0.5 of hoyer is out of reach"
-    again = SparsityController(model, 0.7)
+    again = SparsityController(one(), 0.7)
     again.load_state_dict(state)
     assert again.q["2"] == state["groups"]["2"]["q"]
     assert again.report()[0].endswith("target 0.7")

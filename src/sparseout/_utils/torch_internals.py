@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.nn.modules import dropout
+from torch.utils import _python_dispatch
 
 DROPOUT_BASE: type[nn.Module] = dropout._DropoutNd  # of nn.Dropout, 1d, 2d, 3d, AlphaDropout and FeatureAlphaDropout
 
@@ -85,3 +89,45 @@ def op_name(op: Any) -> str:
     """The name of a registered op with its namespace, such as ``"sparseout::forward"``."""
     name: str = op._qualified_op_name
     return name
+
+
+@contextmanager
+def outside_of_modes() -> Iterator[None]:
+    """Plain torch inside: no functorch transform, no dispatch mode, no inference mode, no gradients.
+
+    So what is made there is of no mode and no transform, and modes do not see it, such as that of selective activation
+    checkpointing, which takes what was computed again by its order.
+    """
+    with (
+        pyfunctorch.temporarily_clear_interpreter_stack(),
+        _python_dispatch._disable_current_modes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
+
+
+def without_wrappers(x: Tensor) -> Tensor:
+    """The tensor under functorch's wrappers, batch dims in front. Use it :func:`outside_of_modes`."""
+    functorch, dims = torch._C._functorch, []
+    while functorch.is_functorch_wrapped_tensor(x):
+        dims.append(functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1)
+        x = functorch.get_unwrapped(x)
+    front = 0
+    for dim in reversed(dims):
+        if dim >= 0:
+            x = x.movedim(dim + front, 0)
+            front += 1
+    return x
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether `x` holds numbers: is neither a stand-in, as of a tracer or on meta, nor a subclass with its own ops."""
+    if is_tracing() or any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING_MODES):
+        return False
+    own_ops = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return x.device.type != "meta" and (x.is_nested or not own_ops)
+
+
+_KEYS = torch._C._TorchDispatchModeKey
+_TRACING_MODES = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)

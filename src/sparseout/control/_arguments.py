@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.modules import named_modules, select
 from sparseout._utils.validation import expected, kind
+from sparseout.control._layer_group import q_tensor
 from sparseout.control._measure_specs import SCALES
 from sparseout.layers import Sparseout
 
@@ -98,15 +99,15 @@ def is_sparseout(module: nn.Module) -> bool:
 def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
     """Give the layers of each group a tensor for q, but where they have one that no layer outside of it has."""
     first = next(model.parameters(), None)  # a layer has none of its own
-    device = None if first is None else first.device
+    device = torch.device("cpu") if first is None else first.device
     layers = [module for module in model.modules() if isinstance(module, Sparseout)]
     new = []
     for mine in groups:
         others = {id(layer.q) for layer in layers if layer not in mine}
-        new += [layer for layer in mine if not isinstance(layer.q, Tensor) or id(layer.q) in others]
+        new += [layer for layer in mine if not isinstance(q := layer.q, Tensor) or id(q) in others or q.is_inference()]
     for layer in new:
         old = layer.q
-        layer.q = torch.tensor(float(old), device=old.device if isinstance(old, Tensor) else device)
+        layer.q = q_tensor(float(old), old.device if isinstance(old, Tensor) else device)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,14 +1,13 @@
-r"""Set a sparsity: a controller that moves q while a network trains until its activations are as sparse as wanted."""
+r"""A controller that moves q while a network trains, until its activations are as sparse as wanted."""
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import unwrapped
 from sparseout._utils.validation import expected, kind
@@ -22,43 +21,12 @@ from sparseout.control._arguments import (
     steps_of,
     targets_of,
 )
-from sparseout.control._input_hook import Eye, Place, Seen, read
-from sparseout.control._measure_specs import SCALES, scale_of
-from sparseout.layers import Sparseout
+from sparseout.control._input_hook import InputHook, read
+from sparseout.control._law import Law
+from sparseout.control._layer_group import IDLE_UPDATES, LayerGroup
+from sparseout.control._measure_specs import scale_of
 
 __all__ = ["SparsityController"]
-
-SMOOTH = 0.25  # the part of a change of the error that an update takes in
-WINDOW = 50  # updates, over which units are counted as dead and a target as out of reach
-BLIND = 5  # updates without a training pass, until that is told
-
-
-@dataclass
-class _Group:
-    """Layers that share a q and a target."""
-
-    layers: dict[str, Sparseout]
-    target: float
-    q: float
-    measured: float | None = None
-    error: float | None = None  # at the last update
-    told: str = ""  # why the target is out of reach
-    problem: str = ""  # why some of what was seen last has no value
-    warned: bool = False  # of such a problem
-    # over the window so far
-    updates: int = 0
-    total: float = 0.0  # of what was measured
-    at_bound: bool = True
-    active: dict[Place, Tensor] = field(default_factory=dict)
-
-    def forget(self) -> None:
-        """Begin a window."""
-        self.updates, self.total, self.at_bound, self.active = 0, 0.0, True, {}
-
-    @property
-    def names(self) -> str:
-        """Its layers, as sentences name them."""
-        return ", ".join(name or "the model" for name in self.layers)
 
 
 class SparsityController:
@@ -145,6 +113,8 @@ class SparsityController:
         gain: float = 20.0,
         delay: float = 20.0,
         max_step: float = 0.1,
+        unit_dim: UnitDim = None,
+        group: Any = None,
     ) -> None:
         scale_of(measure)
         if not isinstance(model, nn.Module):
@@ -155,20 +125,31 @@ class SparsityController:
         self.measure, self.every, self.bounds = measure, steps_of(every), bounds_of(bounds)
         self.deadband, self.gain = constant("deadband", deadband, zero=True), constant("gain", gain)
         self.delay, self.max_step = constant("delay", delay), constant("max_step", max_step)
+        self._tracker = UnitTracker(model, unit_dim)
+        self._process_group = group
+        self._steps = 0
         low, high = self.bounds
         start = {name: min(max(float(layer.q), low), high) for name, layer in layers.items()}
-        if per_layer:
-            self._groups = [_Group({name: layer}, targets[name], start[name]) for name, layer in layers.items()]
-        else:
-            self._groups = [_Group(layers, next(iter(targets.values())), sum(start.values()) / len(start))]
-        self._steps = self._blind = 0
-        self._eyes = {name: Eye(measure) for name in layers}
-        for name, layer in layers.items():
-            self._eyes[name].attach(layer)
+        groups = [{name: layer} for name, layer in layers.items()] if per_layer else [layers]
+        self._groups = [
+            LayerGroup(group, measure, targets[next(iter(group))], sum(start[name] for name in group) / len(group))
+            for group in groups
+        ]
+        self._hooks = {name: InputHook(name, measure, self._tracker) for name in layers}
+        self._tracker.attach()
+        taken = [name for name, layer in layers.items() if self._hooks[name].attach(layer)]
         separate_q(model, [list(group.layers.values()) for group in self._groups])
         for group in self._groups:
-            self._set(group)
+            group.apply_q()
         reset_compiler()
+        if taken:
+            names = ", ".join(name or "the model" for name in taken)
+            warnings.warn(
+                f"another controller has lost {names} to this one and can no longer be stepped: detach it first",
+                stacklevel=2,
+            )
+        if quiet := [name or "the model" for name, layer in layers.items() if layer.p in (0, 1)]:
+            warnings.warn(f"q has no effect where p is 0 or 1, as it is in {', '.join(quiet)}", stacklevel=2)
 
     @property
     def q(self) -> dict[str, float]:
@@ -192,30 +173,24 @@ class SparsityController:
         self._steps += 1
         if self._steps % self.every:
             return
-        seen = read(self._eyes, self.measure, self._device())
-        self._blind = 0 if seen else self._blind + 1
-        if self._blind == BLIND:
-            steps = BLIND * self.every
-            warnings.warn(
-                f"no training pass was seen in {steps} steps, so q does not move: is the model in evaluation mode?",
-                stacklevel=2,
-            )
+        measurements = read(self._hooks, self.measure, self._device(), self._process_group)
+        law = Law(self.gain, self.delay, self.deadband, self.max_step, self.bounds)
+        messages = []
         for group in self._groups:
-            self._update(group, {place: value for place, value in seen.items() if place[0] in group.layers})
+            mine = {source: value for source, value in measurements.items() if source[0] in group.layers}
+            messages += group.update(mine, law)
+        for message in messages + self._idle_messages():
+            warnings.warn(message, stacklevel=2)
 
     def report(self) -> list[str]:
         """A sentence for each q: where it is, what is measured, and why a target is out of reach if it is."""
-        sentences = []
-        for group in self._groups:
-            value = "not measured" if group.measured is None else f"{group.measured:.3f}"
-            sentence = f"{group.names}: q = {group.q:.3f}, {self.measure} {value}, target {group.target:g}"
-            sentences.append("; ".join(filter(None, (sentence, group.problem, group.told))))
-        return sentences
+        return [group.report() for group in self._groups]
 
     def detach(self) -> None:
         """Take the hooks away; every q stays where it is, as a float. `step` is an error then."""
-        for eye in self._eyes.values():
-            eye.detach()
+        self._tracker.detach()
+        for hook in self._hooks.values():
+            hook.detach()
         for group in self._groups:
             for layer in group.layers.values():
                 if is_sparseout(layer):  # and not reverted
@@ -227,12 +202,12 @@ class SparsityController:
         return {
             "measure": self.measure,
             "steps": self._steps,
-            "sums": {(name, units): v.clone() for name, eye in self._eyes.items() for units, v in eye.sums.items()},
-            "groups": {
-                "+".join(group.layers): {name: getattr(group, name) for name in _KEPT}
-                | {"active": {place: value.clone() for place, value in group.active.items()}}
-                for group in self._groups
+            "sums": {
+                (name, units): vector.clone()
+                for name, hook in self._hooks.items()
+                for units, vector in hook.sums.items()
             },
+            "groups": {"+".join(group.layers): group.state() for group in self._groups},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -245,101 +220,42 @@ class SparsityController:
         groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
         self._steps = state["steps"]
         device = self._device()
-        for name, eye in self._eyes.items():
-            eye.sums = {
-                units: sums.to(device, copy=True) for (layer, units), sums in state["sums"].items() if layer == name
-            }
+        with torch.inference_mode(False):
+            for name, hook in self._hooks.items():
+                hook.sums = {
+                    units: vector.to(device, copy=True)
+                    for (layer, units), vector in state["sums"].items()
+                    if layer == name
+                }
         for group, saved in zip(self._groups, groups, strict=True):
-            for name in (*_KEPT, "active"):
-                if name != "target":
-                    setattr(group, name, dict(saved[name]) if name == "active" else saved[name])
-            if saved["target"] != group.target:
-                group.error, group.told = None, ""
-                group.forget()
-            self._set(group)
+            group.load(saved)
+            group.apply_q()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._tracker.attach()
+        for hook in self._hooks.values():
+            hook.on = True
 
     def _check_layers(self) -> None:
         for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):
             if not is_sparseout(layer):
                 wanted = "a Sparseout layer as before (detach the controller, then revert)"
                 raise RuntimeError(expected(name or "model", wanted, kind(layer)))
-            if self._eyes[name].handle is None:
+            if self._hooks[name].handle is None:
                 got = f"one that was detached, or that gave `{name}` to a later one"
                 raise RuntimeError(expected("controller", "on its layers", got))
 
     def _device(self) -> torch.device:
-        return torch.as_tensor(next(iter(self._groups[0].layers.values())).q).device
+        q = next(iter(self._groups[0].layers.values())).q
+        return q.device if isinstance(q, Tensor) else torch.device("cpu")
 
-    def _update(self, group: _Group, seen: Mapping[Place, Seen]) -> None:
-        if not seen:  # no training pass since the last update
-            return
-        problems = {name or "the model": value.problem for (name, _), value in seen.items() if value.problem}
-        group.problem = "; ".join(f"q is not moved by {name}: its inputs {why}" for name, why in problems.items())
-        if group.problem and not group.warned:
-            group.warned = True
-            warnings.warn(group.problem, stacklevel=3)
-        seen = {place: value for place, value in seen.items() if not value.problem}
-        if not seen:
-            group.measured = None
-            return
-        for place, (_, active, _) in seen.items():
-            group.active[place] = group.active[place] + active if place in group.active else active
-        known = [value for value, _, _ in seen.values() if math.isfinite(value)]
-        rule = SCALES[self.measure]
-        if known:
-            group.measured = sum(known) / len(known)
-            error = rule.sign * (rule.scale(group.measured) - rule.scale(group.target))
-        else:  # no unit is active in any sample: as sparse as can be
-            group.measured, error = None, 1.0
-        change = 0.0 if group.error is None else SMOOTH * (error - group.error)
-        group.error = error if group.error is None else group.error + change
-        error = group.error
-        step = self.gain * (change + (error / self.delay if abs(error) > self.deadband else 0.0))
-        before, (low, high) = group.q, self.bounds
-        group.q = min(max(before + min(max(step, -self.max_step / 2), self.max_step), low), high)
-        self._set(group)
-        stuck = before == group.q and ((group.q == low and error < 0) or (group.q == high and error > 0))
-        group.at_bound = group.at_bound and stuck and abs(error) > self.deadband
-        group.updates += 1
-        group.total += math.nan if group.measured is None else group.measured
-        if group.updates == WINDOW:
-            self._judge(group)
-            group.forget()
-
-    def _set(self, group: _Group) -> None:
-        for layer in group.layers.values():
-            if isinstance(layer.q, Tensor):
-                layer.q.fill_(group.q)
-            else:  # somebody has set a number
-                layer.q = torch.tensor(group.q)
-
-    def _judge(self, group: _Group) -> None:
-        """Say once if the target is out of reach."""
-        if group.told:
-            return
-        rule = SCALES[self.measure]
-        units = sum(active.numel() for active in group.active.values())
-        dead = sum(int((active == 0).sum()) for active in group.active.values())
-        killed = f"{dead} of {units} units are dead, which no q brings back"
-        closest = group.total / WINDOW
-        reached = "no sample has an active unit" if math.isnan(closest) else f"the closest value is {closest:.3f}"
-        densest = [
-            rule.extreme(active.numel(), float((active > 0).sum()))
-            for active in group.active.values()
-            if (active > 0).any()
+    def _idle_messages(self) -> list[str]:
+        idle = [group for group in self._groups if group.idle == IDLE_UPDATES]
+        steps = IDLE_UPDATES * self.every
+        if len(idle) == len(self._groups):
+            return [f"no training pass was seen in {steps} steps, so q does not move: is the model in evaluation mode?"]
+        return [
+            f"no training pass of {group.names} was seen in {steps} steps, so its q does not move: is it called?"
+            for group in idle
         ]
-        limit = sum(densest) / len(densest) if densest else math.nan
-        if not densest or rule.sign * (rule.scale(limit) - rule.scale(group.target)) > self.deadband:
-            why = killed
-        elif group.at_bound:
-            low = group.q == self.bounds[0]
-            why = f"q has been at its {'lower' if low else 'upper'} bound, {group.q:g}, for {WINDOW} updates"
-            why += f", and {killed}" if dead and not low else ""
-        else:
-            return
-        group.told = f"the target {group.target:g} of {self.measure} is out of reach: {why}; {reached}"
-        warnings.warn(f"{group.names}: {group.told}", stacklevel=4)
-
-
-# of a group, in a state beside what was active
-_KEPT = ("target", "q", "measured", "error", "told", "problem", "warned", "updates", "total", "at_bound")

@@ -1,99 +1,165 @@
-"""What a controller sees: sums over what its layers take in while training, on their device until they are read."""
+"""What a controller measures: sums over what its layers take in, on their device until they are read."""
 
+from __future__ import annotations
+
+import functools
 import math
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseout._utils.activations import unit_dim
+from sparseout._utils.activations import UnitTracker
+from sparseout._utils.torch_internals import in_backward, is_plain, outside_of_modes, without_wrappers
 from sparseout.measures._functions import MEASURES, Streaming
 
-Place = tuple[str, int]  # a layer's name and its number of units: a layer may be called at several widths
+Source = tuple[str, int]  # a layer's name and its number of units: a layer may be called at several widths
 
 
-class Seen(NamedTuple):
-    """What was seen at one place since the last update."""
+class Measurement(NamedTuple):
+    """What one source gave since the last update."""
 
     value: float  # of the measure; NaN where no unit is active in any sample
     active: Tensor  # in how many samples each unit was
     problem: str  # what its inputs are or have that there is no value, or ""
 
 
-class Eye:
+class InputHook:
     """The hook before a layer: adds to one vector of sums for each number of units.
 
-    A class, so that a model is pickled with its hook, and so that a copy has sums of its own: what happens to a copy is
-    never taken for what happens to the original.
+    A class, so that a model is pickled with its hook. In a copy it is off, until a copied controller turns it on.
     """
 
-    def __init__(self, measure: str) -> None:
-        self.measure = measure
+    def __init__(self, name: str, measure: str, tracker: UnitTracker) -> None:
+        self.name, self.measure, self.tracker = name, measure, tracker
         self.sums: dict[int, Tensor] = {}
         self.handle: RemovableHandle | None = None
+        self.on = True
+        self.ticket = _ticket(self)
 
-    def attach(self, layer: nn.Module) -> None:
-        """Begin to see, in the place of any other controller's."""
-        for hook in list(layer._forward_pre_hooks.values()):
-            if isinstance(hook, Eye):
-                hook.detach()
+    def attach(self, layer: nn.Module) -> bool:
+        """Begin to measure, in the place of any other controller. Returns whether there was one."""
+        others = [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, InputHook)]
+        for hook in others:
+            hook.detach()
         self.handle = layer.register_forward_pre_hook(self, with_kwargs=True)
+        return any(hook.on for hook in others)
 
     def detach(self) -> None:
-        """See no more."""
+        """Measure no more."""
         if self.handle is not None:
             self.handle.remove()
         self.handle = None
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("input")
-        if not layer.training or not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+        if not (self.on and layer.training and isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
             return  # what the layer cannot take it will say itself
-        dim = unit_dim(x, None, layer)
-        chunk = _stream(self.measure, dim)
-        chunk.update(x)
-        # One vector: compiled code on a CPU loses what is added in place to a 0-d fp64 tensor (torch 2.13).
-        new = torch.cat([value.flatten() for value in chunk.state().values()])
-        units = x.shape[dim]
-        if units not in self.sums:
-            self.sums[units] = new
-        else:  # in place, as compiled code wants its state
-            self.sums[units].add_(new)
+        if torch.compiler.is_compiling():
+            if not torch.compiler.is_exporting():  # an exported program has no controller
+                # Counted from the last dim, units stay where they are when vmap takes a batch dim away.
+                torch.ops.sparseout.measure_input(
+                    self.ticket, x.detach(), self.tracker.dim(self.name, layer, x) - x.ndim
+                )
+        elif is_plain(x):
+            self.add(x, self.tracker.dim(self.name, layer, x) - x.ndim)
+
+    def add(self, x: Tensor, dim: int) -> None:
+        """Add a tensor whose units lie along `dim`, a number below 0."""
+        if in_backward():  # a checkpoint computes its forward again
+            return
+        with outside_of_modes():
+            stream = _stream(self.measure)
+            stream.update(_rows(without_wrappers(x), dim))
+            new = torch.cat([value.flatten() for value in stream.state().values()])
+            units = len(new) - len(stream.state()) + 1  # one number for each unit, and one for each other sum
+            total = self.sums.setdefault(units, torch.zeros_like(new))
+            total.add_(new.to(total.device))  # replicas of nn.DataParallel are on other devices
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "ticket"} | {"on": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.ticket = _ticket(self)
 
 
-def read(eyes: Mapping[str, Eye], measure: str, device: torch.device) -> dict[Place, Seen]:
-    """What all processes have seen since the last time, place by place; waits for the device once."""
-    sums = {(name, units): vector for name, eye in eyes.items() for units, vector in eye.sums.items()}
-    layout = {place: len(vector) for place, vector in sums.items()}
+# Compiled code calls this op, which runs as Python at every call: so it knows when a checkpoint computes again, makes
+# sums for a new width, and is compiled once for all layers. The ticket is a tensor, as a number would be guarded on;
+# it is declared as mutated, so that nothing takes the call for one without effect.
+_library = torch.library.Library("sparseout", "FRAGMENT")
+_library.define("measure_input(Tensor(a!) ticket, Tensor input, int dim) -> ()")
+_hooks: WeakValueDictionary[int, InputHook] = WeakValueDictionary()
+_numbers = count()
+
+
+def _measure_input(ticket: Tensor, input: Tensor, dim: int) -> None:
+    hook = _hooks.get(int(ticket[0]))
+    if hook is not None and hook.handle is not None:
+        hook.add(input, dim)
+
+
+_library.impl("measure_input", _measure_input, "CompositeExplicitAutograd")
+torch.library.register_fake("sparseout::measure_input", lambda ticket, input, dim: None, lib=_library)
+
+
+@torch.library.register_vmap("sparseout::measure_input", lib=_library)
+def _measure_batched(info: Any, in_dims: tuple[Any, ...], ticket: Tensor, input: Tensor, dim: int) -> tuple[None, None]:
+    torch.ops.sparseout.measure_input(ticket, input if in_dims[1] is None else input.movedim(in_dims[1], 0), dim)
+    return None, None
+
+
+def _ticket(hook: InputHook) -> Tensor:
+    number = next(_numbers)
+    _hooks[number] = hook
+    with torch.inference_mode(False):
+        return torch.tensor([number], device="cpu")
+
+
+def _rows(x: Tensor, dim: int) -> Tensor:
+    x = x.detach()
+    if x.is_nested:
+        return torch.cat([_rows(part, dim) for part in x.unbind()])
+    return x.movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x[None]
+
+
+def read(hooks: Mapping[str, InputHook], measure: str, device: torch.device, group: Any) -> dict[Source, Measurement]:
+    """What all processes of the group have measured since the last time; waits for the device once."""
+    sums = {(name, units): vector for name, hook in hooks.items() for units, vector in hook.sums.items()}
+    layout = {source: len(vector) for source, vector in sums.items()}
     together = dist.is_available() and dist.is_initialized()
-    if together:  # a process that has not been at a place counts as nothing there
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, layout)
-        layout = {place: size for theirs in everyone for place, size in theirs.items()}
+    if together:  # a process that has not seen a source counts as nothing there
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, layout, group)
+        layout = {source: size for theirs in everyone for source, size in theirs.items()}
     if not layout:
         return {}
-    parts = [sums[place] if place in sums else torch.zeros(size, dtype=torch.float64) for place, size in layout.items()]
-    joined = torch.cat([part.to(device) for part in parts])
+    empty = functools.partial(torch.zeros, dtype=torch.float64, device=device)
+    joined = torch.cat([sums[source].to(device) if source in sums else empty(size) for source, size in layout.items()])
     if together:
-        dist.all_reduce(joined)
+        dist.all_reduce(joined, group=group)
     for vector in sums.values():
         vector.zero_()
-    pieces = dict(zip(layout, joined.cpu().split(list(layout.values())), strict=True))
-    found = ((place, _computed(measure, pieces[place])) for name in eyes for place in layout if place[0] == name)
-    return {place: seen for place, seen in found if seen is not None}
+    vectors = dict(zip(layout, joined.cpu().split(list(layout.values())), strict=True))
+    results = (
+        (source, _measurement(measure, vectors[source])) for name in hooks for source in layout if source[0] == name
+    )
+    return {source: measurement for source, measurement in results if measurement is not None}
 
 
-def _stream(measure: str, dim: int = -1) -> Streaming:
-    return Streaming((measure,) if measure in MEASURES else (), unit_dim=dim)
+def _stream(measure: str) -> Streaming:
+    return Streaming((measure,) if measure in MEASURES else ())
 
 
-def _computed(measure: str, vector: Tensor) -> Seen | None:
+def _measurement(measure: str, vector: Tensor) -> Measurement | None:
     """What the sums say; None where no sample was seen."""
     stream = _stream(measure)
-    stream.update(torch.zeros(0, 1))
+    stream.update(torch.zeros(0, 1, device="cpu"))
     keys = stream.state()
     sizes = [len(vector) - len(keys) + 1 if key == "active" else 1 for key in keys]  # a count for each unit
     parts = dict(zip(keys, vector.split(sizes), strict=True))
@@ -107,4 +173,4 @@ def _computed(measure: str, vector: Tensor) -> Seen | None:
         problem = "are NaN or infinite"
     elif math.isnan(value) and len(active) < 2:
         problem = f"have {len(active)} units, too few for {measure}"
-    return Seen(value, active, problem)
+    return Measurement(value, active, problem)
