@@ -172,7 +172,7 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
     assert (used == [callback]) is not restored  # the Trainer makes a new one from what the checkpoint has
     names = {tag for tag in scalars(tmp_path / "rest") if "sparsity" in tag and not tag.endswith("/q")}
     assert names == {f"train/sparsity/{ACT}/{name}" for name in SEEN}
-    assert plain(used[0]._watcher.state()) == plain(unbroken._watcher.state())
+    assert plain(used[0]._session.state()) == plain(unbroken._session.state())
     assert again.model.transformer.drop.q == 2.5  # not one of those that are controlled
     assert hooks(again.model) == 0
 
@@ -224,7 +224,7 @@ def test_a_second_training_begins_anew(tmp_path):
     once = trained.model.get_submodule(NOISE).q
     trained.train()
     assert once != 2.5
-    assert callback._watcher.state()["steps"] == 4  # those of the second alone
+    assert callback._session.state()["steps"] == 4  # those of the second alone
 
 
 def test_after_an_exception_close_takes_everything_off(tmp_path):

@@ -1,4 +1,4 @@
-"""What the callbacks share: a monitor and a controller from the begin of a training to its end."""
+"""A monitor and a controller on a model for the time of a training, and what the callbacks share around them."""
 
 import inspect
 import math
@@ -16,8 +16,8 @@ from sparseout.monitor._monitor import SparsityMonitor
 Target = float | Mapping[str, float] | None
 
 
-class Watcher:
-    """Watches a model while it is trained and, with a target, moves q. Raises: TypeError, ValueError."""
+class TrainingSession:
+    """A monitor on the model that is trained and, with a target, a controller. Raises: TypeError, ValueError."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Watcher:
         control: Mapping[str, Any] | None,
     ) -> None:
         self.measures = measures if isinstance(measures, str) else tuple(measures)
-        SparsityMonitor(nn.ReLU(), measures=self.measures, every=every)  # says what is wrong with them
+        SparsityMonitor(nn.ReLU(), measures=self.measures, every=every)  # raises if they are wrong
         options = tuple(inspect.signature(SparsityController).parameters)[2:]
         if control is not None and not isinstance(control, Mapping):
             raise TypeError(expected("control", "a mapping or None", kind(control)))
@@ -78,24 +78,24 @@ class Watcher:
             self.controller.step()
 
     def values(self, mode: str) -> dict[str, float]:
-        """What was seen in a mode since the last time, by "module/measure", and in training every layer's q.
+        """Measures of one mode since the last call, by "module/measure", and in training every layer's q.
 
-        All processes must ask for it. What is undefined, such as a measure of rows that are all zero, is left out.
+        All processes must call this. What is undefined, such as a measure of rows that are all zero, is left out.
         """
         if self.monitor is None:
             return {}
         records = [r for r in self.monitor.report() if r["mode"] == mode and r["axis"] == "population"]
         self.monitor.reset(mode)
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for record in records:
             name = record["module"] or "model"
             several = sum(other["module"] == record["module"] for other in records) > 1  # called at several widths
             head = f"{name}/{record['units']}" if several else name
-            found |= {f"{head}/{measure}": record[measure] for measure in (*self.measures, "hoyer_live")}
-            found[f"{head}/dead"] = record["dead_units"] / record["units"]
+            values |= {f"{head}/{measure}": record[measure] for measure in (*self.measures, "hoyer_live")}
+            values[f"{head}/dead"] = record["dead_units"] / record["units"]
         if mode == "train":
-            found |= {f"{name or 'model'}/q": float(layer.q) for name, layer in self._layers.items()}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            values |= {f"{name or 'model'}/q": float(layer.q) for name, layer in self._layers.items()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def state(self) -> dict[str, Any] | None:
         """The controller's, also after its end; None where there was none."""
@@ -116,3 +116,23 @@ class Watcher:
         if self.controller is not None:
             self.controller.detach()
         self.monitor, self.controller, self._layers = None, None, {}
+
+
+class CallbackBase:
+    """The constructor and the controller of a callback, whatever its framework."""
+
+    def __init__(
+        self,
+        target: Target = None,
+        *,
+        measures: Iterable[str] = ("hoyer", "gini", "density"),
+        modules: Modules | None = None,
+        every: int = 10,
+        control: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._session = TrainingSession(target, measures, modules, every, control)
+
+    @property
+    def controller(self) -> SparsityController | None:
+        """The controller, while a model is trained to a target."""
+        return self._session.controller

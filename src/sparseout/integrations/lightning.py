@@ -1,11 +1,8 @@
 """Sparsity in Lightning: logged through the trainer's loggers, steered to a target, kept in its checkpoints."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sparseout._utils.modules import Modules
-from sparseout.control._controller import SparsityController
-from sparseout.integrations._common import Target, Watcher
+from sparseout.integrations._common import CallbackBase
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,13 +12,13 @@ except ModuleNotFoundError as error:
 __all__ = ["SparsityCallback"]
 
 
-class SparsityCallback(Callback):
+class SparsityCallback(CallbackBase, Callback):
     """Logs how sparse the activations are while a Lightning trainer fits and, with a target, moves q until it is met.
 
     Every `log_every_n_steps` of the trainer, at the step at which it logs the loss, each of its loggers is given
 
-    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) that
-      were seen in training mode since the last time, over the units of each row;
+    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) in
+      training mode since the last log, over the units of each row;
     - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
     - ``sparsity/{layer}/q`` for all Sparseout layers;
 
@@ -68,30 +65,15 @@ class SparsityCallback(Callback):
         True
     """
 
-    def __init__(
-        self,
-        target: Target = None,
-        *,
-        measures: Iterable[str] = ("hoyer", "gini", "density"),
-        modules: Modules | None = None,
-        every: int = 10,
-        control: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._watcher = Watcher(target, measures, modules, every, control)
-        self._step = 0  # of the trainer, when last seen
-
-    @property
-    def controller(self) -> SparsityController | None:
-        """The controller, while a trainer fits to a target."""
-        return self._watcher.controller
+    _step = 0  # of the trainer, at the last call
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._watcher.begin(pl_module)
+        self._session.begin(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        if self._watcher.monitor is not None:
-            self._watcher.monitor.reset()  # Lightning has tried the validation loop out
+        if self._session.monitor is not None:
+            self._session.monitor.reset()  # of the rows of Lightning's sanity check
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,7 +81,7 @@ class SparsityCallback(Callback):
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        self._watcher.step()
+        self._session.step()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (_logged_at(trainer) + 1) % every == 0:
             self._log(trainer, "train", "sparsity")
@@ -109,21 +91,21 @@ class SparsityCallback(Callback):
             self._log(trainer, "eval", "sparsity/eval")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._watcher.close()
+        self._session.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._watcher.close()
+        self._session.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"controller": self._watcher.state()}
+        return {"controller": self._session.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._watcher.load(state_dict["controller"])  # before the fit starts, or after with some strategies
+        self._session.load(state_dict["controller"])  # before the fit starts, or after with some strategies
 
     def _log(self, trainer: Trainer, mode: str, head: str) -> None:
         if not trainer.loggers:
             return
-        values = {f"{head}/{name}": value for name, value in self._watcher.values(mode).items()}
+        values = {f"{head}/{name}": value for name, value in self._session.values(mode).items()}
         if values and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=_logged_at(trainer))

@@ -3,17 +3,14 @@
 import base64
 import io
 import sys
-from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparseout._utils.modules import Modules
 from sparseout._utils.validation import expected
-from sparseout.control._controller import SparsityController
-from sparseout.integrations._common import Target, Watcher
+from sparseout.integrations._common import CallbackBase
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,13 +22,13 @@ except ModuleNotFoundError as error:
 __all__ = ["SparsityCallback"]
 
 
-class SparsityCallback(TrainerCallback, ExportableState):
+class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
     """Logs how sparse the activations are while a Trainer trains and, with a target, moves q until it is met.
 
     Whenever the Trainer logs the loss, the same line has
 
-    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) that
-      were seen in training mode since the last time, over the units of each row;
+    - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) in
+      training mode since the last log, over the units of each row;
     - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
     - ``sparsity/{layer}/q`` for all Sparseout layers;
 
@@ -45,7 +42,7 @@ class SparsityCallback(TrainerCallback, ExportableState):
     checkpoint, and ``train(resume_from_checkpoint=...)`` goes on from it: q then moves as if training had not been
     interrupted. With several processes that is so where the checkpoint was written at an update of q, since it has
     what one of them has seen since the last. After training nothing is left on the model but the last q; after an
-    exception, of which the Trainer does not tell, call :meth:`close`. A Trainer may have one such callback.
+    exception, which the Trainer does not report to callbacks, call :meth:`close`. A Trainer may have one such callback.
 
     Args:
         target: what the controller is to meet; None: q is left alone.
@@ -77,26 +74,11 @@ class SparsityCallback(TrainerCallback, ExportableState):
         >>> callback.on_train_end(*events)
     """
 
-    def __init__(
-        self,
-        target: Target = None,
-        *,
-        measures: Iterable[str] = ("hoyer", "gini", "density"),
-        modules: Modules | None = None,
-        every: int = 10,
-        control: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._watcher = Watcher(target, measures, modules, every, control)
-        self.saved: str | None = None  # set by a Trainer that restores callbacks; read from its state
-
-    @property
-    def controller(self) -> SparsityController | None:
-        """The controller, while a Trainer trains to a target."""
-        return self._watcher.controller
+    saved: str | None = None  # set by a Trainer that restores callbacks; read from its state
 
     def close(self) -> None:
         """Take everything off the model, as the end of training does."""
-        self._watcher.close()
+        self._session.close()
 
     def on_train_begin(
         self,
@@ -108,7 +90,7 @@ class SparsityCallback(TrainerCallback, ExportableState):
     ) -> None:
         handler = _handler()
         if handler is not None and self in handler.callbacks:
-            # The list is being gone through; those that make room have been told already.
+            # The handler is iterating over the list: the callbacks that move back have had this event.
             handler.callbacks.remove(self)
             handler.callbacks.insert(0, self)
         # a checkpoint of a training without this callback has no entry, which the Trainer expects when it saves
@@ -117,12 +99,12 @@ class SparsityCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise ValueError(expected("callbacks", f"with one {type(self).__name__}", len(saved)))
         if state.global_step and saved["attributes"]["saved"] is not None:
-            self._watcher.load(_decoded(saved["attributes"]["saved"]))
+            self._session.load(_decoded(saved["attributes"]["saved"]))
         if model is not None:
-            self._watcher.begin(model)
+            self._session.begin(model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._watcher.step()
+        self._session.step()
 
     def on_log(
         self,
@@ -141,7 +123,7 @@ class SparsityCallback(TrainerCallback, ExportableState):
             mode, head = "eval", f"{evaluated[0]}_sparsity"
         else:
             return
-        values = {f"{head}/{name}": value for name, value in self._watcher.values(mode).items()}
+        values = {f"{head}/{name}": value for name, value in self._session.values(mode).items()}
         logs.update(values)
         state.log_history[-1].update(values)
 
@@ -152,18 +134,23 @@ class SparsityCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to a checkpoint, as JSON: the arguments, and the controller's state."""
-        saved = self._watcher.state()
+        saved = self._session.state()
         attributes = {"saved": None if saved is None else _encoded(saved)}
-        return {"args": self._watcher.arguments(), "attributes": attributes}
+        return {"args": self._session.arguments(), "attributes": attributes}
 
 
 def _handler() -> CallbackHandler | None:
-    """The handler that is telling of an event; it passes everything to its callbacks but itself."""
+    """The handler that calls, found on the stack.
+
+    The Trainer puts callbacks behind its trackers, and a tracker is given the line before callbacks behind it can add
+    to it. A callback is handed neither the Trainer nor the handler, and nothing that it is handed leads to them. What
+    is left without the stack is to ask users to reorder the callbacks of a Trainer once it is made.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, CallbackHandler):
-            return owner
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return caller
         frame = frame.f_back
     return None
 
