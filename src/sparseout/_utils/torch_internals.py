@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +30,46 @@ def dispatch_mode_active() -> bool:
 def is_tracing() -> bool:
     """Whether `torch.jit.trace` records."""
     return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]  # public, if untyped
+
+
+def is_recorded(tensors: Sequence[Tensor]) -> bool:
+    """Whether a pass over these tensors computes no values, or is written down: meta, fake, traced, exported."""
+    if torch.compiler.is_exporting() or is_tracing() or any(x.is_meta for x in tensors):
+        return True
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # else nothing is recorded by it
+    if proxies is not None and proxies.get_proxy_mode() is not None:
+        return True
+    return torch._guards.detect_fake_mode(tensors) is not None
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """A block of plain torch: no functorch transform, no dispatch mode, no inference mode, no gradients.
+
+    What is made there outlives whatever is open around. Dispatch modes do not see it: that of selective activation
+    checkpointing takes what is computed again by its order, which a hook would disturb.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_python_dispatch._disable_current_modes())
+        if torch._C._are_functorch_transforms_active():
+            stack.enter_context(pyfunctorch.temporarily_clear_interpreter_stack())
+        yield
+
+
+def without_transforms(x: Tensor) -> Tensor:
+    """The values of `x` for all examples of a vmap, whose dims come first; for use in `outside_transforms`."""
+    functorch, batch_dims = torch._C._functorch, []
+    while functorch.is_functorch_wrapped_tensor(x):
+        batch_dims.append(functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1)
+        x = functorch.get_unwrapped(x)
+    front = 0
+    for dim in reversed(batch_dims):  # each counts without the batch dims further in
+        if dim >= 0:
+            x = x.movedim(dim + front, 0)
+            front += 1
+    return forward_ad.unpack_dual(x).primal if forward_ad._current_level >= 0 else x
 
 
 def is_batched_gradient(grad: Tensor) -> bool:
@@ -89,45 +129,3 @@ def op_name(op: Any) -> str:
     """The name of a registered op with its namespace, such as ``"sparseout::forward"``."""
     name: str = op._qualified_op_name
     return name
-
-
-@contextmanager
-def outside_of_modes() -> Iterator[None]:
-    """Plain torch inside: no functorch transform, no dispatch mode, no inference mode, no gradients.
-
-    So what is made there is of no mode and no transform, and modes do not see it, such as that of selective activation
-    checkpointing, which takes what was computed again by its order.
-    """
-    with (
-        pyfunctorch.temporarily_clear_interpreter_stack(),
-        _python_dispatch._disable_current_modes(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        yield
-
-
-def without_wrappers(x: Tensor) -> Tensor:
-    """The tensor under functorch's wrappers, batch dims in front. Use it :func:`outside_of_modes`."""
-    functorch, dims = torch._C._functorch, []
-    while functorch.is_functorch_wrapped_tensor(x):
-        dims.append(functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1)
-        x = functorch.get_unwrapped(x)
-    front = 0
-    for dim in reversed(dims):
-        if dim >= 0:
-            x = x.movedim(dim + front, 0)
-            front += 1
-    return x
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether `x` holds numbers: is neither a stand-in, as of a tracer or on meta, nor a subclass with its own ops."""
-    if is_tracing() or any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING_MODES):
-        return False
-    own_ops = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return x.device.type != "meta" and (x.is_nested or not own_ops)
-
-
-_KEYS = torch._C._TorchDispatchModeKey
-_TRACING_MODES = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)

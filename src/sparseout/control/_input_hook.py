@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.activations import UnitTracker
-from sparseout._utils.torch_internals import in_backward, is_plain, outside_of_modes, without_wrappers
+from sparseout._utils.torch_internals import in_backward, is_recorded, outside_transforms, without_transforms
 from sparseout.measures._functions import MEASURES, Streaming
 
 Source = tuple[str, int]  # a layer's name and its number of units: a layer may be called at several widths
@@ -60,22 +60,23 @@ class InputHook:
         x = args[0] if args else kwargs.get("input")
         if not (self.on and layer.training and isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
             return  # what the layer cannot take it will say itself
-        if torch.compiler.is_compiling():
-            if not torch.compiler.is_exporting():  # an exported program has no controller
-                # Counted from the last dim, units stay where they are when vmap takes a batch dim away.
-                torch.ops.sparseout.measure_input(
-                    self.ticket, x.detach(), self.tracker.dim(self.name, layer, x) - x.ndim
-                )
-        elif is_plain(x):
-            self.add(x, self.tracker.dim(self.name, layer, x) - x.ndim)
+        compiling = torch.compiler.is_compiling()
+        if torch.compiler.is_exporting() if compiling else is_recorded((x,)):
+            return
+        dim = self.tracker.dim(self.name, layer, x) - x.ndim  # from the last, so that it holds without vmap as well
+        x = _local(x.detach(), dim)
+        if compiling:
+            torch.ops.sparseout.measure_input(self.ticket, x, dim)
+        else:
+            self.add(x, dim)
 
     def add(self, x: Tensor, dim: int) -> None:
         """Add a tensor whose units lie along `dim`, a number below 0."""
         if in_backward():  # a checkpoint computes its forward again
             return
-        with outside_of_modes():
+        with outside_transforms():
             stream = _stream(self.measure)
-            stream.update(_rows(without_wrappers(x), dim))
+            stream.update(_rows(without_transforms(x), dim))
             new = torch.cat([value.flatten() for value in stream.state().values()])
             units = len(new) - len(stream.state()) + 1  # one number for each unit, and one for each other sum
             total = self.sums.setdefault(units, torch.zeros_like(new))
@@ -108,10 +109,12 @@ _library.impl("measure_input", _measure_input, "CompositeExplicitAutograd")
 torch.library.register_fake("sparseout::measure_input", lambda ticket, input, dim: None, lib=_library)
 
 
-@torch.library.register_vmap("sparseout::measure_input", lib=_library)
 def _measure_batched(info: Any, in_dims: tuple[Any, ...], ticket: Tensor, input: Tensor, dim: int) -> tuple[None, None]:
     torch.ops.sparseout.measure_input(ticket, input if in_dims[1] is None else input.movedim(in_dims[1], 0), dim)
     return None, None
+
+
+torch.library.register_vmap("sparseout::measure_input", _measure_batched, lib=_library)
 
 
 def _ticket(hook: InputHook) -> Tensor:
@@ -121,8 +124,19 @@ def _ticket(hook: InputHook) -> Tensor:
         return torch.tensor([number], device="cpu")
 
 
+def _local(x: Tensor, dim: int) -> Tensor:
+    """Of a DTensor the rows that are here, with all of their units."""
+    if type(x).__name__ != "DTensor":
+        return x
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(x, DTensor)
+    whole = [Replicate() if p.is_partial() or p.is_shard(dim + x.ndim) else p for p in x.placements]
+    return x.redistribute(placements=whole).to_local()
+
+
 def _rows(x: Tensor, dim: int) -> Tensor:
-    x = x.detach()
+    """Rows of units, of a nested tensor the real ones."""
     if x.is_nested:
         return torch.cat([_rows(part, dim) for part in x.unbind()])
     return x.movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x[None]
