@@ -82,7 +82,7 @@ def test_what_is_attached_does_what_it_says():
             "kwinners",
             {"p": 0.5},
             TypeError,
-            "expected `parameters` to be among k, k_eval, boost, momentum, units for kwinners, but got 'p'",
+            "expected `parameters` to be among k, k_eval, boost, momentum, units, unit_dim for kwinners, but got 'p'",
         ),
         ("bridgeout", {"p": 1}, ValueError, "expected `p` to be a number >= 0 and < 1, but got 1"),
         ("bridgeout", {"q": -1}, ValueError, "expected `q` to be a finite number >= 0, but got -1"),

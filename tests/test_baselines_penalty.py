@@ -1,14 +1,21 @@
 """Penalties on activations: their closed forms, and the object that collects them."""
 
 import copy
+import gc
+import pickle
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributions import Bernoulli, kl_divergence
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+from conftest import needs_compiler
 from sparseout.baselines import ActivityPenalty, kl_penalty, lq_penalty
 
 
@@ -150,8 +157,11 @@ def test_a_checkpoint_counts_once(reentrant):
         wanted = penalty.loss()
         out = checkpoint(model, x, use_reentrant=reentrant)
         found = penalty.loss()
-        (out.sum() + found).backward()
+        warning = r"^the penalty of 1 was not collected under checkpoint\(use_reentrant=True\), which runs forward"
+        with pytest.warns(UserWarning, match=warning) if reentrant else nullcontext():
+            (out.sum() + found).backward()
         assert penalty.loss().item() == 0
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()  # said once
     # the older kind of checkpoint runs forward without gradients, where nothing is collected
     torch.testing.assert_close(found, torch.zeros(()) if reentrant else wanted)
 
@@ -171,11 +181,133 @@ def test_compiled_it_is_the_same():
     torch.testing.assert_close(torch.compile(step, backend="aot_eager")(x), model(x).square().sum())
 
 
-def test_a_copy_of_the_model_leaves_the_penalty_alone():
+@needs_compiler
+def test_compiled_whole_with_checkpoints_it_is_the_same(monkeypatch):
+    setting = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+    monkeypatch.setattr(torch._dynamo.config, setting, True)  # as the docstring says
+    model, x = network(), torch.randn(8, 4)
+    model[4].p = 0.0
+    with ActivityPenalty(model, strength=0.1) as penalty:
+
+        def step(x):
+            out = checkpoint(model, x, use_reentrant=False)
+            return out.square().sum() + penalty.loss()
+
+        wanted = step(x)
+        loss = torch.compile(step, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(loss, wanted)
+        grads = [torch.autograd.grad(total, list(model.parameters())) for total in (loss, wanted)]
+        torch.testing.assert_close(*grads)
+
+
+def graphs():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) and thing.grad_fn is not None for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, AveragedModel, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_is_not_penalised_and_keeps_nothing(copied):
+    model, x = network(), torch.randn(8, 4)
+    with ActivityPenalty(model, ["1", "4"]) as penalty:
+        out = model(x)
+        other = copied(model)  # between forward and loss()
+        wanted = penalty.loss().detach()
+        assert wanted > 0
+        del out
+        before = graphs()
+        for _ in range(3):
+            other(x).sum().backward()
+            assert penalty.loss() == 0
+        assert graphs() == before
+        model(x)
+        torch.testing.assert_close(penalty.loss().detach(), wanted)
+
+
+def test_a_copy_of_the_penalty_with_its_model_is_attached_to_nothing():
     model, x = network(), torch.randn(8, 4)
     with ActivityPenalty(model) as penalty:
-        copy.deepcopy(model)(x)
-        assert penalty.loss().item() == 0
+        model(x)
+        other_model, other = copy.deepcopy((model, penalty))
+        with pytest.raises(RuntimeError, match="expected `penalty` to be attached"):
+            other.loss()
+        with other:
+            other_model(x)
+            torch.testing.assert_close(other.loss(), penalty.loss())
+
+
+def test_a_penalty_that_was_never_attached_is_an_error():
+    model = network()
+    penalty = ActivityPenalty(model)
+    model(torch.randn(8, 4))
+    with pytest.raises(RuntimeError, match="with-block, but got one that never was"):
+        penalty.loss()
+
+
+@pytest.mark.parametrize(
+    ("before", "watched", "overwrites"),
+    [
+        (nn.Linear(4, 6), nn.Dropout(0.5, inplace=True), nn.Identity()),
+        (nn.Identity(), nn.Linear(4, 6), nn.ReLU(inplace=True)),
+        (nn.Identity(), nn.Linear(4, 6), nn.Dropout(0.5, inplace=True)),
+        (nn.Linear(4, 6), nn.GELU(), nn.Dropout(0.5, inplace=True)),
+        (nn.Linear(4, 6), nn.SiLU(), nn.ReLU(inplace=True)),
+    ],
+)
+@pytest.mark.parametrize("options", [{"q": 1.0}, {"q": 0.5}, {"q": 2.0}])
+def test_activations_may_be_overwritten(before, watched, overwrites, options):
+    model, x = nn.Sequential(before, watched, overwrites), torch.randn(8, 4)
+    with ActivityPenalty(model, ["1"], **options) as penalty:
+        out = model(x)
+        loss = penalty.loss()
+        (out.sum() + loss).backward()
+    h = before(x) if isinstance(watched, nn.Dropout) else watched(before(x))
+    torch.testing.assert_close(loss, 1e-3 * lq_penalty(h, options["q"]))
+
+
+def test_units_lie_where_the_module_before_puts_them():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.randn(2, 5, 5, 4)
+    h = model(x)
+    for given, dim in ((None, -1), (1, 1), ({"1": 2}, 2), ({nn.ReLU: 2}, 2), (lambda name, module, x: 1, 1)):
+        with ActivityPenalty(model, strength=1.0, unit_dim=given) as penalty:
+            model(x)
+            torch.testing.assert_close(penalty.loss(), lq_penalty(h, unit_dim=dim))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.parametrize("options", [{}, {"target": 0.1}])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_nested_rows_are_rows(layout, options):
+    parts = [torch.rand(2, 4), torch.rand(3, 4)]
+    model = nn.Sequential(nn.ReLU())
+    with ActivityPenalty(model, **options) as penalty:
+        x = torch.nested.nested_tensor(parts, layout=layout, requires_grad=True)
+        model(x)
+        loss = penalty.loss()
+        model(torch.cat(parts))
+        torch.testing.assert_close(loss, penalty.loss())
+        loss.backward()
+    assert torch.cat(x.grad.unbind()).abs().sum() > 0
+
+
+def test_sharded_rows_are_rows(process_group):
+    x, model = torch.randn(6, 4), nn.Sequential(nn.ReLU())
+    with ActivityPenalty(model) as penalty:
+        model(DTensor.from_local(x.requires_grad_(), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        loss = penalty.loss()
+        model(x)
+        torch.testing.assert_close(loss, penalty.loss())
+
+
+def test_nothing_is_kept_over_many_steps():
+    model, x = network(), torch.randn(8, 4)
+    with ActivityPenalty(model) as penalty:
+        counts = []
+        for step in range(300):
+            (checkpoint(model, x, use_reentrant=False).sum() + penalty.loss()).backward()
+            if step in (5, 299):
+                gc.collect()
+                counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +320,12 @@ def test_a_copy_of_the_model_leaves_the_penalty_alone():
             ValueError,
             "expected `q` to be left out, as `target` asks for the KL penalty, but got 1.0",
         ),
-        ({"unit_dim": 1.5}, TypeError, "expected `unit_dim` to be an int or None, but got a float"),
+        (
+            {"unit_dim": 1.5},
+            TypeError,
+            "expected `unit_dim` to be an int, a mapping from names or types of modules to ints, "
+            "a function (name, module, tensor), or None, but got a float",
+        ),
         (
             {"modules": ["7"]},
             ValueError,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparseout._utils.activations import first_tensor
+from sparseout._utils.activations import UnitDim, UnitTracker, check_unit_dim, first_tensor
 from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.hooks import Hooks
+from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose, unwrapped
+from sparseout._utils.torch_internals import in_backward, is_sharded
+from sparseout._utils.validation import expected
 from sparseout.baselines.arguments import above_0, at_least_0, number
 
 EPS = 1e-3
@@ -47,7 +50,7 @@ def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | N
         >>> lq_penalty(x, q=2.0)
         tensor(5.5000)
     """
-    return _lq(x, above_0("q", q), above_0("eps", eps), unit_dim)
+    return _lq(x, above_0("q", q), above_0("eps", eps), dim_of_units(x, unit_dim))
 
 
 def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) -> Tensor:
@@ -81,18 +84,18 @@ def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) 
     over batches there); Lee, Ekanadham & Ng (2008), Sparse deep belief net model for visual area V2, which has the
     squared difference in place of the divergence.
     """
-    return _kl(x, _target(target), unit_dim)
+    return _kl(x, _target(target), dim_of_units(x, unit_dim))
 
 
-def _lq(x: Tensor, q: float, eps: float, unit_dim: int | None) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    rows = max(1, x.numel() // max(1, x.shape[dim_of_units(x, unit_dim)]))
+def _lq(x: Tensor, q: float, eps: float, dim: int, copy: bool = False) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
+    rows = max(1, x.numel() // max(1, x.shape[dim]))
     terms: Tensor = (wide.square() + eps**2) ** (q / 2) - eps**q
     return terms.sum() / rows
 
 
-def _kl(x: Tensor, target: float, unit_dim: int | None) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim_of_units(x, unit_dim), -1)
+def _kl(x: Tensor, target: float, dim: int) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim, -1)
     if x.numel() == 0:
         return wide.sum()
     low, high = wide.detach().aminmax()
@@ -119,7 +122,15 @@ class ActivityPenalty:
     with :math:`R_l` the :func:`sparseout.baselines.lq_penalty` or the :func:`sparseout.baselines.kl_penalty` of one
     watched module's output. A with-block, or :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and
     forgets it. If a module is called several times before that, its terms add up. Nothing is collected from modules in
-    evaluation mode or while gradients are off, nor from what activation checkpointing computes again.
+    evaluation mode or while gradients are off, nor from what activation checkpointing computes again. So
+    ``checkpoint(use_reentrant=True)``, which runs the forward without gradients, leaves nothing to collect: a warning
+    says so. Under ``torch.compile(fullgraph=True)`` a model with checkpointing needs
+    ``torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True``.
+
+    Activations may be overwritten by who reads them, as by ``nn.ReLU(inplace=True)``: what backward needs of them is
+    copied, unless the watched module keeps its output for its own backward (ReLU, sigmoid, tanh). A copy of the model,
+    or one that was pickled, is not penalised. Names are those of the model that was written, without what
+    ``torch.compile``, ``DistributedDataParallel`` and the like put around it or around its parts.
 
     Args:
         model: the module that is run.
@@ -131,12 +142,19 @@ class ActivityPenalty:
         q: exponent of the L_q^q penalty; 1 if neither `q` nor `target` is given.
         eps: where that is smoothed, in the unit of the activations: 1e-3 if not given.
         target: in place of `q` and `eps`: the mean activation towards which the KL penalty draws every unit.
-        unit_dim: where units lie, for all modules, if not as in :func:`sparseout.baselines.lq_penalty`.
+        unit_dim: where units lie: an int for all modules; a mapping from their names or types to ints; or a function
+            (name, module, tensor) that gives an int or None. Where it says nothing, they lie where the module that made
+            the activation puts them (last for a Linear, at dim 1 for a convolution), else as in
+            :func:`sparseout.baselines.lq_penalty`.
 
     Raises:
         ValueError: for a value out of range, for `target` beside `q` or `eps`, if the names in `strength` are not those
             of the watched modules, or if there is nothing to watch.
         TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
+        RuntimeError: from :meth:`loss`, if it was never attached.
+
+    Warns:
+        UserWarning: once, in backward, if what checkpoint(use_reentrant=True) ran was not collected.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -155,7 +173,7 @@ class ActivityPenalty:
         q: float | None = None,
         eps: float | None = None,
         target: float | None = None,
-        unit_dim: int | None = None,
+        unit_dim: UnitDim = None,
     ) -> None:
         check_model(model)
         check(strength=strength, q=q, eps=eps, target=target, unit_dim=unit_dim)
@@ -166,28 +184,30 @@ class ActivityPenalty:
         if isinstance(strength, Mapping) and {site.name for site in self._sites} != set(strength):
             wish = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
             raise ValueError(expected("strength", f"one number for each {wish}", f"names {', '.join(strength)}"))
+        self._units = UnitTracker(unwrapped(model), unit_dim)
+        self._hooks = Hooks()
         self._terms: list[Tensor] = []
-        self._handles: list[Any] = []
+        self._attached = self._warned = False
+        self._without_grad: set[str] = set()  # sites that ran in training without gradients, as a checkpoint may
 
     def attach(self) -> Self:
         """Begin to collect. Returns the penalty itself."""
-        if not self._handles:
+        self._attached = True
+        if not self._hooks:
+            self._units.attach()
             for site in self._sites:
-                hook: Any = _Hook(self, site)
-                if site.tensor == "input":  # before the call, which may overwrite it
-                    self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
-                else:
-                    self._handles.append(site.module.register_forward_hook(hook.after))
+                # an input before the call, which may overwrite it
+                hook = self._hooks.before if site.tensor == "input" else self._hooks.after
+                hook(site.module, self._collect, site)
             reset_compiler()
         return self
 
     def detach(self) -> None:
         """Take every hook off the model, and forget what was collected."""
         self._terms.clear()
-        if self._handles:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+        if self._hooks:
+            self._hooks.remove()
+            self._units.detach()
             reset_compiler()
 
     def __enter__(self) -> Self:
@@ -198,39 +218,57 @@ class ActivityPenalty:
 
     def loss(self) -> Tensor:
         """What was collected since the last call, a 0-d tensor: 0 if nothing was, as after an evaluation."""
+        if not self._attached:
+            raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
         total = torch.stack(self._terms).sum() if self._terms else torch.zeros(())
         self._terms.clear()
         return total
 
-    def _see(self, site: Site, value: Any) -> None:
-        if not site.module.training or not torch.is_grad_enabled():
+    def _collect(self, site: Site, module: nn.Module, args: Any, more: Any) -> None:
+        """Add the term of a call: a hook's, on inputs with `more` keyword arguments, on outputs with the output."""
+        if not module.training:
             return
+        eager = not torch.compiler.is_compiling()
+        if not torch.is_grad_enabled():
+            if eager:
+                self._without_grad.add(site.name)
+            return
+        value = (args, more) if site.tensor == "input" else more
         x = first_tensor(value)
         if x is None:
             wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
             raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
+        term = self._term(site, x)
+        if not eager or not in_backward():  # else computed all the same, since a checkpoint counts what is saved
+            self._terms.append(term)
+            if eager:
+                self._without_grad.discard(site.name)
+        elif site.name in self._without_grad and not self._warned:
+            self._warned = True
+            how = "which runs forward without gradients: use_reentrant=False collects it"
+            what = f"the penalty of {site.name or 'the model'} was not collected"
+            warnings.warn(f"{what} under checkpoint(use_reentrant=True), {how}", stacklevel=2)
+
+    def _term(self, site: Site, x: Tensor) -> Tensor:
+        dim = self._units.dim(site.name, site.module, x)
+        if x.is_nested:
+            x, dim = torch.cat([part.movedim(dim - 1, -1).flatten(0, -2) for part in x.unbind()]), -1
         strength = self.strength[site.name] if isinstance(self.strength, Mapping) else self.strength
         if self.target is not None:
-            term = _kl(x, self.target, self.unit_dim)
+            term = _kl(x, self.target, dim)
         else:
-            q, eps = (1.0 if self.q is None else self.q), (EPS if self.eps is None else self.eps)
-            term = _lq(x, q, eps, self.unit_dim)
-        # recomputed in backward it must run, since a checkpoint counts what is saved, but it was collected before
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            self._terms.append(strength * term)
+            kept = site.tensor == "output" and type(site.module) in _KEEP_OUTPUT
+            term = _lq(x, 1.0 if self.q is None else self.q, EPS if self.eps is None else self.eps, dim, not kept)
+        whole: Any = strength * term
+        return whole.full_tensor() if is_sharded(whole) else whole  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes of a copy, which is attached to nothing: the hooks in a copied model are dead."""
+        return vars(self) | {"_terms": [], "_attached": False, "_without_grad": set()}
 
 
-class _Hook:
-    """A hook that knows its place; a lambda could not be copied with the model."""
-
-    def __init__(self, penalty: ActivityPenalty, site: Site) -> None:
-        self.penalty, self.site = penalty, site
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.penalty._see(self.site, (args, kwargs))
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.penalty._see(self.site, output)
+# In these backward needs the output, which nobody overwrites then.
+_KEEP_OUTPUT = (nn.ReLU, nn.Sigmoid, nn.Tanh)
 
 
 def _activations(name: str, module: nn.Module) -> bool:
@@ -250,6 +288,5 @@ def check(
                 raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", given))
     if target is not None:
         _target(target)
-    if unit_dim is not None and (isinstance(unit_dim, bool) or not isinstance(unit_dim, int)):
-        raise TypeError(expected("unit_dim", "an int or None", kind(unit_dim)))
+    check_unit_dim(unit_dim)
     return {"strength": strength, "q": q, "eps": eps, "target": target, "unit_dim": unit_dim}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from sparseout._utils.activations import UnitDim
 from sparseout._utils.validation import expected, kind
 from sparseout.baselines import bridgeout, penalty, shakeout
 from sparseout.baselines.gaussian import GaussianDropout
@@ -52,7 +53,7 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
     | dropout | p, inplace | activations | `nn.Dropout` |
     | sparseout | p, q, inplace, gradient, scale, shared_dims, seed | activations | `Sparseout` |
     | gaussian | p, shared_dims | activations | `GaussianDropout` |
-    | kwinners | k, k_eval, boost, momentum, units | activations | `KWinners` |
+    | kwinners | k, k_eval, boost, momentum, units, unit_dim | activations | `KWinners` |
     | bridgeout | p, q, per_example | weights | `Attachment` |
     | shakeout | p, c | weights | `Attachment` |
     | penalty | strength, q, eps, target, unit_dim | loss | `Attachment` |
@@ -100,7 +101,7 @@ def _penalty(
     q: float | None = None,
     eps: float | None = None,
     target: float | None = None,
-    unit_dim: int | None = None,
+    unit_dim: UnitDim = None,
 ) -> Attachment:
     return Attachment("penalty", "loss", penalty.ActivityPenalty, penalty.check(strength, q, eps, target, unit_dim))
 
