@@ -1,14 +1,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small import arguments
 from sparseout_experiments import cli, demo
 from sparseout_experiments.commands import app
 from sparseout_experiments.demo import Options, Run, report
@@ -270,11 +274,110 @@ def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "typer", None)
-    assert status_of("demo") == 1
-    err = capsys.readouterr().err
-    assert err == 'sparseout: this command needs typer: pip install "sparseout[experiments]"\n'
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ([], "`sparseout run` needs a command. The commands are autoencoder, image, language; `sparseout run --help`"),
+        (["audio"], "No such command 'audio'. The commands are autoencoder, image, language; `sparseout run --help`"),
+        (["image", "--foo"], "No such option: --foo"),
+        (["image", "--q"], "Option '--q' requires an argument."),
+        (["image", "extra"], "Got unexpected extra argument(s) (extra); `sparseout run image --help` tells more."),
+    ],
+)
+def test_a_command_line_that_is_no_command_says_what_there_is(
+    args: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("run", *args) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"sparseout: {sentence}")
+
+
+@pytest.mark.parametrize("study", ["control", "targets", "alternatives"])
+def test_a_page_is_not_made_from_nothing(study: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("as it was")
+    for results in ("nowhere", "."):
+        args = ["--render", "--results", str(tmp_path / results), "--page", str(page)]
+        assert status_of("reproduce", study, *args) == 2
+        assert f"expected `--results` to be a folder with results of `sparseout reproduce {study}`" in (
+            capfd.readouterr().err
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+    assert page.read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["theory", "--page", "page.md", "--results", "made/here"],
+        ["theory", "--render", "--results", "made/here", "--page", "made/there/page.md"],
+        ["bench", "--render", "--out", "made/here"],
+        ["bench", "--out", "made/here"],
+        ["reproduce", "targets", "--workers", "0", "--results", "made/here"],
+        ["reproduce", "alternatives", "--page", "page.md", "--results", "made/here", "--work", "made/there"],
+    ],
+)
+def test_a_refused_command_leaves_nothing(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEOUT_BACKEND", "none of them")
+    monkeypatch.setattr("sparseout_experiments.studies.alternatives.reproduce", refuse)
+    (tmp_path / "page.md").write_text("a page without blocks")
+    assert status_of(*args) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def refuse(*args: Any, **options: Any) -> None:
+    raise ValueError("refused")
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparseout_experiments.commands.common._EVERY", 0.0)
+    assert status_of(*arguments("language", epochs=2), "--out", str(tmp_path / "run")) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"sparseout: 0:00:\d\d  epoch 1/2  loss [\d.]+  0:00:\d\d left", lines[1]), lines
+    last = r"sparseout: 0:00:\d\d  epoch 2/2  loss [\d.]+  perplexity [\d.]+  Hoyer 0.\d\d  dead \d+%  0:00:00 left"
+    assert re.fullmatch(last, lines[-1]), lines
+
+
+def command_line(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparseout_experiments", *args],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    for _ in range(60_000):
+        if happened():
+            return
+        time.sleep(0.001)
+    raise TimeoutError
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_sentence() -> None:
+    process = command_line("demo")
+    wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "sparseout: interrupted\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0.0, 0.001, 0.1])
+def test_ctrl_c_twice_is_one_sentence(apart: float, tmp_path: Path) -> None:
+    process = command_line(*arguments("language", epochs=1000), "--out", str(tmp_path / "run"))
+    wait_for((tmp_path / "run" / "checkpoint.pt").exists)
+    process.send_signal(signal.SIGINT)
+    time.sleep(apart)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch("sparseout: interrupted.*\n", err)
 
 
 def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small import arguments
 from sparseout_experiments import cli, config
 from sparseout_experiments.commands import app
@@ -227,7 +228,7 @@ def refused(args: list[str], sentence: str, tmp_path: Path, capfd: pytest.Captur
         (["autoencoder", "--q", "-1"], "expected `--q` to be a finite number >= 0, but got '-1'"),
         (["image", "--depth", "17"], "expected `--depth` to be 6 n + 4 with n >= 1, but got '17'"),
         (["image", "--units", "17"], "No such option: --units"),
-        (["speech"], "No such command 'speech'."),
+        (["speech"], "No such command 'speech'. The commands are autoencoder, image, language; `spa"),
         (["autoencoder", "--method", "none", "--q", "2"], "expected `--q` to be left out, as the method is none, but"),
         (["language", "--method", "dropout", "--q-output", "2"], "expected `--q-output` to be left out, as the method"),
         (["language", "--budget-minutes", "0"], "expected `--budget-minutes` to be a finite number > 0, but got '0'"),
@@ -246,6 +247,35 @@ def test_what_cannot_be_done_is_one_sentence_and_no_folder(
     args: list[str], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     refused(["run", *args], sentence, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_the_first_step_refuses_leaves_nothing(
+    exists: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs" / "mine"
+    if exists:
+        out.mkdir(parents=True)
+    args = [*arguments("autoencoder", method="kwinners", epochs=1, track="tensorboard"), "--out", str(out), "--k"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*args, "300"])
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err.startswith("sparseout: expected `--k` to be ")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == (["runs", "runs/mine"] * exists)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*args, "3"])
+    assert stopped.value.code == 0
+
+
+def test_too_large_a_network_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: Any, objective: Any, batch: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("sparseout_experiments.tasks.autoencoder.Reconstruct.loss", exhausted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:

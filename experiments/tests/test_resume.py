@@ -183,6 +183,56 @@ def test_another_run_is_not_resumed(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("task", [["autoencoder"], []])
+def test_resuming_needs_nothing_but_the_folder(task: list[str], tmp_path: Path) -> None:
+    run(tmp_path / "whole", "autoencoder")
+    half_done(tmp_path / "half")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", *task, "--resume", "--out", str(tmp_path / "half")])
+    assert stopped.value.code == 0
+    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "half")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "args", "says"),
+    [
+        (None, ["image"], "the run in {} has task = 'autoencoder', not 'image': start another folder"),
+        ('title = "a blog"', [], "{}/config.toml is not that of a run ("),
+        (
+            'task = "image"\nunits = 3',
+            ["image"],
+            "{}/config.toml is not that of a run (expected `units` to be an option",
+        ),
+        ("task = ", ["autoencoder"], "{}/config.toml is not that of a run ("),
+        ("task = 3", ["autoencoder"], "{}/config.toml is not that of a run ("),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence(
+    content: str | None, args: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    half_done(tmp_path)
+    if content is not None:
+        (tmp_path / runs.CONFIG).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", *args, "--resume", "--out", str(tmp_path)])
+    err = capfd.readouterr().err
+    assert (stopped.value.code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"sparseout: {says.format(tmp_path)}")
+    assert (tmp_path / runs.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("args", [["--resume"], ["--out", "x"], ["--resume", "--out", "x"]])
+def test_without_a_run_there_is_nothing_to_resume(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", *args])
+    err = capfd.readouterr().err
+    assert (stopped.value.code, err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+    assert "needs a command" in err or "the folder of a run" in err
+
+
 def test_another_task_is_not_resumed(tmp_path: Path) -> None:
     half_done(tmp_path)
     with pytest.raises(RunError, match="has task = 'autoencoder', not 'image': resume it"):

@@ -58,6 +58,83 @@ def test_a_checkpoint_cut_short_is_passed_over(kept: float, tmp_path: Path, whol
     assert differences(whole, outcome(tmp_path)) == []
 
 
+def test_flipped_bytes_are_noticed_wherever_they_are(tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    path = tmp_path / runs.CHECKPOINT
+    data = path.read_bytes()
+    good, _ = runs.load(tmp_path)
+    damaged = 0
+    for start in range(0, len(data), len(data) // 40):
+        flipped = bytes(byte ^ 0xFF for byte in data[start : start + 64])
+        path.write_bytes(data[:start] + flipped + data[start + 64 :])
+        state, told = runs.load(tmp_path)
+        assert state is not None
+        if told:
+            damaged += 1
+            assert state["epoch"] == 1
+        else:  # in what aligns the entries of the archive
+            assert differences(good, state) == []
+    assert damaged > 25
+    middle = data.index(good["model"]["decoder.weight"].numpy().tobytes()) + 100  # type: ignore[index]
+    path.write_bytes(data[:middle] + bytes(64) + data[middle + 64 :])
+    assert resumed(tmp_path) == [
+        f"{path} cannot be read (its checksum does not hold), so the run goes on from the one before it"
+    ]
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+@pytest.mark.parametrize("foreign", [{"epoch": 7, "model": {}, "optimizer": {}}, {}, [1], torch.zeros(3)])
+def test_the_checkpoint_of_another_program_is_passed_over(foreign: Any, tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    torch.save(foreign, tmp_path / runs.CHECKPOINT)
+    (told,) = resumed(tmp_path)
+    assert told.endswith("cannot be read (it is another program's), so the run goes on from the one before it")
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+def test_the_checkpoint_of_another_run_is_named(tmp_path: Path) -> None:
+    half_done(tmp_path)
+    state = torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)
+    state["model"]["decoder.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / runs.CHECKPOINT)
+    with pytest.raises(RunError) as raised:
+        run(tmp_path, "autoencoder")
+    assert str(raised.value).startswith(f"{tmp_path / runs.CHECKPOINT} is not of this run (")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("result", ["{}", "[]", "3", '{"status": "finished"}', '{"kind": "sparseout control"}', ""])
+def test_a_result_that_is_something_else_is_one_sentence(
+    result: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    half_done(tmp_path)
+    (tmp_path / runs.RESULT).write_text(result)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
+    err = capfd.readouterr().err
+    assert (stopped.value.code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"sparseout: {tmp_path / runs.RESULT} cannot be read (")
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe{", b"3\n", b""])
+def test_damaged_metrics_are_said_and_the_run_goes_on(damage: bytes, tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    (tmp_path / runs.METRICS).write_bytes(damage)
+    assert resumed(tmp_path) == [
+        f"{tmp_path / runs.METRICS} is damaged: of 2 epochs 0 could be kept, and the run goes on"
+    ]
+    assert [line["epoch"] for line in runs.metrics(tmp_path)] == [3]
+    assert differences(whole["state"], outcome(tmp_path)["state"]) == []
+
+
+@pytest.mark.parametrize("damage", [None, b"[]", b"\xff"])
+def test_an_environment_that_cannot_be_read_is_written_anew(damage: bytes | None, tmp_path: Path) -> None:
+    half_done(tmp_path)
+    (tmp_path / runs.ENVIRONMENT).unlink() if damage is None else (tmp_path / runs.ENVIRONMENT).write_bytes(damage)
+    resumed(tmp_path)
+    assert runs.result(tmp_path)["environment"]["torch"] == torch.__version__
+
+
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import torch
 from small import STEPS, arguments, differences, options, outcome, run
 from sparseout_experiments import cli, tasks
 from sparseout_experiments.commands import app
+from sparseout_experiments.data import images
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import runs
 from torch import Tensor
@@ -138,6 +142,42 @@ def test_augmentation_has_a_stream_of_its_own(tmp_path: Path) -> None:
     assert differences(with_["state"]["order"], without["state"]["order"]) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "channels", "given", "flips", "says"),
+    [
+        ("digits", 1, {}, False, ""),
+        ("cifar10", 3, {}, True, ""),
+        ("another/mnist", 1, {}, False, "training pictures are not mirrored, as they are grey: --flip changes that"),
+        ("a/folder", 3, {}, True, "training pictures are mirrored at random, as they are in colour: --no-flip changes"),
+        ("a/folder", 3, {"flip": False}, False, ""),
+        ("digits", 1, {"flip": True}, True, ""),
+        ("a/folder", 3, {"augment": False}, None, ""),
+    ],
+)
+def test_what_is_mirrored_is_decided_by_the_pictures_and_said(
+    data: str, channels: int, given: Any, flips: bool | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, augment = images.load, images.augment
+    mirrored, told = [], []
+
+    def read(source: str, **sizes: Any) -> images.Images:
+        found = load("digits", **sizes)
+        parts = (part._replace(pixels=part.pixels.expand(-1, channels, -1, -1)) for part in found[:3])
+        return images.Images(*parts, found.classes)
+
+    def seen(*args: Any, flip: bool, **options: Any) -> Tensor:
+        mirrored.append(flip)
+        return augment(*args, flip=flip, **options)
+
+    monkeypatch.setattr(images, "load", read)
+    monkeypatch.setattr(images, "augment", seen)
+    small = {"train_size": 16, "valid_size": 5, "test_size": 5, "epochs": 1}
+    train.perform(options("image", data=data, **small, **given), tmp_path, lambda progress: told.append(progress.note))
+    assert set(mirrored) == (set() if flips is None else {flips})
+    assert " ".join(told).strip().startswith(says)
+    assert bool(says) == any(told)
+
+
 @pytest.mark.parametrize("kind", ["autoencoder", "image", "language"])
 def test_without_noise_nothing_is_drawn(kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, kind, method="none")
@@ -146,6 +186,30 @@ def test_without_noise_nothing_is_drawn(kind: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         tasks.build(options(kind, method="none"), train.Streams(0), place())
         assert torch.equal(noise[0], torch.get_rng_state())
+
+
+_PEAKS = """
+import random, resource, sys
+from pathlib import Path
+from small import run
+
+def peak(steps):
+    chance, text = random.Random(0), Path(sys.argv[1]) / f"{steps}.txt"
+    text.write_text(" ".join(f"w{chance.randrange(2000)}" for _ in range(int(steps * 20 * 35 / 0.8))))
+    changed = {"data": str(text), "words": 2000, "train_size": None, "units": 8, "batch": 20, "bptt": 35}
+    run(text.with_suffix(""), "language", epochs=1, method="dropout", **changed)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+tenth = peak(12)
+print(peak(120) - tenth)
+"""
+
+
+def test_memory_does_not_grow_with_the_steps_of_an_epoch(tmp_path: Path) -> None:
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _PEAKS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths})
+    assert float(done.stdout) < 100, done.stderr  # MB; a tensor kept for every step, and it is 500
 
 
 def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:

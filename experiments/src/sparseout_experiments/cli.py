@@ -1,33 +1,54 @@
-"""The command line, `sparseout`. What it needs beyond torch is looked for before any of it is imported."""
+"""The command line, `sparseout`: what must work before anything is imported that takes seconds."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from importlib.util import find_spec
+from types import FrameType
+from typing import NoReturn
 
-# import name: the packages of the extra `experiments`
-_EXTRA = ("sklearn", "scipy", "typer", "rich", "matplotlib", "jinja2", "accelerate", "datasets")
+from sparseout_experiments.message import has_ended, tell
+
+INTERRUPTED = 130
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its status."""
-    missing = [name for name in _EXTRA if find_spec(name) is None]
-    if missing:
-        tell(f'this command needs {", ".join(missing)}: pip install "sparseout[experiments]"')
-        sys.exit(1)
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status.
+
+    Ctrl-C ends it with one sentence whenever it comes: at once while modules are imported, which an exception could
+    leave half made; then by an exception, so that the command says what it keeps; at once if it comes a second time.
+    """
+    before = None
+    if threading.current_thread() is threading.main_thread():  # no other may handle signals
+        before = signal.signal(signal.SIGINT, _exit)
     try:
-        from sparseout_experiments.commands import invoke  # seconds, in which an interrupt is no reason for a traceback
+        from sparseout_experiments.commands import invoke
 
+        if before is not None:
+            signal.signal(signal.SIGINT, _interrupt)
         status = invoke(args)
     except KeyboardInterrupt:
-        tell("interrupted")
-        status = 130
+        tell("interrupted", last=True)
+        status = INTERRUPTED
+    finally:
+        if before is not None:
+            # the process ends now, in its own time; or the program that called goes on
+            signal.signal(signal.SIGINT, signal.SIG_IGN if args is None else before)
     sys.exit(status)
 
 
-def tell(sentence: str) -> None:
-    """One line on standard error."""
-    print(f"sparseout: {sentence}", file=sys.stderr, flush=True)
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, _exit)
+    raise KeyboardInterrupt
 
 
-if __name__ == "__main__":  # for launchers that start a module on every process
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    # not by print, which may be what was interrupted
+    cursor = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
+    os.write(2, cursor + (b"" if has_ended() else b"sparseout: interrupted\n"))
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
     main()

@@ -1,18 +1,17 @@
-"""The commands. Values are read here and not by typer, so that all bad ones get the same kind of sentence."""
+"""The commands, and the one sentence in which each ends that cannot be carried out."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sparseout import __version__
-from sparseout_experiments.cli import tell
 from sparseout_experiments.commands import bench, demo, reproduce, run, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
+from sparseout_experiments.message import tell
 
 app = typer.Typer(
     help="Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -21,17 +20,29 @@ app = typer.Typer(
 def invoke(args: Sequence[str] | None) -> int:
     """Run a command and return its exit status."""
     try:
-        status = app(args, standalone_mode=False)
+        status = app(args, prog_name="sparseout", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        tell("interrupted")
+        tell("interrupted", last=True)
         return INTERRUPTED
     except Exception as error:
         # what typer raises for an unknown option or command; the class has no public name
         if not hasattr(error, "format_message"):
             raise
-        tell(error.format_message())
+        tell(_usage(error), last=True)
         return USAGE
     return status if isinstance(status, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, what there is instead, and where to read on."""
+    sentence, context = error.format_message().strip().rstrip("."), error.ctx
+    if context is None:
+        return f"{sentence}."
+    if sentence in ("", "Missing command"):
+        sentence = f"`{context.command_path}` needs a command"
+    if "command" in sentence and hasattr(context.command, "list_commands"):
+        sentence += f". The commands are {', '.join(context.command.list_commands(context))}"
+    return f"{sentence}; `{context.command_path} --help` tells more."
 
 
 @app.callback(invoke_without_command=True)

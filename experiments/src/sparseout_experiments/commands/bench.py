@@ -41,18 +41,18 @@ def bench(
     if render and not any(folder.glob("*.json")):
         fail(expected("--out", "a folder with rows of sparseout bench", repr(out)))
     try:
-        files.prepare(folder)
-        if render:
-            wrote(console, rendering.write(folder))
-            return
-        todo = cases.cases(device, quick, only)
-        rendering.read(folder)  # what cannot be read is to be known before the work, not after it
-        record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
-        interrupted = _measure(record, todo, folder)
-        finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
-        if interrupted and len(record.missing) == len(todo):
-            fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
-        written = rendering.write(folder)
+        with files.prepared(folder):
+            if render:
+                wrote(console, rendering.write(folder))
+                return
+            todo = cases.cases(device, quick, only)
+            rendering.read(folder)  # what cannot be read is to be known before the work, not after it
+            record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
+            interrupted = _measure(record, todo, folder)
+            finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
+            if interrupted and len(record.missing) == len(todo):
+                fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
+            written = rendering.write(folder)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
     except store.NotRows as error:

@@ -1,33 +1,76 @@
 """What the commands share: reading values, progress, and how they fail."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.cli import tell
+from sparseout_experiments.cli import INTERRUPTED
+from sparseout_experiments.message import tell
 
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "count", "device_named", "fail", "number", "progress_bar", "wrote"]
+
+USAGE, FAILED = 2, 1
+_EVERY = 30.0  # seconds between the lines of progress that stand in for a bar where there is no terminal
 
 
-def progress_bar() -> Progress:
-    """A bar on standard error, with `count` before it and `now` behind."""
-    return Progress(
+def progress_bar(shown: bool = True) -> Progress:
+    """Progress on standard error: a bar with `count` before it and `now` behind, or without a terminal lines."""
+    return _Progress(
         TextColumn("{task.fields[count]}"),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=12),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[now]}"),
         console=Console(stderr=True),
         transient=True,
+        disable=not shown,
     )
+
+
+class _Progress(Progress):
+    """A bar that is a line now and then where there is no terminal, as in a log."""
+
+    def __init__(self, *columns: Any, **options: Any) -> None:
+        super().__init__(*columns, **options)
+        self._lines = not self.disable and not self.console.is_terminal
+        self.disable = self.disable or self._lines
+        self._begun = self._last = time.monotonic()
+        self._first: float | None = None  # the part of the work that was done before
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As the bar's own."""
+        super().update(task_id, **changes)
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._begun = self._done(task_id), now
+        if self._lines and now - self._last >= _EVERY:
+            self._last = now
+            self._line(task_id, now - self._begun)
+
+    def _done(self, task_id: TaskID) -> float:
+        task = self.tasks[task_id]
+        return task.completed / task.total if task.total else 0.0
+
+    def _line(self, task_id: TaskID, spent: float) -> None:
+        fields, done, first = self.tasks[task_id].fields, self._done(task_id), self._first or 0.0
+        parts = [_clock(spent), fields["count"], fields["now"]]
+        if done > first:
+            parts.append(f"{_clock(spent * (1 - done) / (done - first))} left")
+        tell("  ".join(part for part in parts if part))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def wrote(console: Console, paths: Sequence[Path]) -> None:
@@ -63,5 +106,5 @@ def number(option: str, text: str, wanted: str, holds: Callable[[float], bool]) 
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:
     """End with a sentence and a status."""
-    tell(sentence)
+    tell(sentence, last=True)
     raise typer.Exit(status)

@@ -48,12 +48,15 @@ def demo(
     folder = Path(out)
     try:
         before, whole = earlier(folder)
-        files.prepare(folder)
+        with files.prepared(folder):
+            _run(options, folder, before, whole)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
     except ValueError as error:
         fail(str(error))
 
+
+def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
     total, started = len(plan(options)), time.perf_counter()
     runs = _watch(options, total)
     finished = f"{len(runs)} of {total} runs were finished"

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Repeat a study of this project, from its runs to its page.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The data sets of the study, and the folders in which a copy of the hub has them.
@@ -61,8 +60,7 @@ def control(
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
         fail(expected("--data", f"a folder that holds {', '.join(_SETS.values())}", f"{data!r}, without {missing[0]}"))
     number = count("--workers", workers)
-    written = _writable(results, page, None if render else work)
-    with _stopping():
+    with _prepared(results, page, None if render else work, "control") as written, _stopping():
         if render:
             study.render(*written)
         else:
@@ -112,8 +110,7 @@ def targets(
 
     names = _chosen(only, tuple(study.TASKS))
     number = count("--workers", workers)
-    written = _writable(results, page, None if render else work)
-    with _stopping(), _counting() as watch:
+    with _prepared(results, page, None if render else work, "targets") as written, _stopping(), _counting() as watch:
         if render:
             study.render(*written)
         else:
@@ -145,8 +142,8 @@ def alternatives(
     if data and not Path(data, "mnist").is_dir():
         fail(expected("--data", "a folder that holds mnist", repr(data)))
     number = count("--workers", workers)
-    written = _writable(results, page, None if render else work)
-    with _stopping(), _counting() as watch:
+    prepared = _prepared(results, page, None if render else work, "alternatives")
+    with prepared as written, _stopping(), _counting() as watch:
         if render:
             study.render(*written)
         else:
@@ -175,14 +172,19 @@ def _chosen(only: str, names: tuple[Name, ...]) -> tuple[Name, ...]:
     return tuple(name for name in names if not given or name in given)
 
 
-def _writable(results: str, page: str, work: str | None) -> tuple[Path, Path]:
-    """The folder of results and the page, once everything that is to be written can be."""
+@contextmanager
+def _prepared(results: str, page: str, work: str | None, study: str) -> Iterator[tuple[Path, Path]]:
+    """The folder of results and the page, once everything that is to be written can be.
+
+    Without a `work` folder the page is made from results alone: then there must be some.
+    """
+    if work is None and not any(Path(results).glob(f"{study}-*.json")):
+        fail(expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(results)))
     try:
-        for folder in (Path(results), Path(page).parent, *([] if work is None else [Path(work)])):
-            files.prepare(folder)
+        with files.prepared(Path(results), Path(page).parent, *([] if work is None else [Path(work)])):
+            yield Path(results), Path(page)
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror})")
-    return Path(results), Path(page)
 
 
 @contextmanager

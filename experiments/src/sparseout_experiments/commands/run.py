@@ -15,13 +15,12 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sparseout._utils.validation import expected
 from sparseout_experiments import config as options
-from sparseout_experiments.cli import tell
-from sparseout_experiments.commands.bench import bench
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar
+from sparseout_experiments.message import tell
 
 if TYPE_CHECKING:
     from sparseout_experiments.training.loop import Progress as Report
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -37,6 +35,23 @@ app = typer.Typer(
 def flag_name(name: str) -> str:
     """How the command line calls an option."""
     return "--" + name.replace("_", "-")
+
+
+@app.callback(invoke_without_command=True)
+def _resumed(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the run to go on with.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, of whichever task.")] = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        if resume or out:
+            fail("expected `--resume` and `--out` to stand behind the task, but got them before it")
+    elif resume and out:
+        if not (out / options.FILE).exists():
+            fail(expected("--out", f"the folder of a run, with a {options.FILE}", repr(str(out))))
+        _run(None, {}, None, str(out), resume=True)
+    else:
+        context.fail("Missing command.")
 
 
 def _command(task: str) -> Callable[..., None]:
@@ -89,15 +104,19 @@ def _metavar(wanted: str) -> str:
 
 for _task in options.TASKS:
     app.command(_task)(_command(_task))
-app.command("cost")(bench)
 
 
-def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
+def _run(task: str | None, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
+    """Train; without a task that of the folder that is resumed."""
     try:
-        from_file = options.read(Path(file), task, flag_name) if file else {}
+        values: dict[str, Any] = {}
+        if resume and out and (Path(out) / options.FILE).exists():
+            task, values = options.of_folder(Path(out), task)
+        assert task is not None
+        values |= options.read(Path(file), task, flag_name) if file else {}
         if "method" in given:  # a file is for any method: what this one has no use for is not asked for
-            from_file = options.without_unused(from_file, given["method"])
-        config = options.resolve(task, from_file | given, flag_name)
+            values = options.without_unused(values, given["method"])
+        config = options.resolve(task, values | given, flag_name)
     except ValueError as error:
         fail(str(error))
 
@@ -106,7 +125,7 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
     from sparseout_experiments.training import runs
 
     folder = Path(out or f"runs/{_name(config)}")
-    if resume and not (folder / runs.CONFIG).exists() and _is_main():
+    if resume and not (folder / options.FILE).exists() and _is_main():
         tell(f"there is no run in {folder} to resume: it starts now")
     try:
         with _watching(task) as watch:
@@ -120,7 +139,7 @@ def _run(task: str, given: dict[str, Any], file: str | None, out: str | None, re
             raise  # a CPU has no exception of its own for it
         fail("out of memory: make the network or the batch smaller", FAILED)
     except KeyboardInterrupt:
-        there = (folder / runs.CONFIG).exists()
+        there = (folder / options.FILE).exists()
         fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
     if _is_main():
         show(Console(), result, folder)
@@ -154,20 +173,8 @@ def _watching(task: str) -> Iterator["Watch"]:
     from sparseout_experiments.tasks import shown_as
 
     metric, times, unit = shown_as(task)
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=12),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[now]}"),
-        console=console,
-        transient=True,
-        disable=not (_is_main() and console.is_terminal),
-    )
-    with bar:
-        row = bar.add_task("", total=1.0, epoch="", now="reading the data")
+    with progress_bar(_is_main()) as bar:
+        row = bar.add_task("", total=1.0, count="", now="reading the data")
 
         def watch(progress: "Report") -> None:
             if progress.note:
@@ -176,8 +183,8 @@ def _watching(task: str) -> Iterator["Watch"]:
             if progress.metric is not None and progress.hoyer is not None and progress.dead is not None:
                 now += [f"{metric} {times * progress.metric:.4g}{unit}", f"Hoyer {progress.hoyer:.2f}"]
                 now += [f"dead {progress.dead:.0%}"]
-            epoch = f"{min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
-            bar.update(row, completed=progress.done, epoch=epoch, now="  ".join(now))
+            epoch = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
+            bar.update(row, completed=progress.done, count=epoch, now="  ".join(now))
 
         yield watch
 

@@ -28,13 +28,12 @@ def theory(
         if not name:
             fail(expected(option, f"the name of a {'folder' if option == '--results' else 'file'}", repr(name)))
     try:
-        for one in (folder, file.parent):
-            files.prepare(one)
-        checking.check_page(file)
-        if not render:
-            _watch(folder)
-        record = checking.load(folder)
-        written = checking.render(record, file)
+        with files.prepared(folder, file.parent):
+            checking.check_page(file)
+            if not render:
+                _watch(folder)
+            record = checking.load(folder)
+            written = checking.render(record, file)
     except OSError as error:
         fail(f"{error.filename} cannot be read or written ({error.strerror})", FAILED)
     except ValueError as error:  # no results, or a page without our blocks

@@ -1,15 +1,46 @@
-"""Writing results so that a reader never meets half a file."""
+"""Writing results so that a reader never meets half a file, and a refused command leaves no folder behind."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` and prove that a file can be written there. Raises OSError where it cannot."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".probe-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+def prepare(folder: Path) -> list[Path]:
+    """Make `folder` and prove that a file can be written there. Raises OSError where it cannot.
+
+    Returns the folders that were not there before, innermost first.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+@contextmanager
+def prepared(*folders: Path) -> Iterator[None]:
+    """A block for which the folders exist. If it fails, those that it found missing and left empty are removed."""
+    made: list[Path] = []
+    try:
+        for folder in folders:
+            made = prepare(folder) + made
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that are empty, in this order."""
+    for folder in folders:
+        with suppress(OSError):  # not empty, or gone
+            folder.rmdir()
 
 
 def write(path: Path, content: str | bytes) -> None:

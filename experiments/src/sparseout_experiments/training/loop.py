@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
-from torch import Tensor
 
 from sparseout_experiments.config import Config, record
 from sparseout_experiments.tasks import Found, Place, Task, build, means
@@ -54,22 +53,31 @@ def perform(
     used, DataError and ValueError where the options cannot be met.
     """
     accelerator = _accelerator(config, folder)
+    withdraw: Callable[[], None] = _nothing
     try:
         if accelerator.is_main_process:
-            runs.begin(folder, config, resume)
+            withdraw = runs.begin(folder, config, resume)
         accelerator.wait_for_everyone()
         if (folder / runs.RESULT).exists():
-            return runs.read_json(folder / runs.RESULT)
+            return runs.result(folder)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
                 run = _Run(config, folder, accelerator, watch)
-            except BaseException:  # nothing stays of a run that never began
-                if accelerator.is_main_process:
-                    runs.withdraw(folder)
+            except KeyboardInterrupt:
+                withdraw()
                 raise
             return run.complete()
+    except RunFailed:
+        raise
+    except Exception:  # nothing stays of a run that was refused, though only its first step may have shown why
+        withdraw()
+        raise
     finally:
         _release(accelerator)
+
+
+def _nothing() -> None:
+    """Nothing was begun that could be withdrawn."""
 
 
 def _accelerator(config: Config, folder: Path) -> "Accelerator":
@@ -112,7 +120,9 @@ class _Run:
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
         self.epoch = self.step = self.steps = 0  # step counts within the epoch, steps in all
         self.lines = 0  # of metrics
-        self.losses: list[Tensor] = []  # of the epoch's steps
+        self.losses: list[float] = []  # of the epoch's steps, up to the last look
+        # Those since then. One tensor for all: small ones, made between large ones and kept, pin the memory of these.
+        self.recent = torch.zeros(CHECK, device=accelerator.device)
         self.guard = guard.Losses()
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
@@ -155,8 +165,8 @@ class _Run:
             self.task.after_step()
             if self.steering is not None:
                 for note in self.steering.step():
-                    self._tell(self._done(len(plan)), self.losses[-1].item() if self.losses else math.nan, note)
-            self.losses.append(loss.detach().float())
+                    self._tell(self._done(len(plan)), self.losses[-1] if self.losses else math.nan, note)
+            self.recent[self.step % CHECK] = loss.detach()
             self.step += 1
             self.steps += 1
             if self.step % CHECK == 0 or self.step == len(plan):
@@ -173,15 +183,15 @@ class _Run:
     def _look(self, steps: int) -> None:
         """Hold the last steps against the guard, look at the clock, save if it is time."""
         new = (self.step - 1) % CHECK + 1
-        recent = torch.stack(self.losses[-new:])
+        recent = self.recent[:new]
         seconds = recent.new_tensor([time.monotonic() - self.begun])
         if self.place.processes > 1:  # all must come to the same decisions
             from accelerate.utils import broadcast
 
             recent, seconds = self.accelerator.reduce(recent, "mean"), broadcast(seconds)
-            self.losses[-new:] = list(recent)
         self.seconds = seconds.item()
         values = recent.tolist()
+        self.losses += values
         if told := self.guard.see(values, self.steps - new + 1):
             self._fail(told)
         budget = self.config.budget_minutes
@@ -193,7 +203,7 @@ class _Run:
 
     def _end_epoch(self) -> None:
         """Measure, keep the weights if they are the best, write it all down."""
-        self.train_loss = train_loss = torch.stack(self.losses).mean().item()
+        self.train_loss = train_loss = torch.tensor(self.losses).mean().item()
         found = self._evaluate("valid")
         self.epoch += 1
         value = found.metrics[self.task.metric]
@@ -286,7 +296,7 @@ class _Run:
         scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
             state = {name: getattr(self, name) for name in _KEPT}
-            state["losses"] = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+            state["losses"] = torch.tensor(self.losses, dtype=torch.float32)
             state["guard"] = self.guard.state()
             state["model"] = self.task.model.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
@@ -297,16 +307,24 @@ class _Run:
         self.saved = self.seconds
 
     def _resume(self) -> None:
-        state, told = runs.load(self.folder)
+        state, message = runs.load(self.folder)
         self.accelerator.wait_for_everyone()  # all have read before one writes
-        if told:
-            self._tell(0.0, float("nan"), told)
         if self.accelerator.is_main_process:
-            if told:
+            if message:
+                self._tell(0.0, math.nan, message)
                 runs.discard_newest(self.folder)
-            runs.cut(self.folder, state["lines"] if state else 0)
+            if damage := runs.cut(self.folder, state["lines"] if state else 0):
+                self._tell(0.0, math.nan, damage)
         if state is None:
             return
+        try:
+            self._load(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            checkpoint = self.folder / runs.CHECKPOINT
+            raise RunError(f"{checkpoint} is not of this run ({reason}): remove it, or start another folder") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         if len(state["processes"]) != self.place.processes:
             count = f"{len(state['processes'])} processes, not {self.place.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")
@@ -314,7 +332,7 @@ class _Run:
             raise RunError(f"the run in {self.folder} was started with other data than {self.config.data!r} holds now")
         for name in _KEPT:
             setattr(self, name, state[name])
-        self.losses = list(state["losses"].to(self.place.device))
+        self.losses = state["losses"].tolist()
         self.guard = guard.Losses(**state["guard"])
         self.task.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was told, where it ran, its metrics, its last two checkpoints, and how it ended.
+"""The folder of a run: its options, where it ran, its metrics, its last two checkpoints, and how it ended.
 
 A file is whole or not there. `metrics.jsonl` alone grows line by line; a run that goes on from a checkpoint first cuts
 off the lines that were written after it.
@@ -9,25 +9,29 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 
 import sparseout
 from sparseout._utils.validation import expected
-from sparseout_experiments.config import Config, write
+from sparseout_experiments.config import FILE, Config, write
 from sparseout_experiments.training import files
 
-CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE = (
-    "config.toml", "environment.json", "metrics.jsonl", "result.json", "failure.json",
-)  # fmt: skip
+CONFIG = FILE
+ENVIRONMENT, METRICS, RESULT, FAILURE = "environment.json", "metrics.jsonl", "result.json", "failure.json"
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 _OURS = (CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE, CHECKPOINT, "probe")
+_IN_CHECKPOINT = {"epoch", "lines", "losses", "guard", "model", "optimizer", "task", "data", "processes"}  # and more
 # Options that may differ when a run goes on: they say where and how long it may work, not what it computes.
 _FREE = ("device", "checkpoint_minutes", "track", "data")
 
@@ -40,10 +44,17 @@ class RunError(Exception):
     """A folder that a run cannot work in; its text is one sentence."""
 
 
-def begin(folder: Path, config: Config, resume: bool) -> None:
-    """Make the folder, or check that it holds this very run. Raises RunError."""
+class _NotCheckpoint(Exception):
+    """Why a file is no checkpoint of a run."""
+
+
+def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
+    """Make the folder, or check that it holds this very run. Raises RunError.
+
+    Returns what takes it all back, for a run that ends before it has a checkpoint.
+    """
     with disk(folder):
-        files.prepare(folder)
+        made = files.prepare(folder)
         for name in _OURS:  # what a killed process was writing
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
@@ -53,31 +64,37 @@ def begin(folder: Path, config: Config, resume: bool) -> None:
                 raise RunError(expected("out", "a new or empty folder, or that of a run", got))
             write_json(folder / ENVIRONMENT, environment())  # first, so that a folder with a configuration has it
             files.write(folder / CONFIG, write(config))
-            return
+            return partial(_withdraw, folder, made)
         if not resume:
             raise RunError(expected("out", "a new folder, or with --resume that of a run", f"{str(folder)!r}"))
-        try:
-            before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
-        now = tomllib.loads(write(config))
-        for name in now | before:
-            if name not in _FREE and before.get(name) != now.get(name):
-                raise RunError(
-                    f"the run in {folder} has {name} = {before.get(name)!r}, not {now.get(name)!r}: "
-                    "resume it with the options it was started with, or start another folder"
-                )
+        _check_same(folder, config)
         (folder / FAILURE).unlink(missing_ok=True)
+        if not _is_record(folder / ENVIRONMENT):  # the end of the run would be the first to miss it
+            write_json(folder / ENVIRONMENT, environment())
+    return lambda: None
 
 
-def withdraw(folder: Path) -> None:
-    """Take back what `begin` wrote, if no checkpoint has come of it."""
+def _check_same(folder: Path, config: Config) -> None:
+    try:
+        before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
+    now = tomllib.loads(write(config))
+    for name in now | before:
+        if name not in _FREE and before.get(name) != now.get(name):
+            raise RunError(
+                f"the run in {folder} has {name} = {before.get(name)!r}, not {now.get(name)!r}: "
+                "resume it with the options it was started with, or start another folder"
+            )
+
+
+def _withdraw(folder: Path, made: list[Path]) -> None:
+    """Empty a folder that was new or empty, and remove it if it was new, unless there is a checkpoint in it."""
     if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
         with disk(folder):
-            for name in (CONFIG, ENVIRONMENT, METRICS):
-                (folder / name).unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            files.remove_empty(made)
 
 
 def environment() -> dict[str, Any]:
@@ -130,14 +147,16 @@ def log(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics; one that was cut short is left out."""
-    found = []
-    path = folder / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The lines of metrics up to the first that cannot be read: the last one may have been cut short."""
+    path, found = folder / METRICS, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        found.append(record)
     return found
 
 
@@ -157,16 +176,30 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest checkpoint that can be read, or None; and a sentence where another had to be passed over."""
-    told = ""
+    """The newest checkpoint that can be read, or None; and a message where another had to be passed over."""
+    message = ""
     for name in (CHECKPOINT, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
-            return torch.load(folder / name, map_location="cpu", weights_only=True), told
-        except Exception as error:  # torch raises half a dozen kinds for a damaged file
-            told = f"{folder / name} cannot be read ({type(error).__name__}), so the run goes on from the one before it"
-    return None, told and f"no checkpoint in {folder} can be read, so the run starts over"
+            return _read_checkpoint(folder / name), message
+        except Exception as error:  # torch and zipfile raise half a dozen kinds for a damaged file
+            reason = str(error) if isinstance(error, _NotCheckpoint) else type(error).__name__
+            message = f"{folder / name} cannot be read ({reason}), so the run goes on from the one before it"
+    return None, message and f"no checkpoint in {folder} can be read, so the run starts over"
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint whose checksums hold: torch writes one for every entry of its archive, and does not check them."""
+    data = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(data) as archive:
+        if archive.testzip() is not None:
+            raise _NotCheckpoint("its checksum does not hold")
+    data.seek(0)
+    state = torch.load(data, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not state.keys() >= _IN_CHECKPOINT:
+        raise _NotCheckpoint("it is another program's")
+    return state
 
 
 def discard_newest(folder: Path) -> None:
@@ -175,11 +208,17 @@ def discard_newest(folder: Path) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def cut(folder: Path, lines: int) -> None:
-    """Keep so many lines of the metrics: the rest was written after the checkpoint that the run goes on from."""
-    kept = metrics(folder)[:lines]
+def cut(folder: Path, lines: int) -> str:
+    """Keep so many lines of the metrics: the rest was written after the checkpoint that the run goes on from.
+
+    Returns a message where there are fewer.
+    """
     with disk(folder):
+        kept = metrics(folder)[:lines]
         files.write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+    if len(kept) == lines:
+        return ""
+    return f"{folder / METRICS} is damaged: of {lines} epochs {len(kept)} could be kept, and the run goes on"
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -188,13 +227,73 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         files.write(path, json.dumps(plain(record), indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of JSON. Raises RunError where it cannot be read."""
+def read_json(path: Path, kind: type[BaseModel] | None = None) -> dict[str, Any]:
+    """A file of JSON that holds an object, of a kind. Raises RunError where it cannot be read."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if kind is not None:
+            kind.model_validate(found)
+        elif not isinstance(found, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError) as error:  # pydantic's and JSON's errors are ValueErrors
         raise RunError(f"{path} cannot be read ({type(error).__name__}): remove it to start over") from None
     return found
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The result of the run in a folder. Raises RunError where the file is something else."""
+    return read_json(folder / RESULT, _Result)
+
+
+class _Measures(BaseModel):
+    """What is read of the measures of one place."""
+
+    hoyer: float | None
+    hoyer_live: float | None
+    gini: float | None
+    treves_rolls: float | None
+    density: float | None
+    kurtosis: float | None
+    units: float
+    dead_units: float
+    rows: float
+    undefined_rows: float
+
+
+class _Control(BaseModel):
+    target: float
+    hoyer: float | None
+    q: float | None
+    noise_least: float | None
+    noise_most: float | None
+
+
+class _Result(BaseModel):
+    """What is read of a result; older ones have it too."""
+
+    status: Literal["finished"]
+    task: str
+    config: dict[str, Any]
+    metric: str
+    epochs: int
+    steps: int
+    best_epoch: int
+    stopped_by: str
+    seconds: float
+    valid: dict[str, float | None]
+    test: dict[str, float | None]
+    mean: dict[str, float | None]
+    sparsity: dict[str, _Measures]
+    warnings: list[str]
+    control: _Control | None = None
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        read_json(path)
+    except RunError:
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:
