@@ -15,7 +15,6 @@ import torch
 from small import STEPS, arguments, differences, options, outcome, run
 from sparseout_experiments import cli, tasks
 from sparseout_experiments.commands import app
-from sparseout_experiments.data import images
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import runs
 from torch import Tensor
@@ -140,42 +139,6 @@ def test_augmentation_has_a_stream_of_its_own(tmp_path: Path) -> None:
     with_, without = (outcome(tmp_path / name) for name in ("with", "without"))
     assert "/metrics/0/train_loss" in differences(with_, without)
     assert differences(with_["state"]["order"], without["state"]["order"]) == []
-
-
-@pytest.mark.parametrize(
-    ("data", "channels", "given", "flips", "says"),
-    [
-        ("digits", 1, {}, False, ""),
-        ("cifar10", 3, {}, True, ""),
-        ("another/mnist", 1, {}, False, "training pictures are not mirrored, as they are grey: --flip changes that"),
-        ("a/folder", 3, {}, True, "training pictures are mirrored at random, as they are in colour: --no-flip changes"),
-        ("a/folder", 3, {"flip": False}, False, ""),
-        ("digits", 1, {"flip": True}, True, ""),
-        ("a/folder", 3, {"augment": False}, None, ""),
-    ],
-)
-def test_what_is_mirrored_is_decided_by_the_pictures_and_said(
-    data: str, channels: int, given: Any, flips: bool | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load, augment = images.load, images.augment
-    mirrored, told = [], []
-
-    def read(source: str, **sizes: Any) -> images.Images:
-        found = load("digits", **sizes)
-        parts = (part._replace(pixels=part.pixels.expand(-1, channels, -1, -1)) for part in found[:3])
-        return images.Images(*parts, found.classes)
-
-    def seen(*args: Any, flip: bool, **options: Any) -> Tensor:
-        mirrored.append(flip)
-        return augment(*args, flip=flip, **options)
-
-    monkeypatch.setattr(images, "load", read)
-    monkeypatch.setattr(images, "augment", seen)
-    small = {"train_size": 16, "valid_size": 5, "test_size": 5, "epochs": 1}
-    train.perform(options("image", data=data, **small, **given), tmp_path, lambda progress: told.append(progress.note))
-    assert set(mirrored) == (set() if flips is None else {flips})
-    assert " ".join(told).strip().startswith(says)
-    assert bool(says) == any(told)
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "image", "language"])

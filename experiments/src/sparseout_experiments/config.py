@@ -13,6 +13,7 @@ from sparseout._utils.validation import expected
 from sparseout.baselines import METHODS
 from sparseout_experiments.fields import choice, flag, number, option, reads, text, whole
 
+FILE = "config.toml"  # of a run's folder
 Named = Callable[[str], str]
 
 
@@ -263,6 +264,20 @@ def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, A
     if found.pop("task", task) != task:
         raise ValueError(expected(named("config"), f"a file for the task {task}", repr(str(path))))
     return found
+
+
+def of_folder(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The task and the options of the run in a folder. Raises ValueError, also where the task is another."""
+    try:
+        named = tomllib.loads((folder / FILE).read_text(encoding="utf-8")).get("task")
+        found = named if isinstance(named, str) else "none"
+        values = read(folder / FILE, found)
+        resolve(found, values)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / FILE} is not that of a run ({error}): start another folder") from None
+    if task not in (None, found):
+        raise ValueError(f"the run in {folder} has task = {found!r}, not {task!r}: start another folder")
+    return found, values
 
 
 def write(config: Config) -> str:

@@ -47,13 +47,14 @@ def demo(
     )
     folder = Path(out)
     try:
-        before, whole = earlier(folder)
+        try:
+            before, whole = earlier(folder)
+        except ValueError as error:
+            fail(str(error))
         with files.prepared(folder):
             _run(options, folder, before, whole)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
-    except ValueError as error:
-        fail(str(error))
 
 
 def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
