@@ -30,53 +30,52 @@ __all__ = ["SparsityController"]
 
 
 class SparsityController:
-    r"""Moves q while a network trains until the activations that its Sparseout layers take in are as sparse as wanted.
+    r"""Changes q during training until the inputs of the Sparseout layers are as sparse as wanted.
 
     Every `every` steps, with e the excess of sparsity over the target, measured since the last update,
 
     .. math:: q \leftarrow q + \mathrm{gain}\,(e_t - e_{t-1} + e_t / \mathrm{delay})
 
-    where e is smoothed, each update taking in a quarter of its change: a proportional-integral law in velocity form.
-    The first term answers a change at once, the second removes what is left. A step of q is at most `max_step` up
-    and half of it down, since too small a q kills units that do not come back; inside the dead-band only the first term
-    acts. The network itself is not changed. Give the layers ``scale="matched"``, so that q moves the shape of the noise
-    and not its strength.
+    where e is an exponential moving average of weight 1/4: a proportional-integral law in velocity form. The first term
+    responds to a change at once, the second removes the remaining error. An update raises q by at most `max_step` and
+    lowers it by at most half of that, since units that die at a small q do not recover; inside the dead-band only the
+    first term acts. The network itself is not changed. Give the layers ``scale="matched"``, so that q changes the shape
+    of the noise and not its strength.
 
-    What is measured are the inputs of the layers in training mode, means over samples of the measure over units: the
-    channels of ``Sparseout1d/2d/3d``, dim 1 of other 4-d and 5-d inputs, the last dim of others. A layer called at
-    several widths counts as a layer for each. Earlier noise takes part in that, so a network with several layers may
-    measure a little differently in evaluation. A dead unit makes a code look sparse; ``measure="hoyer_live"`` leaves
-    these out.
+    What is measured are the inputs of the layers in training mode, as means over samples of the measure over units.
+    These inputs contain the noise of earlier layers, so a network with several Sparseout layers may be a little less or
+    more sparse in evaluation. Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out.
 
-    Told in a warning, once, and by `report` are: a target that is not reached though q has been at a bound for 50
-    updates, or that the dead units rule out, with the closest value; and inputs that are NaN or infinite, by which q is
-    not moved. Where no training pass is seen in 5 updates that is told too.
+    Warnings, repeated by `report`, say that a target is out of reach, because q has been at a bound for 50 updates or
+    because dead units rule the target out, with the closest value; that inputs are NaN or infinite, which do not change
+    q; and that no training pass was seen in 5 updates.
 
-    While it is attached q is the controller's: what :func:`sparseout.set_q_` writes is overwritten at the next update.
-    A later controller on the same layers takes them over. A model can be copied and pickled with its controller; a
-    copy's q then stays. Layers are named as in the model that was written, without what `torch.compile` and
-    `DistributedDataParallel` put around it, so that a state fits with them and without.
+    While a controller is attached it owns q: what :func:`sparseout.set_q_` writes is overwritten at the next update.
+    A later controller on the same layers takes them over. A model can be copied and pickled with its controller; the q
+    of a copy then does not change. Names of layers are those of the written model, without the wrappers of
+    `torch.compile` and `DistributedDataParallel`, so that a state fits with and without them.
 
     Args:
-        model: with Sparseout layers: at least one.
-        target: the value of `measure` that is wanted; with `per_layer` it may be a mapping from layer names to values.
-        measure: ``"hoyer"``, ``"hoyer_live"`` (over units not dead), ``"gini"``, ``"treves_rolls"``, ``"sparsity"``,
-            ``"density"`` or ``"kurtosis"``.
-        modules: dotted names or types of the layers that are controlled, or a function of name and layer that chooses
-            them; None: all.
-        per_layer: each layer has a q of its own, and its own target. Otherwise one q moves all layers, and the mean
-            over layers is what is measured. A tensor for q that a layer shares with one that is to move differently
-            is replaced by one of its own.
-        every: steps between updates. Each waits for the device once.
-        bounds: of q.
-        deadband: an error so small is left alone.
-        gain: units of q by unit of error.
-        delay: updates over which the integral term repeats the proportional one; about as long as the network
-            needs to answer.
-        max_step: the most by which q rises in one update.
+        model: a model with at least one Sparseout layer.
+        target: the wanted value of `measure`; with `per_layer` it may be a mapping from layer names to values.
+        measure: ``"hoyer"``, ``"hoyer_live"`` (over units that are not dead), ``"gini"``, ``"treves_rolls"``,
+            ``"sparsity"``, ``"density"`` or ``"kurtosis"``.
+        modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
+        per_layer: each layer has its own q and its own target. Otherwise all layers have one q, and the mean over
+            layers is measured. A tensor for q that is shared with a layer of another q is replaced by a new one.
+        every: steps between updates. Each update waits for the device once.
+        bounds: the least and the greatest q.
+        deadband: errors up to this size count as none for the integral term.
+        gain: change of q per unit of error.
+        delay: updates over which the integral term repeats the proportional one; about as long as the network takes
+            to respond.
+        max_step: the most by which an update raises q.
+        unit_dim: dimension of the units where the module that made an activation does not tell: an int, a mapping from
+            names or types of modules to ints, or a function of name, module and tensor.
+        group: process group over which measurements are summed; None: the default one.
 
     Raises:
-        ValueError: where the model has no Sparseout layer, or a value is out of range.
+        ValueError: if the model has no Sparseout layer, or a value is out of range.
         TypeError: for an argument of another type.
 
     Example:
@@ -153,21 +152,21 @@ class SparsityController:
 
     @property
     def q(self) -> dict[str, float]:
-        """The present q of every layer, by dotted name."""
+        """The current q of every layer, by dotted name."""
         return {name: group.q for group in self._groups for name in group.layers}
 
     @property
     def measured(self) -> dict[str, float | None]:
-        """What was measured before the last update, by layer; where layers share a q, the mean over them."""
+        """The measurement of the last update, by layer; for layers that share a q, their mean."""
         return {name: group.measured for group in self._groups for name in group.layers}
 
     def step(self) -> None:
-        """Count a step of the optimizer; after every `every` of them, measure and move q.
+        """Count a step of the optimizer; after every `every` of them, update q.
 
-        With several processes (`torch.distributed`) what all have seen is summed, so all must call this alike.
+        With several processes (`torch.distributed`) measurements are summed over them, so all must call it alike.
 
         Raises:
-            RuntimeError: after `detach`, and where a layer was reverted or is another controller's now.
+            RuntimeError: after `detach`, and if a layer was reverted or taken over by another controller.
         """
         self._check_layers()
         self._steps += 1
@@ -183,11 +182,11 @@ class SparsityController:
             warnings.warn(message, stacklevel=2)
 
     def report(self) -> list[str]:
-        """A sentence for each q: where it is, what is measured, and why a target is out of reach if it is."""
+        """A sentence for each q: its value, the measured sparsity, and why the target is out of reach, if it is."""
         return [group.report() for group in self._groups]
 
     def detach(self) -> None:
-        """Take the hooks away; every q stays where it is, as a float. `step` is an error then."""
+        """Remove the hooks. Every q keeps its value, as a float; `step` raises from then on."""
         self._tracker.detach()
         for hook in self._hooks.values():
             hook.detach()
@@ -198,7 +197,7 @@ class SparsityController:
         reset_compiler()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an interrupted training needs to move q as if it had not been."""
+        """Everything needed to continue as if training had not been interrupted."""
         return {
             "measure": self.measure,
             "steps": self._steps,
@@ -211,11 +210,11 @@ class SparsityController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; with another target, from its q.
+        """Continue from a state; with another target, from the q of the state.
 
         Raises:
-            ValueError: for a state of another measure or of other layers, or none of a controller.
-            TypeError: for what is no mapping. Nothing has been changed then.
+            ValueError: for a state of another measure or of other layers, or that is not of a controller.
+            TypeError: if it is not a mapping. Nothing is changed then.
         """
         groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
         self._steps = state["steps"]
