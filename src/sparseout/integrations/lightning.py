@@ -13,7 +13,7 @@ __all__ = ["SparsityCallback"]
 
 
 class SparsityCallback(CallbackBase, Callback):
-    """Logs how sparse the activations are while a Lightning trainer fits and, with a target, moves q until it is met.
+    """Logs the sparsity of activations while a Lightning trainer fits and, with a target, changes q until it is met.
 
     Every `log_every_n_steps` of the trainer, at the step at which it logs the loss, each of its loggers is given
 
@@ -23,26 +23,27 @@ class SparsityCallback(CallbackBase, Callback):
     - ``sparsity/{layer}/q`` for all Sparseout layers;
 
     and after each validation ``sparsity/eval/{module}/...``, in evaluation mode. A module that is called at several
-    widths has names ``{module}/{units}``. What is undefined, as Hoyer of rows that are all zero, is not logged.
+    widths has names ``{module}/{units}``. What is undefined, such as Hoyer of rows that are all zero, is not
+    logged.
 
-    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is moved as by
-    :class:`sparseout.SparsityController`, once for each batch after which an optimizer has stepped. The controller's
-    state is in the checkpoint, and ``fit(..., ckpt_path=...)`` goes on from it: q then moves as if training had not
-    been interrupted. With several processes that is so where the checkpoint was written at an update of q, since it
-    has what one of them has seen since the last. After the fit nothing is left on the model but the last q.
+    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is changed as by
+    :class:`sparseout.SparsityController`, which is stepped after each batch in which an optimizer stepped. The
+    controller's state is in the checkpoint, and ``fit(..., ckpt_path=...)`` continues from it as if training had not
+    been interrupted. With several processes this holds for checkpoints written at an update of q; others contain the
+    measurements of one process since the last update. After the fit only the last q is left on the model.
 
     Args:
-        target: what the controller is to meet; None: q is left alone.
+        target: the sparsity to reach; None: q is not changed.
         measures: names in `sparseout.measures`.
-        modules: what is watched: a function (name, module) -> bool, or a collection of dotted names or of types;
-            None: activation modules, Sparseout and Dropout.
-        every: one step in so many is watched; the first after a log always is.
+        modules: what to watch: a function (name, module) -> bool, or a collection of dotted names or of types; None:
+            activation modules, Sparseout and Dropout.
+        every: interval of the steps that are watched; the first step after a log always is.
         control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
 
     Raises:
-        ValueError: for a value out of range; when fit begins, for one that the model rules out.
+        ValueError: for a value out of range; when fit begins, for one that does not suit the model.
         TypeError: for an argument of another type.
-        ImportError: of the module, where Lightning is missing.
+        ImportError: on import of the module, if Lightning is missing.
 
     Example:
         >>> import torch, sparseout

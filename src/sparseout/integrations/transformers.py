@@ -23,39 +23,40 @@ __all__ = ["SparsityCallback"]
 
 
 class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
-    """Logs how sparse the activations are while a Trainer trains and, with a target, moves q until it is met.
+    """Logs the sparsity of activations while a Trainer trains and, with a target, changes q until it is met.
 
-    Whenever the Trainer logs the loss, the same line has
+    Whenever the Trainer logs the loss, the same line contains
 
     - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) in
       training mode since the last log, over the units of each row;
     - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
     - ``sparsity/{layer}/q`` for all Sparseout layers;
 
-    and the metrics of an evaluation during training have ``eval_sparsity/{module}/...``, in evaluation mode. A module
-    that is called at several widths has names ``{module}/{units}``. What is undefined, as Hoyer of rows that are all
-    zero, is not logged. When training begins the callback moves to the front of the Trainer's callbacks, as trackers
-    are given the line in their order.
+    and the metrics of an evaluation during training contain ``eval_sparsity/{module}/...``, in evaluation mode. A
+    module that is called at several widths has names ``{module}/{units}``. What is undefined, such as Hoyer of rows
+    that are all zero, is not logged. When training begins the callback moves itself to the front of the Trainer's
+    callbacks, since these receive the line in their order, trackers included.
 
-    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is moved as by
-    :class:`sparseout.SparsityController`, after each step of the optimizer. The controller's state is in the
-    checkpoint, and ``train(resume_from_checkpoint=...)`` goes on from it: q then moves as if training had not been
-    interrupted. With several processes that is so where the checkpoint was written at an update of q, since it has
-    what one of them has seen since the last. After training nothing is left on the model but the last q; after an
-    exception, which the Trainer does not report to callbacks, call :meth:`close`. A Trainer may have one such callback.
+    Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is changed as by
+    :class:`sparseout.SparsityController`, which is stepped after each step of the optimizer. The controller's state is
+    in the checkpoint, and ``train(resume_from_checkpoint=...)`` continues from it as if training had not been
+    interrupted. With several processes this holds for checkpoints written at an update of q; others contain the
+    measurements of one process since the last update. After training only the last q is left on the model; after an
+    exception, which the Trainer does not report to callbacks, call :meth:`close`. A Trainer can have one such callback.
 
     Args:
-        target: what the controller is to meet; None: q is left alone.
+        target: the sparsity to reach; None: q is not changed.
         measures: names in `sparseout.measures`.
-        modules: what is watched: a function (name, module) -> bool, or a collection of dotted names or of types;
-            None: activation modules, Sparseout and Dropout.
-        every: one step in so many is watched; the first after a log always is. Steps are calls of the model.
+        modules: what to watch: a function (name, module) -> bool, or a collection of dotted names or of types; None:
+            activation modules, Sparseout and Dropout.
+        every: interval of the steps that are watched, which are calls of the model; the first step after a log always
+            is.
         control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
 
     Raises:
-        ValueError: for a value out of range; when training begins, for one that the model rules out.
+        ValueError: for a value out of range; when training begins, for one that does not suit the model.
         TypeError: for an argument of another type.
-        ImportError: of the module, where transformers is missing.
+        ImportError: on import of the module, if transformers is missing.
 
     Example:
         >>> from transformers import TrainerControl, TrainerState, TrainingArguments  # a Trainer does what follows
