@@ -304,7 +304,7 @@ def named():
         ({"model": 3}, TypeError, "expected `model` to be a module, but got an int"),
         ({"every": 0}, ValueError, "expected `every` to be at least 1, but got 0"),
         ({"every": True}, TypeError, "expected `every` to be an int, but got True"),
-        ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int or None, but got a float"),
+        ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int, a mapping .*, but got a float"),
         ({"measures": ["hoyr"]}, ValueError, "expected `measures` to be among hoyer"),
         ({"measures": "hoyer"}, TypeError, "expected `measures` to be a sequence of names, but got 'hoyer'"),
     ],
@@ -520,3 +520,206 @@ def test_one_mode_can_be_forgotten():
     assert {record["mode"] for record in monitor.report()} == {"eval"}
     with pytest.raises(ValueError, match=r"^expected `mode` to be one of train, eval, but got 'test'$"):
         monitor.reset("test")
+
+
+def vae():
+    return nn.ModuleDict({part: nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for part in ("encoder", "decoder")})
+
+
+def test_a_row_belongs_to_the_mode_of_the_module_that_sees_it():
+    model = vae()
+    with SparsityMonitor(model) as monitor:
+        for _ in range(3):
+            model["decoder"](model["encoder"](torch.randn(20, 4)))
+        model.eval()
+        model["decoder"](torch.randn(1000, 4))
+        model.train()
+        model["decoder"].eval()  # frozen while the rest trains
+        model["decoder"](model["encoder"](torch.randn(20, 4)))
+    report = monitor.report()
+    rows = {(r["module"], r["mode"]): r["rows"] for r in report if r["axis"] == "population"}
+    assert rows == {("encoder.1", "train"): 80, ("decoder.1", "train"): 60, ("decoder.1", "eval"): 1020}
+    assert windows(report) == ((4, 4), (2, 2))
+
+
+def test_a_map_that_a_linear_made_has_its_units_last():
+    linear = nn.Linear(8, 8)
+    linear.weight.data.copy_(torch.diag(torch.tensor([1.0, 1.0] + [0.0] * 6)))
+    linear.bias.data.zero_()
+    x = torch.rand(2, 5, 5, 8) + 0.1
+    with SparsityMonitor(nn.Sequential(linear, nn.ReLU(), nn.Dropout(0.5)).eval()) as monitor:
+        monitor._model(x)
+    for name in ("1", "2"):
+        record = only(monitor.report(), module=name, axis="population")
+        assert (record["units"], record["dead_units"], record["rows"]) == (8, 6, 50)
+        assert record["hoyer"] == pytest.approx(measures.hoyer(x * torch.tensor([1.0] * 2 + [0] * 6)).mean().item())
+    with SparsityMonitor(monitor._model, unit_dim={"1": 1, nn.Dropout: 2}) as given:
+        given._model(x[:, :4])
+    assert [record["units"] for record in given.report() if record["axis"] == "population"] == [4, 5]
+
+
+PADDED = torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_of_the_nested_tensors_that_a_transformer_makes_inside_the_real_rows_count():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    layer.activation = nn.ReLU()
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        with SparsityMonitor(model, [nn.ReLU, nn.Dropout, nn.Linear, nn.LayerNorm]) as monitor:
+            out = model(x, src_key_padding_mask=PADDED)
+        torch.testing.assert_close(out, model(x, src_key_padding_mask=PADDED))
+    record = only(monitor.report(), module="layers.0.norm2", axis="population")
+    assert (record["rows"], record["units"]) == (8, 8)
+    hidden = only(monitor.report(), module="layers.1.linear1", axis="population")
+    assert (hidden["rows"], hidden["units"]) == (8, 16)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout, training):
+    parts = [torch.randn(3, 6), torch.randn(1, 6), torch.randn(4, 6)]
+    nested = torch.nested.nested_tensor(parts, layout=layout)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.5)).train(training)
+    with SparsityMonitor(model) as monitor:
+        model(nested)
+    rows = model[0](torch.cat(parts)).relu()
+    record = only(monitor.report(), module="1", axis="population")
+    assert (record["rows"], record["units"]) == (8, 5)
+    assert record["hoyer"] == pytest.approx(measures.hoyer(rows).nanmean().item(), rel=1e-5)
+    assert (only(monitor.report(), module="2", axis="population")["noise"] is None) == (not training)
+    jagged_dim = torch.nested.nested_tensor([torch.randn(3), torch.randn(2)], layout=layout)
+    with SparsityMonitor(nn.Sequential(nn.ReLU())) as monitor:  # rows of different length: each its own width
+        monitor._model(jagged_dim)
+    assert {(r["units"], r["rows"]) for r in monitor.report()} == {(2, 1), (3, 1)}
+
+
+def passes():
+    from torch._subclasses import FakeTensorMode
+    from torch.fx import symbolic_trace
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def fake(model, x):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model(mode.from_tensor(x))
+
+    return {
+        "meta": lambda model, x: copy_to_meta(model)(x.to("meta")),
+        "fake": fake,
+        "make_fx": lambda model, x: make_fx(model, tracing_mode="real")(x),
+        "make_fx, symbols": lambda model, x: make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x),
+        "export": lambda model, x: torch.export.export(
+            model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+        ),
+        "export, strict": lambda model, x: torch.export.export(model, (x,), strict=True),
+        "jit.trace": lambda model, x: torch.jit.trace(model, x, check_trace=False),
+        "fx": lambda model, x: symbolic_trace(model),
+    }
+
+
+def copy_to_meta(model):
+    """The model itself, for a call on meta tensors only."""
+    return lambda x: torch.func.functional_call(model, {k: v.to("meta") for k, v in model.state_dict().items()}, x)
+
+
+class Own(nn.Module):
+    """No leaf to torch.fx, which goes through its hooks."""
+
+    def forward(self, x):
+        return x.relu()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", passes())
+@pytest.mark.parametrize("training", [True, False])
+def test_passes_without_values_do_not_count_and_break_nothing(name, training):
+    model = nn.Sequential(nn.Linear(6, 8), Own(), nn.Dropout(0.5), nn.BatchNorm1d(8)).train(training)
+    model[3].eval()  # in training it warns a tracer itself
+    x = torch.randn(4, 6)
+    with SparsityMonitor(model, [Own, nn.Dropout]) as monitor:
+        passes()[name](model, x)
+        assert monitor.report().steps == {"train": (0, 0), "eval": (0, 0)}
+        assert len(monitor.report()) == 0
+        model(x)
+    assert {record["rows"] for record in monitor.report()} == {4}
+    assert sum(windows(monitor.report()), ()) in ((1, 1, 0, 0), (0, 0, 1, 1))
+
+
+ROWS_OF_VMAP = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda model, x: torch.vmap(model)(x),
+        lambda model, x: torch.vmap(model, in_dims=1)(x.t()),
+        lambda model, x: torch.vmap(torch.vmap(model))(x[None]),
+        lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+        lambda model, x: torch.vmap(torch.func.grad(lambda x: model(x).sum()))(x),
+        lambda model, x: torch.func.jvp(model, (x,), (x,)),
+        lambda model, x: torch.func.jacrev(model)(x),
+        lambda model, x: torch.func.jacfwd(model)(x),
+        lambda model, x: torch.autograd.functional.jvp(model, x, x),
+    ],
+)
+def test_inside_transforms_values_count(transform):
+    model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Dropout(0.5))
+    model[2].eval()
+    with SparsityMonitor(model) as monitor:
+        transform(model, ROWS_OF_VMAP)
+        monitor.report()
+        model(ROWS_OF_VMAP)
+    for name in ("1", "2"):
+        records = [r for r in monitor.report() if r["module"] == name and r["axis"] == "population"]
+        assert sum(r["rows"] for r in records) == 4
+        assert {r["units"] for r in records} == {4}
+        assert {r["hoyer"] for r in records} == {0.5}
+
+
+def test_noise_inside_vmap():
+    model = nn.Sequential(nn.Dropout(0.2))
+    with SparsityMonitor(model) as monitor:
+        torch.vmap(model, randomness="different")(torch.randn(400, 5))
+    assert monitor.report()[0]["noise"] == pytest.approx(1, abs=0.2)
+    assert monitor.report()[0]["noise"] != 1
+
+
+def test_forward_mode_leaves_no_tangents():
+    from torch.autograd import forward_ad
+
+    model = nn.Sequential(nn.ReLU())
+    with SparsityMonitor(model) as monitor:
+        for _ in range(2):
+            with forward_ad.dual_level():
+                model(forward_ad.make_dual(ROWS_OF_VMAP, ROWS_OF_VMAP))
+    assert monitor.report()[0]["hoyer"] == 0.5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_hook_keeps_is_born_outside_inference_mode(first):
+    model = dense()
+    with SparsityMonitor(model) as monitor:
+        for inference in (first, not first, first):
+            with torch.inference_mode(inference):
+                model(torch.randn(3, 6))
+    tensors = [t for at in monitor._accumulators.values() for t in at.state().values()]
+    assert not any(t.is_inference() or t.requires_grad for t in tensors)
+    assert only(monitor.report(), module="1", axis="population")["rows"] == 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat():
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    model = nn.Sequential(nn.Linear(4, 1024), nn.ReLU(), nn.Dropout(0.5))
+    with SparsityMonitor(model, measures=("hoyer",)) as monitor:
+        for step in range(220):
+            model(torch.randn(64 + step % 7, 4)).sum().backward()
+            if step == 20:
+                before = resident()
+    assert resident() - before < 8  # MB; one tensor of a call, kept, would be 50 in all
+    assert monitor.report()[0]["steps"] == 220

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparseout import Sparseout, SparsityMonitor, SparsityReport, recalibrate_norm_
 from sparseout.measures._functions import MEASURES
+from sparseout.monitor._table import shortened
 
 
 def seen(model, *batches, **arguments):
@@ -34,13 +35,15 @@ def test_nothing_is_off():
     assert seen(network(), torch.randn(200, 8)).diagnosis == []
 
 
-def test_mass_death():
+def test_dead_units():
     model = network()
     model[0].bias.data[:20] = -100.0
     assert seen(model, torch.randn(50, 8)).diagnosis == []  # half is not more than half
     model[0].bias.data[20] = -100.0
     (sentence,) = seen(model, torch.randn(50, 8)).diagnosis
-    assert sentence.startswith("Mass death: more than half of the units never fired: `1` (train, 21 of 40), `2` (train")
+    assert sentence.startswith(
+        "Dead units: more than half of the units are 0 in every row measured: `1` (train, 21 of 40 in 50 rows), `2` ("
+    )
 
 
 @pytest.mark.parametrize(("zeros", "said"), [(1, False), (2, True)])
@@ -48,7 +51,9 @@ def test_collapse(zeros, said):
     x = torch.ones(100, 8)
     x[:zeros] = 0
     sentences = seen(nn.Sequential(nn.ReLU()), x).diagnosis
-    assert [s.startswith("Collapse: rows are all zero") for s in sentences] == [True] * said
+    assert [s == "Rows are all zero, and left out of the means: `0` (train, 2.0% of 100)." for s in sentences] == [
+        True
+    ] * said
 
 
 @pytest.mark.parametrize(("scale", "said"), [(None, True), ("matched", False)])
@@ -56,7 +61,10 @@ def test_collapse(zeros, said):
 def test_noise_power(scale, said, rows):
     model = nn.Sequential(Sparseout(0.1, 1.0, scale=scale))
     sentences = seen(model, 5 * torch.rand(rows, 8) + 5).diagnosis
-    assert [s.startswith("The noise has not the power") for s in sentences] == [True] * said
+    assert [
+        s.startswith("The power of the noise differs from that of Dropout at the same p: `0` (train, 0.")
+        for s in sentences
+    ] == [True] * said
 
 
 def test_little_noise_seen_is_no_finding():
@@ -87,22 +95,119 @@ def test_what_is_never_called():
         def forward(self, x):
             return self.used(x)
 
-    assert seen(Half(), torch.randn(3, 4)).diagnosis == ["Never called in a watched step: `unused`."]
+    assert seen(Half(), torch.randn(3, 4)).diagnosis == ["Never called: `unused`."]
 
 
 def test_the_table_fits_and_states_its_window():
     model = network()
     model.add_module("a_module_with_a_long_name" * 4, nn.ReLU())
     model[0].bias.data[:] = -100.0
-    text = str(seen(model, *[torch.randn(50, 8)] * 3, every=2))
-    lines = text.split("\n")
+    report = seen(model, *[torch.randn(50, 8)] * 3, every=2)
+    lines = str(report).split("\n")
     assert max(map(len, lines)) <= 120
     assert lines[0].startswith("Sparsity over 2 of 3 steps in train. ")
-    head = "module at mode axis hoyer gini density live rows undef units dead on noise"
+    head = "module at mode hoyer gini density live rows undef units dead on noise"
     assert " ".join(lines[2].split()) == head
-    assert lines[4].split()[1:10] == ["out", "train", "life", "nan", "-", "0.000", "nan", "100", "100"]
-    assert lines[4].split()[10:] == ["40", "40", "0", "-"]
-    assert any(line.startswith("! Mass death") for line in lines)
+    assert lines[3].split()[1:9] == ["out", "train", "nan", "nan", "0.000", "nan", "100", "100"]
+    assert lines[3].split()[9:] == ["40", "40", "0", "-"]
+    assert lines[6] == ""  # one line a module
+    assert any(line.startswith("! Dead units") for line in lines)
+    lines = report.table(axes=True).split("\n")
+    assert max(map(len, lines)) <= 120
+    assert " ".join(lines[0].split()) == head.replace("mode", "mode axis")
+    assert [line.split()[3] for line in lines[1:]] == ["pop", "life"] * 3
+    assert lines[2].split()[4:6] == ["nan", "-"]
+
+
+def stack(layers, act="intermediate.intermediate_act_fn"):
+    """Names as transformers has them."""
+    model = nn.Module()
+    model.encoder = nn.Module()
+    model.encoder.layer = nn.ModuleList()
+    for _ in range(layers):
+        layer = nn.Module()
+        layer.intermediate, layer.drop = nn.Module(), nn.Dropout(0.1)
+        layer.intermediate.add_module("intermediate_act_fn", nn.ReLU())
+        model.encoder.layer.append(layer)
+    model.forward = lambda x: [part(x) for part in model.modules() if isinstance(part, (nn.ReLU, nn.Dropout))]
+    return model
+
+
+def test_a_stack_of_layers_is_a_group_in_which_every_layer_has_its_line():
+    report = seen(stack(12).eval(), torch.randn(20, 8))
+    lines = report.table().split("\n")
+    assert len(lines) == 1 + 2 * (1 + 12)
+    assert lines[1] == "encoder.layer.*.intermediate.intermediate_act_fn"
+    assert [line.split()[0] for line in lines[2:14]] == [str(layer) for layer in range(12)]
+    assert lines[14] == "encoder.layer.*.drop"
+    assert [line.split()[1] for line in lines[15:]] == ["in"] * 12
+    assert "*" not in seen(stack(2), torch.randn(20, 8)).table()  # few are no stack
+    apart = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.ReLU())  # a number alone is no name of a stack
+    assert "*" not in seen(apart, torch.randn(20, 8)).table()
+
+
+@pytest.mark.parametrize("room", [12, 20, 40])
+@pytest.mark.parametrize("ends", ["{}.act", "{}." + "act" * 9, "act" * 9 + ".{}." + "act" * 9])
+def test_cut_names_that_differ_stay_different(ends, room):
+    names = [ends.format(f"layer.{number}") for number in range(12)]
+    cut = shortened(names, room)
+    assert len(set(cut)) == 12
+    assert max(map(len, cut)) <= room
+
+
+def test_names_that_no_one_cut_tells_apart_are_left_whole():
+    names = [f"{'a' * 20}{first}{'b' * 30}{last}{'c' * 20}" for first in "12" for last in "34"]
+    assert shortened(names, 12) == names
+
+
+def test_noise_has_its_error_beside_it():
+    report = seen(nn.Sequential(nn.Dropout(0.5)), torch.randn(8, 4))
+    assert report.table().endswith(f"{report[0]['noise']:.3f} ±{report[0]['noise_error']:.3f}")
+
+
+def test_calls_that_share_a_record_are_told():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, first, second):
+            return self.act(first), self.act(second)
+
+    model = Twice()
+    first, second = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.ones(1, 4)
+    with SparsityMonitor(model) as monitor:
+        for _ in range(3):
+            model(first, second)
+    assert monitor.report()[0]["calls"] == 2
+    (sentence,) = monitor.report().diagnosis
+    assert sentence.startswith("Several calls in one step share a record: `act` (train, 2 calls a step).")
+    with SparsityMonitor(model) as monitor:
+        model(first, torch.ones(1, 5))  # another width, another record
+    assert monitor.report().diagnosis == []
+
+
+def test_modules_that_were_never_called_are_named_where_nothing_was_seen():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.acts = nn.ModuleList(nn.ReLU() for _ in range(5))
+            self.used = True
+
+        def forward(self, x):
+            return self.acts[0](x) if self.used else x
+
+    model = Idle()
+    model.used = False
+    names = "`acts.0`, `acts.1`, `acts.2` and 2 more"
+    report = seen(model.eval(), torch.randn(3, 4))
+    assert str(report) == f"Sparsity: 1 of 1 steps in eval\n\n! Never called: {names}."
+    with SparsityMonitor(model, every=2) as monitor:
+        model(torch.randn(3, 4))
+        model.used = True
+        model(torch.randn(3, 4))  # called for real, if in a step that is passed over
+    assert monitor.report().silent == [f"acts.{number}" for number in range(1, 5)]
+    assert "Called only in steps not watched: `acts.0`." in monitor.report().diagnosis
 
 
 def test_all_measures_have_a_column():

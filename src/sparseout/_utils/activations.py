@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sparseout._utils.hooks import Hook, Hooks
+from sparseout._utils.torch_internals import is_tracing
 from sparseout._utils.validation import expected, kind
 
 ROWS = 4096
@@ -162,8 +163,7 @@ class UnitTracker:
         self.made = None
 
     def _record(self, place: Callable[[int], int], units: int | None, module: nn.Module, args: Any, out: Any) -> None:
-        tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        x = None if tracing else first_tensor(out)  # sizes are no numbers to a tracer
+        x = None if is_tracing() else first_tensor(out)  # sizes are no numbers to a tracer
         if x is None or not 0 <= place(x.ndim) < x.ndim:
             return
         dim = place(x.ndim)
@@ -241,18 +241,20 @@ def stride(rows: int) -> int:
     return step
 
 
-def sampled(x: Tensor, dim: int) -> Tensor:
-    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of them.
+def rows_of(x: Tensor, dim: int) -> list[Tensor]:
+    """Rows of `x` as :func:`sampled` gives them; of a nested tensor the real ones, a tensor for each width."""
+    if not x.is_nested:
+        return [sampled(x, dim)]
+    widths: dict[int, list[Tensor]] = {}
+    for part in x.detach().unbind():
+        rows = part.movedim(dim % x.ndim - 1, -1)
+        widths.setdefault(rows.shape[-1], []).append(rows.reshape(-1, rows.shape[-1]))
+    return [sampled(torch.cat(rows), -1) for _, rows in sorted(widths.items())]
 
-    Nested tensors have no others than real ones: no padding is seen.
-    """
-    x = x.detach()
-    if x.is_nested:
-        dim = dim % x.ndim - 1
-        rows = [part.movedim(dim, -1).flatten(0, -2) if part.ndim > 1 else part[None] for part in x.unbind()]
-        whole = torch.cat(rows)
-        return whole[:: stride(len(whole))]
-    x = x.movedim(dim, -1)
+
+def sampled(x: Tensor, dim: int) -> Tensor:
+    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of them."""
+    x = x.detach().movedim(dim, -1)
     shape = x.shape[:-1]
     count = math.prod(shape)
     if (step := stride(count)) == 1:

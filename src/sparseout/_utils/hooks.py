@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
+
+from sparseout._utils.torch_internals import in_backward, is_recorded
 
 
 class Hook:
-    """Calls a function with arguments of its own before those of the hook. A copy of it, or a pickle, does nothing."""
+    """Calls a function with arguments of its own before those of the hook, but while a graph is exported.
+
+    A copy of it, or a pickle, does nothing.
+    """
 
     def __init__(self, function: Callable[..., None], *own: Any) -> None:
         self.function, self.own = function, own
 
     def __call__(self, *given: Any) -> None:
+        if not torch.compiler.is_exporting():
+            self._call(*given)
+
+    def _call(self, *given: Any) -> None:
         self.function(*self.own, *given)
 
     def __reduce__(self) -> Any:
         return DeadHook, ()
+
+
+class EagerHook(Hook):
+    """A hook that runs as Python: the compiler breaks its graph there."""
+
+    def __init__(self, function: Callable[..., None], *own: Any) -> None:
+        super().__init__(function, *own)
+        self._call = torch.compiler.disable(super()._call)  # type: ignore[method-assign]
 
 
 class DeadHook:
@@ -27,6 +46,24 @@ class DeadHook:
 
     def __call__(self, *given: Any) -> None:
         pass
+
+
+def is_counted(*values: Any) -> bool:
+    """Whether a pass over what is in these values counts.
+
+    What activation checkpointing computes again in backward does not, nor does a pass over meta or fake tensors, nor
+    one that is traced or exported.
+    """
+    found: list[Tensor] = []
+    return _collect(values, found) and not in_backward() and not is_recorded(found)
+
+
+def _collect(value: Any, found: list[Tensor]) -> bool:
+    """Put the tensors that are in `value` into `found`; False for the stand-ins of `torch.fx`."""
+    if isinstance(value, Tensor):
+        found.append(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return not isinstance(value, Proxy) and all(_collect(item, found) for item in items)
 
 
 class Hooks:

@@ -1,5 +1,7 @@
 """What the activations of a model look like while it runs."""
 
+# By this name models are pickled that were watched at the time, up to 0.1.
+from sparseout._utils.hooks import DeadHook as _Unwatched  # noqa: F401
 from sparseout.monitor._monitor import SparsityMonitor
 from sparseout.monitor._report import SparsityReport
 

@@ -1,32 +1,35 @@
-"""What a network's activations look like while it runs: counted on its device, read when a report is asked for."""
+"""Monitor of a model's activations: counted on their device, read when a report is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparseout._utils.activations import first_tensor, sampled, unit_dim
+from sparseout._utils.activations import UnitDim, UnitTracker, first_tensor, rows_of, sampled
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import Modules, Site, choose, unwrapped
+from sparseout._utils.distributed import (
+    Group,
+    all_gather,
+    all_reduce_sums,
+    check_group,
+    check_replicas,
+    data_parallel_group,
+    is_distributed,
+)
+from sparseout._utils.hooks import EagerHook, Hooks, is_counted
+from sparseout._utils.modules import Modules, Site, check_model, choose, unwrapped
+from sparseout._utils.torch_internals import outside_transforms, without_transforms
 from sparseout._utils.validation import expected, kind
 from sparseout.convert._batch_norm import batch_norms
-from sparseout.measures._functions import Streaming
-from sparseout.monitor._accumulators import (
-    MODES,
-    Key,
-    Tally,
-    all_together,
-    compared,
-    dropout_variance,
-    moments,
-    noise_sums,
-)
+from sparseout.measures import Streaming
+from sparseout.monitor._accumulators import Accumulators, Key, add_to, compare_norm, norm_moments
+from sparseout.monitor._noise import dropout_variance, noise_powers, noise_sums, rows_that_share
 from sparseout.monitor._report import SparsityReport
+from sparseout.monitor._steps import MODES, StepCounter
 
 
 class SparsityMonitor:
@@ -34,24 +37,36 @@ class SparsityMonitor:
 
     A with-block, or :meth:`attach` and :meth:`detach`; then :meth:`report`. Watched are the outputs of activation
     modules (softmaxes and attention are none) and the inputs of Sparseout and Dropout layers, on every `every`-th step.
-    Nothing is read from the device before a report, and nothing is left on the model after `detach`.
+    Nothing is read from the device before a report (but the lengths of jagged tensors), and nothing is left on the
+    model after `detach`.
 
-    **A step** is one call of the model, and all calls of a module in it count. Where only its submodules are called, as
-    training frameworks do, a step lasts until the watched module that began it is called again. Training and evaluation
-    are counted apart, by the flag `training` of the module whose call begins the step; the first step of each is
-    watched. What activation checkpointing computes again in backward is not counted.
+    **A step** is one call of the model, and all calls of a module in it count; where there are several the report says
+    so, since one record holds them all. Where only its submodules are called, as training frameworks do, a step lasts
+    until the watched module that began it is called again.
 
-    **Units** are the channels of what ``Sparseout1d/2d/3d`` and ``nn.Dropout1d/2d/3d`` take in; else they lie along
-    dim 1 of a 4-d or 5-d tensor and along the last dim of others. Rows are all the rest. Of a call
-    with more than 4096 rows (samples, times positions of a map) every s-th is taken, s the least step that leaves so
-    many and has no factor in common with their number, so that all positions of a map are met: always the same ones.
+    **Modes.** Training and evaluation are counted apart, and the first step of each is watched. A row belongs to the
+    mode that the module which sees it is in at that moment: a frozen part that is kept in evaluation mode has records
+    of evaluation, and so has a decoder that is evaluated alone.
+
+    **What counts.** Not what activation checkpointing computes again in backward, nor passes without values: over meta
+    or fake tensors, in `torch.export`, `make_fx`, `torch.jit.trace` and `torch.fx`. Inside `torch.func` transforms the
+    values are counted: under `vmap` those of all examples. Of nested tensors the real rows are counted, no padding.
+
+    **Units** lie where the module that made a tensor put them: last after Linear, Embedding, LayerNorm, recurrent and
+    attention modules, along dim 1 after convolutions, batch, group and instance norm; activations, noise layers and
+    functions keep them there. A tensor permuted or reshaped in between has them along its one dim of as many units;
+    failing that where they were, if the number of dims is unchanged. Before any such module they are along dim 1 of a
+    4-d or 5-d tensor and the last dim of others. ``Sparseout1d/2d/3d`` and ``nn.Dropout1d/2d/3d`` know their channels;
+    `unit_dim` overrules all of it. Rows are all the rest. Of a call with more than 4096 rows (samples, times positions
+    of a map) every s-th is taken, s the least step that leaves so many and has no factor in common with their number,
+    so that all positions of a map are met: always the same ones.
 
     **Under torch.compile** the graph breaks at each watched module while the monitor is attached, which with
     `fullgraph=True` is an error, and attaching and detaching call `torch.compiler.reset()`, as compiled code would not
     see the change: a step after either is compiled anew.
 
     A copy of the model, or one that was pickled, is not watched. Names are those of the model that was written, without
-    what `torch.compile` and `DistributedDataParallel` put around it.
+    what `torch.compile`, `DistributedDataParallel` and the like put around it or around its parts.
 
     Args:
         model: the module that is run.
@@ -60,12 +75,13 @@ class SparsityMonitor:
             tensor, if it is a tuple or a dict.
         measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
         every: watch one step in so many.
-        unit_dim: where units lie, for all: 1 for sequences in the layout (N, C, L). A module that is called at several
-            widths has a record for each.
+        unit_dim: where units lie, for all modules; or a mapping from names or types of modules to dims, or a function
+            (name, module, tensor) -> dim or None, for some of them. A module that is called at several widths has a
+            record for each.
 
     Raises:
         ValueError: for a value out of range; if `modules` has a name or type the model has not, or nothing is there to
-            watch.
+            watch; later, for a `unit_dim` that a tensor does not have.
         TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
 
     Example:
@@ -85,68 +101,66 @@ class SparsityMonitor:
         *,
         measures: Iterable[str] = ("hoyer", "gini", "density"),
         every: int = 1,
-        unit_dim: int | None = None,
+        unit_dim: UnitDim = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(expected("model", "a module", kind(model)))
+        check_model(model)
         if isinstance(every, bool) or not isinstance(every, int):
             raise TypeError(expected("every", "an int", kind(every)))
         if every < 1:
             raise ValueError(expected("every", "at least 1", every))
-        if unit_dim is not None and (isinstance(unit_dim, bool) or not isinstance(unit_dim, int)):
-            raise TypeError(expected("unit_dim", "an int or None", kind(unit_dim)))
         self.measures = measures if isinstance(measures, str) else tuple(measures)
         Streaming(self.measures)  # says what is wrong with them
         self.every = every
         self.unit_dim = unit_dim
-        self._model = unwrapped(model)
+        self._given, self._model = model, unwrapped(model)  # the wrappers know their process group
+        self._units = UnitTracker(self._model, unit_dim)
         self._sites = choose(self._model, modules)
         self._norms = batch_norms(self._model)
-        self._handles: list[Any] = []
+        self._hooks = Hooks(EagerHook)
         self.reset()
 
     def reset(self, mode: str | None = None) -> None:
         """Forget all steps, or those of one mode: "train" or "eval"."""
         if mode is None:
-            self._tallies: dict[Key, Tally] = {}
-            self._steps = {mode: [0, 0] for mode in MODES}  # watched, of how many
-            self._depth = 0  # open calls of the model
-            self._opener: str | None = None  # the site that began a step without the model
-            self._mode, self._watching = "train", False
+            self._accumulators: dict[Key, Accumulators] = {}
+            self._moments: dict[str, dict[str, Tensor]] = {}  # of what batch norms are given, by name
+            self._counter = StepCounter(self.every)
+            self._called: set[str] = set()  # in steps that are watched and in others
             self._inputs: dict[str, Tensor] = {}  # of noise layers, until they return
         elif mode in MODES:
-            self._tallies = {key: tally for key, tally in self._tallies.items() if key[2] != mode}
-            self._steps[mode] = [0, 0]
+            self._accumulators = {key: value for key, value in self._accumulators.items() if key[1] != mode}
+            if mode == "eval":
+                self._moments = {}
+            self._counter.forget(mode)
         else:
             raise ValueError(expected("mode", f"one of {', '.join(MODES)}", repr(mode)))
 
     def attach(self) -> Self:
         """Begin to watch. Returns the monitor itself."""
-        if self._handles:
+        if self._hooks:
             return self
-        self._depth, self._opener, self._inputs = 0, None, {}
-        hook, model = _hook_class(), self._model
-        self._handles.append(model.register_forward_pre_hook(hook(self._enter)))
+        self._counter.close()
+        self._units.attach()
+        self._hooks.before(self._model, self._enter)
         for site in self._sites:
             if site.tensor == "output":
-                self._handles.append(site.module.register_forward_hook(hook(self._output, site)))
+                self._hooks.after(site.module, self._output, site)
                 continue
-            self._handles.append(site.module.register_forward_pre_hook(hook(self._input, site), with_kwargs=True))
-            self._handles.append(site.module.register_forward_hook(hook(self._noise, site)))
+            self._hooks.before(site.module, self._input, site)
+            self._hooks.after(site.module, self._noise, site)
         for name, norm in self._norms.items():
-            self._handles.append(norm.register_forward_pre_hook(hook(self._norm, name), with_kwargs=True))
+            self._hooks.before(norm, self._norm, name)
         # Last, so that a site that is the model itself is still within the call; and after an error too.
-        self._handles.append(model.register_forward_hook(hook(self._leave), always_call=True))
+        self._hooks.after(self._model, self._leave, always=True)
         reset_compiler()
         return self
 
     def detach(self) -> None:
         """Take every hook off the model. What was seen stays, until :meth:`reset`."""
-        if not self._handles:
+        if not self._hooks:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._hooks.remove()
+        self._units.detach()
         self._inputs = {}
         reset_compiler()
 
@@ -156,125 +170,130 @@ class SparsityMonitor:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    def _enter(self, model: nn.Module, args: Any) -> None:
-        if _in_backward():
-            return
-        if self._depth == 0:
-            self._begin(model.training)
-            self._opener = None
-        self._depth += 1
+    def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        self._counter.enter(model.training, is_counted(args, kwargs))
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not _in_backward():
-            self._depth = max(0, self._depth - 1)
-
-    def _begin(self, training: bool) -> None:
-        self._mode = MODES[0] if training else MODES[1]
-        steps = self._steps[self._mode]
-        self._watching = steps[1] % self.every == 0
-        steps[0] += self._watching
-        steps[1] += 1
-
-    def _due(self, site: Site) -> bool:
-        if _in_backward():
-            return False
-        if self._depth == 0 and self._opener in (None, site.name):
-            self._begin(site.module.training)
-            self._opener = site.name
-        return self._watching
+        self._counter.leave()
 
     def _output(self, site: Site, module: nn.Module, args: Any, output: Any) -> None:
-        if self._due(site):
-            self._add(site, output)
+        self._update(site, output)
 
     def _input(self, site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._inputs.pop(site.name, None)
-        if self._due(site):
-            x = self._add(site, (args, kwargs))
-            if module.training and dropout_variance(module):
-                self._inputs[site.name] = x.clone() if getattr(module, "inplace", False) else x
+        x = self._update(site, (args, kwargs))
+        if x is not None and module.training and dropout_variance(module):
+            self._inputs[site.name] = x.clone() if getattr(module, "inplace", False) else x
 
     def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
         x = self._inputs.pop(site.name, None)
-        if x is not None:
-            dim = unit_dim(x, self.unit_dim, module)
-            noise = noise_sums(module, x, output, dim)
-            self._tallies["site", site.name, self._mode, x.shape[dim]].add("noise", noise)
+        if x is None:
+            return
+        dim = self._units.dim(site.name, module, x) - x.ndim
+        with outside_transforms():
+            together = rows_that_share(module, x, dim)
+            x, y = without_transforms(x), without_transforms(output)
+            for before, after in zip(rows_of(x, dim), rows_of(y, dim), strict=True):
+                sums = noise_sums(noise_powers(module, before, after), together * len(before))
+                add_to(self._at(site, module, before.shape[1]).sums, "noise", sums)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._watching and self._mode == "eval" and not module.training and not _in_backward():
-            x = first_tensor((args, kwargs))
-            if x is not None:
-                tally = self._tallies.setdefault(("norm", name, "eval", 0), Tally(()))
-                for key, value in moments(sampled(x, 1), x.shape[0]).items():
-                    tally.add(key, value)
+        x = first_tensor((args, kwargs))
+        if module.training or x is None or not is_counted(x):
+            return
+        if self._counter.watches("eval"):
+            with outside_transforms():
+                x = without_transforms(x)
+                for key, value in norm_moments(sampled(x, 1), x.shape[0]).items():
+                    add_to(self._moments.setdefault(name, {}), key, value)
 
-    @torch.no_grad()
-    def _add(self, site: Site, value: Any) -> Tensor:
+    def _update(self, site: Site, value: Any) -> Tensor | None:
+        """Add what a module takes or gives to its accumulators; returns the tensor if it was added."""
         x = first_tensor(value)
+        if not is_counted(value if x is None else x):
+            return None
+        self._called.add(site.name)
+        if not self._counter.part(site.name, site.module.training):
+            return None
         if x is None:
-            wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
-            raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
-        rows = sampled(x, unit_dim(x, self.unit_dim, site.module))
-        # a module may be called at several widths, as the one ReLU of a ResNet's block is
-        key = ("site", site.name, self._mode, rows.shape[1])
-        self._tallies.setdefault(key, Tally(self.measures)).see(rows)
+            wanted = f"a module with a floating-point tensor of at least one dimension as {site.tensor}"
+            raise TypeError(expected(site.name or "model", wanted, "one without"))
+        dim = self._units.dim(site.name, site.module, x) - x.ndim
+        with outside_transforms():
+            for rows in rows_of(without_transforms(x), dim):
+                self._at(site, site.module, rows.shape[1]).update(rows, self._counter.number(site.module.training))
         return x
 
-    def report(self, sync: bool = True) -> SparsityReport:
+    def _at(self, site: Site, module: nn.Module, units: int) -> Accumulators:
+        # a module may be called at several widths, as the one ReLU of a ResNet's block is
+        key = (site.name, MODES[not module.training], units)
+        if key not in self._accumulators:
+            self._accumulators[key] = Accumulators(self.measures)
+        return self._accumulators[key]
+
+    def report(self, sync: bool = True, group: Group | None = None) -> SparsityReport:
         """What was seen since the last reset; the only place where the device is waited for.
 
-        With `torch.distributed` initialised it is that of all processes together, and all must ask for it;
-        `sync=False` is this process alone. The step counts are then those of the process that saw most.
+        With `torch.distributed` initialised it is that of all data-parallel processes together, and all of them must
+        ask for it. The step counts are those of the process that saw most.
+
+        Args:
+            sync: False for this process alone.
+            group: the processes that run copies of the model on rows of their own. None: the group of
+                DistributedDataParallel, FullyShardedDataParallel or `fully_shard`, if the model that was given is
+                wrapped in one, and else all processes.
+
+        Raises:
+            ValueError: on all processes, if the group is not known and the processes have different parameters, as the
+                stages of a pipeline and tensor-parallel ones have; for a group without this process.
+            TypeError: for a group of another type.
         """
-        tallies, steps = self._tallies, self._steps
-        if sync and dist.is_available() and dist.is_initialized():
-            tallies, steps = all_together(tallies, steps, next(_tensors(self._model), torch.zeros(())).device)
-        records, seen = [], set()
+        check_group(group)
+        accumulators, moments = self._accumulators, self._moments
+        counts, called = self._counter.counts, self._called
+        if sync and is_distributed():
+            if group is None:
+                group = data_parallel_group(self._given)
+                if group is None:
+                    check_replicas(self._model)
+            accumulators, moments, counts, called = self._together(group)
+        records = []
         for site in self._sites:
             for mode in MODES:
-                head = {"module": site.name, "tensor": site.tensor, "mode": mode}
-                for units in sorted(key[3] for key in tallies if key[:3] == ("site", site.name, mode)):
-                    seen.add(site.name)
-                    records += tallies["site", site.name, mode, units].records(head, steps[mode], self.measures)
-        norms = [
-            compared(name, norm, tallies["norm", name, "eval", 0])
-            for name, norm in self._norms.items()
-            if ("norm", name, "eval", 0) in tallies
-        ]
-        silent = [site.name for site in self._sites if site.name not in seen]
-        return SparsityReport(records, {mode: (s[0], s[1]) for mode, s in steps.items()}, norms, silent)
+                head: dict[str, Any] = {"module": site.name, "tensor": site.tensor, "mode": mode}
+                head |= {"steps": counts[mode][0], "of_steps": counts[mode][1]}
+                for key in sorted(key for key in accumulators if key[:2] == (site.name, mode)):
+                    records += accumulators[key].records(head, self.measures)
+        norms = [compare_norm(name, norm, moments[name]) for name, norm in self._norms.items() if name in moments]
+        silent = [site.name for site in self._sites if site.name not in called]
+        skipped = called - {name for name, _, _ in accumulators}
+        skipped_names = [site.name for site in self._sites if site.name in skipped]
+        steps = {mode: (n[0], n[1]) for mode, n in counts.items()}
+        return SparsityReport(records, steps, norms, silent, skipped_names)
 
+    def _together(self, group: Group | None) -> Any:
+        """Accumulators, moments, counts of steps and names of modules that were called, of all processes of a group."""
+        sums: dict[tuple[Key | str, str], Tensor] = {
+            (key, name): value for key, at in self._accumulators.items() for name, value in at.state().items()
+        }
+        sums |= {(norm, name): value for norm, part in self._moments.items() for name, value in part.items()}
+        parts: dict[Key | str, dict[str, Tensor]] = {}
+        for (owner, name), value in all_reduce_sums(sums, self._device(), group).items():
+            parts.setdefault(owner, {})[name] = value
+        calls = {key: at.calls for key, at in self._accumulators.items()}
+        everyone = all_gather((self._counter.counts, self._called, calls), group)
+        accumulators: dict[Key, Accumulators] = {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for owner, part in parts.items():
+            if isinstance(owner, str):
+                moments[owner] = part
+                continue
+            accumulators[owner] = Accumulators(self.measures)
+            accumulators[owner].load_state(part)
+            accumulators[owner].calls = max(theirs.get(owner, 0) for _, _, theirs in everyone)
+        counts = {mode: max((theirs[mode] for theirs, _, _ in everyone), key=tuple) for mode in MODES}
+        return accumulators, moments, counts, set().union(*(theirs for _, theirs, _ in everyone))
 
-@cache
-def _hook_class() -> Any:
-    """A class of hooks that call a method of the monitor; made when needed, as it imports the compiler."""
-
-    class Hook:
-        def __init__(self, method: Any, *place: Any) -> None:
-            self.method, self.place = method, place
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python that counts is no work for the compiler
-        def __call__(self, *args: Any) -> None:
-            self.method(*self.place, *args)
-
-        def __reduce__(self) -> Any:
-            return _Unwatched, ()
-
-    return Hook
-
-
-class _Unwatched:
-    """What is left of a hook in a copy of the model, or in a file: nothing happens."""
-
-    def __call__(self, *args: Any) -> None:
-        pass
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+    def _device(self) -> torch.device:
+        tensors = chain(self._model.parameters(), self._model.buffers())
+        return next((x.device for x in tensors), torch.device("cpu"))

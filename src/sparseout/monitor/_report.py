@@ -1,16 +1,15 @@
-"""What a monitor has seen: records, a table, a picture, and in plain words what is off."""
+"""Report of a monitor: records, a table, a picture, and sentences about what is off."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from sparseout.monitor._accumulators import Norm
+from sparseout.monitor._table import WIDTH, table
 
-WIDTH = 120
 COLLAPSED = 0.01  # of rows undefined
 OFF = 0.1  # noise power against Dropout's; batch norm in units of its standard deviation
 SURE = 3.0  # standard errors
@@ -24,20 +23,26 @@ class SparsityReport(Sequence[dict[str, Any]]):
     dead_units, always_on_units, all as `sparseout.measures.Streaming` defines them; noise, the power of the layer's
     noise in training over that of Dropout at its p, mean (y - x)^2 / (V mean x^2) with V = p / (1 - p), and its
     standard error noise_error, None where there is no such layer; zeros, histogram and not_finite: how many values are
-    0, have log10|x| in [-8, -7.5), ..., [3.5, 4) (what is beyond counts in the outermost), are NaN or infinite.
+    0, have log10|x| in [-8, -7.5), ..., [3.5, 4) (what is beyond counts in the outermost), are NaN or infinite; calls,
+    how often the module was called in one step, at most.
 
     `diagnosis` is a list of sentences, empty when nothing is off:
 
-    - more than half of a module's units never fire;
+    - more than half of a module's units are 0 in all rows;
     - more than 1% of rows are all zero;
     - the noise has a power more than 10% from Dropout's (and 3 standard errors);
     - what a batch norm is given in evaluation differs from its running statistics: the root mean square over channels,
       of the means' distance or of the deviations' ratio - 1, exceeds sqrt(0.1^2 + 3/n) running standard deviations, for
       n samples (not positions);
-    - activations that are NaN or infinite; modules never called.
+    - activations that are NaN or infinite;
+    - several calls of one module in a step, at one width, which share a record;
+    - modules that were never called, or only in steps that were not watched.
 
-    `norms` holds the figures of the batch norms, `steps` the window. `str` gives the table.
+    `norms` holds the figures of the batch norms, `steps` the window, `silent` the modules that were never called.
+    `str` gives :meth:`table` and the sentences.
     """
+
+    skipped: list[str] = []  # of reports that were pickled before there was this
 
     def __init__(
         self,
@@ -45,8 +50,10 @@ class SparsityReport(Sequence[dict[str, Any]]):
         steps: Mapping[str, tuple[int, int]],
         norms: Sequence[Norm] = (),
         silent: Sequence[str] = (),
+        skipped: Sequence[str] = (),
     ) -> None:
-        self._records, self.steps, self.norms, self.silent = list(records), dict(steps), list(norms), list(silent)
+        self._records, self.steps, self.norms = list(records), dict(steps), list(norms)
+        self.silent, self.skipped = list(silent), list(skipped)
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -67,30 +74,38 @@ class SparsityReport(Sequence[dict[str, Any]]):
         population = [record for record in self if record["axis"] == "population"]
 
         def where(test: Any, shown: Any) -> str:
-            found = [f"{_name(r['module'])} ({r['mode']}, {shown(r)})" for r in population if test(r)]
-            return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            return _listed([f"{_name(r['module'])} ({r['mode']}, {shown(r)})" for r in population if test(r)])
 
-        said = [sentence.format(places) for test, shown, sentence in _SIGNS if (places := where(test, shown))]
+        sentences = [sentence.format(names) for test, shown, sentence in _SIGNS if (names := where(test, shown))]
         off = [norm for norm in self.norms if max(norm.shift, norm.stretch) ** 2 > OFF**2 + 3 / norm.samples]
         if off:
             worst = max(off, key=lambda norm: max(norm.shift, norm.stretch))
-            said.append(
-                f"Batch norm: in evaluation {len(off)} of {len(self.norms)} layers are given something else than their "
-                f"running statistics say, most of all {_name(worst.module)}: means {worst.shift:.2f} standard "
-                f"deviations away, deviations {worst.spread:.2f} times as large. Estimate them again without noise: "
-                "sparseout.recalibrate_norm_."
+            sentences.append(
+                f"Batch norm: in evaluation {len(off)} of {len(self.norms)} layers get inputs that do not match their "
+                f"running statistics, most of all {_name(worst.module)}: the means differ by {worst.shift:.2f} running "
+                f"standard deviations, and the standard deviations are {worst.spread:.2f} times the running ones. "
+                "Re-estimate the statistics without noise: sparseout.recalibrate_norm_."
             )
-        if self.silent and any(total for _, total in self.steps.values()):
-            some = ", ".join(map(_name, self.silent[:3])) + (" and more" if len(self.silent) > 3 else "")
-            said.append(f"Never called in a watched step: {some}.")
-        return said
+        if any(total for _, total in self.steps.values()):
+            for start, unseen in (("Never called", self.silent), ("Called only in steps not watched", self.skipped)):
+                if unseen:
+                    sentences.append(f"{start}: {_listed([_name(name) for name in unseen])}.")
+        return sentences
+
+    def table(self, axes: bool = False) -> str:
+        """The records as text, a line for each module and mode; those of a stack of layers stand together.
+
+        Args:
+            axes: a line for the lifetime axis too.
+        """
+        return "\n".join(table(self._records, axes)) if self._records else ""
 
     def __str__(self) -> str:
         window = ", ".join(f"{seen} of {total} steps in {mode}" for mode, (seen, total) in self.steps.items() if total)
+        sentences = map(_folded, self.diagnosis)
         if not self._records:
-            return f"Sparsity: {window or 'no step seen'}"
-        head = f"Sparsity over {window}. pop: over the units of a row; life: over the rows of a unit."
-        return "\n".join([head, "", *_table(self._records), *map(_folded, self.diagnosis)])
+            return "\n".join([f"Sparsity: {window or 'no step seen'}", *sentences])
+        return "\n".join([f"Sparsity over {window}. Measures over the units of a row.", "", self.table(), *sentences])
 
     __repr__ = __str__
 
@@ -118,6 +133,10 @@ def _name(name: str) -> str:
     return f"`{name}`" if name else "the model"
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _folded(sentence: str) -> str:
     return "\n" + textwrap.fill(f"! {sentence}", WIDTH, subsequent_indent="  ", break_long_words=False)
 
@@ -136,56 +155,24 @@ _SIGNS: tuple[tuple[Any, Any, str], ...] = (
     ),
     (
         lambda r: r["dead_units"] > r["units"] / 2,
-        lambda r: f"{r['dead_units']} of {r['units']}",
-        "Mass death: more than half of the units never fired: {}. Look at hoyer_live; raise q or lower p.",
+        lambda r: f"{r['dead_units']} of {r['units']} in {r['rows']} rows",
+        "Dead units: more than half of the units are 0 in every row measured: {}. Compare hoyer_live, which leaves "
+        "them out; to keep units alive, raise q or lower p.",
     ),
     (
         lambda r: r["undefined_rows"] > COLLAPSED * r["rows"],
-        lambda r: f"{r['undefined_rows'] / r['rows']:.1%}",
-        "Collapse: rows are all zero, and not in the means: {}.",
+        lambda r: f"{r['undefined_rows'] / r['rows']:.1%} of {r['rows']}",
+        "Rows are all zero, and left out of the means: {}.",
     ),
     (
         _loud,
-        lambda r: f"{r['noise']:.2f} times",
-        'The noise has not the power of Dropout\'s at the same p: {}. scale="matched" makes it so.',
+        lambda r: f"{r['noise']:.2f} ± {r['noise_error']:.2f} times",
+        'The power of the noise differs from that of Dropout at the same p: {}. scale="matched" makes them equal.',
+    ),
+    (
+        lambda r: r.get("calls", 1) > 1,
+        lambda r: f"{r['calls']} calls a step",
+        "Several calls in one step share a record: {}. A unit counts as dead if it is 0 in all of them. To see the "
+        "calls apart, give each a module of its own.",
     ),
 )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3f}" if math.isnan(value) or abs(value) < 1000 else f"{value:.2e}"
-
-
-def _table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = list(records[0])
-    measures = keys[keys.index("of_steps") + 1 : keys.index("hoyer_live")]
-    columns = {name[:8]: name for name in measures} | {
-        "live": "hoyer_live",
-        "rows": "rows",
-        "undef": "undefined_rows",
-        "units": "units",
-        "dead": "dead_units",
-        "on": "always_on_units",
-        "noise": "noise",
-    }
-    short = {"input": "in", "output": "out", "population": "pop", "lifetime": "life"}
-    body = [
-        [*(short.get(r[k], r[k]) for k in ("tensor", "mode", "axis")), *map(_cell, (r[k] for k in columns.values()))]
-        for r in records
-    ]
-    lines = [["at", "mode", "axis", *columns], *body]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    room = max(12, WIDTH - sum(widths) - 2 * len(widths))
-    names = ["module", *(r["module"] or "(model)" for r in records)]
-    names = [name if len(name) <= room else "…" + name[1 - room :] for name in names]
-    wide = max(map(len, names))
-    shown = []
-    for name, line in zip(names, lines, strict=True):
-        left = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True)]
-        shown.append("  ".join([name.ljust(wide), *left, *right]).rstrip())
-    return shown
