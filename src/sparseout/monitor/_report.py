@@ -84,7 +84,7 @@ class SparsityReport(Sequence[dict[str, Any]]):
                 f"Batch norm: in evaluation {len(off)} of {len(self.norms)} layers get inputs that do not match their "
                 f"running statistics, most of all {_name(worst.module)}: the means differ by {worst.shift:.2f} running "
                 f"standard deviations, and the standard deviations are {worst.spread:.2f} times the running ones. "
-                "Re-estimate the statistics without noise: sparseout.recalibrate_norm_."
+                "Estimate the statistics again without noise: sparseout.recalibrate_norm_."
             )
         if any(total for _, total in self.steps.values()):
             for start, unseen in (("Never called", self.silent), ("Called only in steps not watched", self.skipped)):
@@ -138,7 +138,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _folded(sentence: str) -> str:
-    return "\n" + textwrap.fill(f"! {sentence}", WIDTH, subsequent_indent="  ", break_long_words=False)
+    return "\n" + textwrap.fill(
+        f"! {sentence}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _loud(record: Mapping[str, Any]) -> bool:

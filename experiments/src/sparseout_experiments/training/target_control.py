@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseout.control._controller import SparsityController
-from sparseout.monitor._accumulators import dropout_variance
+from sparseout.monitor._noise import dropout_variance, noise_powers
 from sparseout_experiments.config import Config
 
 
@@ -35,11 +35,9 @@ class Steering:
             model.get_submodule(name).register_forward_hook(self._see)
 
     def _see(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        variance = dropout_variance(layer)
-        if layer.training and variance:
-            x = inputs[0].detach().double()
-            powers = (output.detach() - x).square().sum(), variance * x.square().sum()
-            self._power = self._power.to(x.device) + torch.stack(powers)
+        if layer.training and dropout_variance(layer):
+            powers = noise_powers(layer, inputs[0], output).flatten(1).sum(1)
+            self._power = self._power.to(powers.device) + powers
 
     def step(self) -> list[str]:
         """After a step of the optimizer; gives what the controller has to tell, which is seldom anything."""
