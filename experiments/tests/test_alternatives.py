@@ -146,3 +146,14 @@ def test_its_costs_are_those_of_the_benchmark() -> None:
         memory = f"{found[layers[-1], peer]['peak_bytes'] / 1e6:.0f}"
         expected = [f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios]
         assert cells == [*expected[:3], memory, expected[3]]
+
+
+def test_bold_are_the_least_and_what_is_level_with_it() -> None:
+    """On MNIST at 0.7 three methods: the penalty and k-winners are higher by 0.17 ± 0.13 and 0.17 ± 0.16."""
+    found = page.against_least(alternatives.load_all(ROOT / "results")["mnist"])["hoyer", 0.7]
+    assert {name for name, p in found.items() if p > page.SIGNIFICANT} == {"sparseout", "penalty", "kwinners"}
+    assert found["penalty"] == pytest.approx(0.1, abs=0.02)
+    text = (ROOT / "docs/comparison.md").read_text()
+    assert "| kwinners | - | - | 9.3 ± 0.1 | **11.8 ± 0.1** | **16.6 ± 0.2** |" in text
+    assert "dead, over 450 samples" in text
+    assert "dead, over 10,000 samples" in text

@@ -7,8 +7,8 @@ import torch
 from sparseout_experiments import demo
 from sparseout_experiments.data import Split, digits
 from sparseout_experiments.demo import Options, Run, Setting, plan, run_all, settings, train
+from sparseout_experiments.demo.summary import dial, summarise, trend, verdict
 from sparseout_experiments.models import Autoencoder
-from sparseout_experiments.studies.engine.summary import dial, summarise, trend, verdict
 from torch import Tensor, nn
 
 from sparseout import Sparseout

@@ -5,8 +5,11 @@ import pytest
 from scipy import stats
 from sparseout_experiments.studies.engine.statistics import (
     Interval,
+    direction,
     equivalent,
     falls_apart,
+    holm,
+    p_value,
     slope,
     slope_interval,
     t_interval,
@@ -68,3 +71,18 @@ def test_equivalent_takes_the_whole_interval() -> None:
     assert not equivalent(Interval(0.001, 0.0025, 5), 0.003)
     assert not equivalent(Interval(-0.001, 0.0025, 5), 0.003)
     assert not equivalent(Interval(0.0, math.nan, 1), 0.003)
+
+
+def test_p_values_and_their_correction_are_the_textbooks() -> None:
+    values = [0.3, -0.1, 0.4, 0.2, 0.6]
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert [p_value(same) for same in ([1.0, 1.0], [0.0, 0.0], [3.0])] == [0, 1, 1]
+    # Holm (1979): the least of m is multiplied by m, the next by m - 1, and none falls below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("mean", "sign"), [(2.0, 1), (-2.0, -1), (0.5, 0), (1.0, 0), (math.nan, 0)])
+def test_a_direction_is_that_of_a_whole_interval(mean: float, sign: int) -> None:
+    assert direction(Interval(mean, 1.0, 5)) == sign

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from sparseout_experiments.demo.svg import COLOURS
 from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import brief, collect, figures, grid, words
-from sparseout_experiments.studies.control.analysis import QUESTIONS, judge, rows_of
+from sparseout_experiments.studies.control.analysis import CONTRASTS, judge, rows_of
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.grid import TASKS, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
@@ -50,11 +50,12 @@ def test_collapsed_settings_are_named_beside_c1_and_in_their_table(tmp_path: Pat
     text = page(tmp_path)
     verdict = text.split("| C1 Sparsity")[1].split("| C2")[0]
     assert "q = 0.5, 1: collapsed networks, see below" in verdict
-    assert "at q = 0.5 and 1, 60% to 64% of the test samples" in text.split("### In short")[0]
+    assert "at p = 0.5 and q = 0.5 or 1, 60% to 64% of the test samples" in text.split("### In short")[0]
     assert "in the emptiest of all runs (q=0.5 matched detached, p = 0.5) 64.0% of the samples" in text
     assert "C1 over the q's that are not collapsed (q = 1.5, 2, 2.5, 3, 4): supported; all units: slope" in text
+    assert "in any seed (at p = 0.2 no q)" in text
     assert text.count("62.0%, at most 64.0%: **collapsed**") == 2
-    assert "(q = 0.5, collapsed) over" in text.split("### In short")[1].split("### ")[0]
+    assert "at q = 0.5 (collapsed) through" in text.split("### In short")[1].split("### ")[0]
 
 
 def test_nothing_is_said_of_collapse_where_there_is_none(tmp_path: Path) -> None:
@@ -93,18 +94,18 @@ def test_collapsed_points_are_hollow_and_explained(tmp_path: Path, name: str) ->
 def test_the_study_in_short_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
     records = [record_of(tmp_path, ledger_of(task), task) for task in TASKS]
     said = brief.in_short(records)
-    assert len(said) == 5
+    assert len(said) == 6
     auto, image, language = records
 
     def at(measure: str, q: float, p: float = 0.5, scale: str = "matched", gradient: str = "detached") -> float:
         return float(np.mean([getattr(row, measure) for row in rows_of(auto, scale, gradient, p)[q]]))
 
     for p in (0.5, 0.2):
-        assert f"at p = {p:g} Hoyer over all units falls from {at('hoyer', 0.5, p):.3f} (q = 0.5) to" in said[0]
+        assert f"at p = {p:g} Hoyer over all units falls from {at('hoyer', 0.5, p):.3f} at q = 0.5 to" in said[0]
         live = f"over live units from {at('hoyer_live', 0.5, p):.3f} to {at('hoyer_live', 4, p):.3f}"
         assert live in said[0]
         assert f"with {at('metric', 2, p):.4f} at q = 2 (Dropout)" in said[1]
-    assert f"{at('metric', 0.5):.4f} (q = 0.5) to {at('metric', 4):.4f} (q = 4), being lowest" in said[1]
+    assert f"{at('metric', 0.5):.4f} at q = 0.5 to {at('metric', 4):.4f} at q = 4, with the lowest" in said[1]
     apart = at("hoyer", 4, scale="paper") - at("hoyer", 4)
     assert f"differs from matched noise by: Hoyer {apart:+.3f} ± " in said[2]
     moved = [
@@ -114,13 +115,15 @@ def test_the_study_in_short_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
     for record, digits in ((image, 3), (language, 1)):
         rows = rows_of(record, "matched", "detached", "own")
         first, last = (np.mean([row.metric for row in rows[q]]) for q in (1.5, 3.0))
-        assert f"{first:.{digits}f} (q = 1.5) to {last:.{digits}f} (q = 3)" in said[4]
-    assert said[4].count("(supported)") == 2
+        assert f"{first:.{digits}f} at q = 1.5 to {last:.{digits}f} at q = 3" in said[5]
+        first, last = (np.mean([row.hoyer for row in rows[q]]) for q in (1.5, 3.0))
+        assert f"{first:.3f} at q = 1.5 to {last:.3f} at q = 3" in said[4]
+    assert said[5].count("(supported)") == 2
 
 
 def test_where_the_chosen_p_differ_the_common_one_is_told_too(tmp_path: Path) -> None:
     record = record_of(tmp_path, ledger_of("language"), "language")
-    assert "at the p of q = 2" not in brief.in_short([record])[0]
+    assert "at the p of q = 2" not in brief.in_short([record])[1]
     ledger = ledger_of("language")
     trials = {run: result for run, result in ledger.results.items() if run.role == "tuning"}
     other = next(
@@ -133,22 +136,23 @@ def test_where_the_chosen_p_differ_the_common_one_is_told_too(tmp_path: Path) ->
     record = record_of(tmp_path, again, "language")
     rows = rows_of(record, "matched", "detached", "common")
     first, last = (np.mean([row.metric for row in rows[q]]) for q in (1.5, 3.0))
-    (said,) = brief.in_short([record])
+    said = brief.in_short([record])[1]
     assert re.search(
-        rf"at the p of q = 2 rises from {first:.1f} \(q = 1.5\) to {last:.1f} \(q = 3\), .* \(secondary: supp", said
+        rf"at the p of q = 2 it rises from {first:.1f} at q = 1.5 to {last:.1f} at q = 3; .* \(secondary: supp", said
     )
 
 
 def test_a_metric_that_does_not_move_neither_falls_nor_rises(tmp_path: Path) -> None:
     record = record_of(tmp_path, ledger_of("image", effect=0.0), "image")
-    assert "the classification error of the Wide-ResNet goes from" in brief.in_short([record])[0]
+    assert "the classification error of the Wide-ResNet has no clear trend" in brief.in_short([record])[1]
 
 
 def test_what_is_said_of_a_part_of_the_study_is_said_without_nan(tmp_path: Path) -> None:
     assert brief.in_short([]) == []
     record = record_of(tmp_path, ledger_of("language", seeds=1), "language")
     assert "nan" not in page(tmp_path).lower()
-    assert "within seeds (undecided)" in brief.in_short([record])[0]
+    assert "goes from" in brief.in_short([record])[0]
+    assert brief.in_short([record])[1].count("(undecided)") == 1
 
 
 def test_a_record_is_described_by_what_was_run_and_not_by_the_grid_of_today(
@@ -183,11 +187,11 @@ def test_files_of_before_are_read_as_far_as_they_go(tmp_path: Path) -> None:
 
 
 def test_no_effect_cites_what_decided_it() -> None:
-    asked = next(one for one in QUESTIONS if one.primary and one.claim == "C2")
+    contrast = next(one for one in CONTRASTS if one.primary and one.claim == "C2")
     flat = {q: {seed: 0.55 + 0.0001 * ((seed + place) % 3) for seed in range(5)} for place, q in enumerate((1.5, 2, 3))}
-    found = judge(asked, flat)
-    assert found.word == "no effect"
-    said = words.rests(found)
+    found = judge(contrast, flat)
+    assert found.verdict == "no effect"
+    said = words.evidence(found)
     assert said == (
         f"largest q minus smallest {found.ends.mean:+.4f} ± {found.ends.half:.4f}, means span {found.span:.4f}, "
         "margin 0.003"
@@ -198,12 +202,12 @@ def test_no_effect_cites_what_decided_it() -> None:
 def test_where_no_unit_is_dead_two_contrasts_are_one(tmp_path: Path) -> None:
     ledger = ledger_of("language")
     records = [record_of(tmp_path, ledger, "language")]
-    both = [line for line in words.contrasts(records) if "| C1 | language |" in line]
+    both = [line for line in words.contrast_table(records) if "| C1 | language |" in line]
     assert len(both) == 4
     for result in ledger.results.values():
         result["mean"]["dead"] = 0.0
     records = [record_of(tmp_path, ledger, "language")]
-    one = [line for line in words.contrasts(records) if "| C1 | language |" in line]
+    one = [line for line in words.contrast_table(records) if "| C1 | language |" in line]
     assert len(one) == 2
     assert all("Hoyer, all = live units" in line for line in one)
     assert "- Secondary contrasts of C1, language: 2 supported." in words.secondary(records)
@@ -218,7 +222,8 @@ def test_the_limits_name_samples_and_statistics(tmp_path: Path) -> None:
         record_of(tmp_path, ledger_of(task), task)
     text = page(tmp_path).split("### Limits")[1].split("### ")[0]
     for part in (
-        "first 500 test images",
+        "over 10,000 test images",
+        "first 500 images of the test set",
         "units are the channels",
         "first 20,000 words",
         "up to 5,000 training images",
@@ -232,4 +237,23 @@ def test_alternative_texts_say_what_is_seen(tmp_path: Path) -> None:
         record_of(tmp_path, ledger_of(task), task)
     found = re.findall(r"!\[([^\]]+)\]\(", page(tmp_path))
     assert len(found) == 5
-    assert all(re.search(r"(falls|rises|goes|go) from \d", text) for text in found)
+    assert all(re.search(r"(falls|rises|goes|units|trend,) from \d", text) for text in found)
+
+
+def test_every_share_of_dead_units_stands_beside_the_number_of_samples(tmp_path: Path) -> None:
+    ledger = ledger_of("autoencoder")
+    record = record_of(tmp_path, ledger)
+    rows = rows_of(record, "matched", "detached", 0.5)[2.0]
+    few, many = (100 * np.mean([getattr(row, name) for row in rows]) for name in ("last_dead", "dead"))
+    text = page(tmp_path)
+    assert f"p = 0.5, it is {few:.0f}% over 1,000 validation images (after the last epoch) and {many:.0f}% over" in text
+    assert "dead units, over 10,000 test images |" in text
+    (panel, *_) = figures.panels(record, "dead").axes
+    assert panel.get_ylabel() == "% of units dead over 10,000 test images"
+
+
+def test_c1_says_of_which_network_it_is(tmp_path: Path) -> None:
+    records = [record_of(tmp_path, ledger_of(task, effect=float(task != "image")), task) for task in TASKS]
+    assert "| **supported** | in the autoencoder, all units" in words.verdicts(records)[2]
+    (said,) = (line for line in brief.notes(records) if "C1 is about" in line)
+    assert re.search(r"Wide-ResNet: no effect, largest q minus .*; LSTM: supported, slope of Hoyer -0", said)

@@ -238,7 +238,7 @@ def test_budgets_have_sections_of_their_own_the_largest_first(tmp_path: Path) ->
 def test_cautions_are_said_where_they_hold_and_only_there(tmp_path: Path) -> None:
     def cautions(ledger: Ledger) -> str:
         records = [collect.load(collect.save(tmp_path, "small", "image", ledger))]
-        return " ".join([*brief.beside(records), *words.cautions(records)])
+        return " ".join([*brief.notes(records), *words.cautions(records)])
 
     ledger = ledger_of("image")
     said = cautions(ledger)

@@ -8,17 +8,17 @@ from scipy import stats
 from sparseout_experiments.studies.control import collect, grid
 from sparseout_experiments.studies.control.analysis import (
     COLLAPSED,
+    CONTRASTS,
     LAST,
     POST_HOC,
-    QUESTIONS,
     SOUND,
-    Answer,
+    Contrast,
+    ContrastResult,
     Curve,
-    Question,
     alive,
-    answer,
     both,
     curve_of,
+    evaluate,
     identity,
     judge,
     none_is_best,
@@ -30,9 +30,9 @@ from sparseout_experiments.studies.control.grid import SEEDS, Setting, Task, Val
 from sparseout_experiments.studies.control.runner import Ledger
 from study_rows import ledger_of, result_of
 
-C1 = Question("C1", "autoencoder", "hoyer", "matched", "detached", 0.5, True)
-C2 = Question("C2", "image", "metric", "matched", "detached", "own", True)
-C3 = Question("C3", "language", "metric", "matched", "detached", "own", True)
+C1 = Contrast("C1", "autoencoder", "hoyer", "matched", "detached", 0.5, True)
+C2 = Contrast("C2", "image", "metric", "matched", "detached", "own", True)
+C3 = Contrast("C3", "language", "metric", "matched", "detached", "own", True)
 Q = (1.5, 2.0, 2.5, 3.0)
 NOISE = (0.4, -1.0, 0.7, -0.6, 0.5)  # mean 0
 
@@ -50,7 +50,7 @@ def record_of(tmp_path: Path, task: Task, effect: float = 1.0, seeds: int = 5) -
 
 
 @pytest.mark.parametrize(
-    ("question", "found", "word"),
+    ("contrast", "found", "word"),
     [
         (C2, curve(0.56, 0.55, 0.54, 0.53, noise=0.003), "supported"),
         (C2, curve(0.53, 0.54, 0.55, 0.56, noise=0.003), "contradicted"),
@@ -66,51 +66,51 @@ def record_of(tmp_path: Path, task: Task, effect: float = 1.0, seeds: int = 5) -
         (C1, curve(0.4, 0.4, 0.4, 0.4, noise=0.05), "undecided"),
     ],
 )
-def test_each_of_the_four_words(question: Question, found: Curve, word: str) -> None:
-    assert judge(question, found).word == word
+def test_each_of_the_four_words(contrast: Contrast, found: Curve, word: str) -> None:
+    assert judge(contrast, found).verdict == word
 
 
 def test_a_clear_trend_too_small_to_matter_is_no_effect() -> None:
     small = judge(C2, curve(0.5510, 0.5505, 0.5500, 0.5495, noise=0.0001))
     assert small.slope.high < 0
-    assert small.word == "no effect"
+    assert small.verdict == "no effect"
 
 
 def test_a_valley_between_equal_ends_is_not_no_effect() -> None:
     valley = judge(C2, curve(0.55, 0.53, 0.53, 0.55, noise=0.0005))
     assert valley.ends.high < 0.003
     assert valley.span == pytest.approx(0.02, abs=1e-3)
-    assert valley.word == "undecided"
+    assert valley.verdict == "undecided"
 
 
 def test_four_seeds_are_undecided_however_clear() -> None:
     found = judge(C2, curve(0.6, 0.5, 0.4, 0.3, noise=0.001, seeds=4))
     assert found.slope.high < 0
-    assert (found.word, found.slope.n) == ("undecided", 4)
+    assert (found.verdict, found.slope.n) == ("undecided", 4)
     assert found.why == "4 of 5 seeds have a value at every q"
 
 
 def test_a_seed_that_failed_at_one_q_is_not_imputed() -> None:
     whole = curve(0.6, 0.5, 0.4, 0.3, noise=0.001)
     del whole[2.5][3]
-    assert (judge(C2, whole).word, judge(C2, whole).slope.n) == ("undecided", 4)
+    assert (judge(C2, whole).verdict, judge(C2, whole).slope.n) == ("undecided", 4)
     whole[2.5][3] = math.inf  # a metric that is not finite is a failure, not a value
-    assert (judge(C2, whole).word, judge(C2, whole).slope.n) == ("undecided", 4)
+    assert (judge(C2, whole).verdict, judge(C2, whole).slope.n) == ("undecided", 4)
 
 
 def test_a_q_whose_measure_is_undefined_leaves_the_contrast_for_all_seeds() -> None:
     found = curve(0.9, 0.5, 0.4, 0.3, noise=0.01)
     found[1.5][2] = math.nan
     one = judge(C1, found)
-    assert (one.q, one.left_out, one.slope.n, one.word) == ((2.0, 2.5, 3.0), (1.5,), 5, "supported")
+    assert (one.q, one.left_out, one.slope.n, one.verdict) == ((2.0, 2.5, 3.0), (1.5,), 5, "supported")
     found[3.0][0] = math.nan
     two = judge(C1, found)
-    assert (two.word, two.why) == ("undecided", "the measure is defined at 2 q's")
+    assert (two.verdict, two.why) == ("undecided", "the measure is defined at 2 q's")
 
 
 def test_nothing_is_undecided() -> None:
-    assert answer(C1, None).word == judge(C2, {}).word == "undecided"
-    assert answer(C1, None).why == "no runs yet"
+    assert evaluate(C1, None).verdict == judge(C2, {}).verdict == "undecided"
+    assert evaluate(C1, None).why == "no runs yet"
     assert judge(C2, {1.5: {0: 0.5}, 3.0: {}}).why == "0 of 5 seeds have a value at every q"
 
 
@@ -132,8 +132,8 @@ def test_the_numbers_are_scipys() -> None:
 
 
 def test_all_and_live_units_must_share_a_word() -> None:
-    def said(word: str) -> Answer:
-        return judge(C1, curve(0.6, 0.5, 0.4, 0.3))._replace(word=word)  # type: ignore[arg-type]
+    def said(word: str) -> ContrastResult:
+        return judge(C1, curve(0.6, 0.5, 0.4, 0.3))._replace(verdict=word)  # type: ignore[arg-type]
 
     assert both([said("supported"), said("supported")]) == "supported"
     assert both([said("supported"), said("no effect")]) == "undecided"
@@ -141,23 +141,23 @@ def test_all_and_live_units_must_share_a_word() -> None:
 
 
 def test_the_primary_contrasts_are_the_protocols() -> None:
-    primary = [(one.claim, one.task, one.measure, one.place) for one in QUESTIONS if one.primary]
+    primary = [(one.claim, one.task, one.measure, one.place) for one in CONTRASTS if one.primary]
     assert primary == [
         ("C1", "autoencoder", "hoyer", 0.5),
         ("C1", "autoencoder", "hoyer_live", 0.5),
         ("C2", "image", "metric", "own"),
         ("C3", "language", "metric", "own"),
     ]
-    assert all((one.scale, one.gradient) == ("matched", "detached") for one in QUESTIONS if one.primary)
-    assert len(set(QUESTIONS)) == len(QUESTIONS)
+    assert all((one.scale, one.gradient) == ("matched", "detached") for one in CONTRASTS if one.primary)
+    assert len(set(CONTRASTS)) == len(CONTRASTS)
 
 
 @pytest.mark.parametrize("effect", [1.0, -1.0])
 def test_made_up_results_get_the_words_they_were_made_for(tmp_path: Path, effect: float) -> None:
     word = "supported" if effect > 0 else "contradicted"
-    for question in QUESTIONS:
-        if question.primary:
-            assert answer(question, record_of(tmp_path, question.task, effect)).word == word
+    for contrast in CONTRASTS:
+        if contrast.primary:
+            assert evaluate(contrast, record_of(tmp_path, contrast.task, effect)).verdict == word
 
 
 def test_own_and_common_p_are_kept_apart(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ def test_identity_asks_what_the_runs_used(tmp_path: Path, told: str, gpu: str | 
         result["environment"]["gpu"] = gpu
     record = collect.load(collect.save(tmp_path, "small", "autoencoder", ledger))
     older = replace(record, rows=tuple(replace(row, device=None) for row in record.rows))
-    assert identity([record]).word == identity([older]).word == word
+    assert identity([record]).verdict == identity([older]).verdict == word
     one = replace(record.rows[-1], device="gpu")
     assert one.run.setting.method == "dropout"
-    assert identity([replace(record, rows=(*record.rows[:-1], one))]).word == "undecided"
+    assert identity([replace(record, rows=(*record.rows[:-1], one))]).verdict == "undecided"
 
 
 def collapse(record: Record, *qs: float, share: float = 0.051) -> Record:
@@ -238,50 +238,53 @@ def test_the_sensitivity_contrasts_stand_beside_c1_and_decide_nothing() -> None:
         ("C1", "autoencoder", "matched", "detached", 0.5)
     }
     assert not any(one.primary for one in POST_HOC)
-    assert not set(POST_HOC) & set(QUESTIONS)
+    assert not set(POST_HOC) & set(CONTRASTS)
 
 
 def test_collapsed_q_are_left_out_of_the_sensitivity_contrast_alone(tmp_path: Path) -> None:
     record = record_of(tmp_path, "autoencoder")
     fallen = collapse(record, 0.5, 1.0)
-    assert answer(C1, fallen).q == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-    for asked in POST_HOC[:2]:
-        one = answer(asked, fallen)
+    assert evaluate(C1, fallen).q == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    for contrast in POST_HOC[:2]:
+        one = evaluate(contrast, fallen)
         assert (one.q, one.left_out) == ((1.5, 2.0, 2.5, 3.0, 4.0), (0.5, 1.0))
         rows = rows_of(record, "matched", "detached", 0.5)
         lines = [
-            [next(getattr(row, asked.measure) for row in rows[q] if row.run.seed == seed) for q in one.q]
+            [next(getattr(row, contrast.measure) for row in rows[q] if row.run.seed == seed) for q in one.q]
             for seed in SEEDS
         ]
         assert one.slope.mean == pytest.approx(np.mean([stats.linregress(one.q, line).slope for line in lines]))
         assert one.slope.n == 5
     at_the_edge = collapse(record, 0.5, 1.0, share=COLLAPSED)
-    assert not answer(POST_HOC[0], at_the_edge).left_out
-    few = answer(POST_HOC[0], collapse(record, 0.5, 1.0, 1.5, 2.5, 3.0))
-    assert (few.q, few.word, few.why) == ((2.0, 4.0), "undecided", "the measure is defined at 2 q's")
+    assert not evaluate(POST_HOC[0], at_the_edge).left_out
+    few = evaluate(POST_HOC[0], collapse(record, 0.5, 1.0, 1.5, 2.5, 3.0))
+    assert (few.q, few.verdict, few.why) == ((2.0, 4.0), "undecided", "the measure is defined at 2 q's")
 
 
 def test_the_last_epoch_has_a_contrast_of_its_own(tmp_path: Path) -> None:
     record = record_of(tmp_path, "autoencoder")
-    one, other = (answer(asked, record) for asked in POST_HOC[2:])
-    assert one.slope.mean == pytest.approx(answer(C1, record).slope.mean + 0.002)  # as the made-up results have it
-    live = answer(C1._replace(measure="hoyer_live"), record)
+    one, other = (evaluate(contrast, record) for contrast in POST_HOC[2:])
+    assert one.slope.mean == pytest.approx(evaluate(C1, record).slope.mean + 0.002)  # as the made-up results have it
+    live = evaluate(C1._replace(measure="hoyer_live"), record)
     assert other.slope.mean == pytest.approx(live.slope.mean + 0.003)
     older = replace(record, rows=tuple(replace(row, last_hoyer=math.nan) for row in record.rows))
-    assert (answer(POST_HOC[2], older).word, answer(POST_HOC[2], older).why) == ("undecided", "not in these results")
+    assert (evaluate(POST_HOC[2], older).verdict, evaluate(POST_HOC[2], older).why) == (
+        "undecided",
+        "not in these results",
+    )
 
 
 def test_live_units_are_all_units_where_none_is_dead_in_any_run(tmp_path: Path) -> None:
     record = record_of(tmp_path, "language")
-    asked = next(one for one in QUESTIONS if (one.task, one.claim) == ("language", "C1"))
-    assert not alive(record, asked)
+    contrast = next(one for one in CONTRASTS if (one.task, one.claim) == ("language", "C1"))
+    assert not alive(record, contrast)
     none = replace(record, rows=tuple(replace(row, dead=0.0) for row in record.rows))
-    assert alive(none, asked)
+    assert alive(none, contrast)
     one = next(row for row in rows_of(none, "matched", "detached", "common")[3.0])
     rows = tuple(replace(row, dead=0.01) if row is one else row for row in none.rows)
-    assert not alive(replace(none, rows=rows), asked)
-    assert not alive(None, asked)
-    assert not alive(replace(record, rows=()), asked)
+    assert not alive(replace(none, rows=rows), contrast)
+    assert not alive(None, contrast)
+    assert not alive(replace(record, rows=()), contrast)
 
 
 def test_none_is_best_compares_validation_data(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@ import re
 
 import pytest
 from sparseout_experiments.demo import Options, Run, Scale, Setting
+from sparseout_experiments.demo.summary import Row, caveats, dial, notes, summarise, trend, verdict
 from sparseout_experiments.demo.table import lines
-from sparseout_experiments.studies.engine.summary import Row, caveats, dial, notes, summarise, trend, verdict
 
 WOBBLE = (-0.01, 0.0, 0.01)
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, Scale
+from sparseout_experiments.demo.summary import Row, dial
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image, inline
 from sparseout_experiments.demo.table import group_name, row_name
-from sparseout_experiments.studies.engine.summary import Row, dial
 
 _SIZE = (4.6, 3.6)
 _SERIES = ((COLOURS["first"], "o"), (COLOURS["second"], "s"))

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from sparseout_experiments.data import digits as digit_data
 from sparseout_experiments.demo import UNITS, Options, figures, mean_error, pictures
+from sparseout_experiments.demo.summary import Row, caveats, notes, scale_name
 from sparseout_experiments.demo.table import HEADINGS, lines, row_name
-from sparseout_experiments.studies.engine.summary import Row, caveats, notes, scale_name
 
 
 class Strip(NamedTuple):

@@ -29,8 +29,8 @@ from sparseout_experiments.demo import (
     plan,
 )
 from sparseout_experiments.demo.page import page
+from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
-from sparseout_experiments.studies.engine.summary import caveats, summarise, verdict
 from sparseout_experiments.training import files
 
 
@@ -53,8 +53,8 @@ def show(console: Console, options: Options, runs: Sequence[Run], written: Seque
     rows = summarise(options, runs)
     console.print(terminal(rows))
     console.print(
-        f"Means over {options.seeds} seeds ± half a 95% t interval, on test digits. Live: over the units that fire for "
-        "at least one of them; dead: those that fire for none.\n",
+        f"Means over {options.seeds} seeds ± half a 95% t interval, on {runs[0].rows} test digits. Live: over the "
+        "units that fire for at least one of them; dead: units that fire for none.\n",
         highlight=False,
     )
     console.print(f"[bold]{verdict(rows, options.scales)}[/bold]\n", highlight=False)

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sparseout_experiments.demo import Scale, Setting
+from sparseout_experiments.demo.summary import Row
 from sparseout_experiments.studies.engine.statistics import Interval
-from sparseout_experiments.studies.engine.summary import Row
 
 # Heading and unit.
 HEADINGS = (("Hoyer", ""), ("Hoyer", "live"), ("Gini", ""), ("Dead", "%"), ("MSE", "x1000"))

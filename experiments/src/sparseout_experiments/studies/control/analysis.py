@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 
 from sparseout_experiments.studies.control.collect import Record, Row
 from sparseout_experiments.studies.control.grid import GRIDS, HOYER_MARGIN, SEEDS, Setting, Task, Value
-from sparseout_experiments.studies.engine.statistics import Interval, equivalent, slope, t_interval
+from sparseout_experiments.studies.engine.statistics import Interval, direction, equivalent, slope, t_interval
 
-Word = Literal["supported", "contradicted", "no effect", "undecided"]
+Verdict = Literal["supported", "contradicted", "no effect", "undecided"]
 Measure = Literal["hoyer", "hoyer_live", "metric", "last_hoyer", "last_hoyer_live"]
-Place = float | Literal["own", "common"]  # a p of the grid; each setting's own p; the p of q = 2 for all
+PChoice = float | Literal["own", "common"]  # a p of the grid; each setting's own p; the p of q = 2 for all
 Curve = dict[float, dict[int, float]]  # values by q and seed
 
 LEAST_SEEDS = 5
@@ -19,7 +19,7 @@ UNDEFINED = 0.01  # of the samples may have no measure before the page warns
 COLLAPSED = 0.05  # of the samples, in any seed: more, and a setting counts as collapsed
 
 
-class Question(NamedTuple):
+class Contrast(NamedTuple):
     """A contrast before it is computed: what is read, where, and which way the claim points."""
 
     claim: Literal["C1", "C2", "C3"]
@@ -27,7 +27,7 @@ class Question(NamedTuple):
     measure: Measure
     scale: str
     gradient: str
-    place: Place
+    place: PChoice
     primary: bool = False
     post_hoc: str = ""  # what was added after data had been seen, and how it differs from the primary contrast
 
@@ -47,11 +47,11 @@ class Question(NamedTuple):
         return self.measure == "metric" and GRIDS[self.task].relative
 
 
-class Answer(NamedTuple):
-    """A contrast: its word, why it has none where it has none, and the numbers behind it."""
+class ContrastResult(NamedTuple):
+    """A contrast: its verdict, why it has none where it has none, and the numbers behind it."""
 
-    question: Question
-    word: Word
+    contrast: Contrast
+    verdict: Verdict
     why: str
     slope: Interval
     ends: Interval  # the difference between the largest and the smallest q, relative where the margin is
@@ -60,34 +60,34 @@ class Answer(NamedTuple):
     left_out: tuple[float, ...]  # q's without a defined measure
 
 
-def _questions() -> list[Question]:
+def _contrasts() -> list[Contrast]:
     units: tuple[Measure, ...] = ("hoyer", "hoyer_live")
     grid = GRIDS["autoencoder"]
     found = [
-        Question("C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5))
+        Contrast("C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5))
         for gradient in grid.gradients
         for scale in grid.scales
         for p in reversed(grid.p)
         for measure in units
     ]
     tasks: tuple[tuple[Task, Literal["C2", "C3"]], ...] = (("image", "C2"), ("language", "C3"))
-    places: tuple[tuple[str, Place], ...] = (("matched", "common"), ("paper", "own"))
+    places: tuple[tuple[str, PChoice], ...] = (("matched", "common"), ("paper", "own"))
     for task, claim in tasks:
         found += [
-            Question("C1", task, measure, scale, "detached", place) for scale, place in places for measure in units
+            Contrast("C1", task, measure, scale, "detached", place) for scale, place in places for measure in units
         ]
-        found.append(Question(claim, task, "metric", "matched", "detached", "own", primary=True))
-        found += [Question(claim, task, "metric", scale, "detached", place) for scale, place in places]
-    return sorted(found, key=lambda question: (question.claim, not question.primary))
+        found.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
+        found += [Contrast(claim, task, "metric", scale, "detached", place) for scale, place in places]
+    return sorted(found, key=lambda contrast: (contrast.claim, not contrast.primary))
 
 
-QUESTIONS = _questions()
+CONTRASTS = _contrasts()
 SOUND = "without collapsed q's"
 LAST = "at the last epoch, validation data"
 
 
-def _sensitivity() -> list[Question]:
-    primary = [one for one in QUESTIONS if one.primary and one.claim == "C1"]
+def _sensitivity() -> list[Contrast]:
+    primary = [one for one in CONTRASTS if one.primary and one.claim == "C1"]
     last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
     return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [
         one._replace(primary=False, post_hoc=LAST, measure=last[one.measure]) for one in primary
@@ -97,7 +97,7 @@ def _sensitivity() -> list[Question]:
 POST_HOC = _sensitivity()  # beside C1, for the reader: they decide nothing
 
 
-def rows_of(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:
+def rows_of(record: Record, scale: str, gradient: str, place: PChoice) -> dict[float, list[Row]]:
     """The rows of one dial by rising q; the q's that have none are there with an empty list."""
     twos = Setting("sparseout", 2.0)
     found: dict[float, list[Row]] = {}
@@ -119,18 +119,18 @@ def curve_of(rows: Mapping[float, Sequence[Row]], measure: Measure) -> Curve:
     return {q: {row.run.seed: getattr(row, measure) for row in some} for q, some in rows.items()}
 
 
-def answer(question: Question, record: Record | None) -> Answer:
+def evaluate(contrast: Contrast, record: Record | None) -> ContrastResult:
     """One contrast by the protocol's rule."""
     if record is None:
-        return judge(question, {})
-    rows = rows_of(record, question.scale, question.gradient, question.place)
-    if question.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
-        return judge(question, {})._replace(why="not in these results")
-    if question.post_hoc == SOUND:
+        return judge(contrast, {})
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
+    if contrast.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
+        return judge(contrast, {})._replace(why="not in these results")
+    if contrast.post_hoc == SOUND:
         lost = tuple(q for q, some in rows.items() if collapsed(some))
-        found = judge(question, curve_of({q: rows[q] for q in rows if q not in lost}, question.measure))
+        found = judge(contrast, curve_of({q: rows[q] for q in rows if q not in lost}, contrast.measure))
         return found._replace(left_out=tuple(sorted(found.left_out + lost)))
-    return judge(question, curve_of(rows, question.measure))
+    return judge(contrast, curve_of(rows, contrast.measure))
 
 
 def collapsed(rows: Iterable[Row]) -> bool:
@@ -138,17 +138,17 @@ def collapsed(rows: Iterable[Row]) -> bool:
     return any(row.undefined > COLLAPSED for row in rows)
 
 
-def alive(record: Record | None, question: Question) -> bool:
+def alive(record: Record | None, contrast: Contrast) -> bool:
     """Whether no unit is dead in any run of a contrast: live units are then all units."""
-    rows = rows_of(record, question.scale, question.gradient, question.place) if record else {}
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place) if record else {}
     return any(rows.values()) and all(row.dead == 0 for some in rows.values() for row in some)
 
 
-def judge(question: Question, curve: Curve) -> Answer:
-    """The word for a curve, and the numbers behind it."""
+def judge(contrast: Contrast, curve: Curve) -> ContrastResult:
+    """The verdict on a curve, and the numbers behind it."""
     # A measure that is undefined at some q takes that q out for all seeds; a metric that is not finite is a failure.
     lost = [q for q, values in curve.items() if any(math.isnan(value) for value in values.values())]
-    left_out = tuple(lost) if question.measure != "metric" else ()
+    left_out = tuple(lost) if contrast.measure != "metric" else ()
     kept = {q: values for q, values in curve.items() if q not in left_out}
     qs = tuple(sorted(kept))
     seeds = [
@@ -158,40 +158,40 @@ def judge(question: Question, curve: Curve) -> Answer:
         empty = Interval(math.nan, math.nan, 0)
         some = any(kept.values())
         why = f"0 of {LEAST_SEEDS} seeds have a value at every q" if some else "no runs yet"
-        return Answer(question, "undecided", why, empty, empty, math.nan, qs, left_out)
+        return ContrastResult(contrast, "undecided", why, empty, empty, math.nan, qs, left_out)
     lines = [[kept[q][seed] for q in qs] for seed in seeds]
     slopes = t_interval([slope(qs, line) for line in lines])
-    ends = t_interval([(line[-1] - line[0]) / (line[0] if question.relative else 1.0) for line in lines])
+    ends = t_interval([(line[-1] - line[0]) / (line[0] if contrast.relative else 1.0) for line in lines])
     means = [sum(values) / len(seeds) for values in zip(*lines, strict=True)]
-    span = (max(means) - min(means)) / (means[0] if question.relative else 1.0)
-    word, why = _word(question, len(seeds), len(qs), slopes, ends, span)
-    return Answer(question, word, why, slopes, ends, span, qs, left_out)
+    span = (max(means) - min(means)) / (means[0] if contrast.relative else 1.0)
+    word, why = _decide(contrast, len(seeds), len(qs), slopes, ends, span)
+    return ContrastResult(contrast, word, why, slopes, ends, span, qs, left_out)
 
 
-def _word(question: Question, seeds: int, qs: int, slopes: Interval, ends: Interval, span: float) -> tuple[Word, str]:
+def _decide(
+    contrast: Contrast, seeds: int, qs: int, slopes: Interval, ends: Interval, span: float
+) -> tuple[Verdict, str]:
     if seeds < LEAST_SEEDS:
         return "undecided", f"{seeds} of {LEAST_SEEDS} seeds have a value at every q"
     if qs < LEAST_Q:
         return "undecided", f"the measure is defined at {qs} q's"
-    if question.margin is not None and equivalent(ends, question.margin) and span <= question.margin:
+    if contrast.margin is not None and equivalent(ends, contrast.margin) and span <= contrast.margin:
         return "no effect", ""
-    if (slopes.high if question.side < 0 else -slopes.low) < 0:
-        return "supported", ""
-    if (-slopes.low if question.side < 0 else slopes.high) < 0:
-        return "contradicted", ""
+    if sign := direction(slopes):
+        return ("supported" if sign == contrast.side else "contradicted"), ""
     return "undecided", "the interval of the slope includes 0"
 
 
-def both(answers: Iterable[Answer]) -> Word:
+def both(contrast_results: Iterable[ContrastResult]) -> Verdict:
     """The word that all units and live units share."""
-    words = {one.word for one in answers}
+    words = {one.verdict for one in contrast_results}
     return words.pop() if len(words) == 1 else "undecided"
 
 
 class Identity(NamedTuple):
     """C4: how many pairs of q = 2 and Dropout there are, and how many agree to the last bit."""
 
-    word: Word
+    verdict: Verdict
     pairs: int
     same: int
 

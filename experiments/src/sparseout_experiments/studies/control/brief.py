@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from sparseout_experiments.studies.control import words
 from sparseout_experiments.studies.control.analysis import (
     COLLAPSED,
+    CONTRASTS,
     LAST,
     POST_HOC,
-    QUESTIONS,
     SOUND,
     Measure,
-    Place,
+    PChoice,
     alive,
     both,
     collapsed,
@@ -20,10 +20,10 @@ from sparseout_experiments.studies.control.analysis import (
     rows_of,
 )
 from sparseout_experiments.studies.control.collect import Record, Row
-from sparseout_experiments.studies.control.describe import listed
+from sparseout_experiments.studies.control.describe import NETWORKS, listed, samples
 from sparseout_experiments.studies.control.figures import mean, plain_rows
-from sparseout_experiments.studies.control.grid import GRIDS, Task
-from sparseout_experiments.studies.engine.statistics import Interval, t_interval
+from sparseout_experiments.studies.control.grid import GRIDS
+from sparseout_experiments.studies.engine.statistics import Interval, direction, t_interval
 
 Rows = dict[float, list[Row]]
 _DIGITS = {"mse": 4, "error": 3, "perplexity": 1, "hoyer": 3, "hoyer_live": 3}
@@ -31,19 +31,19 @@ _COMPARED: tuple[tuple[str, Measure, int], ...] = (
     ("Hoyer", "hoyer", _DIGITS["hoyer"]),
     ("error", "metric", _DIGITS["mse"]),
 )
-_PLACES: tuple[Place, Place] = ("own", "common")
+_PLACES: tuple[PChoice, PChoice] = ("own", "common")
 _SCALES = {"matched": "matched noise", "paper": "the paper's scale"}
 _METRICS = {"mse": "reconstruction error (MSE)", "error": "classification error", "perplexity": "perplexity"}
-_NETWORKS: dict[Task, str] = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM"}
 
 
-def beside(records: Sequence[Record]) -> list[str]:
-    """What must be read together with the verdicts: missing runs, collapsed networks, sensitivity, under-fitting."""
+def notes(records: Sequence[Record]) -> list[str]:
+    """What must be read with the verdicts: missing runs, other networks, collapse, sensitivity, under-fitting."""
     said = [
         f"- **{record.task}: {record.missing} of {record.planned} runs are not there yet.**"
         for record in records
         if record.missing > 0
     ]
+    said += _elsewhere(records)
     for record in records:
         if record.task == "autoencoder":
             said += _collapse(record) + _sensitivity(record)
@@ -52,7 +52,7 @@ def beside(records: Sequence[Record]) -> list[str]:
             metric = GRIDS[record.task].metric
             text = f"- {record.task}: without any noise the {metric} on validation data is better than at every q at "
             if record.task == "autoencoder":
-                said.append(text + "matched noise. What is shown is a dial and its price, not a gain.")
+                said.append(text + "matched noise. What is shown is control and what it costs, not a gain.")
             else:
                 said.append(
                     text + "matched noise. The network gains nothing from noise at this budget, so the direction of "
@@ -61,35 +61,58 @@ def beside(records: Sequence[Record]) -> list[str]:
     return said
 
 
+def _elsewhere(records: Sequence[Record]) -> list[str]:
+    """C1 in the networks that do not decide it."""
+    wanted = ("C1", "hoyer", "matched")
+    found = [
+        f"{words.network(result)}: {result.verdict}, {words.evidence(result)}"
+        for result in words.contrast_results(records)
+        if result.contrast[0:1] + result.contrast[2:4] == wanted and result.contrast.task != "autoencoder"
+        if result.slope.n
+    ]
+    if not found:
+        return []
+    return [
+        f"- **C1 is about the autoencoder.** In the other networks, at matched noise and one p: {'; '.join(found)}."
+    ]
+
+
 def _collapse(record: Record) -> list[str]:
     """Which q's of C1's contrast are collapsed networks, and what that looks like."""
-    asked = next(one for one in QUESTIONS if one.primary and one.claim == "C1")
-    rows = rows_of(record, asked.scale, asked.gradient, asked.place)
+    contrast = next(one for one in CONTRASTS if one.primary and one.claim == "C1")
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
     lost = {q: some for q, some in rows.items() if collapsed(some)}
     if not lost:
         return []
     every = [row for some in lost.values() for row in some]
     emptiest = max(record.rows, key=lambda row: row.undefined)
     where = f"{emptiest.run.setting.name}, p = {emptiest.run.value.value:g}" if emptiest.run.value else ""
+    others = "; ".join(
+        f"at p = {p:g} " + (f"q = {listed(some)} alone" if some else "no q")
+        for p in GRIDS[record.task].p
+        if p != contrast.place
+        for some in [tuple(q for q, of in rows_of(record, "matched", "detached", p).items() if collapsed(of))]
+    )
     return [
-        f"- **C1 rests partly on collapsed networks**: at q = {' and '.join(f'{q:g}' for q in lost)}, "
+        f"- **C1 rests partly on collapsed networks**: at p = {contrast.place:g} and "
+        f"q = {' or '.join(f'{q:g}' for q in lost)}, "
         f"{_between(every)} of the test samples (from seed to seed) have no active unit at all; a setting is called "
-        f"collapsed if that is more than {100 * COLLAPSED:g}% in any seed. Its Hoyer is a mean over the samples that "
-        f"are left. The error there is {_range(every)}. For comparison: in the emptiest of all runs ({where}) "
-        f"{100 * emptiest.undefined:.1f}% of the samples have no active unit, so that nearly all get one and the same "
-        f"picture for an answer, and the error is {emptiest.metric:.{_DIGITS['mse']}f}. Figures show collapsed "
-        "settings by hollow markers."
+        f"collapsed if that is more than {100 * COLLAPSED:g}% in any seed ({others}). Its Hoyer is a mean over the "
+        f"samples that are left. The error there is {_range(every)}. For comparison: in the emptiest of all runs "
+        f"({where}) {100 * emptiest.undefined:.1f}% of the samples have no active unit, so that nearly all get the "
+        f"same reconstruction, and the error is {emptiest.metric:.{_DIGITS['mse']}f}. Figures show collapsed "
+        "settings as hollow markers."
     ]
 
 
 def _sensitivity(record: Record) -> list[str]:
     """The contrasts beside C1 that were added when its data had been seen."""
     said = []
-    asked = next(one for one in QUESTIONS if one.primary and one.claim == "C1")
-    rows = rows_of(record, asked.scale, asked.gradient, asked.place)
+    contrast = next(one for one in CONTRASTS if one.primary and one.claim == "C1")
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
     best = words.epochs([row for some in rows.values() for row in some])
     for kind, what in ((SOUND, "C1 over the q's that are not collapsed"), (LAST, f"C1 {LAST}")):
-        some = words.answers([record], [question for question in POST_HOC if question.post_hoc == kind])
+        some = words.contrast_results([record], [contrast for contrast in POST_HOC if contrast.post_hoc == kind])
         if kind == SOUND and not some[0].left_out:
             continue
         over = f" (q = {listed(some[0].q)})" if kind == SOUND and some[0].q else ""
@@ -99,13 +122,14 @@ def _sensitivity(record: Record) -> list[str]:
 
 
 def in_short(records: Sequence[Record]) -> list[str]:
-    """At most five sentences: the dial, its price, the two scales, the two gradients, and the metric of the others."""
+    """At most six items: sparsity, what it costs, the two scales, the two gradients, and both in the other networks."""
     by_task = {record.task: record for record in records}
     said = []
     if "autoencoder" in by_task:
         record = by_task["autoencoder"]
         said += [_dial(record), _price(record), _scales(record), _gradients(record)]
-    said.append(_others([record for record in records if GRIDS[record.task].margin is not None]))
+    others = [record for record in records if GRIDS[record.task].margin is not None]
+    said += [_dials(others), _others(others)]
     return [sentence for sentence in said if sentence]
 
 
@@ -122,6 +146,15 @@ def _dial(record: Record) -> str:
         f"**q and sparsity**: in the autoencoder, with matched noise and the detached gradient, {'; '.join(parts)}"
         f"{_none(record, 'hoyer')}."
     )
+
+
+def _dials(records: Sequence[Record]) -> str:
+    parts = [
+        f"in the {NETWORKS[record.task]} it {path(rows, 'hoyer')}"
+        for record in records
+        if _whole(rows := rows_of(record, "matched", "detached", "common"))
+    ]
+    return f"**Hoyer in the other networks**, with matched noise at one p: {'; '.join(parts)}." if parts else ""
 
 
 def _price(record: Record) -> str:
@@ -176,24 +209,24 @@ def _others(records: Sequence[Record]) -> str:
         metric = _METRICS[GRIDS[record.task].metric]
         own, common = (rows_of(record, "matched", "detached", place) for place in _PLACES)
         if _whole(own):
-            said = f"the {metric} of the {_NETWORKS[record.task]} {_moved(record, own, 'own')}"
+            said = f"the {metric} of the {NETWORKS[record.task]} {_moved(record, own, 'own')}"
             if own != common and _whole(common):
-                said += f", and at the p of q = 2 {_moved(record, common, 'common')}"
+                said += f", and at the p of q = 2 it {_moved(record, common, 'common')}"
             parts.append(said + _none(record, "metric"))
     return f"**Images and words**: with matched noise, each q at its own p, {'; '.join(parts)}." if parts else ""
 
 
-def _moved(record: Record, rows: Rows, place: Place) -> str:
-    """How a metric goes with q, how far within seeds, and the word for that."""
+def _moved(record: Record, rows: Rows, place: PChoice) -> str:
+    """How a metric changes with q, the difference within seeds, and the verdict."""
     wanted = (record.task, "metric", "matched", place)
-    asked = next(one for one in QUESTIONS if (one.task, one.measure, one.scale, one.place) == wanted)
-    (found,) = words.answers([record], [asked])
-    word = found.word if asked.primary else f"secondary: {found.word}"
-    return f"{path(rows, 'metric')}, {words.ends(found)} within seeds ({word})"
+    contrast = next(one for one in CONTRASTS if (one.task, one.measure, one.scale, one.place) == wanted)
+    (found,) = words.contrast_results([record], [contrast])
+    verdict = found.verdict if contrast.primary else f"secondary: {found.verdict}"
+    return f"{path(rows, 'metric')}; the difference within seeds is {words.ends(found)} ({verdict})"
 
 
 def path(rows: Rows, measure: Measure, *, bare: bool = False) -> str:
-    """How a measure goes from the smallest q to the largest, over the first q that is not collapsed if that is another.
+    """How a measure goes from the smallest q to the largest, through the smallest that is not collapsed.
 
     A lowest metric between the ends is named too. `bare` are the numbers alone, where the q's have been named.
     """
@@ -203,21 +236,23 @@ def path(rows: Rows, measure: Measure, *, bare: bool = False) -> str:
     low, high = min(rows), max(rows)
     way = [low, *(q for q in sound[:1] if low not in sound and q != high), high]
     stops = [
-        f"{word} {means[q]:.{_DIGITS[name]}f}" + ("" if bare else f" (q = {q:g}{'' if q in sound else ', collapsed'})")
-        for word, q in zip(("from", "over", "to") if len(way) > 2 else ("from", "to"), way, strict=True)
+        f"{word} {means[q]:.{_DIGITS[name]}f}"
+        + ("" if bare else f" at q = {q:g}{'' if q in sound else ' (collapsed)'}")
+        for word, q in zip(("from", "through", "to") if len(way) > 2 else ("from", "to"), way, strict=True)
     ]
     if bare:
         return " ".join(stops)
     change = _apart(rows, measure, high, low)
-    verb = "falls" if change.high < 0 else "rises" if change.low > 0 else "goes"  # which way, if the seeds agree
+    trends = {-1: "falls", 1: "rises", 0: "has no clear trend,"}
+    verb = "goes" if math.isnan(change.half) else trends[direction(change)]
     least = min(means, key=means.__getitem__)
-    between = measure == "metric" and least not in (low, high)
-    lowest = f", being lowest, {means[least]:.{_DIGITS[name]}f}, at q = {least:g}" if between else ""
+    between = measure == "metric" and all(direction(_apart(rows, measure, least, q)) < 0 for q in (low, high))
+    lowest = f", with the lowest, {means[least]:.{_DIGITS[name]}f}, at q = {least:g}" if between else ""
     return f"{verb} {' '.join(stops)}{lowest}"
 
 
 def picture(record: Record, name: str) -> str:
-    """What is seen in a figure, for those who do not see it."""
+    """A figure in words, as its alternative text."""
     if name == "overview":
         metric = GRIDS[record.task].metric
         parts = [
@@ -225,7 +260,7 @@ def picture(record: Record, name: str) -> str:
             for measure, scale, place in _SEEN
             if _whole(rows := rows_of(record, scale, "detached", place))
         ]
-        start = f"Three panels: Hoyer sparsity over q, {metric} over q, and {metric} over Hoyer sparsity."
+        start = f"Three panels: Hoyer sparsity against q, {metric} against q, and {metric} against Hoyer sparsity."
         return " ".join([start, *(f"{part}." for part in parts)])
     parts = []
     for gradient in GRIDS[record.task].gradients:
@@ -239,14 +274,31 @@ def picture(record: Record, name: str) -> str:
 
 
 def _dying(rows: Rows) -> str:
-    low, high = (f"{100 * mean(rows[q], 'dead').mean:.0f}% (q = {q:g})" for q in (min(rows), max(rows)))
-    return f"dead units go from {low} to {high}"
+    low, high = (f"{100 * mean(rows[q], 'dead').mean:.0f}% at q = {q:g}" for q in (min(rows), max(rows)))
+    return f"dead units from {low} to {high}"
 
 
-_SEEN: tuple[tuple[Measure, str, Place], ...] = (
+def by_samples(record: Record) -> str:
+    """How the share of dead units depends on the number of samples; empty where that is not known."""
+    rows = [
+        row
+        for some in rows_of(record, "matched", "detached", max(GRIDS[record.task].p)).values()
+        for row in some
+        if row.run.setting.q == 2 and math.isfinite(row.last_dead)
+    ]
+    if not rows:
+        return ""
+    few, many = (f"{100 * mean(rows, name).mean:.0f}%" for name in ("last_dead", "dead"))
+    return (
+        f"The share depends on the number of samples: at q = 2, p = {max(GRIDS[record.task].p):g}, it is {few} over "
+        f"{samples(record, 'valid')} (after the last epoch) and {many} over {samples(record)}."
+    )
+
+
+_SEEN: tuple[tuple[Measure, str, PChoice], ...] = (
     ("hoyer", "matched", "common"), ("metric", "matched", "own"), ("metric", "paper", "own"),
 )  # fmt: skip
-_NAMES = {"dial": "Hoyer sparsity over q", "price": "Error over Hoyer sparsity", "dead": "Dead units over q"}
+_NAMES = {"dial": "Hoyer sparsity against q", "price": "Error against Hoyer sparsity", "dead": "Dead units against q"}
 _PICTURES: dict[str, Callable[[Rows], str]] = {
     "dial": lambda rows: f"Hoyer {path(rows, 'hoyer')}",
     "price": lambda rows: f"the error {path(rows, 'metric')}, Hoyer {path(rows, 'hoyer', bare=True)}",
@@ -256,7 +308,7 @@ _PICTURES: dict[str, Callable[[Rows], str]] = {
 
 def nothing_dead(record: Record) -> bool:
     """Whether live units are all units in every contrast of a task."""
-    return all(alive(record, one) for one in QUESTIONS if one.task == record.task and one.measure != "metric")
+    return all(alive(record, one) for one in CONTRASTS if one.task == record.task and one.measure != "metric")
 
 
 def _whole(rows: Rows) -> bool:

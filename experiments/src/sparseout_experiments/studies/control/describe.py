@@ -1,11 +1,13 @@
-"""The tables of grid.py in words, for the protocol and for the page of results."""
+"""Sizes, networks and samples of the study in words, for the protocol and for the page of results."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, SEEDS, TASKS, TUNING_SEED, Task, count
 
 _SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "wikitext-2": "WikiText-2"}
+NETWORKS: dict[Task, str] = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM"}
 _TITLES: dict[Task, str] = {
     "autoencoder": "Autoencoder",
     "image": "Wide-ResNet",
@@ -38,6 +40,20 @@ def sizes(task: Task, given: Mapping[str, Any]) -> str:
         return "all" if size is None else f"{size:,}"
 
     return f"{of('train')} / {of('valid')} / {of('test')} {unit}, {given['epochs']} epochs"
+
+
+def samples(record: Record, part: str = "test") -> str:
+    """The samples over which sparsity and dead units were measured."""
+    if record.task == "image":
+        from sparseout_experiments.tasks.image import MEASURED
+
+        return f"{MEASURED[part]:,} images"
+    if record.task == "language":
+        from sparseout_experiments.tasks.language import MEASURED as WORDS
+
+        return f"{WORDS:,} words"
+    size = options(record.task, record.budget, record.config)[f"{part}_size"]
+    return f"{'all' if size is None else f'{size:,}'} {part if part == 'test' else 'validation'} images"
 
 
 def network(task: Task, given: Mapping[str, Any]) -> str:

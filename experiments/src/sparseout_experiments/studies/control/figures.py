@@ -11,8 +11,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
-from sparseout_experiments.studies.control.analysis import COLLAPSED, Place, collapsed, rows_of
+from sparseout_experiments.studies.control.analysis import COLLAPSED, PChoice, collapsed, rows_of
 from sparseout_experiments.studies.control.collect import Record, Row
+from sparseout_experiments.studies.control.describe import samples
 from sparseout_experiments.studies.control.grid import GRIDS, Setting
 from sparseout_experiments.studies.engine.statistics import Interval, t_interval
 
@@ -40,7 +41,7 @@ def mean(rows: Sequence[Row], measure: str) -> Interval:
     return t_interval([getattr(row, measure) for row in rows])
 
 
-def plain_rows(record: Record, method: str, place: Place) -> list[Row]:
+def plain_rows(record: Record, method: str, place: PChoice) -> list[Row]:
     """The analysed rows of "none" or of Dropout, which q = 2 is."""
     if method == "none":
         return [row for row in record.rows if row.run.setting == Setting("none") and row.run.role != "tuning"]
@@ -62,19 +63,19 @@ def panels(record: Record, name: str) -> Figure:
     return figure
 
 
-def _dial(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+def _dial(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
     _against_q(axes, record, gradient, place, "hoyer", live=True)
     _references(axes, record, place, "hoyer")
     axes.set(ylim=(0, 1.02))
 
 
-def _dead(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+def _dead(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
     _against_q(axes, record, gradient, place, "dead")
     _references(axes, record, place, "dead")
-    axes.set(ylabel="dead units, % of all", ylim=(0, 102))
+    axes.set(ylabel=f"% of units dead over {samples(record)}", ylim=(0, 102))
 
 
-def _against_q(axes: Axes, record: Record, gradient: str, place: Place, measure: str, live: bool = False) -> None:
+def _against_q(axes: Axes, record: Record, gradient: str, place: PChoice, measure: str, live: bool = False) -> None:
     qs = GRIDS[record.task].q
     apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     times = 100 if measure == "dead" else 1
@@ -105,7 +106,7 @@ def _hollow(
         axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
 
 
-def _references(axes: Axes, record: Record, place: Place, measure: str) -> None:
+def _references(axes: Axes, record: Record, place: PChoice, measure: str) -> None:
     """A line for "none", and one for Dropout, named at the right end."""
     times = 100 if measure == "dead" else 1
     found = [
@@ -133,7 +134,7 @@ def _references(axes: Axes, record: Record, place: Place, measure: str) -> None:
         )
 
 
-def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
+def _plane(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
     """The metric against measured sparsity, every setting in one plane."""
     for scale, (colour, marker, name) in SERIES.items():
         rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
@@ -179,7 +180,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: Place) -> None:
     axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
 
 
-_PANELS: dict[str, Callable[[Axes, Record, str, Place], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
+_PANELS: dict[str, Callable[[Axes, Record, str, PChoice], None]] = {"dial": _dial, "price": _plane, "dead": _dead}
 
 
 def overview(record: Record) -> Figure:
@@ -200,7 +201,7 @@ def overview(record: Record) -> Figure:
     return figure
 
 
-def _placed(record: Record, scale: str, gradient: str, place: Place) -> dict[float, list[Row]]:
+def _placed(record: Record, scale: str, gradient: str, place: PChoice) -> dict[float, list[Row]]:
     """The rows of a dial; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
     return rows_of(record, scale, gradient, "own" if scale == "paper" and place == "common" else place)
 

@@ -15,7 +15,7 @@ def limits(records: Sequence[Record]) -> list[str]:
         title = describe.title(record.task, record.data)
         said.append(f"{title}: {describe.sizes(record.task, ran)}; {describe.network(record.task, ran)}.")
     tasks = [record.task for record in records]
-    said += [_samples(task) for task in tasks]
+    said += [f"{record.task}: {_SAMPLES[record.task].format(describe.samples(record))}." for record in records]
     if "image" in tasks:
         said += [
             _batch_norm(),
@@ -26,28 +26,19 @@ def limits(records: Sequence[Record]) -> list[str]:
         said.append("p was tuned on one seed out of two values.")
     return [
         *said,
-        "Hoyer depends on the number of units: networks of different width are not to be compared by it. Over live "
-        "units it compares rows of different length wherever the number of dead units differs, and "
-        "leaving out more zeros lowers it by itself.",
-        "A unit counts as live if it is active for at least one of the samples: fewer samples, as on validation data, "
-        "have fewer live units.",
+        "Hoyer depends on the number of units, so it does not compare networks of different width. Over live units it "
+        "compares rows of different length wherever the number of dead units differs, and leaving out more zeros "
+        "lowers it by itself.",
+        "A unit counts as live if it is active for at least one of the samples: over fewer samples, as on validation "
+        "data, fewer units are live.",
     ]
 
 
-def _samples(task: Task) -> str:
-    """The samples behind a measure on test data."""
-    if task == "image":
-        from sparseout_experiments.tasks.image import MEASURED
-
-        return (
-            f"image: a sample of the sparsity measures is one position of one of the first {MEASURED['test']:,} test "
-            "images, its units are the channels."
-        )
-    if task == "language":
-        from sparseout_experiments.tasks.language import MEASURED as WORDS
-
-        return f"language: samples of the sparsity measures are the first {WORDS:,} words of the test text."
-    return "autoencoder: samples of the sparsity measures are all test images."
+_SAMPLES: dict[Task, str] = {
+    "autoencoder": "sparsity and dead units are measured over {}",
+    "image": "sparsity is measured at every position of the first {} of the test set, its units are the channels",
+    "language": "sparsity is measured over the first {} of the test text",
+}
 
 
 def _batch_norm() -> str:

@@ -15,8 +15,8 @@ from sparseout_experiments.training import files
 _HEAD = (
     TITLE,
     "",
-    "Does q control sparsity, and at what cost? What was run and what the words of the verdicts mean is fixed in "
-    "[protocol.md](protocol.md). `sparseout reproduce control` makes this page from the files in `results/`; no "
+    "Does q control sparsity, and at what cost? [protocol.md](protocol.md) fixes what was run and what the verdicts "
+    "mean. `sparseout reproduce control` makes this page from the files in `results/`; no "
     "number on it was typed.",
     "",
 )
@@ -25,8 +25,8 @@ _CAPTIONS = {
     "95% intervals). Grey: without noise, and with Dropout of the same p.",
     "price": "**What it costs.** Reconstruction error against *measured* sparsity. Down is better, right is sparser; "
     "along a line q rises from right to left.",
-    "dead": "**How much of it are dead units.** Units that fire for no test image: they add to Hoyer over all "
-    "units and not to that over live ones.",
+    "dead": "**How many units are dead.** Units that fire for none of {samples}: they add to Hoyer over all units, not "
+    "to that over live ones. {by_samples}",
     "overview": "Left: sparsity against q, at matched noise all q's at one p. Middle and right: the {metric} against q "
     "and against *measured* sparsity, each setting at its own p. Bars are 95% intervals over seeds; runs of one seed "
     "share weights and batches, so that the contrasts below, taken within seeds, can be sharper than the bars.",
@@ -41,9 +41,9 @@ _NEXT = {
 }
 _LIMITS = {
     "small": "This budget can decide C1 and C4, for these networks. It cannot settle C2 and C3: networks are trained "
-    "briefly on subsets, and a network that under-fits prefers no noise, or the weaker one; test sets are small; so "
-    "their words are those of this budget alone.",
-    "gpu": "Networks and schedules are smaller than the paper's, so the words of C2 and C3 are those of this budget.",
+    "briefly on subsets, an under-fitted network does best with no noise or with the weaker one, and test sets are "
+    "small. Their verdicts hold for this budget alone.",
+    "gpu": "Networks and schedules are smaller than the paper's: the verdicts on C2 and C3 hold for this budget alone.",
     "full": "Options other than p are the networks' usual ones and were not tuned for any q.",
 }
 
@@ -62,7 +62,7 @@ def write(records: Sequence[Record], page: Path) -> None:
 
 def _section(budget: str, records: list[Record], images: Path, page: Path) -> list[str]:
     lines = [f"## Budget `{budget}`", "", _what(records), ""]
-    lines += ["### Verdicts", "", *words.verdicts(records), "", _LIMITS[budget], "", *brief.beside(records), ""]
+    lines += ["### Verdicts", "", *words.verdicts(records), "", _LIMITS[budget], "", *brief.notes(records), ""]
     if said := brief.in_short(records):
         lines += ["### In short", "", *(f"- {sentence}" for sentence in said), ""]
     for record in records:
@@ -74,7 +74,15 @@ def _section(budget: str, records: list[Record], images: Path, page: Path) -> li
         for name, content in drawn.items():
             path = images / f"control-{budget}-{record.task}-{name}.png"
             files.write(path, content)
-            caption = _CAPTIONS[name].format(metric=GRIDS[record.task].metric)
+            caption = (
+                _CAPTIONS[name]
+                .format(
+                    metric=GRIDS[record.task].metric,
+                    samples=describe.samples(record),
+                    by_samples=brief.by_samples(record),
+                )
+                .rstrip()
+            )
             if name == "overview" and brief.nothing_dead(record):
                 caption += " No unit is dead in any run, so live units are all units."
             caption += " Drawn by `sparseout reproduce control --render`."
@@ -90,7 +98,7 @@ def _section(budget: str, records: list[Record], images: Path, page: Path) -> li
     lines += ["", "### Limits", ""]
     lines += [f"- {sentence}" for sentence in limits.limits(records)]
     lines += ["", "### What the next larger budget would settle", "", _NEXT[budget], "", *words.undecided(records), ""]
-    lines += ["### Every contrast", "", _explained(), "", *words.contrasts(records), ""]
+    lines += ["### Every contrast", "", _explained(), "", *words.contrast_table(records), ""]
     for record in records:
         lines += [f"### {describe.title(record.task, record.data)}: every setting", "", *words.table(record), ""]
         if GRIDS[record.task].tuned:
@@ -120,6 +128,6 @@ def _explained() -> str:
         f"verdict takes {LEAST_SEEDS}. Slopes are per unit of q; the span is between the largest and the smallest "
         "mean. Own p is what tuning chose for each q, common p what it chose for q = 2; where all q's chose the same, "
         "the two are the same runs. Only the primary contrasts decide a claim; no level is corrected for their "
-        "number. *Post hoc* contrasts were added when data had been seen (see the protocol's Changes) and decide "
+        "number. *Post hoc* contrasts were added after data had been seen (see Changes in the protocol) and decide "
         "nothing."
     )

@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sparseout_experiments.studies.control.analysis import (
+    CONTRASTS,
     POST_HOC,
-    QUESTIONS,
     SOUND,
     UNDEFINED,
-    Answer,
-    Place,
-    Question,
+    Contrast,
+    ContrastResult,
+    PChoice,
     alive,
-    answer,
     both,
     collapsed,
+    evaluate,
     identity,
     rows_of,
     warned,
 )
 from sparseout_experiments.studies.control.collect import Record, Row
-from sparseout_experiments.studies.control.describe import listed
+from sparseout_experiments.studies.control.describe import NETWORKS, listed, samples
 from sparseout_experiments.studies.control.figures import mean
 from sparseout_experiments.studies.control.grid import GRIDS, Setting, Task, settings
 from sparseout_experiments.studies.engine.statistics import Interval
@@ -38,150 +38,161 @@ _KINDS = 3  # of warnings are shown, the most frequent
 _DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
 
 
-def answers(records: Sequence[Record], questions: Sequence[Question] = QUESTIONS) -> list[Answer]:
+def contrast_results(records: Sequence[Record], contrasts: Sequence[Contrast] = CONTRASTS) -> list[ContrastResult]:
     """Every contrast of the protocol, or others."""
     by_task = {record.task: record for record in records}
-    return [answer(question, by_task.get(question.task)) for question in questions]
+    return [evaluate(contrast, by_task.get(contrast.task)) for contrast in contrasts]
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
     """The table of the four claims."""
-    found = [one for one in answers(records) if one.question.primary]
-    lines = ["| claim | verdict | what it rests on |", "|---|---|---|"]
-    c1 = [one for one in found if one.question.claim == "C1"]
-    lost = listed(collapsed_q(records, c1[0].question))
-    beside = f"; q = {lost}: collapsed networks, see below" if lost else ""
-    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | {pair(c1)}{beside} |")
-    for one in found:
-        if one.question.claim != "C1":
-            claim = one.question.claim
-            lines.append(f"| {claim} {CLAIMS[claim]} | **{one.word}** | {rests(one)} |")
-    word, pairs, same = identity(records)
-    lines.append(f"| C4 {CLAIMS['C4']} | **{word}** | {same} of {pairs} pairs of runs agree to the last bit |")
+    found = [result for result in contrast_results(records) if result.contrast.primary]
+    lines = ["| claim | verdict | evidence |", "|---|---|---|"]
+    c1 = [result for result in found if result.contrast.claim == "C1"]
+    lost = listed(collapsed_q(records, c1[0].contrast))
+    note = f"; q = {lost}: collapsed networks, see below" if lost else ""
+    lines.append(f"| C1 {CLAIMS['C1']} | **{both(c1)}** | in the {network(c1[0])}, {pair(c1)}{note} |")
+    for result in found:
+        if result.contrast.claim != "C1":
+            claim = result.contrast.claim
+            said = f"in the {network(result)}, {evidence(result)}"
+            lines.append(f"| {claim} {CLAIMS[claim]} | **{result.verdict}** | {said} |")
+    verdict, pairs, same = identity(records)
+    lines.append(f"| C4 {CLAIMS['C4']} | **{verdict}** | {same} of {pairs} pairs of runs agree to the last bit |")
     return lines
 
 
-def collapsed_q(records: Sequence[Record], asked: Question) -> tuple[float, ...]:
+def network(result: ContrastResult) -> str:
+    """The network that a contrast is about."""
+    return NETWORKS[result.contrast.task]
+
+
+def collapsed_q(records: Sequence[Record], contrast: Contrast) -> tuple[float, ...]:
     """The q's of a contrast whose networks collapsed."""
     return tuple(
         q
         for record in records
-        if record.task == asked.task
-        for q, some in rows_of(record, asked.scale, asked.gradient, asked.place).items()
+        if record.task == contrast.task
+        for q, some in rows_of(record, contrast.scale, contrast.gradient, contrast.place).items()
         if collapsed(some)
     )
 
 
-def pair(some: Sequence[Answer]) -> str:
-    """What two contrasts over all and over live units rest on, with their words where these differ."""
-    if all(math.isnan(one.slope.mean) for one in some):
+def pair(some: Sequence[ContrastResult]) -> str:
+    """The evidence of two contrasts, over all and over live units, with their verdicts where these differ."""
+    if all(math.isnan(result.slope.mean) for result in some):
         return some[0].why
-    apart = len({one.word for one in some}) > 1
+    apart = len({result.verdict for result in some}) > 1
     return "; ".join(
-        f"{_units(one.question)}: {one.word + ', ' if apart else ''}{rests(one, short=place > 0)}"
-        for place, one in enumerate(some)
+        f"{_units(result.contrast)}: {result.verdict + ', ' if apart else ''}{evidence(result, short=place > 0)}"
+        for place, result in enumerate(some)
     )
 
 
-def rests(one: Answer, *, short: bool = False) -> str:
+def evidence(result: ContrastResult, *, short: bool = False) -> str:
     """The numbers that decided a contrast: for "no effect" the difference and the span, else the slope."""
-    if math.isnan(one.slope.mean):
-        return one.why
-    digits = _slope_digits(one.question)
-    if one.word == "no effect":
+    if math.isnan(result.slope.mean):
+        return result.why
+    digits = _slope_digits(result.contrast)
+    if result.verdict == "no effect":
         what = "" if short else "largest q minus smallest "
-        says = f"{what}{ends(one)}, means span {_span(one)}, margin {_margin(one.question)}"
+        says = f"{what}{ends(result)}, means span {_span(result)}, margin {_margin(result.contrast)}"
     else:
-        what = "" if short else f"slope of {_name(one.question)} "
-        says = f"{what}{interval(one.slope, digits, signed=True)}{'' if short else ' per unit of q'}"
-    if one.left_out and one.question.post_hoc != SOUND:
-        says += f", without q = {listed(one.left_out)} (measure undefined)"
-    return says + (f" ({one.why})" if one.why else "")
+        what = "" if short else f"slope of {_name(result.contrast)} "
+        says = f"{what}{interval(result.slope, digits, signed=True)}{'' if short else ' per unit of q'}"
+    if result.left_out and result.contrast.post_hoc != SOUND:
+        says += f", without q = {listed(result.left_out)} (measure undefined)"
+    return says + (f" ({result.why})" if result.why else "")
 
 
 def secondary(records: Sequence[Record]) -> list[str]:
     """How the secondary contrasts came out, counted."""
     found: dict[str, Counter[str]] = {}
-    for one, _ in _listed(records, QUESTIONS):
-        if not one.question.primary and one.slope.n:
-            found.setdefault(f"{one.question.claim}, {one.question.task}", Counter())[one.word] += 1
+    for result, _ in _listed(records, CONTRASTS):
+        if not result.contrast.primary and result.slope.n:
+            found.setdefault(f"{result.contrast.claim}, {result.contrast.task}", Counter())[result.verdict] += 1
     return [
-        f"- Secondary contrasts of {name}: {', '.join(f'{count} {word}' for word, count in words.most_common())}."
-        for name, words in found.items()
+        f"- Secondary contrasts of {name}: {', '.join(f'{count} {verdict}' for verdict, count in some.most_common())}."
+        for name, some in found.items()
     ]
 
 
-def contrasts(records: Sequence[Record]) -> list[str]:
+def contrast_table(records: Sequence[Record]) -> list[str]:
     """The table of every contrast, the primary ones and those that were added later marked."""
-    lines = [
-        "| claim | network | contrast | slope over q | largest q minus smallest | span of means | margin | n | word |",
-        "|---|---|---|--:|--:|--:|--:|--:|---|",
-    ]
-    count = sum(question.claim == "C1" and question.primary for question in QUESTIONS)
-    for one, what in _listed(records, [*QUESTIONS[:count], *POST_HOC, *QUESTIONS[count:]]):
-        asked = one.question
+    headings = "claim, network, contrast, slope over q, largest q minus smallest, span of means, margin, n, verdict"
+    lines = [f"| {headings.replace(', ', ' | ')} |", "|---|---|---|--:|--:|--:|--:|--:|---|"]
+    count = sum(contrast.claim == "C1" and contrast.primary for contrast in CONTRASTS)
+    for result, what in _listed(records, [*CONTRASTS[:count], *POST_HOC, *CONTRASTS[count:]]):
+        contrast = result.contrast
         numbers = "- | - | -"
-        if not math.isnan(one.slope.mean):
-            slope = interval(one.slope, _slope_digits(asked), signed=True)
-            numbers = f"{slope} | {ends(one)} | {_span(one)}"
-        mark = "**primary**: " if asked.primary else "*post hoc*: " if asked.post_hoc else ""
-        word = f"{one.word} ({one.why})" if one.why else one.word
-        lines.append(
-            f"| {asked.claim} | {asked.task} | {mark}{what} | {numbers} | {_margin(asked)} | {one.slope.n} | {word} |"
-        )
+        if not math.isnan(result.slope.mean):
+            slope = interval(result.slope, _slope_digits(contrast), signed=True)
+            numbers = f"{slope} | {ends(result)} | {_span(result)}"
+        mark = "**primary**: " if contrast.primary else "*post hoc*: " if contrast.post_hoc else ""
+        verdict = f"{result.verdict} ({result.why})" if result.why else result.verdict
+        cells = (contrast.claim, contrast.task, mark + what, numbers, _margin(contrast), f"{result.slope.n}", verdict)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _listed(records: Sequence[Record], questions: Sequence[Question]) -> list[tuple[Answer, str]]:
+def _listed(records: Sequence[Record], contrasts: Sequence[Contrast]) -> list[tuple[ContrastResult, str]]:
     """Contrasts with their names; where no unit is dead, that over live units is that over all and is not repeated."""
     by_task = {record.task: record for record in records}
     found = []
-    for one in answers(records, questions):
-        asked = one.question
-        same = asked.measure != "metric" and alive(by_task.get(asked.task), asked)
-        if not (same and asked.measure.endswith("_live")):
-            what = _asked(asked)
-            found.append((one, what.replace("all units", "all = live units") if same else what))
+    for result in contrast_results(records, contrasts):
+        contrast = result.contrast
+        same = contrast.measure != "metric" and alive(by_task.get(contrast.task), contrast)
+        if not (same and contrast.measure.endswith("_live")):
+            what = _described(contrast)
+            found.append((result, what.replace("all units", "all = live units") if same else what))
     return found
 
 
-def _asked(asked: Question) -> str:
-    units = "" if asked.measure == "metric" else f", {_units(asked)}"
-    place = f"p = {asked.place:g}" if isinstance(asked.place, float) else f"{asked.place} p"
-    scale = "matched noise" if asked.scale == "matched" else "paper's scale"
-    gradient = f", {asked.gradient}" if len(GRIDS[asked.task].gradients) > 1 else ""
-    post_hoc = f", {asked.post_hoc}" if asked.post_hoc else ""
-    return f"{_name(asked)}{units}, {scale}{gradient}, {place}{post_hoc}"
+def _described(contrast: Contrast) -> str:
+    units = "" if contrast.measure == "metric" else f", {_units(contrast)}"
+    place = f"p = {contrast.place:g}" if isinstance(contrast.place, float) else f"{contrast.place} p"
+    scale = "matched noise" if contrast.scale == "matched" else "paper's scale"
+    gradient = f", {contrast.gradient}" if len(GRIDS[contrast.task].gradients) > 1 else ""
+    post_hoc = f", {contrast.post_hoc}" if contrast.post_hoc else ""
+    return f"{_name(contrast)}{units}, {scale}{gradient}, {place}{post_hoc}"
 
 
-def _name(asked: Question) -> str:
-    return GRIDS[asked.task].metric if asked.measure == "metric" else "Hoyer"
+def _name(contrast: Contrast) -> str:
+    return GRIDS[contrast.task].metric if contrast.measure == "metric" else "Hoyer"
 
 
-def _units(asked: Question) -> str:
-    return "live units" if asked.measure.endswith("_live") else "all units"
+def _units(contrast: Contrast) -> str:
+    return "live units" if contrast.measure.endswith("_live") else "all units"
 
 
-def ends(one: Answer) -> str:
+def ends(result: ContrastResult) -> str:
     """The difference between the largest and the smallest q."""
-    asked = one.question
-    return percent(one.ends) if asked.relative else interval(one.ends, _slope_digits(asked), signed=True)
+    contrast = result.contrast
+    return percent(result.ends) if contrast.relative else interval(result.ends, _slope_digits(contrast), signed=True)
 
 
-def _span(one: Answer) -> str:
-    return f"{100 * one.span:.2f}%" if one.question.relative else f"{one.span:.{_slope_digits(one.question)}f}"
+def _span(result: ContrastResult) -> str:
+    return (
+        f"{100 * result.span:.2f}%" if result.contrast.relative else f"{result.span:.{_slope_digits(result.contrast)}f}"
+    )
 
 
-def _margin(asked: Question) -> str:
-    return "-" if asked.margin is None else f"{100 * asked.margin:g}%" if asked.relative else f"{asked.margin:g}"
+def _margin(contrast: Contrast) -> str:
+    return (
+        "-"
+        if contrast.margin is None
+        else f"{100 * contrast.margin:g}%"
+        if contrast.relative
+        else f"{contrast.margin:g}"
+    )
 
 
 def table(record: Record) -> list[str]:
     """Every setting of a task, over its seeds."""
     metric = GRIDS[record.task].metric
     lines = [
-        f"| setting | value | n | {metric} (test) | {metric} (validation) | Hoyer | live units | dead units | "
-        "samples without active unit | best epochs |",
+        f"| setting | value | n | {metric} (test) | {metric} (validation) | Hoyer | live units | dead units, over "
+        f"{samples(record)} | samples without active unit | best epochs |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     digits = _DIGITS[metric]
@@ -201,7 +212,7 @@ def _empty(rows: Sequence[Row]) -> str:
 
 
 def epochs(rows: Sequence[Row]) -> str:
-    """From which epochs the tested weights are."""
+    """The epochs after which the tested weights were taken."""
     found = sorted({row.best_epoch for row in rows if row.best_epoch is not None})
     return "-" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
@@ -224,9 +235,14 @@ def tuning(record: Record) -> list[str]:
 def failures(records: Sequence[Record]) -> list[str]:
     """What did not finish, one line a setting and reason."""
     found = Counter(
-        (record.task, one.run.setting.name, "" if one.run.value is None else f"{one.run.value.value:g}", one.reason)
+        (
+            record.task,
+            result.run.setting.name,
+            "" if result.run.value is None else f"{result.run.value.value:g}",
+            result.reason,
+        )
         for record in records
-        for one in record.failures
+        for result in record.failures
     )
     return [
         f"- {task}, {name}{f', {value}' if value else ''}: {count} run{'s' if count > 1 else ''} failed: {reason}"
@@ -249,7 +265,9 @@ def cautions(records: Sequence[Record]) -> list[str]:
         for warning in (warning for row in record.rows for warning in row.warnings):
             kinds.setdefault(_NUMBER.sub("", warning), []).append(warning)
         often = sorted(kinds.values(), key=len, reverse=True)
-        said += [f"{record.task}: {len(some)} runs warn: {_merged(some)}" for some in often[:_KINDS]]
+        for some in often[:_KINDS]:
+            over = f" (over {samples(record)})" if "are dead" in some[0] else ""
+            said.append(f"{record.task}: {len(some)} runs warn: {_merged(some)}{over}")
         lowest = [
             setting.name for setting, value in record.chosen.items() if _lowest(record.task, setting, value.value)
         ]
@@ -263,23 +281,23 @@ def cautions(records: Sequence[Record]) -> list[str]:
 
 
 def undecided(records: Sequence[Record]) -> list[str]:
-    """The primary contrasts that have no word yet, and how wide their intervals are."""
+    """The primary contrasts that are undecided, and how wide their intervals are."""
     found = []
-    for one in answers(records):
-        asked = one.question
-        if not asked.primary or one.word != "undecided" or math.isnan(one.ends.half):
+    for result in contrast_results(records):
+        contrast = result.contrast
+        if not contrast.primary or result.verdict != "undecided" or math.isnan(result.ends.half):
             continue
-        width = f"{100 * one.ends.half:.2g}%" if asked.relative else f"{one.ends.half:.2g}"
-        if asked.margin is not None and one.ends.half > asked.margin:
-            margin = f"{100 * asked.margin:g}%" if asked.relative else f"{asked.margin:g}"
-            times = one.ends.half / asked.margin
+        width = f"{100 * result.ends.half:.2g}%" if contrast.relative else f"{result.ends.half:.2g}"
+        if contrast.margin is not None and result.ends.half > contrast.margin:
+            margin = f"{100 * contrast.margin:g}%" if contrast.relative else f"{contrast.margin:g}"
+            times = result.ends.half / contrast.margin
             found.append(
-                f"- {asked.claim} ({_asked(asked)}): the difference between the extreme q's is known to ± {width}, the "
-                f"margin is {margin}. At the same spread of seeds it would take about {times**2:.0f} times as many "
-                "seeds, or test data and training that vary less."
+                f"- {contrast.claim} ({_described(contrast)}): the difference between the extreme q's is known to ± "
+                f"{width}, the margin is {margin}. At the same spread of seeds it would take about "
+                f"{times**2:.0f} times as many seeds, or test data and training that vary less."
             )
         else:
-            found.append(f"- {asked.claim} ({_asked(asked)}): {one.why}; half width ± {width}.")
+            found.append(f"- {contrast.claim} ({_described(contrast)}): {result.why}; half width ± {width}.")
     return found
 
 
@@ -322,12 +340,12 @@ def _value(row: Row) -> str:
     return "" if value is None else f"{value.option.replace('_', ' ')} = {value.value:g}"
 
 
-def _slope_digits(asked: Question) -> int:
-    return _DIGITS[GRIDS[asked.task].metric] if asked.measure == "metric" else 4
+def _slope_digits(contrast: Contrast) -> int:
+    return _DIGITS[GRIDS[contrast.task].metric] if contrast.measure == "metric" else 4
 
 
 def _lowest(task: Task, setting: Setting, value: float) -> bool:
-    place: Place = min(GRIDS[task].p)
+    place: PChoice = min(GRIDS[task].p)
     return setting.method != "none" and value == place
 
 

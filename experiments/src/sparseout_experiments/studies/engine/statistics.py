@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
+from scipy.special import stdtr, stdtrit  # Student's t and its quantile; scipy.stats takes a second to import
 
 
 class Interval(NamedTuple):
@@ -55,6 +55,30 @@ def slope_interval(x: Sequence[float], curves: Sequence[Sequence[float]], level:
 def falls_apart(intervals: Sequence[Interval]) -> bool:
     """Whether each interval lies wholly below the one before it, so that no two overlap."""
     return all(after.high < before.low for before, after in pairwise(intervals))
+
+
+def direction(interval: Interval) -> int:
+    """The sign that a whole interval has, or 0."""
+    return (interval.low > 0) - (interval.high < 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of p-values for their number (Holm 1979)."""
+    n, largest = len(p_values), 0.0
+    corrected = [0.0] * n
+    for rank, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (n - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of the two-sided t test that the mean of `values` is 0; 0 or 1 where they do not vary."""
+    n, mean = len(values), sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
+    if n < 2 or variance == 0:
+        return float(n < 2 or mean == 0)
+    return 2 * float(stdtr(n - 1, -abs(mean) / math.sqrt(variance / n)))
 
 
 def equivalent(difference: Interval, margin: float) -> bool:

@@ -1,4 +1,4 @@
-"""From runs to rows of means, and from rows to one sentence that says what they show."""
+"""Means over seeds, and a verdict on how sparsity changes with q."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sparseout_experiments.demo import Options, Run, Scale, Setting, settings
-from sparseout_experiments.studies.engine.statistics import Interval, falls_apart, slope_interval, t_interval
+from sparseout_experiments.studies.engine.statistics import Interval, direction, falls_apart, slope_interval, t_interval
 
 Verdict = Literal["apart", "falls", "rises", "unclear", "single"]
 
@@ -72,7 +72,8 @@ def trend(curve: Sequence[Row], measure: Literal["hoyer", "hoyer_live"]) -> Tren
         return Trend("single", found)
     if falls_apart([getattr(row, measure) for row in curve]):
         return Trend("apart", found)
-    return Trend("falls" if found.high < 0 else "rises" if found.low > 0 else "unclear", found)
+    verdicts: dict[int, Verdict] = {-1: "falls", 1: "rises", 0: "unclear"}
+    return Trend(verdicts[direction(found)], found)
 
 
 # What each verdict says of the measure as q grows.
@@ -157,9 +158,10 @@ def notes(options: Options, rows: Sequence[Row]) -> list[str]:
         if (curve := dial(rows, scale))
         for ends in [curve[:: max(len(curve) - 1, 1)]]  # a single q is both
     ]
+    digits = rows[0].runs[0].rows
     found = [
-        f"A dead unit looks sparse. Of all units these are dead: {'; '.join(dead)}. Read Hoyer over all units "
-        "and over live units together."
+        f"A dead unit adds to Hoyer over all units. Units that fire for none of the {digits} test digits: "
+        f"{'; '.join(dead)}; over more digits fewer would count as dead."
     ]
     dials = [row for row in rows if row.setting.method == "sparseout"]
     noisy = [row for row in rows if row.setting.method != "none"]
