@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tracked import run, scalars
+
+from sparseout import SparsityMonitor
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,7 +84,9 @@ def test_what_watching_costs_is_what_was_measured():
 
 def test_every_column_of_the_report_is_explained():
     text = (ROOT / "docs/how-to/watch.md").read_text(encoding="utf-8")
-    (header,) = re.findall(r"^module +.*$", text, re.MULTILINE)
     explained = re.findall(r"^\| (\w+) \|", text[text.index("## The columns") :], re.MULTILINE)
-    assert explained[0] == "column"
-    assert header.split() == explained[1:]
+    model = torch.nn.Sequential(torch.nn.ReLU())
+    with SparsityMonitor(model) as monitor:
+        model(torch.randn(8, 4))
+    (header,) = re.findall(r"^module +.*$", str(monitor.report().table(axes=True)), re.MULTILINE)
+    assert explained == ["column", *header.split()]
