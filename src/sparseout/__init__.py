@@ -2,7 +2,15 @@
 
 from sparseout import baselines, measures, theory
 from sparseout.control import SparsityController, schedules
-from sparseout.convert import ConversionReport, convert_dropout_, insert_after_, recalibrate_norm_, revert_, set_q_
+from sparseout.convert import (
+    ConversionReport,
+    convert_dropout_,
+    insert_after_,
+    noise_,
+    recalibrate_norm_,
+    revert_,
+    set_q_,
+)
 from sparseout.functional import sparseout as sparseout  # not for a star import, where it would hide the package
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
@@ -23,6 +31,7 @@ __all__ = [
     "convert_dropout_",
     "insert_after_",
     "measures",
+    "noise_",
     "recalibrate_norm_",
     "revert_",
     "schedules",
