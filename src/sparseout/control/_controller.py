@@ -1,5 +1,7 @@
 r"""A controller that moves q while a network trains, until its activations are as sparse as wanted."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,6 +11,14 @@ from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.distributed import (
+    Group,
+    all_gather,
+    check_group,
+    check_replicas,
+    data_parallel_group,
+    is_distributed,
+)
 from sparseout._utils.modules import unwrapped
 from sparseout._utils.validation import expected, kind
 from sparseout.control._arguments import (
@@ -113,19 +123,21 @@ class SparsityController:
         delay: float = 20.0,
         max_step: float = 0.1,
         unit_dim: UnitDim = None,
-        group: Any = None,
+        group: Group | None = None,
     ) -> None:
         scale_of(measure)
         if not isinstance(model, nn.Module):
             raise TypeError(expected("model", "an nn.Module", kind(model)))
-        model = unwrapped(model)
+        given, model = model, unwrapped(model)
         layers = layers_of(model, modules)
         targets = targets_of(target, measure, layers, per_layer)
         self.measure, self.every, self.bounds = measure, steps_of(every), bounds_of(bounds)
         self.deadband, self.gain = constant("deadband", deadband, zero=True), constant("gain", gain)
         self.delay, self.max_step = constant("delay", delay), constant("max_step", max_step)
-        self._tracker = UnitTracker(model, unit_dim)
-        self._process_group = group
+        self._model, self._tracker = model, UnitTracker(model, unit_dim)
+        check_group(group)
+        self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
+        self._compared = False  # with the controllers of other processes
         self._steps = 0
         low, high = self.bounds
         start = {name: min(max(float(layer.q), low), high) for name, layer in layers.items()}
@@ -169,6 +181,9 @@ class SparsityController:
             RuntimeError: after `detach`, and if a layer was reverted or taken over by another controller.
         """
         self._check_layers()
+        first, self._compared = not self._compared, True
+        if first or (self._steps + 1) % self.every == 0:
+            self._check_processes(first)
         self._steps += 1
         if self._steps % self.every:
             return
@@ -217,7 +232,8 @@ class SparsityController:
             TypeError: if it is not a mapping. Nothing is changed then.
         """
         groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
-        self._steps = state["steps"]
+        if not (self._compared and is_distributed()):  # all processes update at the same calls, whoever loads a state
+            self._steps = state["steps"]
         device = self._device()
         with torch.inference_mode(False):
             for name, hook in self._hooks.items():
@@ -229,6 +245,9 @@ class SparsityController:
         for group, saved in zip(self._groups, groups, strict=True):
             group.load(saved)
             group.apply_q()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_process_group": None, "_compared": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -244,6 +263,24 @@ class SparsityController:
             if self._hooks[name].handle is None:
                 got = f"one that was detached, or that gave `{name}` to a later one"
                 raise RuntimeError(expected("controller", "on its layers", got))
+
+    def _check_processes(self, first: bool) -> None:
+        """Raise, on all processes, if their controllers differ: each would move q elsewhere."""
+        if not is_distributed():
+            return
+        if first and self._process_group is None:
+            check_replicas(self._model)
+        names = ("measure", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
+        values = {name.lstrip("_"): getattr(self, name) for name in names}
+        for group in self._groups:
+            values |= {f"{name} of {group.names}": getattr(group, name) for name in ("target", "q", "error")}
+        everyone = all_gather(values, self._process_group)
+        for (rank, theirs), name in itertools.product(enumerate(everyone), values):
+            first_value, value = everyone[0].get(name), theirs.get(name)
+            if value != first_value and not (isinstance(value, float) and math.isclose(value, first_value or 0.0)):
+                wanted = "the same on all processes (with the same arguments, and one state loaded on all)"
+                got = f"{name} {first_value} on process 0 and {value} on process {rank}"
+                raise RuntimeError(expected("controller", wanted, got))
 
     def _device(self) -> torch.device:
         q = next(iter(self._groups[0].layers.values())).q

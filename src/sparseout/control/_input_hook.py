@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from itertools import count
@@ -10,11 +9,11 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.activations import UnitTracker
+from sparseout._utils.distributed import Group, all_reduce_sums
 from sparseout._utils.torch_internals import in_backward, is_recorded, outside_transforms, without_transforms
 from sparseout.measures._functions import MEASURES, Streaming
 
@@ -47,6 +46,7 @@ class InputHook:
         others = [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, InputHook)]
         for hook in others:
             hook.detach()
+            hook.tracker.detach()  # it is of no use to its controller, which can no longer be stepped
         self.handle = layer.register_forward_pre_hook(self, with_kwargs=True)
         return any(hook.on for hook in others)
 
@@ -142,28 +142,20 @@ def _rows(x: Tensor, dim: int) -> Tensor:
     return x.movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x[None]
 
 
-def read(hooks: Mapping[str, InputHook], measure: str, device: torch.device, group: Any) -> dict[Source, Measurement]:
+def read(
+    hooks: Mapping[str, InputHook], measure: str, device: torch.device, group: Group | None
+) -> dict[Source, Measurement]:
     """What all processes of the group have measured since the last time; waits for the device once."""
     sums = {(name, units): vector for name, hook in hooks.items() for units, vector in hook.sums.items()}
-    layout = {source: len(vector) for source, vector in sums.items()}
-    together = dist.is_available() and dist.is_initialized()
-    if together:  # a process that has not seen a source counts as nothing there
-        everyone: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyone, layout, group)
-        layout = {source: size for theirs in everyone for source, size in theirs.items()}
-    if not layout:
+    totals = all_reduce_sums(sums, device, group)
+    if not totals:
         return {}
-    empty = functools.partial(torch.zeros, dtype=torch.float64, device=device)
-    joined = torch.cat([sums[source].to(device) if source in sums else empty(size) for source, size in layout.items()])
-    if together:
-        dist.all_reduce(joined, group=group)
     for vector in sums.values():
         vector.zero_()
-    vectors = dict(zip(layout, joined.cpu().split(list(layout.values())), strict=True))
-    results = (
-        (source, _measurement(measure, vectors[source])) for name in hooks for source in layout if source[0] == name
-    )
-    return {source: measurement for source, measurement in results if measurement is not None}
+    vectors = torch.cat(list(totals.values())).cpu().split([len(total) for total in totals.values()])
+    results = {source: _measurement(measure, vector) for source, vector in zip(totals, vectors, strict=True)}
+    ordered = [source for name in hooks for source in results if source[0] == name]
+    return {source: result for source in ordered if (result := results[source]) is not None}
 
 
 def _stream(measure: str) -> Streaming:
