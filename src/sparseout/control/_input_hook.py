@@ -14,7 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.activations import UnitTracker
 from sparseout._utils.distributed import Group, all_reduce_sums
-from sparseout._utils.torch_internals import in_backward, is_recorded, outside_transforms, without_transforms
+from sparseout._utils.torch_internals import (
+    in_backward,
+    is_recorded,
+    is_sharded,
+    outside_transforms,
+    without_transforms,
+)
 from sparseout.measures._functions import MEASURES, Streaming
 
 Source = tuple[str, int]  # a layer's name and its number of units: a layer may be called at several widths
@@ -126,7 +132,7 @@ def _ticket(hook: InputHook) -> Tensor:
 
 def _local(x: Tensor, dim: int) -> Tensor:
     """Of a DTensor the rows that are here, with all of their units."""
-    if type(x).__name__ != "DTensor":
+    if not is_sharded(x):
         return x
     from torch.distributed.tensor import DTensor, Replicate
 
