@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseout import functional, sparseout
+from sparseout import backend, functional, sparseout
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 QS = [0.0, 0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0]
@@ -465,7 +465,7 @@ def test_inplace_overwrites_and_differentiates_right(q, gradient):
     (slope,) = torch.autograd.grad(y.sum(), leaf)
     assert torch.equal(slope, expected_slope)
     assert sparseout(x, 0.5, q, inplace=True, seed=2) is x
-    assert torch.equal(x, expected)
+    torch.testing.assert_close(x, expected)  # without a gradient it may be computed another way
 
 
 @pytest.mark.parametrize("q", [1.0, 2.0])
@@ -497,4 +497,6 @@ def test_backward_keeps_one_tensor_and_a_few_scalars(gradient, dtype, own, q, sc
     (large,) = (t for t in kept if t.numel() > 3)
     assert large.numel() == x.numel()
     assert large.dtype == dtype
+    kernel = backend("cpu").name == "native"  # without it a tensor among q and scale stays one
+    own = own and (kernel or not (isinstance(q, torch.Tensor) or scale == "matched"))
     assert (large.data_ptr() != x.data_ptr()) == own

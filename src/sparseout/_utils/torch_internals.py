@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,6 +124,14 @@ def with_values(x: Any, values: Tensor) -> Tensor:
 def may_be_recomputed() -> bool:
     """Whether a checkpoint may compute this forward again: it turns gradients off, or has hooks on saved tensors."""
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def parallel_for() -> int | None:
+    """The address of `torch_parallel_for`, of torch's stable C interface: None before torch 2.10."""
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).torch_parallel_for, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
 
 
 def op_name(op: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which implementation of the operation runs where: a Triton kernel on NVIDIA GPUs, plain torch elsewhere."""
+"""Which implementation of the operation runs where: a native kernel on CPUs, a Triton kernel on NVIDIA GPUs, or torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 
 from sparseout._utils.validation import expected
+from sparseout.kernels import cpu
 
-_SETTINGS = ("auto", "torch", "triton")
+_SETTINGS = ("auto", "torch", "triton", "native")
 _OLDEST = (8, 0)  # the oldest compute capability that the kernel is compiled for in the tests
 
 
 class Backend(NamedTuple):
-    """The `name` of an implementation, ``"torch"`` or ``"triton"``, and the `reason` for taking it."""
+    """The `name` of an implementation, ``"native"``, ``"triton"`` or ``"torch"``, and the `reason` for taking it."""
 
     name: str
     reason: str
@@ -26,25 +27,28 @@ class Backend(NamedTuple):
 def backend(device: torch.device | str | int | None = None) -> Backend:
     """The implementation that :func:`sparseout.sparseout` takes for tensors on `device`, and why.
 
-    ``"torch"`` means torch's own operations, on a CPU in blocks that stay in cache. On a CUDA device the environment
-    variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the Triton kernel where it runs; ``torch``
-    never takes it; ``triton`` raises an error where it does not run. Masks agree between implementations exactly, and
-    values up to rounding, but for what is infinite and for |x / unit| < 2^-126, which counts as 0 in the kernel (the
-    unit being 1, a float `scale`, or max |x| with "matched"). Whatever is decided, torch computes fp64, functorch's
-    transforms and higher derivatives, and masks whose shared dims take turns in memory with others more often than
-    shared, own, shared, own, shared.
+    ``"native"`` is a kernel for CPUs in C, which pip compiles when it installs sparseout, if there is a C compiler.
+    ``"triton"`` is a kernel for NVIDIA GPUs, and ``"torch"`` means torch's own operations: the same results, slower.
+    The environment variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the kernels where they run;
+    ``torch`` takes neither; ``native`` and ``triton`` are ``auto``, but an error on a CPU, or a CUDA device, where that
+    kernel does not run. Masks agree between implementations exactly, and values up to rounding, but on a GPU for what
+    is infinite and for |x / unit| < 2^-126, which counts as 0 in the Triton kernel (the unit being 1, a float `scale`,
+    or max |x| with "matched"). Whatever is decided, torch computes functorch's transforms and higher derivatives, and
+    on a GPU fp64 and masks whose shared dims take turns in memory with others more often than shared, own, shared,
+    own, shared.
 
     Args:
         device: as ``torch.device`` takes it; by default the current CUDA device if there is one, else the CPU.
 
     Raises:
         ValueError: for another value of ``SPARSEOUT_BACKEND``, or a `device` that torch does not know.
-        RuntimeError: for ``SPARSEOUT_BACKEND=triton`` on a CUDA device where the kernel does not run.
+        RuntimeError: for ``SPARSEOUT_BACKEND=triton`` on a CUDA device where the Triton kernel does not run, and for
+            ``native`` on a CPU where the native one does not.
 
     Example:
         >>> import sparseout
-        >>> sparseout.backend("cpu")
-        Backend(name='torch', reason='the Triton kernel needs a CUDA device, and this is cpu')
+        >>> sparseout.backend("meta")
+        Backend(name='torch', reason='there is no kernel for meta')
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,27 +64,36 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
 
 def kernels(device: torch.device) -> ModuleType | None:
     """The module that launches the kernel for tensors on `device`; None where plain torch is to be taken."""
+    if device.type == "cpu":  # quick, since on small tensors the time of the host is what there is
+        if cpu.obstacle():
+            _backend(device)  # raises where "native" was asked for
+            return None
+        return None if _setting() == "torch" else cpu
     return _launchers() if device.type == "cuda" and _backend(device).name == "triton" else None
 
 
 def _setting() -> str:
     setting = os.environ.get("SPARSEOUT_BACKEND") or "auto"
     if setting not in _SETTINGS:
-        raise ValueError(expected("SPARSEOUT_BACKEND", "'auto', 'torch' or 'triton'", repr(setting)))
+        raise ValueError(expected("SPARSEOUT_BACKEND", "'auto', 'torch', 'triton' or 'native'", repr(setting)))
     return setting
 
 
 def _backend(device: torch.device) -> Backend:
     setting = _setting()
-    if device.type != "cuda":
-        return Backend("torch", f"the Triton kernel needs a CUDA device, and this is {device.type}")
+    if device.type not in ("cpu", "cuda"):
+        return Backend("torch", f"there is no kernel for {device.type}")
     if setting == "torch":
         return Backend("torch", "SPARSEOUT_BACKEND=torch")
-    obstacle = _obstacle(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "cpu":
+        name, obstacle, reason = "native", cpu.obstacle(), cpu.threads()
+    else:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        name, obstacle, reason = "triton", _obstacle(index), "it runs on this device"
     if not obstacle:
-        return Backend("triton", "it runs on this device")
-    if setting == "triton":
-        raise RuntimeError(f"SPARSEOUT_BACKEND=triton cannot be followed: {obstacle}")
+        return Backend(name, reason)
+    if setting == name:
+        raise RuntimeError(f"SPARSEOUT_BACKEND={name} cannot be followed: {obstacle}")
     return Backend("torch", obstacle)
 
 

@@ -116,7 +116,7 @@ class Sharing(NamedTuple):
 def _sharing(shape: tuple[int, ...], shared_dims: tuple[int, ...], bits: int) -> Sharing | None:
     """The sharing of a contiguous tensor; None where shared dims and others take turns more often than it can say."""
     draws = 64 // bits  # of a word
-    runs = _runs(shape, shared_dims)
+    runs = masks.runs(shape, shared_dims)
     if not any(shared for _, shared in runs):
         return Sharing(draws, True)
     inner = runs.pop()[0] if runs[-1][1] else 1
@@ -132,15 +132,3 @@ def _sharing(shape: tuple[int, ...], shared_dims: tuple[int, ...], bits: int) ->
     if inner % draws == 0:
         return Sharing(draws, False, *flags, period // draws, inner // draws, block, row)
     return Sharing(1, False, *flags, period, inner, block, row)
-
-
-def _runs(shape: tuple[int, ...], shared_dims: tuple[int, ...]) -> list[tuple[int, bool]]:
-    """The sizes of the runs of neighbouring dims that are all shared, or none of them, outermost first."""
-    runs: list[tuple[int, bool]] = []
-    for dim, size in enumerate(shape):
-        shared = dim in shared_dims
-        if runs and runs[-1][1] == shared:
-            runs[-1] = (runs[-1][0] * size, shared)
-        elif size != 1:
-            runs.append((size, shared))
-    return runs

@@ -8,9 +8,7 @@ dtype: 16 bits an element, or 32 where p is within 1% of 0 or 1 and 16 would be 
 
 from __future__ import annotations
 
-import functools
 import math
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -76,61 +74,13 @@ def _mix_(word: Tensor) -> Tensor:
     return word
 
 
-# The same noise on a CPU, where the host knows the seed.
-
-MANY = 1 << 18  # elements that `noise` makes at most
-_FEW = 512  # elements: up to here the number of calls is what they cost, and Python's own integers are quicker
-
-
-def key(seed: int) -> int:
-    """The state at which the stream of a `seed` begins."""
-    return _mix(seed + _GOLDEN & _WORD, _WORD)
-
-
-def noise(key: int, p: float, dtype: torch.dtype, start: int, count: int) -> Tensor:
-    """The noise xi, p / (1 - p) or -1, of up to `MANY` elements from element `start` on, a multiple of 4."""
-    bits, threshold = bits_and_threshold(p)
-    kept = threshold / ((1 << bits) - threshold)
-    state = key + start * bits // 64 * _GOLDEN & _WORD
-    size = -(-count * bits // 64)
-    if count <= _FEW and bits == 16 and dtype == torch.float32:
-        return _few(state, count, threshold, kept)
-    drawn = _mix_(_steps()[:size] + _int64(state)).view(torch.int16 if bits == 16 else torch.int32)[:count]
-    # Compared straight into floats, several times quicker than by way of booleans: 1 where kept, 0 elsewhere.
-    xi = torch.ge(drawn, signed(threshold, bits), out=torch.empty(count, dtype=dtype, device="cpu"))
-    return torch.threshold_(xi.mul_(kept), 0.0, -1.0)
-
-
-def _few(state: int, count: int, threshold: int, kept: float) -> Tensor:
-    """The noise of a `count` of fp32. One integer holds all of it: in 128 bits each a word, and then its four xi."""
-    size = -(-count // 4)
-    below = (1 << 128 * size) - 1
-    ones, steps, fours = (lanes & below for lanes in _lanes())
-    words = _mix(ones * state + steps & ones * _WORD, ones * _WORD)
-    drawn = 0
-    for shift in (0, 16, 32, 48):
-        drawn |= (words & ones * (0xFFFF << shift)) << shift
-    # With its sign bit flipped a signed draw counts from 0, and a carry then says that it is not below the threshold.
-    keep = (drawn ^ fours * 0x8000) + fours * (0x10000 - threshold) >> 16 & fours
-    high, low = (int.from_bytes(struct.pack("<f", value), "little") for value in (-1.0, kept))
-    xi = bytearray((fours * high - keep * (high - low)).to_bytes(16 * size, "little"))
-    return torch.frombuffer(xi, dtype=torch.float32, count=count)
-
-
-def _mix(word: int, lanes: int) -> int:
-    """`_mix_` of one word, or of one in each of the `lanes`: twice as wide, so that its products have room."""
-    for shift, factor in _ROUNDS:
-        word = (word ^ word >> shift & lanes) * factor & lanes
-    return word
-
-
-@functools.cache
-def _steps() -> Tensor:
-    return torch.arange(1, MANY // 2 + 1, device="cpu") * _int64(_GOLDEN)
-
-
-@functools.cache
-def _lanes() -> tuple[int, int, int]:
-    ones = sum(1 << 128 * lane for lane in range(_FEW // 4))
-    steps = sum((lane + 1) * _GOLDEN % 2**64 << 128 * lane for lane in range(_FEW // 4))
-    return ones, steps, ones * (1 | 1 << 32 | 1 << 64 | 1 << 96)
+def runs(shape: Sequence[int], shared_dims: Sequence[int]) -> list[tuple[int, bool]]:
+    """The sizes of the runs of neighbouring dims that are all shared, or none of them, outermost first."""
+    result: list[tuple[int, bool]] = []
+    for dim, size in enumerate(shape):
+        shared = dim in shared_dims
+        if result and result[-1][1] == shared:
+            result[-1] = (result[-1][0] * size, shared)
+        elif size != 1:
+            result.append((size, shared))
+    return result

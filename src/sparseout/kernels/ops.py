@@ -11,7 +11,7 @@
 
 The ops save their input and a seed, and make the noise again in backward. In an op, and for a plain tensor:
 
-    on a CPU where x times its slope is y        cpu.value                    cpu.gradient
+    on a CPU that has the kernel                 cpu.launch, cpu.slope        cpu.launch
     on a GPU that has the kernel                 cuda.launch                  cuda.launch
     elsewhere                                    reference.value              grad times reference.slope
 
@@ -24,6 +24,8 @@ the mask follows that memory. See `params.NoiseParams` for `floats` and `rest`.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -61,25 +63,35 @@ def apply(
     if torch_internals.transforms_active():
         params = _params(x, q, scale)
         return reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
-    params = _params(x, q, scale) if intercepted or x.device.type != "cpu" else _cpu_params(x, q, scale)
+    on_cpu = not intercepted and x.is_cpu and backends.kernels(x.device) is not None
+    params = _cpu_params(x, q, scale) if on_cpu else _params(x, q, scale)
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
     differentiated = x.requires_grad and torch.is_grad_enabled()
     keeps_slope = (
         differentiated
         and not exact
         and rest is None
-        and x.device.type == "cpu"
-        and cpu.keeps_slope(x.dtype, p, params.numbers())
+        and x.is_cpu
+        and (_is_slope_finite if intercepted else _is_slope_finite_cached)(x.dtype, p, *floats)
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
     if keeps_slope:
-        # Made once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+        # Computed once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
         make: Any = torch.ops.sparseout.slope if intercepted else _slope
         slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
         return x * slope
     run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
     y: Tensor = run(x, seed, p, floats, rest, shared_dims, exact)
     return y
+
+
+def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float) -> bool:
+    """Whether x times its slope is y at every x: where the slope is not rounded to `dtype` and does not saturate."""
+    unrounded = dtype == reference.compute_dtype(dtype)
+    return unrounded and reference.limit(dtype, p, q, scale_unit, amplitude) == math.inf
+
+
+_is_slope_finite_cached = functools.lru_cache(maxsize=1024)(_is_slope_finite)  # the compiler warns of caches
 
 
 def _intercepted(x: Tensor) -> bool:
@@ -103,7 +115,7 @@ def _params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> N
 
 
 def _cpu_params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> NoiseParams:
-    """The same as floats: on a CPU there is nothing to wait for."""
+    """The same as floats, for the native kernel: on a CPU there is nothing to wait for."""
     q = float(q)
     if scale is None:
         return NoiseParams(q)
@@ -167,12 +179,6 @@ def _compute(
         return _in_memory_order(
             lambda grad, x, dims: _compute(grad, x, seed, p, floats, rest, dims, exact), grad, x, shared_dims
         )
-    if x.device.type == "cpu":
-        numbers = NoiseParams.unpack(floats, rest).numbers()
-        if cpu.supports(x.dtype, p, numbers):
-            if grad is None:
-                return cpu.value(x, int(seed), p, numbers, shared_dims)
-            return cpu.gradient(grad, x, int(seed), p, numbers, shared_dims, exact)
     kernels = backends.kernels(x.device)
     if kernels is not None and kernels.supports(x, shared_dims):
         result: Tensor = kernels.launch(grad, x, seed, p, floats, rest, shared_dims, exact)
@@ -186,7 +192,9 @@ def _compute(
 def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: Sequence[int]) -> Tensor:
     if not x.is_contiguous():
         return _in_memory_order(lambda _, x, dims: _slope(x, seed, p, floats, dims), None, x, shared_dims)
-    return cpu.slope(x, int(seed), p, NoiseParams(*floats).numbers(), shared_dims)
+    if backends.kernels(x.device) is None:
+        return reference.slope(x, _noise(x, seed, p, shared_dims), *floats, False).contiguous()
+    return cpu.slope(x, seed, p, floats, shared_dims)
 
 
 # Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and

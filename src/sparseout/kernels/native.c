@@ -1,0 +1,340 @@
+/* The operation on a CPU. kernels/reference.py is its definition, kernels/mask.py that of the mask.
+
+       y = x + beta sign(x) |x|^(q/2) xi            beta = gain unit^(1 - q/2)
+   dy/dx = 1 + beta |x|^(q/2 - 1) xi                the noise term times q/2 if "exact"
+
+   x is read in blocks of 1,024 elements. Short loops, which the compiler turns into vector instructions, do one step
+   each on buffers that stay in the first-level cache. An element always has the same place in its block, and all
+   arithmetic is IEEE's: neither the number of threads nor the width of the vectors changes a bit.
+
+   No headers of torch or Python: kernels/cpu.py calls this through ctypes. What follows the #else is compiled twice,
+   for REAL = float (fp32, bf16, fp16) and REAL = double, by this file including itself. */
+
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(ONE_TARGET)
+#define TARGETS __attribute__((target_clones("avx512f", "avx2", "default"))) /* chosen when the library is loaded */
+#else
+#define TARGETS
+#endif
+#define INLINE static inline __attribute__((always_inline)) /* into each of the targets */
+
+enum { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
+enum { VALUE, SLOPE, GRADIENT };
+enum { BLOCK = 1024, GRAIN = 32 /* blocks, below which a thread is not worth waking */, LANES = 16, PARTS = 256 };
+
+typedef struct { /* what does not change from call to call; cpu.py has its twin */
+    int32_t what, dtype, exact, bits, threshold, runs;
+    double q, kept, limit;
+    int64_t repeat; /* neighbours that share a draw, in the innermost dims */
+    int64_t sizes[64], steps[64]; /* of the runs of dims around them that have their own draws, or share them, and from
+                                     one draw to the next along each: 0 where they are shared; innermost first */
+} Plan;
+
+typedef struct { /* scale * a^e for a >= 0 */
+    double e, log2_scale, at_zero;
+    int quarters; /* 4 e where roots and products make the power, or else how: */
+} Power;
+enum { QUICK = 98, CAREFUL };
+
+typedef struct { double peak, square, moment; } Sums; /* max |x|, sum (|x| / peak)^2, sum (|x| / peak)^q */
+
+typedef struct {
+    const Plan *plan;
+    void *out;
+    const void *grad, *x;
+    int64_t n, part;
+    uint64_t key;
+    Power power;
+    int of_term; /* whether that is the power in y, or the one in the slope */
+    Sums *sums;
+} Call;
+
+INLINE uint64_t mix(uint64_t z) { /* SplitMix64 */
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+#define GOLDEN 0x9E3779B97F4A7C15u
+
+INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t as_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+INLINE float from_bfloat16(uint16_t h) { return as_float((uint32_t)h << 16); }
+INLINE uint16_t to_bfloat16(float f) { /* to nearest even */
+    uint32_t bits = as_bits(f);
+    return (uint16_t)(f != f ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+INLINE float from_float16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, bits = (uint32_t)(h & 0x7FFF) << 13;
+    float finite = as_float(bits) * 0x1p112f; /* the zeros of the exponents are 112 apart; denormals come out right */
+    return as_float(sign | (bits >= 0x0F800000 ? bits | 0x7F800000 : as_bits(finite)));
+}
+INLINE uint16_t to_float16(float f) { /* to nearest even */
+    uint32_t sign = as_bits(f) >> 16 & 0x8000, bits = as_bits(f) & 0x7FFFFFFF;
+    uint32_t normal = (bits - (112u << 23) + 0xFFF + (bits >> 13 & 1)) >> 13;
+    uint32_t denormal = as_bits(as_float(bits) + 0.5f) - as_bits(0.5f); /* the sum is rounded where a half ends */
+    uint32_t huge = bits > 0x7F800000 ? 0x7E00 : 0x7C00;
+    return (uint16_t)(sign | (bits >= 0x47800000 ? huge : bits < 0x38800000 ? denormal : normal));
+}
+
+/* 2^(e log2 a + log2_scale), with e and log2_scale in two parts. a is m 2^k, m from sqrt 1/2 to sqrt 2. What 12 bits of
+   e and the 8 of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of
+   itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves. Not `careful`, it is for normal
+   numbers and results; where both serve they give the same bits. */
+INLINE float general_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
+    const float to_whole = 0x1.8p23f; /* added and subtracted it rounds to a whole number */
+    int denormal = careful && a < 0x1p-126f;
+    uint32_t bits = as_bits(denormal ? a * 0x1p24f : a) - 0x3F3504F3; /* of sqrt 1/2 */
+    float k = (float)((int32_t)bits >> 23) - (denormal ? 24.0f : 0.0f);
+    float s = as_float((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
+    float log2_m = s * (1.4426950f + s * (-0.72134733f + s * (0.48091063f + s * (-0.36070368f + s * (0.28791624f
+                 + s * (-0.23894481f + s * (0.21571563f + s * (-0.20726982f + s * 0.12583704f))))))));
+    float high = e_high * k + scale_high, low = e_high * log2_m + (e_low * (k + log2_m) + scale_low);
+    float sum = high + low;
+    float n = (!careful ? sum : sum < -250.0f ? -250.0f : sum > 250.0f ? 250.0f : sum) + to_whole - to_whole;
+    float r = (high - n) + low;
+    if (careful) r = r < -1.0f ? -1.0f : r > 1.0f ? 1.0f : r; /* beyond are 0 and infinity */
+    float power = 1.0f + r * (0.69314718f + r * (0.24022646f + r * (0.055503286f + r * (0.0096184891f
+                + r * (0.0013399931f + r * 0.00015345812f)))));
+    int32_t whole = (int32_t)n, half = careful ? whole >> 1 : 0; /* two factors, since 2^n may be no float */
+    if (careful) power *= as_float((uint32_t)(half + 127) << 23);
+    return power * as_float((uint32_t)(whole - half + 127) << 23);
+}
+INLINE double general_double(double a, double e_high, double e_low, double scale_high, double scale_low,
+                             int careful) {
+    (void)careful;
+    return exp2((e_high + e_low) * log2(a) + (scale_high + scale_low));
+}
+
+static void add(Sums *sums, Sums more, double q) {
+    if (more.peak == 0 || !(sums->peak < INFINITY)) return;
+    Sums *less = more.peak > sums->peak || more.peak != more.peak ? sums : &more;
+    double ratio = less->peak / (less == sums ? more.peak : sums->peak);
+    less->square *= ratio * ratio;
+    less->moment *= pow(ratio, q);
+    sums->square += more.square;
+    sums->moment += more.moment;
+    if (less == sums) sums->peak = more.peak;
+}
+
+#define JOIN(name, type) name##_##type
+#define NAMED(name, type) JOIN(name, type)
+#define NAME(name) NAMED(name, REAL)
+#define REAL float
+#define BITS uint32_t
+#define LEAST 0x1p-126f
+#define ROOT sqrtf
+#define ABSOLUTE fabsf
+#include "native.c"
+#undef REAL
+#undef BITS
+#undef LEAST
+#undef ROOT
+#undef ABSOLUTE
+#define REAL double
+#define BITS uint64_t
+#define LEAST 0x1p-1022
+#define ROOT sqrt
+#define ABSOLUTE fabs
+#include "native.c"
+#undef REAL
+
+static Power power_of(double e, double log2_scale, double at_zero) {
+    int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */
+    Power power = {e, log2_scale, at_zero, moderate && fabs(e) <= 0.875 ? QUICK : CAREFUL};
+    if (e == 0 || (moderate && e >= -0.75 && e <= 2 && 4 * e == floor(4 * e))) power.quarters = (int)(4 * e);
+    if (e > 0x1p33) power.e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
+    return power;
+}
+
+static void blocks(int64_t begin, int64_t end, void *call) {
+    const Call *c = call;
+    for (int64_t block = begin; block < end; block++) {
+        int64_t start = block * BLOCK;
+        int n = (int)(c->n - start < BLOCK ? c->n - start : BLOCK);
+        (c->plan->dtype == FLOAT64 ? block_double : block_float)(c, start, n);
+    }
+}
+
+static void parts(int64_t begin, int64_t end, void *call) {
+    const Call *c = call;
+    for (int64_t part = begin; part < end; part++)
+        for (int64_t start = part * c->part; start < c->n && start < (part + 1) * c->part; start += BLOCK) {
+            int n = (int)(c->n - start < BLOCK ? c->n - start : BLOCK);
+            (c->plan->dtype == FLOAT64 ? sums_double : sums_float)(c, start, n, c->sums + part);
+        }
+}
+
+#ifndef SOURCE
+#define SOURCE "unknown"
+#endif
+const char *sparseout_source(void) { return SOURCE; } /* the fingerprint of this file, see cpu.py */
+
+/* `torch_parallel_for` of torch's stable C interface: torch's own threads, as many as torch.set_num_threads says. */
+typedef void Range(int64_t begin, int64_t end, void *context);
+static int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range *range, void *context);
+void sparseout_set_parallel_for(void *function) { memcpy(&parallel_for, &function, sizeof function); }
+
+static void in_parallel(int64_t count, int64_t grain, Range *range, Call *c) {
+    if (count <= grain || !parallel_for || parallel_for(0, count, grain, range, c)) range(0, count, c);
+}
+
+/* Writes y, the slope dy/dx, or `grad` times it, as the plan says. All tensors are contiguous and have n elements. */
+void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x, int64_t n, int64_t seed,
+                   double unit, double gain) {
+    double half = plan->q / 2, e = half - 1, factor = plan->exact && plan->what != VALUE ? half : 1;
+    double log2_scale = plan->q == 2 ? 0 : log2(gain * factor) - e * log2(unit);
+    if (factor == 0) e = 0; /* no noise in the slope, whatever it is a power of */
+    /* y is x times the slope of "detached", but where that may overflow though y does not. */
+    int wide = plan->dtype == FLOAT64, smallest = wide ? -1074 : -149, largest = wide ? 1024 : 128;
+    double steepest = log2_scale + e * (e < 0 ? smallest : largest) + fmax(log2(plan->kept), 0);
+    Call c = {.plan = plan, .out = out, .grad = grad, .x = x, .n = n, .key = mix((uint64_t)seed + GOLDEN)};
+    c.of_term = plan->what == VALUE && steepest > largest - 2;
+    c.power = c.of_term ? power_of(half, log2_scale, 0) : power_of(e, log2_scale, plan->q == 2);
+    in_parallel((n + BLOCK - 1) / BLOCK, GRAIN, blocks, &c);
+}
+
+/* The unit and the gain with which the noise has Dropout's power: reference.matched. */
+void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit, double *gain) {
+    Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
+    int64_t count = (n + BLOCK - 1) / BLOCK, share = (count + PARTS - 1) / PARTS;
+    Call c = {.plan = plan, .x = x, .n = n, .part = share * BLOCK, .sums = sums};
+    c.power = power_of(plan->q, 0, 0);
+    *unit = *gain = 1;
+    if (n == 0 || plan->q == 2) return;
+    in_parallel((count + share - 1) / share, (GRAIN + share - 1) / share, parts, &c);
+    for (int i = 0; i < PARTS; i++) add(&all, sums[i], plan->q);
+    if (all.peak == 0 || !(all.peak < INFINITY)) return;
+    *unit = all.peak;
+    *gain = sqrt(all.square / all.moment);
+}
+
+#else /* for one REAL */
+
+INLINE const REAL *NAME(load)(REAL *buffer, const void *from, int64_t start, int n, int dtype) {
+    const uint16_t *halves = (const uint16_t *)from + start;
+    if (dtype == BFLOAT16) for (int i = 0; i < n; i++) buffer[i] = from_bfloat16(halves[i]);
+    else if (dtype == FLOAT16) for (int i = 0; i < n; i++) buffer[i] = from_float16(halves[i]);
+    else return (const REAL *)from + start;
+    return buffer;
+}
+
+/* xi of `count` draws from number `first` on. */
+INLINE void NAME(draw)(REAL *xi, const Call *c, int64_t first, int count) {
+    union { uint64_t words[BLOCK / 2 + 1]; int16_t narrow[2 * BLOCK + 4]; int32_t wide[BLOCK + 2]; } u;
+    int32_t threshold = c->plan->threshold, each = 64 / c->plan->bits, skipped = (int32_t)(first % each);
+    REAL kept = (REAL)c->plan->kept;
+    uint64_t state = c->key + (uint64_t)(first / each) * GOLDEN;
+    for (int i = 0; i < (skipped + count + each - 1) / each; i++) u.words[i] = mix(state + (uint64_t)(i + 1) * GOLDEN);
+    if (each == 4) for (int i = 0; i < count; i++) xi[i] = u.narrow[skipped + i] >= threshold ? kept : -1;
+    else for (int i = 0; i < count; i++) xi[i] = u.wide[skipped + i] >= threshold ? kept : -1;
+}
+
+/* xi of elements `start` to `start + n`. */
+INLINE void NAME(noise)(REAL *xi, const Call *c, int64_t start, int n) {
+    const Plan *p = c->plan;
+    REAL once[BLOCK];
+    int64_t at[64], rest = start / p->repeat, skipped = start % p->repeat;
+    for (int run = 0; run < p->runs; run++) { at[run] = rest % p->sizes[run]; rest /= p->sizes[run]; }
+    for (int i = 0; i < n;) {
+        int64_t first = 0, left = p->sizes[0] - at[0], wanted = (skipped + n - i + p->repeat - 1) / p->repeat;
+        int count = (int)(left < wanted ? left : wanted);
+        for (int run = 0; run < p->runs; run++) first += at[run] * p->steps[run];
+        NAME(draw)(p->repeat == 1 ? xi + i : once, c, first, count);
+        if (p->repeat == 1) i += count;
+        else for (int j = 0; j < count; j++) {
+            int times = (int)(p->repeat - skipped < n - i ? p->repeat - skipped : n - i);
+            for (int end = i + times; i < end; i++) xi[i] = once[j];
+            skipped = 0;
+        }
+        at[0] += count;
+        for (int run = 0; run < p->runs - 1 && at[run] == p->sizes[run]; run++) { at[run] = 0; at[run + 1]++; }
+    }
+}
+
+/* s = scale |x|^e */
+INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const Power *p) {
+    const REAL scale = (REAL)exp2(p->log2_scale), at_zero = (REAL)p->at_zero, infinity = (REAL)INFINITY;
+    const REAL at_infinity = p->e > 0 ? infinity : p->e < 0 ? 0 : scale;
+    const double whole = rint(p->log2_scale);
+    const REAL e_high = (REAL)as_float(as_bits((float)p->e) & 0xFFFFF000), e_low = (REAL)(p->e - e_high);
+    const REAL scale_high = (REAL)whole, scale_low = (REAL)(p->log2_scale - whole);
+    int how = p->quarters, unusual = 0;
+    if (how == QUICK) for (int i = 0; i < n; i++) {
+        REAL a = ABSOLUTE(x[i]);
+        unusual |= (a < LEAST && a != 0) | !(a < infinity);
+    }
+    if (unusual) how = CAREFUL;
+#define EACH(factors) \
+    for (int i = 0; i < n; i++) { REAL a = ABSOLUTE(x[i]); s[i] = a == 0 ? at_zero : scale * factors; } break
+    switch (how) {
+        case -3: EACH((1 / (ROOT(a) * ROOT(ROOT(a)))));
+        case -2: EACH((1 / ROOT(a)));
+        case -1: EACH((1 / ROOT(ROOT(a))));
+        case 0: EACH((a == a ? 1 : a));
+        case 1: EACH(ROOT(ROOT(a)));
+        case 2: EACH(ROOT(a));
+        case 3: EACH(ROOT(a) * ROOT(ROOT(a)));
+        case 4: EACH(a);
+        case 5: EACH(a * ROOT(ROOT(a)));
+        case 6: EACH(a * ROOT(a));
+        case 7: EACH(a * (ROOT(a) * ROOT(ROOT(a))));
+        case 8: EACH(a * a);
+        case QUICK:
+            for (int i = 0; i < n; i++) {
+                REAL power = NAME(general)(ABSOLUTE(x[i]), e_high, e_low, scale_high, scale_low, 0);
+                s[i] = x[i] == 0 ? at_zero : power;
+            }
+            break;
+        default:
+            for (int i = 0; i < n; i++) {
+                REAL a = ABSOLUTE(x[i]), power = NAME(general)(a, e_high, e_low, scale_high, scale_low, 1);
+                s[i] = a == 0 ? at_zero : a < infinity ? power : a == a ? at_infinity : a;
+            }
+    }
+}
+
+TARGETS static void NAME(block)(const Call *c, int64_t start, int n) {
+    const Plan *p = c->plan;
+    REAL s[BLOCK], xi[BLOCK], x_wide[BLOCK], grad_wide[BLOCK], out_wide[BLOCK];
+    const REAL limit = p->what == VALUE ? (REAL)INFINITY : (REAL)p->limit;
+    const REAL *x = NAME(load)(x_wide, c->x, start, n, p->dtype), *factor = x;
+    REAL *out = p->dtype == BFLOAT16 || p->dtype == FLOAT16 ? out_wide : (REAL *)c->out + start;
+    NAME(noise)(xi, c, start, n);
+    NAME(raise)(s, x, n, &c->power);
+    if (p->what == GRADIENT) factor = NAME(load)(grad_wide, c->grad, start, n, p->dtype);
+    if (c->of_term) for (int i = 0; i < n; i++) {
+        REAL term = (x[i] < 0 ? -s[i] : s[i]) * xi[i], sum = x[i] + term;
+        out[i] = sum == sum ? sum : p->q < 2 ? x[i] : term; /* of two infinities that of the larger power */
+    } else for (int i = 0; i < n; i++) {
+        REAL noise = s[i] * xi[i], slope = 1 + (noise < -limit ? -limit : noise > limit ? limit : noise);
+        out[i] = p->what == SLOPE ? slope : factor[i] * slope;
+    }
+    if (p->dtype == BFLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_bfloat16((float)out[i]);
+    if (p->dtype == FLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_float16((float)out[i]);
+}
+
+TARGETS static void NAME(sums)(const Call *c, int64_t start, int n, Sums *sums) {
+    REAL u[BLOCK] = {0}, power[BLOCK], wide[BLOCK], peak, square[LANES] = {0}, moment[LANES] = {0};
+    BITS all = (BITS)~(BITS)0 >> 1, bits, largest = 0;
+    const REAL *x = NAME(load)(wide, c->x, start, n, c->plan->dtype);
+    for (int i = 0; i < n; i++) { /* as whole numbers magnitudes have the same order, and NaN is the largest */
+        memcpy(&bits, x + i, sizeof bits);
+        largest = (bits & all) > largest ? bits & all : largest;
+    }
+    memcpy(&peak, &largest, sizeof peak);
+    for (int i = 0; i < n; i++) u[i] = (x[i] < 0 ? -x[i] : x[i]) / peak;
+    NAME(raise)(power, u, (n + LANES - 1) / LANES * LANES, &c->power);
+    for (int i = 0; i < n; i += LANES)
+        for (int j = 0; j < LANES; j++) { square[j] += u[i + j] * u[i + j]; moment[j] += power[i + j]; }
+    Sums block = {peak, 0, 0};
+    for (int j = 0; j < LANES; j++) { block.square += square[j]; block.moment += moment[j]; }
+    add(sums, block, c->plan->q);
+}
+
+#endif
