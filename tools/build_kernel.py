@@ -1,4 +1,4 @@
-"""Compiles the native kernel: `python tools/build_kernel.py` in a working tree, by itself whenever pip builds or installs.
+"""Compiles the native kernel when pip builds or installs; by hand, in a working tree: `python tools/build_kernel.py`.
 
 Without a compiler there is no kernel, the wheel is one for every platform, and plain torch serves.
 """
@@ -10,65 +10,82 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path(__file__).resolve().parents[1] / "src" / "sparseout" / "kernels"
-# IEEE arithmetic, to the bit the same on every machine; without the flag for errno no root would be a vector's.
+SOURCE, LIBRARY = KERNELS / "native.c", KERNELS / "_native.so"
+
+# IEEE arithmetic, to the bit the same on every machine. The first two -fno let the compiler use vectors where it would
+# otherwise care for errno and for flags that nobody reads.
 FLAGS = "-O3 -std=c11 -fPIC -shared -fno-math-errno -fno-trapping-math -ffp-contract=off".split()
 
 
 def compilers() -> list[list[str]]:
-    """The commands to try: `CC` alone where it is set, else the compiler of this platform and of this Python."""
+    """The commands to try: `CC` alone where it is set, else the compiler of the platform and that of Python."""
     if os.environ.get("CC"):
         return [shlex.split(os.environ["CC"])]
-    named = ["cc", "gcc", "clang", *shlex.split(sysconfig.get_config_var("CC") or "")[:1]]
-    return [[name] for name in dict.fromkeys(named)]
+    names = ["cc", "gcc", "clang", *shlex.split(sysconfig.get_config_var("CC") or "")[:1]]
+    return [[name] for name in dict.fromkeys(names)]
 
 
-def compile_kernel(source: Path, target: Path, flags: list[str] = FLAGS) -> str:
-    """Compile `source` into the library `target`; return why that failed, or nothing."""
-    fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+def compile_kernel(target: Path = LIBRARY, flags: Sequence[str] = FLAGS) -> str:
+    """Compile the kernel into `target`; return why that failed, or nothing."""
     target.unlink(missing_ok=True)
     if sys.platform == "win32":
-        return "Windows is not supported"
+        return "it has not been ported to Windows"
+    fingerprint = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     reasons = []
     for compiler in compilers():
         if not shutil.which(compiler[0]):
             reasons.append(f"there is no {compiler[0]}")
             continue
-        built = target.with_suffix(f".{os.getpid()}")  # what a running program has loaded is replaced, not changed
-        command = [*compiler, *flags, f'-DSOURCE="{fingerprint}"', "-o", str(built), str(source), "-lm"]
+        built = target.with_suffix(f".{os.getpid()}")
+        command = [*compiler, *flags, f'-DSOURCE="{fingerprint}"', "-o", str(built), str(SOURCE), "-lm"]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
             reasons.append(f"{compiler[0]} cannot be run: {error}")
             continue
         if result.returncode == 0:
-            built.replace(target)
+            built.replace(target)  # as a whole, for whoever imports it meanwhile
             return ""
+        built.unlink(missing_ok=True)
         reasons.append(f"{compiler[0]} failed: {result.stderr.strip()[-500:]}")
     return "; ".join(reasons)
 
 
 class KernelBuildHook(BuildHookInterface):
-    """Called by hatchling for wheels and editable installs."""
+    """Called by hatchling before it makes a wheel, or the one that an editable install is."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and make it a platform's wheel; or say why not, and leave the wheel one for all platforms."""
-        reason = compile_kernel(KERNELS / "native.c", KERNELS / "_native.so")
+        """Compile, and make the wheel one for this platform; or say why not, and leave it one for all."""
+        if version == "editable":
+            target = LIBRARY
+        else:
+            self.folder = tempfile.TemporaryDirectory()
+            target = Path(self.folder.name) / LIBRARY.name
+            build_data["force_include"][str(target)] = f"sparseout/kernels/{LIBRARY.name}"
+        reason = compile_kernel(target)
         if reason:
-            self.app.display_warning(f"sparseout is installed without its native kernel: {reason}")
+            build_data["force_include"].pop(str(target), None)
+            self.app.display_warning(f"sparseout is built without its native kernel: {reason}")
             return
-        build_data["artifacts"].append("src/sparseout/kernels/_native.so")
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"  # no part of Python's interface is used
+        build_data["tag"] = f"py3-none-{platform}"  # nothing in it depends on a version of Python
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled for a wheel."""
+        if version != "editable":
+            self.folder.cleanup()
 
 
 if __name__ == "__main__":
-    sys.exit(compile_kernel(KERNELS / "native.c", KERNELS / "_native.so") or 0)
+    sys.exit(compile_kernel() or 0)

@@ -5,7 +5,8 @@ import torch
 from interpreter import DEVICE, launchers
 
 import sparseout
-from sparseout.kernels import backends, cpu
+from sparseout._utils import torch_internals
+from sparseout.kernels import backends, cpu, ops
 
 
 @pytest.fixture
@@ -20,19 +21,35 @@ def gpu(monkeypatch):
     return monkeypatch
 
 
-@pytest.mark.parametrize("setting", ["auto", "torch", "triton", None])
-def test_where_there_is_no_gpu_it_is_torch(monkeypatch, setting):
-    plain = ("torch", "the Triton kernel needs a CUDA device, and this is cpu")
+@pytest.mark.parametrize("setting", ["auto", "torch", "triton", "native", None])
+@pytest.mark.parametrize("obstacle", ["", "the native kernel is not there"])
+def test_where_there_is_no_gpu_it_is_the_native_kernel_or_torch(monkeypatch, setting, obstacle):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu, "obstacle", lambda: obstacle)
     if setting is None:
         monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
     else:
         monkeypatch.setenv("SPARSEOUT_BACKEND", setting)
-    assert sparseout.backend() == sparseout.backend("cpu") == plain
-    if setting != "torch":
-        assert sparseout.backend("cuda") == sparseout.backend(0) == ("torch", "there is no CUDA device")
+    device = torch.device("cpu")
+    if setting == "native" and obstacle:
+        for ask in (backends.kernels, sparseout.backend):
+            with pytest.raises(RuntimeError, match=f"SPARSEOUT_BACKEND=native cannot be followed: {obstacle}"):
+                ask(device)
+    else:
+        name = "torch" if setting == "torch" or obstacle else "native"
+        reason = "SPARSEOUT_BACKEND=torch" if setting == "torch" else obstacle or cpu.threads()
+        assert sparseout.backend() == sparseout.backend("cpu") == (name, reason)
+        assert backends.kernels(device) is (cpu if name == "native" else None)
+    assert sparseout.backend("cuda") == sparseout.backend(0) == ("torch", "there is no CUDA device")
     assert sparseout.backend(torch.device("mps")).name == "torch"
     assert backends.kernels(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize(("address", "words"), [(7, "in torch's threads"), (None, "in one thread: torch 2.8.0 ")])
+def test_it_says_whose_threads_are_used(monkeypatch, address, words):
+    monkeypatch.setattr(torch_internals, "parallel_for", lambda: address)
+    monkeypatch.setattr(torch, "__version__", "2.8.0")
+    assert words in cpu.threads.__wrapped__()
 
 
 def test_the_setting_decides_on_a_gpu(gpu):
@@ -53,7 +70,7 @@ def test_the_setting_decides_on_a_gpu(gpu):
 @pytest.mark.parametrize("device", ["cpu", "cuda", None])
 def test_a_setting_that_is_none_of_them_is_refused(gpu, device):
     gpu.setenv("SPARSEOUT_BACKEND", "cuda")
-    sentence = "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch' or 'triton', but got 'cuda'"
+    sentence = "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch', 'triton' or 'native', but got 'cuda'"
     with pytest.raises(ValueError, match=sentence):
         sparseout.backend(device)
 
@@ -110,8 +127,7 @@ def test_the_ops_hand_the_kernel_what_it_needs(monkeypatch, gradient, q, scale, 
         return y.detach(), torch.autograd.grad(y.sin().sum(), leaf)[0]
 
     with launchers() as module:
-        monkeypatch.setattr(cpu, "supports", lambda *_: False)
-        monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
+        monkeypatch.setattr(ops, "_is_slope_finite_cached", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: None)
         plain = result()
         launch = module.launch
@@ -129,8 +145,7 @@ def test_what_the_kernel_does_not_do_goes_to_plain_torch(monkeypatch, dtype, dim
     x = torch.randn(2, 3, 2, 3, 2, 3, dtype=dtype, device=DEVICE, requires_grad=True)
     expected = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
     with launchers() as module:
-        monkeypatch.setattr(cpu, "supports", lambda *_: False)
-        monkeypatch.setattr(cpu, "keeps_slope", lambda *_: False)
+        monkeypatch.setattr(ops, "_is_slope_finite_cached", lambda *_: False)
         monkeypatch.setattr(backends, "kernels", lambda device: module)
         y = sparseout.sparseout(x, 0.3, 1.5, gradient="exact", shared_dims=dims, seed=3)
         (ours,) = torch.autograd.grad(y.sum(), x)

@@ -1,100 +1,199 @@
-"""The CPU path against the definition: in one block and in many, for masks of every kind."""
+"""The native kernel against the definition: every dtype, exponent, kind of mask and size of block."""
 
+import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from sparseout import sparseout
+from sparseout import backend, sparseout
+from sparseout._utils import torch_internals
 from sparseout.kernels import cpu, reference
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseParams
 
-SEED = 11
-# |x / unit|^(q/2 - 1) loses with the logarithm of what it is taken of; here that is within 1e-6 of its value.
-TOLERANCE = {
-    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
-    torch.float32: {"rtol": 3e-6, "atol": 3e-6},
-    torch.bfloat16: {"rtol": 1e-2, "atol": 1e-5},
-}
+needs_kernel = pytest.mark.skipif(bool(cpu.obstacle()), reason=cpu.obstacle() or "it is there")
+SEED = torch.tensor(11)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# Units in the last place of |x| + |term|, for q <= 2. In fp64 a power loses with the logarithm of what it is taken of.
+ULPS = {torch.float32: 3, torch.float64: 400, torch.bfloat16: 0.51, torch.float16: 0.51}
+QS = [0.0, 0.1, 0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 2.9, 3.0, 3.5, 4.0, 6.0, 20.0]
+# Around a block of 1,024 elements and a word of 4 draws; masks shared in the inner dims, in the outer ones, in turns.
 SHAPES = [
-    ((1000,), ()),
     ((), ()),
-    ((7, 0), ()),
-    ((3, 4, 5), (0, 2)),
+    ((1,), ()),
+    ((7, 0), (1,)),
+    ((1023,), ()),
+    ((3 * 1024 + 5,), ()),
+    ((70, 33), (0,)),
+    ((5, 700, 3), (2,)),
+    ((9, 5, 100), (1,)),
+    ((7, 33, 5), (1, 2)),
+    ((2, 3000), (1,)),
     ((3, 4, 5), (0, 1, 2)),
-    ((600_001,), ()),
-    ((700, 400, 3), (2,)),
-    ((700, 400, 3), (0,)),
-    ((2, 300_000), (1,)),
-    ((2, 300_000), (0,)),
+    ((3, 2, 5, 3, 7, 2), (0, 2, 4)),
+    ((3, 2, 5, 3, 7, 2), (1, 3, 5)),
+    ((4, 1, 6, 1, 50), (1, 2)),
 ]
 
 
-@pytest.mark.parametrize("q", [0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 6.0])
+def noise(x, p, shared_dims=()):
+    shape = [1 if dim in shared_dims else size for dim, size in enumerate(x.shape)]
+    return reference.noise(masks.make(SEED, shape, p), masks.effective_p(p), torch.float64)
+
+
+def launch(grad, x, p, params, shared_dims=(), exact=False):
+    return cpu.launch(grad, x, SEED, p, list(params), None, shared_dims, exact)
+
+
+def assert_is_sum(result, a, b, q):
+    """Whether it is a + b up to the rounding of each, wherever these are normal numbers."""
+    info, size = torch.finfo(result.dtype), a.abs() + b.abs()
+    counted = (size > 100 * info.tiny) & (size < info.max / 8)
+    ulps = ((result.double() - (a + b)).abs() / (size * info.eps))[counted]
+    assert ulps.numel() == 0 or ulps.max() <= ULPS[result.dtype] * max(1, q / 2)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "shared_dims"), SHAPES)
-def test_value_and_slopes_are_the_definition(shape, shared_dims, q):
-    place = SHAPES.index((shape, shared_dims))
-    for dtype, p, unit, gain in (
-        (torch.float32, 0.3, 1.0, 1.0),
-        (torch.float32, 0.001, 0.7, 1.6),
-        (list(TOLERANCE)[place % 3], 0.3, 0.7, 1.0),
-    ):
-        x, grad = torch.randn(shape, dtype=torch.float64).relu().to(dtype), torch.randn(shape).to(dtype)
-        small = [1 if dim in shared_dims else size for dim, size in enumerate(shape)]
-        mask = masks.make(torch.tensor(SEED), small, p)
-        xi = reference.noise(mask, masks.effective_p(p), reference.compute_dtype(dtype))
-        params, how = NoiseParams(q, unit, gain if q != 2 else 1.0), TOLERANCE[dtype]  # at q = 2 beta is 1
-        y = cpu.value(x, SEED, p, params, shared_dims)
-        torch.testing.assert_close(y, reference.value(x, xi, *params), **how)
+def test_value_and_slopes_are_the_definition(shape, shared_dims, dtype):
+    scales = [(1.0, 1.0, 0.3), (0.7, 1.6, 0.001), (1e-12, 1.0, 0.9), (1e10, 2.0, 0.3)]
+    size = math.prod(shape)
+    for (index, q), (unit, amplitude, p) in itertools.product(enumerate(QS), scales):
+        params = NoiseParams(q, unit, amplitude) if q != 2 else NoiseParams(q)  # at q = 2 beta is 1
+        x = torch.randn(size + 3, dtype=torch.float64) * 10.0 ** torch.randint(-3, 4, (size + 3,))
+        x = torch.where(torch.rand(size + 3) < 0.2, 0.0, x).to(dtype)
+        grad = torch.randn(size + 3).to(dtype)
+        x, grad = (tensor[index % 4 :][:size].view(shape) for tensor in (x, grad))  # at any address
+        wide, xi, largest = x.double(), noise(x, p, shared_dims), torch.finfo(dtype).max
+        term = reference.value(wide, xi, *params) - wide
+        assert_is_sum(launch(None, x, p, params, shared_dims), wide, term, q)
         for exact in (False, True):
-            slope = reference.slope(x, xi, *params, exact)
-            result = cpu.gradient(grad, x, SEED, p, params, shared_dims, exact)
-            torch.testing.assert_close(result, (grad * slope).to(dtype), **how)
-        if cpu.keeps_slope(dtype, p, params):
-            slope = cpu.slope(x, SEED, p, params, shared_dims)
-            torch.testing.assert_close(slope, reference.slope(x, xi, *params, False).expand_as(x), **how)
+            slope = (reference.slope(wide, xi, *params, exact) - 1).clamp(-largest, largest)
+            result = launch(grad, x, p, params, shared_dims, exact)
+            assert result.dtype == dtype
+            if q < 6:  # beyond, the power overflows in fp32 before it is multiplied, as in the definition
+                assert_is_sum(result, grad.double(), grad.double() * slope, q)
+        if dtype in (torch.float32, torch.float64) and q < 6:
+            slope = (reference.slope(wide, xi, *params, False) - 1).clamp(-largest, largest)
+            assert_is_sum(cpu.slope(x, SEED, p, list(params), shared_dims), torch.ones_like(slope), slope, q)
 
 
-@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 2**32, 7 - 2**40])
+@needs_kernel
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 7 - 2**40])
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.77, 0.99, 1e-9, 0.004, 0.9999])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_noise_is_that_of_the_mask_however_much_is_made_at_a_time(dtype, p, seed):
-    n = 1500
-    xi = reference.noise(masks.make(torch.tensor(seed), (n,), p), masks.effective_p(p), dtype)
-    for start, count in ((0, 1), (0, 3), (0, 511), (0, 512), (0, 513), (0, n), (4, 100), (700, 800), (1496, 4)):
-        made = masks.noise(masks.key(seed), p, dtype, start, count)
-        assert made.dtype == dtype
-        assert torch.equal(made, xi[start : start + count])
+def test_the_mask_is_that_of_every_other_path_bit_for_bit(p, seed):
+    for shape, shared_dims in SHAPES:
+        x = torch.ones(shape)
+        y = cpu.launch(None, x, torch.tensor(seed), p, [1.0, 1.0, 1.0], None, shared_dims, False)
+        drawn = [1 if dim in shared_dims else size for dim, size in enumerate(shape)]
+        assert torch.equal(y != 0, masks.make(torch.tensor(seed), drawn, p).expand(shape))
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_only_where_a_slope_would_overflow_the_path_is_not_taken(dtype):
-    smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
-    for q in (0.0, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 2.0, 3.0, 7.0):
-        y = cpu.value(torch.tensor([smallest], dtype=dtype), SEED, 0.5, NoiseParams(q), ())
-        right = math.isclose(abs(y.double().item()), smallest ** (q / 2), rel_tol=0.01) or q >= 2
-        assert right or not cpu.supports(dtype, 0.5, NoiseParams(q))
-    assert cpu.supports(dtype, 0.5, NoiseParams(0.3))
-    assert not cpu.supports(dtype, 0.5, NoiseParams(0.0))
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.3, 0.5])
+def test_every_number_of_a_half_type_is_read_and_rounded_as_torch_does(p, dtype):
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    y = launch(None, x, p, NoiseParams(2.0))
+    slope = cpu.slope(torch.ones(2**16), SEED, p, [2.0, 1.0, 1.0], ())
+    torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
+    y = launch(x, torch.ones_like(x), p, NoiseParams(2.0))
+    torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_it_works_whatever_the_default_device_and_in_inference_mode():
-    masks._steps.cache_clear()
-    masks._lanes.cache_clear()
-    cpu._one.cache_clear()
-    params = NoiseParams(1.3)
-    x, large = torch.rand(64), torch.rand(1000)
-    with torch.inference_mode(), torch.device("meta"):
-        first = cpu.value(x, SEED, 0.5, params, ()), cpu.slope(large, SEED, 0.5, params, ())
-    second = cpu.value(x, SEED, 0.5, params, ()), cpu.slope(large, SEED, 0.5, params, ())
-    for a, b in zip(first, second, strict=True):
-        assert a.device.type == "cpu"
-        assert torch.equal(a, b)
-    y = (leaf := large.clone().requires_grad_()) * second[1]
-    assert torch.equal(torch.autograd.grad(y.sum(), leaf)[0], second[1])
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("q", [0.0, 0.05, 0.5, 1.0, 1.3, 2.0, 2.7, 4.0, 7.0, 1e6, 1e300])
+def test_awkward_numbers_give_what_the_definition_gives(q, dtype):
+    info = torch.finfo(dtype)
+    small = info.tiny * info.eps
+    numbers = [0.0, -0.0, small, -small, 5 * small, info.tiny, -info.tiny, 1.0, -1.0, info.max, -info.max, math.inf,
+               -math.inf, math.nan]  # fmt: skip
+    x = torch.tensor(numbers, dtype=dtype).repeat(40)  # both values of the noise for each
+    xi = noise(x, 0.9)
+    y = launch(None, x, 0.9, NoiseParams(q))
+    expected = reference.value(x.double(), xi, q, 1.0, 1.0).to(dtype)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1.01 * info.eps, "atol": 2 * small, "equal_nan": True}
+    tolerance["rtol"] = max(tolerance["rtol"], 1e-12)
+    finite = x.isfinite()
+    torch.testing.assert_close(y[finite], expected[finite], **tolerance)
+    assert y[x.isnan()].isnan().all()
+    # |x|^(q/2) is beyond x or below it where both are infinite.
+    limit = x if q < 2 else x * xi.sign().to(dtype) if q > 2 else x * (1 + xi).to(dtype)
+    torch.testing.assert_close(y[x.isinf()], limit[x.isinf()], equal_nan=True)
+    for exact in (False, True):
+        slope = launch(torch.ones_like(x), x, 0.9, NoiseParams(q), exact=exact)
+        wide = (reference.slope(x.double(), xi, q, 1.0, 1.0, exact) - 1).clamp(-info.max, info.max) + 1
+        if dtype == torch.float64 or q <= 4:
+            torch.testing.assert_close(slope[finite], wide.to(dtype)[finite], **tolerance)
+        assert slope[finite].isfinite().all()
+        assert slope[x.isnan()].isnan().all()
 
 
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_move_a_bit(dtype):
+    x, grad = (torch.randn(300_001).to(dtype) for _ in range(2))
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            tensors = [launch(None, x, 0.3, NoiseParams(1.3)), launch(grad, x, 0.3, NoiseParams(2.5))]
+            results.append((torch.stack(tensors), cpu.matched(x, 1.3), cpu.matched(x, 3.0)))
+    finally:
+        torch.set_num_threads(before)
+    for tensors, *scales in results[1:]:
+        assert torch.equal(tensors, results[0][0])
+        assert scales == list(results[0][1:])
+
+
+@pytest.mark.skipif(torch_internals.parallel_for() is None, reason="this torch does not lend its threads")
+@needs_kernel
+def test_the_threads_are_torchs():
+    script = f"""
+import os, torch
+from sparseout.kernels import cpu
+x = torch.randn(2_000_000)
+torch.set_num_threads(1)
+run = lambda: cpu.launch(None, x, torch.tensor(1), 0.3, [1.3, 1.0, 1.0], None, (), False)
+run(); alone = len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+run(); print(len(os.listdir("/proc/self/task")) - alone)
+"""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("threads are counted in /proc")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 2
+
+
+@needs_kernel
+@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 1.3, 1.5, 2.0, 3.0, 6.0, 9.0])
+def test_matched_is_the_definition(q):
+    for dtype, factor in itertools.product(DTYPES, (1.0, 1e-25, 1e30)):
+        for size in (0, 1, 5, 1024, 300_001):
+            x = (torch.randn(size).relu() * factor).to(dtype)
+            ours = NoiseParams(q, *cpu.matched(x, q)).balanced(torch.float64).numbers()
+            theirs = NoiseParams(q, *reference.matched(x.double(), q)).balanced(torch.float64).numbers()
+            infinite = not x.isfinite().all()
+            assert ours == pytest.approx((q, 1.0, 1.0) if infinite else theirs, rel=2e-6)
+    for numbers in ([0.0, 0.0], [1.0, math.inf], [1.0, math.nan, 2.0], [math.nan] * 2000, [-math.inf] + [1.0] * 5000):
+        assert cpu.matched(torch.tensor(numbers), q) == (1.0, 1.0)
+
+
+@needs_kernel
+def test_a_gradient_of_another_dtype_or_shape_is_not_read_as_what_it_is_not():
+    x = torch.randn(100, 3)
+    right = launch(torch.full_like(x, 2.0), x, 0.3, NoiseParams(1.5))
+    for grad in (torch.tensor(2.0), torch.full((3,), 2.0, dtype=torch.float64), torch.full((100, 1), 2.0).half()):
+        assert torch.equal(launch(grad, x, 0.3, NoiseParams(1.5)), right)
+
+
+@needs_kernel
 @pytest.mark.parametrize("scale", [None, 0.3, "matched"])
 @pytest.mark.parametrize("q", [2.0, torch.tensor(2.0)])
 def test_at_q_2_a_dropped_unit_is_zero_in_any_unit(q, scale):
@@ -121,3 +220,48 @@ def test_a_steep_slope_saturates_and_a_large_value_does_not():
         assert set(y.abs().tolist()) == {math.inf}
         (slope,) = torch.autograd.grad(y, x, torch.full_like(x, 1e-30))
         torch.testing.assert_close(slope.abs(), torch.full_like(slope, 1e-30 * torch.finfo(torch.float32).max))
+
+
+@needs_kernel
+def test_what_is_not_there_or_not_ours_is_not_used(monkeypatch, tmp_path):
+    x = torch.randn(100)
+    right = sparseout(x, 0.3, 1.5, seed=1)
+    stale, broken = tmp_path / "stale.so", tmp_path / "broken.so"
+    broken.write_text("no library")
+    stale.write_bytes(cpu.LIBRARY.read_bytes())
+    for library, sentence in (
+        (tmp_path / "none.so", "was not compiled when sparseout was installed; install a C compiler"),
+        (broken, "cannot be loaded"),
+        (stale, "was compiled from another version of sparseout; install sparseout again"),
+    ):
+        monkeypatch.setattr(cpu, "LIBRARY", library)
+        monkeypatch.setattr(cpu, "fingerprint", lambda: "another")
+        cpu.obstacle.cache_clear()
+        cpu._library.cache_clear()
+        try:
+            assert backend("cpu").name == "torch"
+            assert sentence in backend("cpu").reason
+            torch.testing.assert_close(sparseout(x, 0.3, 1.5, seed=1), right)
+            monkeypatch.setenv("SPARSEOUT_BACKEND", "native")
+            with pytest.raises(RuntimeError, match="SPARSEOUT_BACKEND=native cannot be followed: the native kernel"):
+                sparseout(x, 0.3, 1.5, seed=1)
+        finally:
+            monkeypatch.undo()
+            cpu.obstacle.cache_clear()
+            cpu._library.cache_clear()
+
+
+AVAILABLE = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(AVAILABLE < 12, reason=f"2^31 elements of bf16 in and out need 12 GiB, and {AVAILABLE:.0f} are free")
+@needs_kernel
+def test_more_than_2_to_the_31_elements():
+    n, p = 2**31 + 5, 0.5
+    y = launch(None, torch.ones((), dtype=torch.bfloat16).expand(n).contiguous(), p, NoiseParams(2.0))
+    state = masks._mix_(SEED + masks._int64(masks._GOLDEN))
+    words = masks._mix_(state + torch.arange(n // 4 - 9, n // 4 + 2) * masks._int64(masks._GOLDEN))
+    draws = torch.stack([(words >> shift).to(torch.int16) for shift in (0, 16, 32, 48)], dim=-1).flatten()
+    first = (n // 4 - 10) * 4
+    assert torch.equal(y[first:] != 0, draws[: n - first] >= 0)
