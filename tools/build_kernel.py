@@ -22,7 +22,7 @@ SOURCE, LIBRARY = KERNELS / "native.c", KERNELS / "_native.so"
 
 # IEEE arithmetic, to the bit the same on every machine. The first two -fno let the compiler use vectors where it would
 # otherwise care for errno and for flags that nobody reads.
-FLAGS = "-O3 -std=c11 -fPIC -shared -fno-math-errno -fno-trapping-math -ffp-contract=off".split()
+FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
 
 def compilers() -> list[list[str]]:

@@ -287,7 +287,10 @@ def test_what_would_fail_at_the_end_fails_at_the_start(tiny, tmp_path, capfd, mo
     with monkeypatch.context() as patch:
         patch.setenv("SPARSEOUT_BACKEND", "foo")
         assert status_of("bench", "--quick", "--device", "cpu", "--out", str(tmp_path)) == 2
-    assert "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch', 'triton' or 'native', but got 'foo'" in capfd.readouterr().err
+    assert (
+        "expected `SPARSEOUT_BACKEND` to be 'auto', 'torch', 'triton' or 'native', but got 'foo'"
+        in capfd.readouterr().err
+    )
     (tmp_path / "results.json").write_text('{"experiment": "demo"}')
     assert status_of("bench", "--quick", "--device", "cpu", "--out", str(tmp_path)) == 1
     assert "does not hold rows of sparseout bench" in capfd.readouterr().err

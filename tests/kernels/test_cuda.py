@@ -206,8 +206,8 @@ def test_positions_have_64_bits(cuda, start, p):
     cut = masks.signed(threshold, bits) << (32 - bits)
     kernel = type(cuda.kernels.sparseout)(keep_of)
     kernel[(1,)](out, SEED, start, cut, cuda.kernels._keep, bits, 64 // bits)
-    xi = masks.noise(masks.key(SEED.item()), p, torch.float32, start, 64)
-    assert torch.equal(out.bool(), xi > 0)
+    draws = masks.words(SEED.cpu(), bits, start * bits // 64).view(torch.int16 if bits == 16 else torch.int32)
+    assert torch.equal(out.bool(), draws >= masks.signed(threshold, bits))
 
 
 def test_what_is_large_is_indexed_with_64_bits(cuda):

@@ -1,4 +1,4 @@
-"""Which implementation of the operation runs where: a native kernel on CPUs, a Triton kernel on NVIDIA GPUs, or torch."""
+"""Which implementation of the operation runs where: native on CPUs, Triton on NVIDIA GPUs, or torch."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,8 @@ def fingerprint() -> str:
 def obstacle() -> str:
     """Why the kernel cannot be used, and what to do; empty if it can be."""
     if not LIBRARY.exists():
-        return "the native kernel was not compiled when sparseout was installed; install a C compiler (or set CC) and " \
-               "install sparseout again"
+        todo = "install a C compiler (or name one in CC) and install sparseout again"
+        return f"the native kernel was not compiled when sparseout was installed; {todo}"
     try:
         library = _library()
     except (OSError, AttributeError) as error:
@@ -128,9 +127,7 @@ def _run(
     plan = _plan(what, x.dtype, p, q, x.shape if shared_dims else (), tuple(shared_dims), exact)
     out = torch.empty_like(x)
     gradient = None if grad is None else grad.data_ptr()
-    _library().sparseout_run(
-        plan, out.data_ptr(), gradient, x.data_ptr(), x.numel(), seed.item(), unit, amplitude
-    )
+    _library().sparseout_run(plan, out.data_ptr(), gradient, x.data_ptr(), x.numel(), seed.item(), unit, amplitude)
     return out
 
 

@@ -50,12 +50,12 @@ def signed(threshold: int, bits: int) -> int:
     return threshold - (1 << (bits - 1))
 
 
-def words(seed: Tensor, count: int) -> Tensor:
-    """`count` random int64 words: the SplitMix64 stream whose state begins at the mixed seed.
+def words(seed: Tensor, count: int, first: int = 0) -> Tensor:
+    """`count` random int64 words from number `first` on: the SplitMix64 stream whose state begins at the mixed seed.
 
     Source: Steele, Lea & Flood (2014), Fast splittable pseudorandom number generators, section 4.
     """
-    index = torch.arange(1, count + 1, device=seed.device)
+    index = torch.arange(first + 1, first + count + 1, device=seed.device)
     return _mix_(_mix_(seed + _int64(_GOLDEN)) + index.mul_(_int64(_GOLDEN)))
 
 

@@ -193,7 +193,8 @@ def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: 
     if not x.is_contiguous():
         return _in_memory_order(lambda _, x, dims: _slope(x, seed, p, floats, dims), None, x, shared_dims)
     if backends.kernels(x.device) is None:
-        return reference.slope(x, _noise(x, seed, p, shared_dims), *floats, False).contiguous()
+        params = NoiseParams.unpack(floats, None)
+        return reference.slope(x, _noise(x, seed, p, shared_dims), *params, exact=False).contiguous()
     return cpu.slope(x, seed, p, floats, shared_dims)
 
 
