@@ -193,6 +193,19 @@ def test_a_gradient_of_another_dtype_or_shape_is_not_read_as_what_it_is_not():
         assert torch.equal(launch(grad, x, 0.3, NoiseParams(1.5)), right)
 
 
+@pytest.mark.parametrize("gradient", ["detached", "exact"])
+def test_zeros_that_are_not_written_down_and_negatives_that_are_not_applied_are_read_right(gradient):
+    x, zeros = torch.randn(5, requires_grad=True), torch._efficientzerotensor((5,))
+    y = sparseout(x, 0.3, 1.5, gradient=gradient, seed=1)
+    assert torch.equal(torch.autograd.grad(y, x, zeros, retain_graph=True)[0], torch.zeros(5))
+    assert torch.equal(sparseout(zeros, 0.3, 1.5, seed=1), torch.zeros(5))
+    negative = torch._neg_view(x.detach())
+    right = sparseout(-x.detach(), 0.3, 1.5, gradient=gradient, seed=1)
+    assert torch.equal(sparseout(negative, 0.3, 1.5, gradient=gradient, seed=1), right)
+    (slope,) = torch.autograd.grad(y, x, torch.ones(5), retain_graph=True)
+    assert torch.equal(torch.autograd.grad(y, x, torch._neg_view(torch.ones(5)))[0], -slope)
+
+
 @needs_kernel
 @pytest.mark.parametrize("scale", [None, 0.3, "matched"])
 @pytest.mark.parametrize("q", [2.0, torch.tensor(2.0)])

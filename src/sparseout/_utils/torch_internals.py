@@ -126,6 +126,11 @@ def may_be_recomputed() -> bool:
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def has_no_memory(x: Tensor) -> bool:
+    """Whether `x` is one of the zeros that autograd passes on without writing them down."""
+    return x._is_zerotensor()
+
+
 def parallel_for() -> int | None:
     """The address of `torch_parallel_for`, of torch's stable C interface: None before torch 2.10."""
     try:

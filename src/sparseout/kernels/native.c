@@ -36,7 +36,7 @@ typedef struct { /* what does not change from call to call; cpu.py has its twin 
 } Plan;
 
 typedef struct { /* scale * a^e for a >= 0 */
-    double e, log2_scale, at_zero;
+    double e, scale, log2_scale, at_zero;
     int quarters; /* 4 e where roots and products make the power, or else how: */
 } Power;
 enum { QUICK = 98, CAREFUL };
@@ -144,9 +144,9 @@ static void add(Sums *sums, Sums more, double q) {
 #include "native.c"
 #undef REAL
 
-static Power power_of(double e, double log2_scale, double at_zero) {
+static Power power_of(double e, double scale, double log2_scale, double at_zero) {
     int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */
-    Power power = {e, log2_scale, at_zero, moderate && fabs(e) <= 0.875 ? QUICK : CAREFUL};
+    Power power = {e, scale, log2_scale, at_zero, moderate && fabs(e) <= 0.875 ? QUICK : CAREFUL};
     if (e == 0 || (moderate && e >= -0.75 && e <= 2 && 4 * e == floor(4 * e))) power.quarters = (int)(4 * e);
     if (e > 0x1p33) power.e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
     return power;
@@ -188,14 +188,15 @@ static void in_parallel(int64_t count, int64_t grain, Range *range, Call *c) {
 void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x, int64_t n, int64_t seed,
                    double unit, double gain) {
     double half = plan->q / 2, e = half - 1, factor = plan->exact && plan->what != VALUE ? half : 1;
-    double log2_scale = plan->q == 2 ? 0 : log2(gain * factor) - e * log2(unit);
+    double scale = plan->q == 2 ? 1 : gain * factor * pow(unit, -e), log2_scale = log2(gain * factor) - e * log2(unit);
+    if (plan->q == 2) log2_scale = 0;
     if (factor == 0) e = 0; /* no noise in the slope, whatever it is a power of */
     /* y is x times the slope of "detached", but where that may overflow though y does not. */
     int wide = plan->dtype == FLOAT64, smallest = wide ? -1074 : -149, largest = wide ? 1024 : 128;
     double steepest = log2_scale + e * (e < 0 ? smallest : largest) + fmax(log2(plan->kept), 0);
     Call c = {.plan = plan, .out = out, .grad = grad, .x = x, .n = n, .key = mix((uint64_t)seed + GOLDEN)};
     c.of_term = plan->what == VALUE && steepest > largest - 2;
-    c.power = c.of_term ? power_of(half, log2_scale, 0) : power_of(e, log2_scale, plan->q == 2);
+    c.power = c.of_term ? power_of(half, scale, log2_scale, 0) : power_of(e, scale, log2_scale, plan->q == 2);
     in_parallel((n + BLOCK - 1) / BLOCK, GRAIN, blocks, &c);
 }
 
@@ -204,7 +205,7 @@ void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit,
     Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
     int64_t count = (n + BLOCK - 1) / BLOCK, share = (count + PARTS - 1) / PARTS;
     Call c = {.plan = plan, .x = x, .n = n, .part = share * BLOCK, .sums = sums};
-    c.power = power_of(plan->q, 0, 0);
+    c.power = power_of(plan->q, 1, 0, 0);
     *unit = *gain = 1;
     if (n == 0 || plan->q == 2) return;
     in_parallel((count + share - 1) / share, (GRAIN + share - 1) / share, parts, &c);
@@ -259,7 +260,7 @@ INLINE void NAME(noise)(REAL *xi, const Call *c, int64_t start, int n) {
 
 /* s = scale |x|^e */
 INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const Power *p) {
-    const REAL scale = (REAL)exp2(p->log2_scale), at_zero = (REAL)p->at_zero, infinity = (REAL)INFINITY;
+    const REAL scale = (REAL)p->scale, at_zero = (REAL)p->at_zero, infinity = (REAL)INFINITY;
     const REAL at_infinity = p->e > 0 ? infinity : p->e < 0 ? 0 : scale;
     const double whole = rint(p->log2_scale);
     const REAL e_high = (REAL)as_float(as_bits((float)p->e) & 0xFFFFF000), e_low = (REAL)(p->e - e_high);

@@ -101,7 +101,8 @@ def _intercepted(x: Tensor) -> bool:
         or type(x) not in (Tensor, torch.nn.Parameter)
         or torch_internals.dispatch_mode_active()
         or torch_internals.is_tracing()
-        or x.is_neg()  # the dispatcher takes care that memory holds what the tensor says
+        or x.is_neg()  # the dispatcher takes care that memory holds what the tensor says, and that there is one
+        or torch_internals.has_no_memory(x)
     )
 
 
