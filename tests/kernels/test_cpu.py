@@ -247,6 +247,7 @@ def test_what_is_not_there_or_not_ours_is_not_used(monkeypatch, tmp_path):
         (broken, "cannot be loaded"),
         (stale, "was compiled from another version of sparseout; install sparseout again"),
     ):
+        monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
         monkeypatch.setattr(cpu, "LIBRARY", library)
         monkeypatch.setattr(cpu, "fingerprint", lambda: "another")
         cpu.obstacle.cache_clear()
