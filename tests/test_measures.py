@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparseout import measures
-from sparseout.measures._functions import MEASURES, Streaming, density, gini, hoyer, kurtosis, sparsity, treves_rolls
+from sparseout.measures import MEASURES, Streaming, density, gini, hoyer, kurtosis, sparsity, treves_rolls
 
 FUNCTIONS = {name: getattr(measures, name) for name in MEASURES}
 RATIOS = (hoyer, gini, treves_rolls, kurtosis)  # the smooth ones, undefined for all-zero rows

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseout import Sparseout, SparsityMonitor, SparsityReport, recalibrate_norm_
-from sparseout.measures._functions import MEASURES
+from sparseout.measures import MEASURES
 from sparseout.monitor._table import shortened
 
 

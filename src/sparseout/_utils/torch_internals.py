@@ -40,6 +40,8 @@ def is_recorded(tensors: Sequence[Tensor]) -> bool:
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # else nothing is recorded by it
     if proxies is not None and proxies.get_proxy_mode() is not None:
         return True
+    if not dispatch_mode_active() and all(type(x) in (Tensor, nn.Parameter) for x in tensors):
+        return False  # soon said, as it is asked at every call of a watched module
     return torch._guards.detect_fake_mode(tensors) is not None
 
 

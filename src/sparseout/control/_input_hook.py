@@ -21,7 +21,7 @@ from sparseout._utils.torch_internals import (
     outside_transforms,
     without_transforms,
 )
-from sparseout.measures._functions import MEASURES, Streaming
+from sparseout.measures import MEASURES, Streaming
 
 Source = tuple[str, int]  # a layer's name and its number of units: a layer may be called at several widths
 

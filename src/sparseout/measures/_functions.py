@@ -1,4 +1,4 @@
-r"""How sparse is a row of activations? Six measures, and one class that takes them over a stream.
+r"""Measures of how sparse a row of activations is, six of them.
 
 A row is x along `dim`, n its length, and only magnitudes |x| count. Every measure is some statistics of a row and a
 value made from them, kept in one table, `MEASURES`, which the functions and `Streaming` share.
@@ -15,7 +15,7 @@ it sparser; D2 scaling and D4 cloning (the row is repeated) change nothing.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,32 +23,32 @@ from torch import Tensor
 
 from sparseout._utils.validation import expected, kind
 
-__all__ = ["MEASURES", "Streaming", "density", "gini", "hoyer", "kurtosis", "sparsity", "treves_rolls"]
+__all__ = ["MEASURES", "density", "gini", "hoyer", "kurtosis", "sparsity", "treves_rolls"]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     raw: Tensor  # |x|: what the threshold is compared with
     unit: Tensor  # |x| in a unit in which powers stay in range; its dtype is that of the sums
     threshold: float | Tensor  # what exceeds it is active
 
 
-def _active(rows: _Rows) -> Tensor:
+def active(rows: Rows) -> Tensor:
     """1 where active, else 0; NaN where not finite (raw - raw is 0 for every finite number)."""
     return (rows.raw > rows.threshold) + (rows.raw - rows.raw).detach()
 
 
-def _ranked(rows: _Rows, dim: int) -> Tensor:
+def _ranked(rows: Rows, dim: int) -> Tensor:
     """Sum of (2k - n - 1)/n times the k-th smallest: Gini's numerator over |x|_1, exactly 0 for constants."""
     n = rows.unit.shape[dim]
     weights = (2 * torch.arange(n, dtype=rows.unit.dtype, device=rows.unit.device) + 1 - n) / n
     return (rows.unit.movedim(dim, -1).sort().values * weights).sum(-1)
 
 
-_STATISTICS: dict[str, Callable[[_Rows, int], Tensor]] = {
+_STATISTICS: dict[str, Callable[[Rows, int], Tensor]] = {
     "sum1": lambda rows, dim: rows.unit.sum(dim),
     "sum2": lambda rows, dim: rows.unit.square().sum(dim),
     "sum4": lambda rows, dim: rows.unit.square().square().sum(dim),
-    "active": lambda rows, dim: _active(rows).sum(dim, dtype=rows.unit.dtype),
+    "active": lambda rows, dim: active(rows).sum(dim, dtype=rows.unit.dtype),
     "ranked": _ranked,  # the only one that does not add up over chunks
 }
 
@@ -70,11 +70,11 @@ MEASURES: dict[str, Measure] = {
     "kurtosis": Measure(("sum2", "sum4"), lambda n, s2, s4: s4 / s2 / s2 * n),
 }
 # |x|_1/|x|_2. Dead units leave it alone, and mean Hoyer over any number of units is affine in its mean.
-_RATIO = Measure(("sum1", "sum2"), lambda n, s1, s2: s1 / s2**0.5)
-_Table = Mapping[str, Measure]
+RATIO = Measure(("sum1", "sum2"), lambda n, s1, s2: s1 / s2**0.5)
+Table = Mapping[str, Measure]
 
 
-def _statistics(table: _Table, rows: _Rows, dim: int) -> dict[str, Tensor]:
+def statistics_of(table: Table, rows: Rows, dim: int) -> dict[str, Tensor]:
     names = dict.fromkeys(name for measure in table.values() for name in measure.statistics)
     return {name: _STATISTICS[name](rows, dim) for name in names}
 
@@ -89,37 +89,37 @@ def _value(
     return measure.value(n, *(s.masked_fill(zero, 1) for s in given)).masked_fill(zero, undefined)
 
 
-def _totals(table: _Table, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor) -> dict[str, Tensor]:
+def totals_of(table: Table, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor) -> dict[str, Tensor]:
     """Of each measure, the sum over the rows where it is defined."""
     return {k: _value(m, n, statistics, zero, 0).sum(dtype=torch.float64) for k, m in table.items()}
 
 
-def _rows(x: Tensor, dim: int, eps: float, relative: bool) -> tuple[_Rows, Tensor]:
+def rows_of(x: Tensor, dim: int, eps: float, relative: bool) -> tuple[Rows, Tensor]:
     """The rows of `x` and which of them are all zero."""
     raw = (x if x.dtype == torch.float64 else x.float()).abs()
     size = raw.detach()
     peak = size.amax(dim, keepdim=True) if x.shape[dim] else size.sum(dim, keepdim=True)
     unit = raw / peak.masked_fill(peak == 0, 1)  # no slope through the scale: every measure cancels it
     rms = unit.detach().square().mean(dim, keepdim=True).sqrt() * peak if relative else 1.0
-    return _Rows(raw, unit, eps * rms), (peak == 0).squeeze(dim)
+    return Rows(raw, unit, eps * rms), (peak == 0).squeeze(dim)
 
 
-def _check_dim(dim: int, name: str) -> None:
+def check_dim(dim: int, name: str) -> None:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(expected(name, "an int", kind(dim)))
 
 
-def _check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
+def check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else kind(x)))
-    _check_dim(dim, name)
+    check_dim(dim, name)
     if x.ndim == 0:
         raise ValueError(expected("x", "a tensor of at least one dimension", "a 0-d one"))
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(expected(name, f"in [{-x.ndim}, {x.ndim - 1}]", dim))
 
 
-def _check_eps(eps: float, relative: bool) -> None:
+def check_eps(eps: float, relative: bool) -> None:
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(expected("eps", "a number", kind(eps)))
     if not isinstance(relative, bool):
@@ -129,10 +129,10 @@ def _check_eps(eps: float, relative: bool) -> None:
 
 
 def _measure(name: str, x: Tensor, dim: int, eps: float = 0.0, relative: bool = False) -> Tensor:
-    _check_tensor(x, dim)
-    _check_eps(eps, relative)
-    rows, zero = _rows(x, dim, eps, relative)
-    statistics = _statistics({name: MEASURES[name]}, rows, dim)
+    check_tensor(x, dim)
+    check_eps(eps, relative)
+    rows, zero = rows_of(x, dim, eps, relative)
+    statistics = statistics_of({name: MEASURES[name]}, rows, dim)
     return _value(MEASURES[name], x.shape[dim], statistics, zero, math.nan)
 
 
@@ -256,132 +256,3 @@ def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
     tensor([4., 1.])
     """
     return _measure("kurtosis", x, dim)
-
-
-class Streaming:
-    r"""Means of measures over a stream of activations, in memory that does not grow.
-
-    Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the data gives NaN.
-
-    `compute` gives 0-d tensors: the means; rows, the number of samples; undefined_rows, those all zero; units;
-    dead_units, active (see `density`) in no sample; always_on_units, active in all; and hoyer_live, Hoyer over live
-    units alone, as a network can look sparse by killing units: on the population axis exact at eps = 0, where dead
-    units add nothing to a norm (at eps > 0 what they hold stays in); on the lifetime axis the mean over live units.
-    Before any update the counts are 0 and the rest is NaN.
-
-    The state is float64, stays on the device of the data (`update` never waits for it) and merges by summing: across
-    processes that have all seen a chunk, of shape (0, units) if need be, all_reduce each tensor of `state`, then
-    `load_state`. Bad input raises TypeError or ValueError and leaves the state as it was.
-
-    Args:
-        measures: names of what is taken.
-        axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
-            samples of each unit, then the mean over units; without gini and `relative`, which need whole rows, and
-            for |x| in [1e-75, 1e75], for it sums raw powers.
-        eps: what is no larger counts as zero.
-        relative: `eps` is in units of a row's root mean square.
-        unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
-
-    >>> stream = Streaming(("hoyer", "density"))
-    >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
-    >>> {name: round(value.item(), 3) for name, value in stream.compute().items()}
-    {'hoyer': 0.793, 'density': 0.25, 'hoyer_live': 0.5, 'rows': 3, 'undefined_rows': 1,
-     'units': 4, 'dead_units': 2, 'always_on_units': 0}
-    """
-
-    def __init__(
-        self,
-        measures: Iterable[str] = ("hoyer", "treves_rolls", "density"),
-        *,
-        axis: str = "population",
-        eps: float = 0.0,
-        relative: bool = False,
-        unit_dim: int = -1,
-    ) -> None:
-        if isinstance(measures, str):
-            raise TypeError(expected("measures", "a sequence of names", repr(measures)))
-        names = tuple(measures)
-        if unknown := [name for name in names if name not in MEASURES]:
-            raise ValueError(expected("measures", f"among {', '.join(MEASURES)}", repr(unknown[0])))
-        if axis not in ("population", "lifetime"):
-            raise ValueError(expected("axis", "'population' or 'lifetime'", repr(axis)))
-        _check_eps(eps, relative)
-        _check_dim(unit_dim, "unit_dim")
-        if axis == "lifetime" and ("gini" in names or relative):
-            raise ValueError(expected("axis", "'population' for gini or `relative`", "'lifetime'"))
-        self._table = {name: MEASURES[name] for name in names}
-        self.axis, self.eps, self.relative, self.unit_dim = axis, eps, relative, unit_dim
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all chunks."""
-        self._state: dict[str, Tensor] = {}
-
-    def update(self, x: Tensor) -> None:
-        """Add a chunk."""
-        _check_tensor(x, self.unit_dim, "unit_dim")
-        x = x.detach().movedim(self.unit_dim, -1)
-        self._add(self._chunk(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])), "x")
-
-    def merge(self, other: "Streaming") -> None:
-        """Add all that `other` has seen."""
-        if not isinstance(other, Streaming):
-            raise TypeError(expected("other", "a Streaming", kind(other)))
-        mine, theirs = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
-        if mine != theirs:
-            raise ValueError(expected("other", f"a Streaming of {mine}", f"one of {theirs}"))
-        self._add(other._state, "other")
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies of the tensors that merge by summing; none before any update."""
-        return {name: value.clone() for name, value in self._state.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
-        keys = self._chunk(torch.zeros(0, 0)).keys()
-        if state and state.keys() != keys:
-            raise ValueError(expected("state", f"a dict of {sorted(keys)}", f"one of {sorted(state)}"))
-        self._state = {name: value.clone() for name, value in state.items()}
-
-    def compute(self) -> dict[str, Tensor]:
-        """The means and counts over all chunks since the last reset."""
-        state = self._state or self._chunk(torch.zeros(0, 0))
-        rows, undefined, active = state["rows"], state["undefined_rows"], state["active"]
-        live, units = active != 0, torch.full_like(rows, active.numel())
-        if self.axis == "population":
-            totals, among, defined = state, rows, rows - undefined
-            n, ratio = live.sum(dtype=torch.float64), state["ratio"] / defined
-            alive = MEASURES["hoyer"].value(n, ratio, torch.ones_like(ratio)).masked_fill(n < 2, math.nan)
-        else:
-            zero = state["sum1"] == 0
-            totals, among, defined = _totals(self._table, rows, state, zero), units, units - zero.sum()
-            alive = _totals({"hoyer": MEASURES["hoyer"]}, rows, state, ~live)["hoyer"] / live.sum()
-        return {k: totals[k] / (among if m.zero_defined else defined) for k, m in self._table.items()} | {
-            "hoyer_live": alive,
-            "rows": rows.long(),
-            "undefined_rows": undefined.long(),
-            "units": units.long(),
-            "dead_units": (~live & (rows > 0)).sum(),
-            "always_on_units": (live & (active == rows)).sum(),
-        }
-
-    def _chunk(self, x: Tensor) -> dict[str, Tensor]:
-        """What the samples `x`, (samples, units), add to the state."""
-        rows, zero = _rows(x, -1, self.eps, self.relative)
-        if self.axis == "population":
-            table = {**self._table, "ratio": _RATIO}
-            sums = _totals(table, x.shape[-1], _statistics(table, rows, -1), zero)
-        else:  # a unit's peak is not known yet: its powers are summed as they are, in float64
-            rows = rows._replace(unit=rows.raw.double())
-            sums = _statistics({**self._table, "hoyer": MEASURES["hoyer"]}, rows, 0)
-        return sums | {
-            "rows": torch.full((), x.shape[0], dtype=torch.float64, device=x.device),
-            "undefined_rows": zero.sum(dtype=torch.float64),
-            "active": _active(rows).sum(0, dtype=torch.float64),
-        }
-
-    def _add(self, chunk: dict[str, Tensor], name: str) -> None:
-        old = self._state or {key: torch.zeros_like(value) for key, value in chunk.items()}
-        if chunk and (got := chunk["active"].numel()) != (units := old["active"].numel()):
-            raise ValueError(expected(name, f"of {units} units", got))
-        self._state = {key: old[key] + value.to(old[key].device) for key, value in chunk.items()} or old

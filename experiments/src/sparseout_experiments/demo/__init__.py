@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparseout import Sparseout
 from sparseout._utils.validation import expected
-from sparseout.measures._functions import Streaming
+from sparseout.measures import Streaming
 from sparseout_experiments.data import Split
 from sparseout_experiments.models import Autoencoder
 

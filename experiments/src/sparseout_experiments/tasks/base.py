@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.validation import expected
 from sparseout.baselines import ActivityPenalty
-from sparseout.measures._functions import MEASURES, Streaming
+from sparseout.measures import MEASURES, Streaming
 from sparseout_experiments.training.rng import Streams
 
 
