@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseout._utils.activations import UnitDim, UnitTracker, check_unit_dim, first_tensor
 from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.hooks import Hooks
+from sparseout._utils.hooks import DeadHook, Hooks
 from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose, unwrapped
 from sparseout._utils.torch_internals import in_backward, is_sharded
 from sparseout._utils.validation import expected
@@ -265,6 +265,17 @@ class ActivityPenalty:
     def __getstate__(self) -> dict[str, Any]:
         """The attributes of a copy, which is attached to nothing: the hooks in a copied model are dead."""
         return vars(self) | {"_terms": [], "_attached": False, "_without_grad": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a copy, or those of the first version, which had fewer."""
+        new = {"_units": UnitTracker(nn.Identity(), state["unit_dim"]), "_hooks": Hooks(), "_warned": False}
+        vars(self).update(new | state | {"_terms": [], "_attached": False, "_without_grad": set()})
+
+
+class _Hook(DeadHook):
+    """What is left of the hook in a model that the first version pickled."""
+
+    after = DeadHook.__call__
 
 
 # In these backward needs the output, which nobody overwrites then.

@@ -3,4 +3,7 @@
 from sparseout.control import schedules
 from sparseout.control._controller import SparsityController
 
+# By this name controllers were pickled by the first version.
+from sparseout.control._layer_group import LayerGroup as _Group  # noqa: F401
+
 __all__ = ["SparsityController", "schedules"]

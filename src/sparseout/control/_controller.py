@@ -250,6 +250,9 @@ class SparsityController:
         return self.__dict__ | {"_process_group": None, "_compared": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_eyes" in state:
+            wanted = "one of this version: build a new one, whose load_state_dict takes states of the first version"
+            raise RuntimeError(expected("the pickled controller", wanted, "one of the first version"))
         self.__dict__ |= state
         self._tracker.attach()
         for hook in self._hooks.values():

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.activations import UnitTracker
 from sparseout._utils.distributed import Group, all_reduce_sums
+from sparseout._utils.hooks import DeadHook
 from sparseout._utils.torch_internals import (
     in_backward,
     is_recorded,
@@ -94,6 +95,10 @@ class InputHook:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self.ticket = _ticket(self)
+
+
+class Eye(DeadHook):
+    """What is left of the hook in a model that the first version pickled."""
 
 
 # Compiled code calls this op, which runs as Python at every call: so it knows when a checkpoint computes again, makes

@@ -1,0 +1,31 @@
+"""Modules of the first version by their names of then, for its pickles and for who imports them."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+_MOVED = {
+    "conversion": "convert._report",
+    "insertion": "convert._insertion",
+    "norm": "convert._batch_norm",
+    "schedules": "control.schedules",
+    "seen": "control._input_hook",
+    "sites": "_utils.modules",
+    "sparsity_report": "monitor._report",
+}
+
+
+class _Moved(ModuleType):
+    """Has the names of the module that stands in its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # else whoever looks for the file of a module finds two of it
+            raise AttributeError(name)
+        return getattr(importlib.import_module(f"sparseout.{_MOVED[self.__name__.partition('.')[2]]}"), name)
+
+
+def register() -> None:
+    """Make the old names importable."""
+    for name in _MOVED:
+        sys.modules.setdefault(f"sparseout.{name}", _Moved(f"sparseout.{name}"))

@@ -1,0 +1,109 @@
+"""The library is a dozen rooms, each of which imports only those below it, without a circle: read in the source."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sparseout
+
+PACKAGE = Path(sparseout.__file__).parent
+# From the top down. Rooms of one line do not know each other.
+FLOORS = [
+    ["integrations"],
+    ["monitor", "control", "inference", "theory"],
+    ["baselines", "convert"],
+    ["layers"],
+    ["functional"],
+    ["kernels", "measures"],
+    ["_utils"],
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def entries(package: Path) -> set[str]:
+    return {path.name for path in package.iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
+
+
+def imports(package: Path) -> dict[str, set[str]]:
+    """What each module imports of the library, wherever in it, by the names of modules; the package itself is ""."""
+    files = {path: path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")}
+    modules = {".".join(part for part in parts if part != "__init__"): path for path, parts in files.items()}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module} imports relatively"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                first, _, rest = name.partition(".")
+                if first == "sparseout":
+                    while rest and rest not in modules:  # a name in a module
+                        rest = rest.rpartition(".")[0]
+                    found[module].add(rest)
+    return found
+
+
+def faults(package: Path) -> list[str]:
+    found = []
+    if len(rooms := entries(package)) > 12:
+        found.append(f"{len(rooms)} entries: {', '.join(sorted(rooms))}")
+    graph = imports(package)
+    for module, others in graph.items():
+        for other in others:
+            own, its = module.partition(".")[0], other.partition(".")[0]
+            if module and own != its and (not its or FLOOR.get(own, 99) >= FLOOR.get(its, -1)):
+                found.append(f"{module} imports {other or 'the package'}, which is not below it")
+    return found + circles(graph)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves through others."""
+    found, done = [], set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for other in sorted(graph.get(module, ())):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in graph:
+        visit(module, [])
+    return found
+
+
+def test_rooms_arrows_and_circles():
+    assert faults(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "fault"),
+    [
+        ("_utils/validation.py", "from sparseout.layers import Sparseout", "not below it"),
+        ("measures/_functions.py", "from sparseout.kernels import ops", "not below it"),
+        ("convert/_report.py", "import sparseout", "not below it"),
+        ("layers.py", "def late():\n    from sparseout.baselines import KWinners", "not below it"),
+        ("convert/_report.py", "from sparseout.convert import _dropout", " -> "),
+        ("_utils/validation.py", "import sparseout._utils.modules", " -> "),
+    ],
+)
+def test_what_is_planted_is_found(tmp_path, file, line, fault):
+    package = tmp_path / "sparseout"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    with (package / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n{line}\n")
+    assert any(fault in sentence for sentence in faults(package))
+
+
+def test_a_thirteenth_room_is_found(tmp_path):
+    package = tmp_path / "sparseout"
+    for number in range(13):
+        (package / f"room{number}").mkdir(parents=True)
+    assert "13 entries" in faults(package)[0]
