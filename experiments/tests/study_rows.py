@@ -8,6 +8,7 @@ from typing import Any
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine.pool import Job, Outcome, Train
 
 
 def wobble(seed: float, size: float) -> float:
@@ -64,6 +65,39 @@ def fake_train(task: Task, options: dict[str, Any], folder: Path) -> None:
     lines.append({"epoch": epochs, "mean": last})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "result.json").write_text(json.dumps(result))
+
+
+class Inline:
+    """Stands in for a pool of processes: trains in this one, a job whenever its outcome is waited for."""
+
+    def __init__(self, workers: int, train: Train) -> None:
+        self._workers, self._train = workers, train
+        self._jobs: list[Job] = []
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def free(self) -> bool:
+        return len(self._jobs) < self._workers
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    def start(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self) -> Outcome:
+        job = self._jobs.pop(0)
+        try:
+            self._train(*job)
+        except Exception as error:
+            return Outcome(job, str(error), None, 0.0)
+        return Outcome(job, None, None, 0.0)
 
 
 def ledger_of(task: Task, budget: str = "small", effect: float = 1.0, seeds: int = 5) -> Ledger:

@@ -11,10 +11,16 @@ from sparseout_experiments.commands import app
 from sparseout_experiments.studies import alternatives
 from sparseout_experiments.studies.alternatives import BUDGETS, METHODS, page, plan
 from sparseout_experiments.studies.engine import pages
+from study_rows import Inline
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 EMPTY = "# Why\n\n<!-- begin: alternatives-digits -->\n<!-- end: alternatives-digits -->\n\nThe end.\n"
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alternatives, "Pool", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:

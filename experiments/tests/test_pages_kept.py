@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from sparseout_experiments import cli
 from sparseout_experiments.studies import control, targets
-from sparseout_experiments.studies.control import collect
-from sparseout_experiments.studies.control.runner import Ledger, StudyStopped
-from study_rows import ledger_of
+from sparseout_experiments.studies.control import collect, runner
+from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine.jobs import StudyStopped
+from study_rows import Inline, ledger_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"control": "results.md", "targets": "targets.md", "alternatives": "comparison.md", "theory": "theory.md"}
@@ -68,7 +69,8 @@ def stop(task: str, options: object, folder: Path) -> None:
     raise RuntimeError("no disk")
 
 
-def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path) -> None:
+def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Pool", Inline)
     results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"
     control.render(results, page)
     before = {path: path.read_bytes() for path in (page, *results.iterdir())}

@@ -17,6 +17,13 @@ from study_rows import ledger_of, result_of
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.fixture(autouse=True)
+def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not painted, which would take most of the time, where a test is not about them."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
+
+
 def save(results: Path, *tasks: Task, effect: float = 1.0, seeds: int = 5, budget: str = "small") -> None:
     for task in tasks:
         collect.save(results, budget, task, ledger_of(task, budget, effect, seeds))

@@ -13,8 +13,9 @@ import pytest
 from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import TUNING_SEED, Run, Setting, Value
-from sparseout_experiments.studies.control.runner import Ledger, Progress, StudyStopped
-from study_rows import fake_train, result_of
+from sparseout_experiments.studies.control.runner import Ledger, Progress
+from sparseout_experiments.studies.engine.jobs import StudyStopped
+from study_rows import Inline, fake_train, result_of
 
 HERE = Path(__file__).parent
 
@@ -24,6 +25,11 @@ def reproduce(tmp_path: Path, train: Any = fake_train, **options: Any) -> Ledger
     return study.reproduce(
         "small", *(tmp_path / name for name in ("results", "work", "docs/page.md")), train=train, **given
     )
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Pool", Inline)
 
 
 def calls(work: Path) -> dict[str, int]:
@@ -85,6 +91,7 @@ def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
     assert set(calls(tmp_path / "work").values()) == {1}
 
 
+@pytest.mark.usefixtures("inline")
 def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path: Path) -> None:
     started: list[Run] = []
 
@@ -102,6 +109,7 @@ def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path:
     assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
 
 
+@pytest.mark.usefixtures("inline")
 def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
     reproduce(tmp_path)
     record = collect.load(tmp_path / "results" / "control-small-image.json")
@@ -161,6 +169,7 @@ def test_failed_runs_are_recorded_and_lost_ones_repeated(tmp_path: Path) -> None
     assert changed == {run.key for run in ledger.lost}
 
 
+@pytest.mark.usefixtures("inline")
 def test_what_every_run_would_meet_stops_the_study_and_keeps_what_is_done(tmp_path: Path) -> None:
     with pytest.raises(StudyStopped, match=r"image, .*seed=1: the disk is full"):
         reproduce(tmp_path, refusing)
@@ -180,9 +189,10 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"epochs": 3})))
     with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 6"):
         runner.look("small", tmp_path, ["image"])
-    (folder / "result.json").write_text("{")
-    with pytest.raises(StudyStopped, match="cannot be read"):
-        runner.look("small", tmp_path, ["image"])
+    for content in ("{", "{}", "[]", '{"config": 3}'):
+        (folder / "result.json").write_text(content)
+        with pytest.raises(StudyStopped, match="cannot be read: remove"):
+            runner.look("small", tmp_path, ["image"])
 
 
 def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: Path) -> None:
@@ -198,7 +208,7 @@ def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: 
 def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> None:
     path = tmp_path / "control-small-image.json"
     path.write_text(content)
-    with pytest.raises(collect.NotResults, match="does not hold results"):
+    with pytest.raises(ValueError, match="does not hold results"):
         study.render(tmp_path, tmp_path / "page.md")
 
 

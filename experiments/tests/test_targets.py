@@ -11,12 +11,18 @@ from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import targets
 from sparseout_experiments.studies.targets import TASKS, StudyStopped, Task, page
+from study_rows import Inline
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"autoencoder": replace(TASKS["autoencoder"], qs=(1.0, 4.0), parts=(0.5,), seeds=(0, 1))}
 
 RANGE = "of the range 0.300 that fixed q's reach (the tolerance of 0.02 is 7% of it)"
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "Pool", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -44,7 +50,9 @@ def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
 def failing(task: str, options: dict[str, Any], folder: Path) -> None:
     if options["seed"] == 1:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.json").write_text(json.dumps({"reason": "the loss of step 7 is nan"}))
+        (folder / "failure.json").write_text(
+            json.dumps({"reason": "the loss of step 7 is nan", "config": config.record(config.resolve(task, options))})
+        )
     else:
         fake_train(task, options, folder)
 
@@ -82,7 +90,9 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert reproduce(tmp_path) == first
     assert {path.read_text() for path in (tmp_path / "work").rglob("calls")} == {"x"}
     other = {"autoencoder": replace(SMALL["autoencoder"], options={**SMALL["autoencoder"].options, "p": 0.3})}
-    with pytest.raises(StudyStopped, match=r"holds a run with p = 0.4 where 0.3 is wanted: give another work folder"):
+    with pytest.raises(
+        StudyStopped, match=r"holds a run with p = 0.4 where the study wants 0.3: give the study another work"
+    ):
         reproduce(tmp_path, tasks=other)
 
 

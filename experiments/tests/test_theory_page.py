@@ -211,7 +211,8 @@ def test_all_of_it(tmp_path):
     assert all(path.exists() for path in written)
 
 
-def test_rendering_needs_no_run_and_no_page(tmp_path, record):
+def test_rendering_needs_no_run_and_no_page(tmp_path, record, monkeypatch):
+    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
     file = tmp_path / "new" / "page.md"
     done = CliRunner().invoke(app, ["theory", "--results", str(RESULTS), "--page", str(file), "--render"])
     assert done.exit_code == 0, done.output
@@ -228,7 +229,8 @@ def test_rendering_needs_no_run_and_no_page(tmp_path, record):
     assert file.read_text() == before
 
 
-def test_what_does_not_hold_is_told(tmp_path, capsys):
+def test_what_does_not_hold_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
     found: dict[str, Any] = json.loads((RESULTS / theory.RESULTS).read_text())
     found["checks"][0]["measured"] = None  # no number
     (tmp_path / theory.RESULTS).write_text(json.dumps(found))
@@ -275,7 +277,7 @@ def test_errors(args, words, tmp_path, capsys, monkeypatch):
 def test_other_files_are_not_results(tmp_path):
     for text in ("{}", "[]", "no json", '{"kind": "sparseout bench"}'):
         (tmp_path / theory.RESULTS).write_text(text)
-        with pytest.raises(theory.NotResults, match="does not hold results of sparseout theory"):
+        with pytest.raises(ValueError, match="does not hold results of sparseout theory"):
             theory.load(tmp_path)
 
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.alternatives.page import check, write
 from sparseout_experiments.studies.control import collect, runner
-from sparseout_experiments.studies.control.runner import StudyStopped
+from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import sweep
+from sparseout_experiments.studies.engine.jobs import StudyStopped
 from sparseout_experiments.studies.engine.pool import Job, Pool, Train
 
 __all__ = ["BUDGETS", "KIND", "METHODS", "Method", "StudyStopped", "load_all", "render", "reproduce"]
@@ -141,7 +142,7 @@ def reproduce(
         sweep.run_all(pool, jobs, found, tell)
     for one in data:
         mine = {run: found[run] for run in wanted if run.data == one}
-        sweep.save(_path(results, budget, one), _head(budget, one, mine), _rows(mine))
+        files.save(_path(results, budget, one), _head(budget, one, mine) | {"rows": list(_rows(mine))})
     render(results, page)
 
 
@@ -161,7 +162,7 @@ def render(results: Path, page: Path) -> None:
 def load_all(results: Path) -> dict[str, dict[str, Any]]:
     """The results of every data set, of the largest budget that a folder has. Raises ValueError for a bad file."""
     paths = [(data, _path(results, budget, data)) for budget, sets in BUDGETS.items() for data in sets]
-    return {data: sweep.load(path, KIND) for data, path in paths if path.exists()}
+    return {data: files.load(path, KIND) for data, path in paths if path.exists()}
 
 
 def _path(results: Path, budget: str, data: str) -> Path:

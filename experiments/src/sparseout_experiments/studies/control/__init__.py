@@ -8,8 +8,9 @@ from typing import Any
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Task
-from sparseout_experiments.studies.control.runner import Ledger, Progress, StudyStopped, Watch
+from sparseout_experiments.studies.control.runner import Ledger, Progress, Watch
 from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine.jobs import StudyStopped
 from sparseout_experiments.studies.engine.pool import Train
 
 __all__ = ["BUDGETS", "TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]

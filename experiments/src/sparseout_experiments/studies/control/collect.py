@@ -11,15 +11,12 @@ from typing import Any
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, GRIDS, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.training import files, runs
+from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.training import runs
 
 KIND = "sparseout control study"
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
 _LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
-
-
-class NotResults(ValueError):
-    """A file that is not ours, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +92,18 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "data": ALWAYS[task]["data"],
         "config": shared([result["config"] for _, result in mine]),
         "environments": distinct([result.get("environment", {}) for _, result in mine]),
-        "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
+        "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
     }
-    results.mkdir(parents=True, exist_ok=True)
-    rows = {name: content.pop(name) for name in ("rows", "failed", "chosen")}
-    head = json.dumps(content, indent=1, allow_nan=False)[:-2]
-    lists = [f' "{name}": [\n' + ",\n".join(f"  {_line(row)}" for row in some) + "\n ]" for name, some in rows.items()]
-    files.write(path, head + ",\n" + ",\n".join(lists) + "\n}\n")  # a line a run: a diff shows which one changed
+    files.save(path, content)
     return path
 
 
 def load(path: Path) -> Record:
-    """A record from its file. Raises NotResults where the file is none."""
+    """A record from its file. Raises ValueError where the file holds something else."""
+    found = files.load(path, KIND)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["kind"] != KIND:
-            raise KeyError
         task = found["task"]
         return Record(
             budget=found["budget"],
@@ -125,8 +116,8 @@ def load(path: Path) -> Record:
             data=found.get("data"),
             config=dict(found.get("config") or {}),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotResults(f"{path} does not hold results of the {KIND}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold results of {KIND}") from error
 
 
 def load_all(results: Path) -> list[Record]:

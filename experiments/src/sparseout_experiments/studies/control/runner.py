@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Setting, Task, Value
-from sparseout_experiments.studies.engine.pool import Job, Pool, Train
-
-
-class StudyStopped(Exception):
-    """What kept the study from going on, in one sentence; whatever is finished stays."""
+from sparseout_experiments.studies.engine import jobs
+from sparseout_experiments.studies.engine.jobs import StudyStopped
+from sparseout_experiments.studies.engine.pool import Job, Outcome, Pool, Train
 
 
 class Progress(NamedTuple):
@@ -78,25 +76,8 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
 def found(run: Run, budget: str, work: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a run, or the reason of its failure, from its folder. Raises StudyStopped where it is another's."""
     folder = folder_of(run, budget, work)
-    for name in ("result.json", "failure.json"):
-        path = folder / name
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise StudyStopped(f"{path} cannot be read ({error}); remove {folder} to repeat the run") from None
-        wanted = grid.options(run, budget, {}, {})
-        for option, value in wanted.items():
-            if option != "data" and record["config"].get(option) != value:
-                raise StudyStopped(
-                    f"{folder} holds a run with {option} = {record['config'].get(option)} where the study wants "
-                    f"{value}: give the study another work folder, or remove this one"
-                )
-        if name == "failure.json":
-            return None, str(record["reason"])
-        return record | {"last": _last(folder, record["epochs"])}, None
-    return None, None
+    result, reason = jobs.outcome_of(folder, grid.options(run, budget, {}, {}))
+    return (None, reason) if result is None else (result | {"last": _last(folder, result["epochs"])}, None)
 
 
 def _last(folder: Path, epochs: int) -> dict[str, Any] | None:
@@ -137,31 +118,30 @@ def run_all(
     Tuning comes first; what it does not decide fills the time until its last trial is done.
     """
     state = _State(ledger, tasks, workers, on_progress)
-    queue = deque(sorted(state.missing(), key=lambda run: run.role != "tuning"))
-    queued = set(queue)
+
+    def missing() -> dict[Run, Job]:
+        return {
+            run: Job(run.task, grid.options(run, budget, sources or {}, common or {}), folder_of(run, budget, work))
+            for run in state.missing()
+        }
+
+    def started(run: Run) -> None:
+        state.tell(run, "started", 0.0)
+
+    def ended(run: Run, outcome: Outcome) -> dict[Run, Job]:
+        if outcome.problem is not None:
+            raise StudyStopped(f"{run.task}, {run.key}: {outcome.problem}")
+        if outcome.lost is not None:
+            ledger.lost[run] = outcome.lost
+        elif not _note(ledger, run, budget, work):
+            raise StudyStopped(f"{run.task}, {run.key}: the run ended without a result in {outcome.job.folder}")
+        status = "lost" if run in ledger.lost else "failed" if run in ledger.failures else "finished"
+        state.tell(run, status, outcome.seconds)
+        return missing()
+
     with Pool(workers, train) as pool:
-        under_way: dict[Path, Run] = {}
-        while queue or pool.busy:
-            while queue and pool.free:
-                run = queue.popleft()
-                folder = folder_of(run, budget, work)
-                under_way[folder] = run
-                pool.start(Job(run.task, grid.options(run, budget, sources or {}, common or {}), folder))
-                state.tell(run, "started", 0.0)
-            outcome = pool.wait()
-            run = under_way.pop(outcome.job.folder)
-            if outcome.problem is not None:
-                raise StudyStopped(f"{run.task}, {run.key}: {outcome.problem}")
-            if outcome.lost is not None:
-                ledger.lost[run] = outcome.lost
-            elif not _note(ledger, run, budget, work):
-                raise StudyStopped(f"{run.task}, {run.key}: the run ended without a result in {outcome.job.folder}")
-            status = "lost" if run in ledger.lost else "failed" if run in ledger.failures else "finished"
-            state.tell(run, status, outcome.seconds)
-            for more in state.missing():
-                if more not in queued:
-                    queue.append(more)
-                    queued.add(more)
+        first = dict(sorted(missing().items(), key=lambda item: item[0].role != "tuning"))
+        jobs.run_all(pool, first, started, ended)
 
 
 class _State:

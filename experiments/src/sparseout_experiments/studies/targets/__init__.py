@@ -7,8 +7,9 @@ from typing import Any
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.control import collect, runner
-from sparseout_experiments.studies.control.runner import StudyStopped
 from sparseout_experiments.studies.engine import pages, sweep
+from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.studies.engine.jobs import StudyStopped
 from sparseout_experiments.studies.engine.pool import Job, Pool, Train
 from sparseout_experiments.studies.targets.page import START, TITLE, write
 from sparseout_experiments.training import runs
@@ -123,7 +124,7 @@ def reproduce(
         mine = {
             run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name
         }
-        sweep.save(_path(results, name), _head(name, mine, ranges[name]), _rows(mine))
+        files.save(_path(results, name), _head(name, mine, ranges[name]) | {"rows": list(_rows(mine))})
     render(results, page)
 
 
@@ -142,7 +143,7 @@ def render(results: Path, page: Path) -> None:
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:
     """The results of every task that a folder has. Raises ValueError for a file that is none."""
-    return {name: sweep.load(path, KIND) for name in TASKS if (path := _path(results, name)).exists()}
+    return {name: files.load(path, KIND) for name in TASKS if (path := _path(results, name)).exists()}
 
 
 def _path(results: Path, name: str) -> Path:

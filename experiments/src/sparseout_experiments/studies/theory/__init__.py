@@ -1,39 +1,34 @@
 """The theory of docs/theory.md as numbers: check every statement, train what is to be trained, and fill in the page."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.demo import one_thread
+from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.theory import curves, statements, training
 from sparseout_experiments.studies.theory.statements import Check
-from sparseout_experiments.training import files
-from sparseout_experiments.training.runs import environment, plain
+from sparseout_experiments.training.runs import environment
 
-__all__ = ["PARTS", "RESULTS", "Check", "NotResults", "check_page", "checks_of", "load", "render", "run"]
+__all__ = ["PARTS", "RESULTS", "Check", "check_page", "checks_of", "load", "render", "run"]
 
 RESULTS = "theory.json"
 KIND = "sparseout theory"
 PARTS = statements.COUNT + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
 
 Record = dict[str, Any]
-Heard = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
-class NotResults(ValueError):
-    """A file that is not ours, in one sentence."""
-
-
-def run(results: Path, heard: Heard, *, steps: int = training.STEPS, long: int = training.LONG) -> Record:
-    """Check, train and write the file of results; `heard` is told what comes next, `PARTS` times."""
+def run(results: Path, on_progress: OnProgress, *, steps: int = training.STEPS, long: int = training.LONG) -> Record:
+    """Check, train and write the file of results; `on_progress` hears the name of each part, `PARTS` times in all."""
     with one_thread():
         checks: list[Check] = []
         for name, group in statements.GROUPS.items():
-            heard(name)
+            on_progress(name)
             checks += group()
-        heard("curves")
+        on_progress("curves")
         record: Record = {
             "kind": KIND,
             "environment": environment(),
@@ -41,20 +36,20 @@ def run(results: Path, heard: Heard, *, steps: int = training.STEPS, long: int =
             "remainders": curves.remainders(),
             "ratios": curves.ratios(),
         }
-        heard("the path of learned features")
+        on_progress("the path of learned features")
         record["path"] = training.path(steps // 2)
         record["equivalence"] = []
         for q in training.TRAINED:
             for gradient in training.GRADIENTS:
-                heard(f"training under the noise, q = {q:g}, {gradient}")
+                on_progress(f"training under the noise, q = {q:g}, {gradient}")
                 record["equivalence"].append(training.equivalence(q, gradient, steps))
         record["rescaling"] = []
         for kind in training.KINDS:
-            heard(f"rescaling, q = {kind.q:g}, {kind.gradient}")
+            on_progress(f"rescaling, q = {kind.q:g}, {kind.gradient}")
             record["rescaling"].append(training.rescaling(kind, long))
     checks += statements.of_training(record)
     record["checks"] = [check._asdict() for check in checks]
-    files.write(results / RESULTS, json.dumps(plain(_short(record)), allow_nan=False) + "\n")
+    files.save(results / RESULTS, _short(record))
     return record
 
 
@@ -68,14 +63,9 @@ def _short(value: Any) -> Any:
 
 
 def load(results: Path) -> Record:
-    """The file of results. Raises NotResults where there is none, or it holds something else."""
-    path = results / RESULTS
-    try:
-        found: Record = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("kind") != KIND:
-            raise KeyError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotResults(f"{path} does not hold results of {KIND}") from error
+    """The file of results. Raises ValueError where there is none, or it holds something else."""
+    found = files.load(results / RESULTS, KIND)
+    del found["kind"]
     return found
 
 

@@ -1,0 +1,63 @@
+"""Jobs of a study: what their folders hold is read, and the rest is trained by a pool of workers."""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparseout_experiments.studies.engine.pool import Job, Outcome, Pool
+from sparseout_experiments.training import runs
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class StudyStopped(Exception):
+    """What kept the study from going on, in one sentence; whatever is finished stays."""
+
+
+def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """The result of a run, or the reason of its failure, or neither, from its folder.
+
+    Raises StudyStopped where the folder holds a run with other options than `wanted`, but for where the data lie, or
+    something else.
+    """
+    for name in (runs.RESULT, runs.FAILURE):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            record = runs.read_json(path)
+            config = dict(record["config"])
+            reason = str(record["reason"]) if name == runs.FAILURE else None
+        except (runs.RunError, LookupError, TypeError, ValueError):
+            raise StudyStopped(f"{path} cannot be read: remove {folder} to repeat the run") from None
+        for option, value in wanted.items():
+            if option != "data" and config.get(option) != value:
+                raise StudyStopped(
+                    f"{folder} holds a run with {option} = {config.get(option)} where the study wants {value}: give "
+                    "the study another work folder, or remove this one"
+                )
+        return (None, reason) if reason is not None else (record, None)
+    return None, None
+
+
+def run_all(
+    pool: Pool,
+    jobs: Mapping[Name, Job],
+    started: Callable[[Name], None],
+    ended: Callable[[Name, Outcome], Mapping[Name, Job]],
+) -> None:
+    """Run jobs in their order. `ended` gives the jobs that are known now; those that are new follow."""
+    queue = deque(jobs.items())
+    known = set(jobs)
+    names = {job.folder: name for name, job in jobs.items()}
+    while queue or pool.busy:
+        while queue and pool.free:
+            name, job = queue.popleft()
+            pool.start(job)
+            started(name)
+        outcome = pool.wait()
+        new = {name: job for name, job in ended(names[outcome.job.folder], outcome).items() if name not in known}
+        queue.extend(new.items())
+        known |= new.keys()
+        names |= {job.folder: name for name, job in new.items()}

@@ -1,0 +1,39 @@
+"""Files of results: JSON in which every entry of a list has a line of its own, so that a diff shows what changed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparseout_experiments.training import files, runs
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole file, with a line for each entry of its dicts and lists; NaN and infinity become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = ",\n".join(f" {json.dumps(name)}: {_lines(runs.plain(value))}" for name, value in content.items())
+    files.write(path, f"{{\n{entries}\n}}\n")
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        entries = (f"  {json.dumps(name)}: {_line(entry)}" for name, entry in value.items())
+        return "{\n" + ",\n".join(entries) + "\n }"
+    if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+        return "[\n" + ",\n".join(f"  {_line(entry)}" for entry in value) + "\n ]"
+    return _line(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read a file. Raises ValueError for one that holds something else."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["kind"] != kind:
+            raise KeyError
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} does not hold results of {kind}") from error
+    return found
