@@ -33,7 +33,8 @@ def plain(state):
 
 def run(command, **options):
     """Run a command whose Python finds what tests share."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+    path = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False, **options)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sparseout._utils.hooks import Hook, Hooks
-from sparseout._utils.torch_internals import is_tracing
+from sparseout._utils.torch_internals import is_sharded, is_tracing
 from sparseout._utils.validation import expected, kind
 
 ROWS = 4096
@@ -239,6 +239,17 @@ def stride(rows: int) -> int:
     while math.gcd(step, rows) > 1 and rows:
         step += 1
     return step
+
+
+def local_rows(x: Tensor, dim: int) -> Tensor:
+    """Of a DTensor the rows that are here with all of their units, along `dim` < 0; other tensors as they are."""
+    if not is_sharded(x):
+        return x
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(x, DTensor)
+    whole = [Replicate() if p.is_partial() or p.is_shard(dim + x.ndim) else p for p in x.placements]
+    return x.redistribute(placements=whole).to_local()
 
 
 def rows_of(x: Tensor, dim: int) -> list[Tensor]:

@@ -47,10 +47,10 @@ def check_group(group: Any) -> None:
         return
     if not is_distributed():
         raise ValueError(expected("group", "None, as torch.distributed is not initialized", kind(group)))
+    if group == dist.GroupMember.NON_GROUP_MEMBER:  # what `new_group` gives to processes outside of it
+        raise ValueError(expected("group", "a process group with this process in it", "one of others"))
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(expected("group", "a torch.distributed.ProcessGroup or None", kind(group)))
-    if dist.get_rank(group) < 0:
-        raise ValueError(expected("group", "a process group with this process in it", "one of others"))
 
 
 def check_replicas(model: nn.Module) -> None:
@@ -64,8 +64,9 @@ def check_replicas(model: nn.Module) -> None:
     fingerprints = all_gather(_fingerprint(model), None)
     others = [rank for rank, theirs in enumerate(fingerprints) if theirs != fingerprints[0]]
     if others:
-        wanted = "the processes that run copies of one model, as `group` was not given and not all processes do"
-        raise ValueError(expected("group", wanted, f"other parameters on process {others[0]} than on process 0"))
+        wanted = "the processes that run copies of this model, as not all processes do"
+        got = f"None, with other parameters on process {others[0]} than on process 0"
+        raise ValueError(expected("group", wanted, got))
 
 
 def all_gather(value: Any, group: Group | None) -> list[Any]:

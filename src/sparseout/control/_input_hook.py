@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseout._utils.activations import UnitTracker
+from sparseout._utils.activations import UnitTracker, local_rows
 from sparseout._utils.distributed import Group, all_reduce_sums
 from sparseout._utils.hooks import DeadHook
 from sparseout._utils.torch_internals import (
     in_backward,
     is_recorded,
-    is_sharded,
     outside_transforms,
     without_transforms,
 )
@@ -71,7 +70,7 @@ class InputHook:
         if torch.compiler.is_exporting() if compiling else is_recorded((x,)):
             return
         dim = self.tracker.dim(self.name, layer, x) - x.ndim  # from the last, so that it holds without vmap as well
-        x = _local(x.detach(), dim)
+        x = local_rows(x.detach(), dim)
         if compiling:
             torch.ops.sparseout.measure_input(self.ticket, x, dim)
         else:
@@ -133,17 +132,6 @@ def _ticket(hook: InputHook) -> Tensor:
     _hooks[number] = hook
     with torch.inference_mode(False):
         return torch.tensor([number], device="cpu")
-
-
-def _local(x: Tensor, dim: int) -> Tensor:
-    """Of a DTensor the rows that are here, with all of their units."""
-    if not is_sharded(x):
-        return x
-    from torch.distributed.tensor import DTensor, Replicate
-
-    assert isinstance(x, DTensor)
-    whole = [Replicate() if p.is_partial() or p.is_shard(dim + x.ndim) else p for p in x.placements]
-    return x.redistribute(placements=whole).to_local()
 
 
 def _rows(x: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparseout._utils.activations import UnitDim, UnitTracker, first_tensor, rows_of, sampled
+from sparseout._utils.activations import UnitDim, UnitTracker, first_tensor, local_rows, rows_of, sampled
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.distributed import (
     Group,
@@ -192,7 +192,7 @@ class SparsityMonitor:
         dim = self._units.dim(site.name, module, x) - x.ndim
         with outside_transforms():
             together = rows_that_share(module, x, dim)
-            x, y = without_transforms(x), without_transforms(output)
+            x, y = (local_rows(without_transforms(t), dim) for t in (x, output))
             for before, after in zip(rows_of(x, dim), rows_of(y, dim), strict=True):
                 sums = noise_sums(noise_powers(module, before, after), together * len(before))
                 add_to(self._at(site, module, before.shape[1]).sums, "noise", sums)
@@ -220,7 +220,7 @@ class SparsityMonitor:
             raise TypeError(expected(site.name or "model", wanted, "one without"))
         dim = self._units.dim(site.name, site.module, x) - x.ndim
         with outside_transforms():
-            for rows in rows_of(without_transforms(x), dim):
+            for rows in rows_of(local_rows(without_transforms(x), dim), dim):
                 self._at(site, site.module, rows.shape[1]).update(rows, self._counter.number(site.module.training))
         return x
 
