@@ -15,6 +15,7 @@ from torch import nn
 
 import sparseout
 from sparseout import Sparseout, SparsityController, measures
+from sparseout.control._law import Law, smooth
 
 UNITS = 100
 
@@ -25,7 +26,7 @@ class Plant(nn.Module):
     def __init__(self, q: float = 2.5, lag: float = 20.0, dead: int = 0, layers: int = 1) -> None:
         super().__init__()
         self.noise = nn.ModuleList(Sparseout(q=q, scale="matched") for _ in range(layers))
-        self.hoyer, self.lag, self.dead = 0.9 - 0.15 * q, lag, dead
+        self.hoyer, self.lag, self.dead, self.offset = 0.9 - 0.15 * q, lag, dead, 0.0
 
     def rows(self, hoyer: float) -> torch.Tensor:
         """One unit large and all others alike, such that the row has this Hoyer."""
@@ -40,7 +41,7 @@ class Plant(nn.Module):
 
     def forward(self) -> None:
         for place, layer in enumerate(self.noise):
-            self.hoyer += (0.9 - 0.15 * float(layer.q) - self.hoyer) / self.lag if place == 0 else 0.0
+            self.hoyer += (0.9 + self.offset - 0.15 * float(layer.q) - self.hoyer) / self.lag if place == 0 else 0.0
             layer(self.rows(self.hoyer))
 
 
@@ -94,6 +95,22 @@ def test_a_step_is_as_the_law_has_it() -> None:
     assert controller.measured["noise.0"] == pytest.approx(plant.hoyer, abs=1e-5)
 
 
+def test_the_law_is_the_equation_of_its_docstring() -> None:
+    draw = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(2000):
+        q, error, previous, gain, time = torch.rand(5, generator=draw).tolist()
+        q, error, change, gain, time = 1 + 3 * q, 0.4 * error - 0.2, 0.1 * (previous - 0.5), 10 * gain, 1 + 9 * time
+        law = Law(gain, time, deadband=0.05, max_step=0.1, bounds=(1.0, 4.0))
+        step = max(-0.05, min(0.1, gain * (change + (abs(error) > 0.05) * error / time)))
+        wanted = max(1.0, min(4.0, q + step))
+        assert law.next_q(q, error, change) == pytest.approx(wanted, abs=1e-12)
+        seen.add((abs(error) > 0.05, step in (-0.05, 0.1), wanted in (1.0, 4.0)))
+    assert len(seen) == 8  # every case of it
+    assert smooth(None, 0.4, 0.25) == 0.4
+    assert smooth(0.4, 0.0, 0.25) == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(("target", "step"), [(0.01, 0.1), (0.99, -0.05)])
 def test_steps_are_bounded_and_down_is_half_as_fast(target: float, step: float) -> None:
     plant = Plant()
@@ -126,6 +143,59 @@ def test_a_target_out_of_reach_is_told_once(target: float, bound: str, closest: 
     assert told.startswith(f"noise.0: the target {target:g} of hoyer is out of reach: q has been at {bound}, for 50")
     assert told.endswith(f"; the closest value is {closest:.3f}")
     assert controller.report()[0].endswith(told.removeprefix("noise.0: "))
+
+
+@pytest.mark.parametrize(("target", "offset"), [(0.85, 0.2), (0.2, -0.2)])
+def test_out_of_reach_is_withdrawn_when_the_target_is_met(target: float, offset: float) -> None:
+    plant = Plant(lag=2)
+    controller = SparsityController(plant, target, every=1)
+    with pytest.warns(UserWarning, match="out of reach"):
+        trained(plant, controller, 100)
+    assert "out of reach" in controller.report()[0]
+    plant.offset = offset
+    trained(plant, controller, 60)
+    assert abs(plant.hoyer - target) < 0.02
+    assert "out of reach" not in controller.report()[0]
+    plant.offset = 0.0  # again, but not a second warning, which would be an error
+    trained(plant, controller, 150)
+    assert "out of reach" in controller.report()[0]
+
+
+def test_what_dead_units_ruled_out_is_withdrawn_when_they_live() -> None:
+    plant = Plant(dead=75, lag=math.inf)
+    plant.hoyer = 0.7
+    controller = SparsityController(plant, 0.5, every=1)
+    with pytest.warns(UserWarning, match="75 of 100 units are dead"):
+        trained(plant, controller, 50)
+    plant.dead, plant.lag = 0, 2
+    trained(plant, controller, 100)
+    assert "out of reach" not in controller.report()[0]
+
+
+@pytest.mark.parametrize("target", [0.99, 0.9, 0.1])
+def test_out_of_reach_is_found_in_a_noisy_measure(target: float) -> None:
+    model = nn.Sequential(Sparseout(q=2.5))
+    controller = SparsityController(model, target, every=1, bounds=(1.0, 4.0))
+    draw = torch.Generator().manual_seed(0)
+
+    def train() -> None:
+        for _ in range(1000):
+            model(torch.randn(8, 8, generator=draw).relu())
+            controller.step()
+
+    with pytest.warns(UserWarning, match=f"^0: the target {target} of hoyer is out of reach: q has been close to its "):
+        train()
+    assert "out of reach" in controller.report()[0]
+
+
+def test_noise_around_a_target_is_not_taken_for_out_of_reach() -> None:
+    plant = Plant(lag=2)
+    draw = torch.Generator().manual_seed(0)
+    controller = SparsityController(plant, 0.72, every=1)  # at q = 1.2, close to the bound
+    for _ in range(600):
+        plant.offset = 0.01 * torch.randn((), generator=draw).item()
+        plant()
+        controller.step()  # a warning would be an error
 
 
 def test_what_dead_units_rule_out_is_told() -> None:
@@ -219,6 +289,37 @@ def test_one_q_or_one_for_each_layer() -> None:
     only = SparsityController(model, 0.9, modules=["5"])
     assert list(only.q) == ["5"]
     assert list(SparsityController(model, 0.9, modules=lambda name, layer: name == "2").q) == ["2"]
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    def unused() -> nn.Sequential:
+        return nn.Sequential(Sparseout(q=2.5), Sparseout(q=2.5))
+
+    model = unused()
+    controller = SparsityController(model, 0.5, per_layer=True, every=2)
+    says = "no training pass of 1 was seen in 10 steps, so its q does not move: is it called, and in training mode?"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(60):
+            model[0](torch.rand(4, 6))
+            controller.step()
+    assert [str(warning.message) for warning in caught] == [says]
+    assert controller.report()[1] == "1: q = 2.500, hoyer not measured, target 0.5; no pass in the last 30 updates"
+    model = unused()
+    controller = SparsityController(model, 0.5, every=1)
+    model[0](torch.rand(4, 6))
+    controller.step()
+    assert controller.report()[0].endswith("target 0.5; no pass so far of 1")
+    model[1](torch.rand(4, 6))
+    controller.step()
+    assert controller.report()[0].endswith("target 0.5")
+
+
+@pytest.mark.parametrize("p", [0, 1])
+def test_layers_whose_noise_has_no_q_are_named(p: float) -> None:
+    model = nn.Sequential(Sparseout(p, q=2.5), Sparseout(0.5, q=2.5))
+    with pytest.warns(UserWarning, match="^q has no effect where p is 0 or 1, as it is in 0$"):
+        SparsityController(model, 0.5)
 
 
 def test_detached_it_leaves_no_hook_and_the_last_q() -> None:

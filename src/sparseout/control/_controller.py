@@ -294,7 +294,8 @@ class SparsityController:
         steps = IDLE_UPDATES * self.every
         if len(idle) == len(self._groups):
             return [f"no training pass was seen in {steps} steps, so q does not move: is the model in evaluation mode?"]
+        question = "is it called, and in training mode?"
         return [
-            f"no training pass of {group.names} was seen in {steps} steps, so its q does not move: is it called?"
+            f"no training pass of {group.names} was seen in {steps} steps, so its q does not move: {question}"
             for group in idle
         ]
