@@ -337,7 +337,7 @@ def test_selective_checkpointing_saves_what_it_saves_without_a_controller() -> N
         return CheckpointPolicy.MUST_SAVE if "sum" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
 
     def gradient(controlled: bool) -> torch.Tensor:
-        layer = Sparseout(q=2.5, seed=0)
+        layer = Sparseout(q=torch.tensor(2.5), seed=0)
         if controlled:
             SparsityController(layer, 0.5)
         x = torch.linspace(0.1, 1, 12).reshape(3, 4).requires_grad_()
