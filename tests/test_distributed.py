@@ -35,7 +35,8 @@ assert {k: v.tolist() for k, v in sums.items()} == {"both": [2, 4], ("only", 0):
 assert all_reduce_sums({}, torch.device("cpu")) == {}
 one = all_reduce_sums({"both": torch.ones(1)}, torch.device("cpu"), alone)
 assert one == {"both": torch.ones(1)}, one
-assert "one shape on every process for x" in error(lambda: all_reduce_sums({"x": torch.ones(1 + rank)}, torch.device("cpu")))
+unlike = {"x": torch.ones(1 + rank)}
+assert "one shape on every process for x" in error(lambda: all_reduce_sums(unlike, torch.device("cpu")))
 
 # Stages of a pipeline have modules of equal names.
 torch.manual_seed(rank)

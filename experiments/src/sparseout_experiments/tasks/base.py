@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.hooks import Hooks
 from sparseout._utils.validation import expected
 from sparseout.baselines import ActivityPenalty
 from sparseout.measures import MEASURES, Streaming
@@ -106,22 +107,20 @@ def watching(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> I
     `unit_dims` says along which dimension units lie, by the number of dimensions of an output.
     """
     streams: dict[str, Streaming] = {}
+    hooks = Hooks()
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            activations = output[0] if isinstance(output, tuple) else output
-            if name not in streams:
-                streams[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
-            streams[name].update(activations)
+    def update(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        activations = output[0] if isinstance(output, tuple) else output
+        if name not in streams:
+            streams[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
+        streams[name].update(activations)
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in places.items()]
+    for name, module in places.items():
+        hooks.after(module, update, name)
     try:
         yield streams
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
 
 
 def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
