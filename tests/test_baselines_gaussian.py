@@ -3,6 +3,8 @@
 import pytest
 import torch
 from moments import agrees
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from sparseout.baselines import GaussianDropout, gaussian_dropout
 
@@ -30,6 +32,28 @@ def test_shared_dims_share_one_draw():
     out = GaussianDropout(0.5, shared_dims=(0, -1))(x)
     assert torch.equal(out, out[:1, :, :1].expand_as(out))
     assert len(out.unique()) == 3
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_nested_tensors(layout):
+    x = torch.nested.nested_tensor([torch.ones(500, 4), torch.ones(1000, 4)], layout=layout)
+    out = torch.cat((x + GaussianDropout(0.5)(x)).unbind()) - 1  # of the same rows
+    assert out.shape == (1500, 4)
+    agrees(out, 1.0, 0.06)
+    shared = torch.cat(GaussianDropout(0.5, shared_dims=(1,))(x).unbind())
+    assert len(shared.unique()) == 8  # a draw for each example and unit
+    with pytest.raises(ValueError, match="`shared_dims` to be dims within the examples of a nested tensor"):
+        GaussianDropout(0.5, shared_dims=(0,))(x)
+
+
+@pytest.mark.parametrize("shared_dims", [(), (0,), (1,)])
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch says so of its dropout too
+def test_sharded_tensors(shared_dims, process_group):
+    x = DTensor.from_local(torch.ones(6, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
+    out = GaussianDropout(0.5, shared_dims=shared_dims)(x)
+    assert out.placements == (Shard(0),)
+    assert len(out.full_tensor().unique()) == {(): 24, (0,): 4, (1,): 6}[shared_dims]
 
 
 def test_in_evaluation_it_is_its_input():

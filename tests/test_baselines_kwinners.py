@@ -222,6 +222,20 @@ def test_in_a_transform_and_traced():
     assert exported.module()(x[:1].repeat(5, 1)).tolist() == WINNERS[:1] * 5
 
 
+@pytest.mark.parametrize("size", [(8,), (3, 8), (8, 2, 2)])
+def test_training_in_a_transform_counts_all_examples(size):
+    x = torch.rand(6, *size)
+    layer = KWinners(2, units=8, boost=5.0, unit_dim=0 if len(size) == 3 else None)
+    plain = KWinners(2, units=8, boost=5.0)
+    for _ in range(2):
+        wanted = plain(x)
+        assert torch.equal(torch.vmap(layer)(x), wanted)
+        assert torch.equal(layer.duty_cycle, plain.duty_cycle)
+    grads = torch.vmap(torch.func.grad(lambda x: layer(x).sum()))(x)
+    assert torch.equal(grads, (plain(x) != 0).float())
+    assert torch.equal(layer.duty_cycle, plain.duty_cycle)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 5, 8), (2, 3, 5, 5, 8), (3, 8)])
 def test_units_in_the_last_dim_of_maps(shape):
     x = torch.rand(shape)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, probability
+from sparseout.baselines.nested import with_parts
 from sparseout.baselines.weights import Layer, change_
 from sparseout.functional import sparseout
 
@@ -91,6 +92,8 @@ class BridgeoutLinear(nn.Linear):
             return super().forward(input)
         if not self.per_example:
             return F.linear(input, perturbed(self.weight, self.p, self.q), self.bias)
+        if input.is_nested:
+            return with_parts(input, [self(part) for part in input.unbind()])
         rows = input.reshape(-1, self.in_features)
         weights = perturbed(self.weight, self.p, self.q, len(rows))
         out = torch.bmm(weights, rows.unsqueeze(-1)).view(*input.shape[:-1], self.out_features)

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from sparseout._utils.torch_internals import is_sharded
+from sparseout._utils.validation import expected
 from sparseout.baselines.arguments import probability
+from sparseout.baselines.nested import with_parts
 from sparseout.functional import check_dims, normalise_dims
 
 
@@ -38,9 +41,20 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
     p, dims = probability(p), normalise_dims(check_dims(shared_dims), x.dim())
     if p == 0 or not training:
         return x
-    shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
+    if x.is_nested:
+        if 0 in dims:
+            raise ValueError(expected("shared_dims", "dims within the examples of a nested tensor", shared_dims))
+        inner = [dim - 1 for dim in dims]
+        return with_parts(x, [gaussian_dropout(part, p, shared_dims=inner) for part in x.unbind()])
     wide = torch.promote_types(x.dtype, torch.float32)
-    factor: Tensor = 1 + (p / (1 - p)) ** 0.5 * torch.randn(shape, dtype=wide, device=x.device)
+    if is_sharded(x):  # a noise that is spread as x is
+        noise = torch.randn_like(
+            x[tuple(slice(1) if dim in dims else slice(None) for dim in range(x.dim()))], dtype=wide
+        )
+    else:
+        shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
+        noise = torch.randn(shape, dtype=wide, device=x.device)
+    factor: Tensor = 1 + (p / (1 - p)) ** 0.5 * noise
     return (x * factor).to(x.dtype)
 
 

@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
-from sparseout._utils.torch_internals import in_backward, is_sharded, jagged_parts, may_be_recomputed, with_values
+from sparseout._utils.torch_internals import (
+    in_backward,
+    is_sharded,
+    may_be_recomputed,
+    outside_transforms,
+    transforms_active,
+    without_transforms,
+)
 from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, number
+from sparseout.baselines.nested import with_parts
 
 _WISH = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
 
@@ -136,9 +144,15 @@ class KWinners(nn.Module):
         winners = rows.topk(now, sorted=False).indices
         return torch.zeros_like(rows).scatter(1, winners, 1.0) != 0  # of floats, as jit.trace has no scatter of a bool
 
-    @torch.no_grad()
     def _count(self, won: Sequence[Tensor]) -> None:
         """Move the duty cycles."""
+        if transforms_active():  # for all examples of a vmap together
+            with outside_transforms():
+                return self._move([without_transforms(mask).flatten(0, -2) for mask in won])
+        return self._move(won)
+
+    @torch.no_grad()
+    def _move(self, won: Sequence[Tensor]) -> None:
         units = len(self.duty_cycle)
         positions = sum(mask.numel() for mask in won) // units
         if positions:
@@ -155,12 +169,7 @@ class KWinners(nn.Module):
                 expected("unit_dim", "a dim within the examples of a nested tensor", "that of the examples")
             )
         kept = [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
-        if x.layout is not torch.jagged:
-            return torch.nested.as_nested_tensor(kept)
-        _, lengths, ragged = jagged_parts(x)
-        if lengths is not None:
-            raise ValueError(expected("x", "a nested tensor without gaps between its examples", "one with lengths"))
-        return with_values(x, torch.cat(kept, ragged))
+        return with_parts(x, kept)
 
     def _sharded(self, x: Any) -> Tensor:
         """A DTensor: each process chooses for the rows that it holds, of which it needs all units."""
