@@ -239,9 +239,10 @@ def test_training_in_a_transform_counts_all_examples(size):
 @pytest.mark.parametrize("shape", [(2, 5, 5, 8), (2, 3, 5, 5, 8), (3, 8)])
 def test_units_in_the_last_dim_of_maps(shape):
     x = torch.rand(shape)
-    layer, flat = KWinners(2, unit_dim=-1), KWinners(2)
-    assert torch.equal(layer(x), flat(x.reshape(-1, 8)).view(shape))
-    assert torch.equal(layer.duty_cycle, flat.duty_cycle)
+    for layer in (KWinners(2, unit_dim=-1), KWinners(2, units=8)):
+        flat = KWinners(2)
+        assert torch.equal(layer(x), flat(x.reshape(-1, 8)).view(shape))
+        assert torch.equal(layer.duty_cycle, flat.duty_cycle)
 
 
 @pytest.mark.parametrize("unit_dim", [1, lambda name, module, x: 1 if x.dim() == 3 else None, {KWinners: 1}])

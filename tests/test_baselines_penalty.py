@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributions import Bernoulli, kl_divergence
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
@@ -296,6 +297,45 @@ def test_sharded_rows_are_rows(process_group):
         loss = penalty.loss()
         model(x)
         torch.testing.assert_close(loss, penalty.loss())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda model, x: torch.export.export(model, (x,)),
+        torch.jit.trace,
+        lambda model, x: make_fx(model)(x),
+        lambda model, x: model.to("meta")(x.to("meta")),
+    ],
+)
+def test_a_pass_that_is_recorded_is_not_counted(record):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.randn(8, 4)
+    with ActivityPenalty(model) as penalty:
+        record(model, x)
+        assert penalty.loss().item() == 0
+
+
+def test_in_a_transform_the_loss_is_taken_in_it():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.randn(8, 4)
+    wanted = lq_penalty(model(x))
+    with ActivityPenalty(model, strength=1.0) as penalty:
+
+        def loss(x):
+            model(x)
+            return penalty.loss()
+
+        torch.testing.assert_close(torch.vmap(loss)(x).mean(), wanted)
+        slope = torch.func.grad(loss)(x)
+        y = x.clone().requires_grad_()
+        torch.testing.assert_close(slope, torch.autograd.grad(loss(y), y)[0])
+        torch.vmap(model)(x)
+        with pytest.raises(
+            RuntimeError, match="called in the vmap or grad that the model ran in, but got called after"
+        ):
+            penalty.loss()
+        model(x)
+        torch.testing.assert_close(penalty.loss(), wanted)
 
 
 def test_nothing_is_kept_over_many_steps():

@@ -75,6 +75,11 @@ def without_transforms(x: Tensor) -> Tensor:
     return forward_ad.unpack_dual(x).primal if forward_ad._current_level >= 0 else x
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether `x` is of a functorch transform, after whose end it is dead."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def is_batched_gradient(grad: Tensor) -> bool:
     """Whether `grad` holds many gradients at once, as `is_grads_batched=True` passes them to a backward."""
     return torch._C._functorch.is_legacy_batchedtensor(grad)

@@ -57,8 +57,8 @@ class KWinners(nn.Module):
         units: number of units (channels of a map), each of which has a duty cycle. None: as the first input has; the
             buffer is empty until then, and compiled code breaks there once.
         unit_dim: where the units lie, if not along the last dim, or along dim 1 of a 4-d or 5-d input: -1 for the maps
-            (N, H, W, units) that a Linear makes, 1 for sequences (N, units, L). Also a function of a name (""), the
-            layer and its input, for a layer that meets both.
+            (N, H, W, units) that a Linear makes, unless `units` tells; 1 for sequences (N, units, L). Also a function
+            of a name (""), the layer and its input, for a layer that meets both.
 
     Shape:
         - Input: (*, units), (N, units, H, W) or (N, units, D, H, W), or as `unit_dim` says. Nested tensors too, each
@@ -114,7 +114,13 @@ class KWinners(nn.Module):
             return self._sharded(x)
         if x.is_nested:
             return self._nested(x)
-        return torch.where(self._winners([x], self._tracker.dim("", self, x))[0], x, 0.0)
+        return torch.where(self._winners([x], self._unit_dim(x))[0], x, 0.0)
+
+    def _unit_dim(self, x: Tensor) -> int:
+        units = len(self.duty_cycle)
+        if self._tracker.given is None and x.dim() in (4, 5) and x.shape[-1] == units != x.shape[1]:
+            return x.dim() - 1
+        return self._tracker.dim("", self, x)
 
     def _winners(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
         """Which elements win in tensors whose units lie along `dim`. What precedes it are rows, the rest competes."""

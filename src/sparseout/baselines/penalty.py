@@ -14,7 +14,7 @@ from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import DeadHook, Hooks
 from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose, unwrapped
-from sparseout._utils.torch_internals import in_backward, is_sharded
+from sparseout._utils.torch_internals import in_backward, is_recorded, is_sharded, is_transformed, transforms_active
 from sparseout._utils.validation import expected
 from sparseout.baselines.arguments import above_0, at_least_0, number
 
@@ -122,7 +122,8 @@ class ActivityPenalty:
     with :math:`R_l` the :func:`sparseout.baselines.lq_penalty` or the :func:`sparseout.baselines.kl_penalty` of one
     watched module's output. A with-block, or :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and
     forgets it. If a module is called several times before that, its terms add up. Nothing is collected from modules in
-    evaluation mode or while gradients are off, nor from what activation checkpointing computes again. So
+    evaluation mode or while gradients are off, nor from what activation checkpointing computes again, nor in a pass
+    that is traced or exported. So
     ``checkpoint(use_reentrant=True)``, which runs the forward without gradients, leaves nothing to collect: a warning
     says so. Under ``torch.compile(fullgraph=True)`` a model with checkpointing needs
     ``torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True``.
@@ -220,9 +221,12 @@ class ActivityPenalty:
         """What was collected since the last call, a 0-d tensor: 0 if nothing was, as after an evaluation."""
         if not self._attached:
             raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
-        total = torch.stack(self._terms).sum() if self._terms else torch.zeros(())
-        self._terms.clear()
-        return total
+        terms, self._terms = self._terms, []
+        if any(map(is_transformed, terms)) and not transforms_active():
+            raise RuntimeError(
+                expected("penalty.loss()", "called in the vmap or grad that the model ran in", "after it")
+            )
+        return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _collect(self, site: Site, module: nn.Module, args: Any, more: Any) -> None:
         """Add the term of a call: a hook's, on inputs with `more` keyword arguments, on outputs with the output."""
@@ -238,6 +242,8 @@ class ActivityPenalty:
         if x is None:
             wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
             raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
+        if is_recorded((x,)) if eager else torch.compiler.is_exporting():
+            return  # no values are computed, or what is computed is written down
         term = self._term(site, x)
         if not eager or not in_backward():  # else computed all the same, since a checkpoint counts what is saved
             self._terms.append(term)
