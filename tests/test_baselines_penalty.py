@@ -331,7 +331,7 @@ def test_in_a_transform_the_loss_is_taken_in_it():
         torch.testing.assert_close(slope, torch.autograd.grad(loss(y), y)[0])
         torch.vmap(model)(x)
         with pytest.raises(
-            RuntimeError, match="called in the vmap or grad that the model ran in, but got called after"
+            RuntimeError, match="in the vmap or grad that the model ran in, but got called after"
         ):
             penalty.loss()
         model(x)

@@ -222,10 +222,9 @@ class ActivityPenalty:
         if not self._attached:
             raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
         terms, self._terms = self._terms, []
-        if any(map(is_transformed, terms)) and not transforms_active():
-            raise RuntimeError(
-                expected("penalty.loss()", "called in the vmap or grad that the model ran in", "after it")
-            )
+        if not torch.compiler.is_compiling() and not transforms_active() and any(map(is_transformed, terms)):
+            wanted = "called in the vmap or grad that the model ran in"
+            raise RuntimeError(expected("penalty.loss()", wanted, "called after it"))
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _collect(self, site: Site, module: nn.Module, args: Any, more: Any) -> None:
