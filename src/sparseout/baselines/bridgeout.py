@@ -14,7 +14,7 @@ from sparseout.functional import sparseout
 
 
 def bridgeout_(module: Layer, p: float = 0.5, q: float = 1.5, *, per_example: bool = True) -> Layer:
-    r"""Perturbs the weights of a Linear or Conv2d, in training, in proportion to :math:`|w|^{q/2}`.
+    r"""Adds noise proportional to :math:`|w|^{q/2}` to the weights of a Linear or Conv2d, in training.
 
     .. math::
         \tilde w = w + |w|^{q/2} \, \xi, \qquad \xi = \frac{m}{1 - p} - 1, \qquad m \sim \operatorname{Bernoulli}(1 - p)
@@ -29,13 +29,13 @@ def bridgeout_(module: Layer, p: float = 0.5, q: float = 1.5, *, per_example: bo
     has for activations, mean, variance and penalty would be the same, and for p != 1/2 the skew of negative weights
     another; so at q = 2 this is DropConnect for weights that are positive, and for all if p = 1/2.
 
-    The derivative is that of the equation, but for the slope of :math:`|w|^{q/2}` at 0, which is taken as 0; weights
-    below the smallest normal number of their dtype count as 0. In evaluation the layer is what it was. Per example,
-    a Linear makes a weight matrix for every row of its input, rows x out x in numbers, kept twice for backward, and a
-    Conv2d runs as one convolution with a group for every image.
+    The derivative is that of the equation, except that the slope of :math:`|w|^{q/2}` at 0 is taken as 0; weights below
+    the smallest normal number of their dtype count as 0. In evaluation the layer is unchanged. Per example, a Linear
+    makes a weight matrix for every row of its input, rows x out x in numbers, kept twice for backward, and a Conv2d
+    runs as one convolution with a group for every image.
 
     Args:
-        module: an ``nn.Linear`` or ``nn.Conv2d``; it stays the object that it is, and its ``state_dict`` keys stay.
+        module: an ``nn.Linear`` or ``nn.Conv2d``; it remains the same object, with the same ``state_dict`` keys.
         p: probability that the mask is 0, in [0, 1).
         q: exponent of the penalty, a finite number >= 0, without unit.
         per_example: noise for every row of the input of a Linear (all but the last dim) or every image of a Conv2d;

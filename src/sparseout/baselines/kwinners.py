@@ -1,4 +1,4 @@
-"""k-winners-take-all: sparsity by decree."""
+"""k-winners-take-all: a fixed number of active units."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ class KWinners(nn.Module):
         d_j \leftarrow (1 - \mu) \, d_j + \mu \, \overline{[\, j \in W \,]}
 
     Exactly k of the n units win, ties or not; a winner may be zero. The gradient goes to the winners only, unchanged.
-    The boost b changes who wins and not what a winner is worth: units that have won less often than k / n, by their
-    duty cycle d, are preferred; only differences between duty cycles matter. They begin at 0, move with every call in
-    training, and are a buffer: they are in the ``state_dict``, and in evaluation the choice is boosted by them as
-    training left them. Boosting is meant for activations that are not negative: a negative one is pushed the wrong way.
+    The boost b changes which units win and not their values: units that have won less often than k / n, by their duty
+    cycle d, are preferred; only differences between duty cycles matter. Duty cycles start at 0, are updated in every
+    call in training, and are a buffer in the ``state_dict``; in evaluation the choice is boosted by their last values.
+    Boosting is meant for activations that are not negative: for a negative one it has the opposite effect.
 
     The n units that compete are those of a row along the last dim; in a map (N, C, H, W) or volume all C H W of an
-    example, as in Ahmad & Scheinkman, so that an image may use more units where more is to be seen. A map shares
-    its weights over positions, so its duty cycles are per channel, means over the positions. With `unit_dim` it is said
-    where the units lie: what follows that dim competes too, what precedes it are rows. Under data parallelism
-    the duty cycles are those of the first process, as batch norm's statistics are. They are kept in fp32 in a model of
-    a half dtype. What activation checkpointing computes again chooses as before, and moves nothing.
+    example, as in Ahmad & Scheinkman, so that an image may use more units where it has more content. A map shares its
+    weights over positions, so its duty cycles are per channel, means over the positions. `unit_dim` gives the dim of
+    the units: what follows that dim competes too, what precedes it are rows. Under data parallelism the duty cycles are
+    those of the first process, as batch norm's statistics are. They are kept in fp32 in a model of a half dtype. A
+    forward repeated by activation checkpointing makes the same choice, and does not update them.
 
     Args:
-        k: how many win: a whole number >= 1, or a fraction of n in (0, 1), rounded, of which at least one unit is made.
-        k_eval: the same in evaluation, where some more may help; None for k.
+        k: number of winners: a whole number >= 1, or a fraction of n in (0, 1), rounded to at least one unit.
+        k_eval: the same in evaluation, where a larger number may help; None for k.
         boost: :math:`\beta`, a finite number >= 0; at 0 there is no boost.
         momentum: :math:`\mu`, the weight of the newest batch, in (0, 1].
         units: number of units (channels of a map), each of which has a duty cycle. None: as the first input has; the
@@ -66,7 +66,7 @@ class KWinners(nn.Module):
         - Output: the same.
 
     Raises:
-        ValueError: for a value out of range; for an input of another number of units, or of fewer than k.
+        ValueError: for a value out of range; for an input with another number of units, or with fewer than k.
         TypeError: for an argument of another type.
 
     Example:

@@ -1,4 +1,4 @@
-"""Penalties on activations, added to the loss: what is tried before any noise."""
+"""Penalties on activations, to be added to the loss."""
 
 from __future__ import annotations
 
@@ -114,21 +114,20 @@ def _target(value: Any) -> float:
 
 
 class ActivityPenalty:
-    r"""Collects a penalty on the activations of a model while it runs in training, for whoever adds it to the loss.
+    r"""Collects a penalty on the activations of a model while it runs in training, to be added to the loss.
 
     .. math::
         R = \sum_l \lambda_l R_l
 
     with :math:`R_l` the :func:`sparseout.baselines.lq_penalty` or the :func:`sparseout.baselines.kl_penalty` of one
-    watched module's output. A with-block, or :meth:`attach` and :meth:`detach`; in each step :meth:`loss` gives R and
-    forgets it. If a module is called several times before that, its terms add up. Nothing is collected from modules in
+    watched module's output. A with-block, or :meth:`attach` and :meth:`detach`; in each step :meth:`loss` returns R and
+    resets it. If a module is called several times before that, its terms add up. Nothing is collected from modules in
     evaluation mode or while gradients are off, nor from what activation checkpointing computes again, nor in a pass
-    that is traced or exported. So
-    ``checkpoint(use_reentrant=True)``, which runs the forward without gradients, leaves nothing to collect: a warning
-    says so. Under ``torch.compile(fullgraph=True)`` a model with checkpointing needs
+    that is traced or exported. So ``checkpoint(use_reentrant=True)``, which runs the forward without gradients, leaves
+    nothing to collect: a warning says so. Under ``torch.compile(fullgraph=True)`` a model with checkpointing needs
     ``torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True``.
 
-    Activations may be overwritten by who reads them, as by ``nn.ReLU(inplace=True)``: what backward needs of them is
+    Activations may be overwritten by the next module, such as ``nn.ReLU(inplace=True)``: what backward needs of them is
     copied, unless the watched module keeps its output for its own backward (ReLU, sigmoid, tanh). A copy of the model,
     or one that was pickled, is not penalised. Names are those of the model that was written, without what
     ``torch.compile``, ``DistributedDataParallel`` and the like put around it or around its parts.
@@ -192,7 +191,7 @@ class ActivityPenalty:
         self._without_grad: set[str] = set()  # sites that ran in training without gradients, as a checkpoint may
 
     def attach(self) -> Self:
-        """Begin to collect. Returns the penalty itself."""
+        """Start collecting. Returns the penalty itself."""
         self._attached = True
         if not self._hooks:
             self._units.attach()
@@ -204,7 +203,7 @@ class ActivityPenalty:
         return self
 
     def detach(self) -> None:
-        """Take every hook off the model, and forget what was collected."""
+        """Remove all hooks from the model, and what was collected."""
         self._terms.clear()
         if self._hooks:
             self._hooks.remove()
@@ -218,7 +217,7 @@ class ActivityPenalty:
         self.detach()
 
     def loss(self) -> Tensor:
-        """What was collected since the last call, a 0-d tensor: 0 if nothing was, as after an evaluation."""
+        """The penalty collected since the last call, a 0-d tensor; 0 if there is none, as in evaluation."""
         if not self._attached:
             raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
         terms, self._terms = self._terms, []

@@ -1,4 +1,4 @@
-"""Every method by its name."""
+"""Methods by name."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from sparseout.layers import Sparseout
 
 @dataclass(frozen=True)
 class Attachment:
-    """A method that is no layer: it acts on the weights of a layer that is there, or on the loss of a model."""
+    """A method that is not a layer: it acts on the weights of an existing layer, or on the loss of a model."""
 
     name: str
     acts_on: Literal["weights", "loss"]
@@ -45,7 +45,7 @@ class Attachment:
 
 
 def make(name: str, **parameters: Any) -> nn.Module | Attachment:
-    """A method by its name: the layer that stands where a Dropout layer stands, or what says how it is attached.
+    """Builds a method by name: a layer to use in place of Dropout, or an :class:`sparseout.baselines.Attachment`.
 
     | name | parameters | acts on | made |
     |---|---|---|---|
@@ -64,7 +64,7 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
 
     Raises:
         ValueError: for another name, or a value out of range.
-        TypeError: for a parameter that the method has not, or of another type.
+        TypeError: for a parameter that the method does not have, or of another type.
 
     Example:
         >>> make("sparseout", p=0.5, q=1.5)

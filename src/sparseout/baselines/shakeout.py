@@ -1,4 +1,4 @@
-"""Shakeout: Dropout that turns the weights of a dropped unit around, by a constant."""
+"""Shakeout: Dropout that replaces the weights of a dropped unit by a constant of opposite sign."""
 
 from typing import Any
 
@@ -29,14 +29,13 @@ def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
 
     At c = 0 it is Dropout on the layer's input: same bits, same random numbers. The draw is for every element of the
     input, as Dropout's, for a Conv2d too: all weights that meet the element share it. The sign of a weight is a
-    constant to autograd, of slope 0. In evaluation the layer is what it was. It costs a second product of the layer,
-    and no weight matrix per example.
+    constant for autograd. In evaluation the layer is unchanged. The cost is a second product of the layer, without a
+    weight matrix per example.
 
     Args:
-        module: an ``nn.Linear`` or ``nn.Conv2d``; it stays the object that it is, and its ``state_dict`` keys stay.
+        module: an ``nn.Linear`` or ``nn.Conv2d``; it remains the same object, with the same ``state_dict`` keys.
         p: the paper's tau, the probability that a unit is reversed, in [0, 1).
-        c: the constant, a finite number >= 0, in the unit of the weights: around their typical size its effect is
-            strong.
+        c: the constant, a finite number >= 0, in the unit of the weights: its effect is strong if it is of their size.
 
     Returns:
         The module itself, until `sparseout.baselines.revert_` undoes it.
