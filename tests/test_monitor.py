@@ -235,6 +235,15 @@ def test_an_output_without_a_tensor_is_an_error():
         model(torch.randn(2))
 
 
+def test_what_nobody_chose_breaks_no_forward():
+    model = nn.Sequential(nn.ReLU(), nn.Dropout(0.5)).eval()
+    with SparsityMonitor(model) as monitor:
+        assert model(torch.tensor([1, -1])).tolist() == [1, 0]
+        assert len(monitor.report()) == 0
+        model[0](torch.eye(3, dtype=torch.float64).to_sparse())
+    assert (monitor.report()[0]["rows"], monitor.report()[0]["density"]) == (3, 1 / 3)
+
+
 def test_a_module_of_several_widths_has_a_record_for_each_and_unit_dim_helps():
     model = nn.Sequential(nn.ReLU())
     narrow, wide = torch.randn(5, 7), torch.randn(4, 9)

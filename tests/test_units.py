@@ -88,8 +88,10 @@ MAP = (2, 5, 6, 8)  # dims of different length
         ([nn.Linear(8, 6), nn.GLU()], MAP, -1),
         ([nn.Conv2d(5, 4, 1), nn.GLU(1)], MAP, -3),
         ([nn.Conv2d(5, 4, 1), nn.MaxPool2d(2), Step(lambda x: x.permute(0, 2, 3, 1))], (2, 5, 4, 6), -1),
-        # an attention's rows, (batch, heads, queries, keys)
-        ([nn.Linear(8, 8), Step(lambda x: torch.rand(2, 4, 6, 6))], (2, 6, 8), -1),
+        ([nn.Linear(8, 7), Step(lambda x: x.view(2, 7, 6, 7))], (2, 42, 8), -1),  # as high and wide as it has units
+        # of an attention, (batch, heads, queries, keys), no dim has units: heads, whatever the number of keys
+        ([nn.Linear(8, 8), Step(lambda x: torch.rand(2, 4, 6, 6))], (2, 6, 8), -3),
+        ([nn.Linear(8, 8), Step(lambda x: torch.rand(2, 4, 8, 8))], (2, 8, 8), -3),
         ([nn.Linear(8, 5 * 12), Step(lambda x: x.view(2, 5, 3, 4))], (2, 8), -3),  # a decoder's first map
         # nobody knows
         ([], MAP, -3),

@@ -115,9 +115,8 @@ class UnitTracker:
     Linear, Embedding, LayerNorm, RMSNorm, recurrent and attention modules put units last; convolutions, batch, group
     and instance norm at dim 1. Activations and noise layers keep them there. A tensor that was permuted or reshaped in
     between has them along the one dim of as many units; where there is none, along the same dim if the number of dims
-    is unchanged, and along the last one if units were last before, in three dims or more, as in an attention's heads.
-    Where no producer ran: along dim 1 of 4-d and 5-d tensors and the last dim of others. All of it works in compiled
-    code too.
+    is unchanged. Else, and where no producer ran: along dim 1 of 4-d and 5-d tensors and the last dim of others. All of
+    it works in compiled code too.
 
     Args:
         model: the module whose producers are followed.
@@ -200,21 +199,24 @@ def _follow(x: Tensor, made: Produced) -> int | None:
         return dim if x.ndim == made.ndim else None
     units = made.shape[made.dim]
     as_many = dim < x.ndim and x.shape[dim] == units
+    same = x.ndim == made.ndim
     # Where several dims are as long, a permuted view is told by its strides.
-    if made.stride is not None and x.ndim == made.ndim and not (as_many and x.stride(dim) == made.stride):
+    if same and made.stride is not None and not (as_many and x.stride(dim) == made.stride):
         moved = [d for d in range(x.ndim) if x.shape[d] == units and x.stride(d) == made.stride]
         if len(moved) == 1:
             return moved[0]
-    if as_many:
+    if same and as_many:  # asked before other sizes, which compiled code would have to guard on
         return dim
-    if x.ndim == made.ndim and all(x.shape[d] == made.shape[d] for d in range(x.ndim) if d != dim):
-        return dim  # some of the units, as of a GLU
-    elsewhere = [d for d in range(1, x.ndim) if x.shape[d] == units]
-    if len(elsewhere) == 1:
-        return elsewhere[0]
-    if x.ndim == made.ndim:
-        return dim
-    return x.ndim - 1 if last and made.ndim > 2 else None
+    elsewhere = [d for d in range(1, x.ndim) if d != dim and x.shape[d] == units]
+    if not same:
+        # A view of the same elements keeps their order; of others, as an attention's (batch, heads, queries, keys), a
+        # dim that happens to be as long says nothing beside another one.
+        if as_many and (not elsewhere or x.numel() == made.shape.numel()):
+            return dim
+        return elsewhere[0] if len(elsewhere) == 1 and not as_many else None
+    if len(elsewhere) != 1 or all(x.shape[d] == made.shape[d] for d in range(x.ndim) if d != dim):
+        return dim  # in the second case some of the units, as of a GLU
+    return elsewhere[0]
 
 
 def _resolve(given: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | None:
@@ -255,7 +257,7 @@ def local_rows(x: Tensor, dim: int) -> Tensor:
 def rows_of(x: Tensor, dim: int) -> list[Tensor]:
     """Rows of `x` as :func:`sampled` gives them; of a nested tensor the real ones, a tensor for each width."""
     if not x.is_nested:
-        return [sampled(x, dim)]
+        return [sampled(x if x.layout is torch.strided else x.to_dense(), dim)]
     widths: dict[int, list[Tensor]] = {}
     for part in x.detach().unbind():
         rows = part.movedim(dim % x.ndim - 1, -1)

@@ -82,7 +82,8 @@ class SparsityMonitor:
     Raises:
         ValueError: for a value out of range; if `modules` has a name or type the model has not, or nothing is there to
             watch; later, for a `unit_dim` that a tensor does not have.
-        TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
+        TypeError: for an argument of another type; later, if a module that `modules` chose puts out no floating-point
+            tensor.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -114,7 +115,7 @@ class SparsityMonitor:
         self.unit_dim = unit_dim
         self._given, self._model = model, unwrapped(model)  # the wrappers know their process group
         self._units = UnitTracker(self._model, unit_dim)
-        self._sites = choose(self._model, modules)
+        self._sites, self._chosen = choose(self._model, modules), modules is not None
         self._norms = batch_norms(self._model)
         self._hooks = Hooks(EagerHook)
         self.reset()
@@ -214,6 +215,8 @@ class SparsityMonitor:
             return None
         self._called.add(site.name)
         if not self._counter.part(site.name, site.module.training):
+            return None
+        if x is None and not self._chosen:
             return None
         if x is None:
             wanted = f"a module with a floating-point tensor of at least one dimension as {site.tensor}"
