@@ -72,7 +72,7 @@ def test_the_results_hold_every_run(finished: tuple[Path, str]) -> None:
     found = json.loads((folder / "results.json").read_text())
     assert found["runs_finished"] == found["runs_planned"] == len(found["runs"]) == (3 * 2 + 2) * 2
     assert found["options"]["q"] == [1, 2, 3]  # sorted
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["environment"]["torch"] == torch.__version__
     assert found["seconds"] > 0
     assert {run["method"] for run in found["runs"]} == {"sparseout", "dropout", "none"}
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import sparseout
 from sparseout_experiments.bench.cases import PLANS, Case, cores
 from sparseout_experiments.bench.measure import Row, measure
 from sparseout_experiments.training import files
+from sparseout_experiments.training.environment import processor, versions
 
 KIND = "sparseout bench"
 
@@ -58,16 +58,14 @@ class Record:
 
 def environment(device: str, quick: bool) -> dict[str, Any]:
     """All that rows must share to stand in one file."""
-    versions = {
-        "torch": torch.__version__,
-        **{name: version(name) for name in ("triton",) if find_spec(name)},
-        "sparseout": sparseout.__version__,
-        "python": platform.python_version(),
-    }
     name, reason = sparseout.backend(device)
     return {
         "device": {"type": device, "name": device_name(device)},
-        "versions": versions,
+        "versions": {
+            **versions("torch", *(["triton"] if find_spec("triton") else [])),
+            "sparseout": sparseout.__version__,
+            "python": platform.python_version(),
+        },
         "source": source(),
         "backend": {"name": name, "reason": reason},
         "quick": quick,
@@ -78,12 +76,7 @@ def device_name(device: str) -> str:
     """The maker's name of the GPU, or of the processor with the cores at hand."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    try:
-        found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    name = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{name}, {cores()} core{'s' if cores() > 1 else ''}"
+    return f"{processor()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def source() -> str:

@@ -2,17 +2,12 @@
 
 import json
 import math
-import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from sparseout import __version__
 from sparseout_experiments.data import digits
 from sparseout_experiments.demo import (
     BATCH,
@@ -32,6 +27,7 @@ from sparseout_experiments.demo.page import page
 from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
 from sparseout_experiments.training import files
+from sparseout_experiments.training.environment import environment
 
 
 def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -> list[Path]:
@@ -84,13 +80,7 @@ def results(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, 
                 "bins": BINS,
             },
         },
-        "versions": {
-            "sparseout": __version__,
-            "torch": torch.__version__,
-            "scikit-learn": version("scikit-learn"),
-            "python": platform.python_version(),
-        },
-        "device": {"type": "cpu", "machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "environment": environment("scikit-learn") | {"threads": 1},
         "seconds": round(seconds, 2),
         "runs": [_without_nan(run.record()) for run in runs],
     }

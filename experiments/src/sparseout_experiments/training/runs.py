@@ -8,9 +8,7 @@ import io
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +20,10 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 
-import sparseout
 from sparseout._utils.validation import expected
 from sparseout_experiments.config import FILE, Config, write
 from sparseout_experiments.training import files
+from sparseout_experiments.training.environment import environment
 
 CONFIG = FILE
 ENVIRONMENT, METRICS, RESULT, FAILURE = "environment.json", "metrics.jsonl", "result.json", "failure.json"
@@ -62,7 +60,9 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             if any(path.name != ENVIRONMENT for path in folder.iterdir()):  # what is there is not ours to write over
                 got = f"{str(folder)!r}, which holds other things and no {CONFIG}"
                 raise RunError(expected("out", "a new or empty folder, or that of a run", got))
-            write_json(folder / ENVIRONMENT, environment())  # first, so that a folder with a configuration has it
+            write_json(
+                folder / ENVIRONMENT, environment("accelerate", "datasets")
+            )  # first, so that a folder with a configuration has it
             files.write(folder / CONFIG, write(config))
             return partial(_withdraw, folder, made)
         if not resume:
@@ -70,7 +70,7 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
         _check_same(folder, config)
         (folder / FAILURE).unlink(missing_ok=True)
         if not _is_record(folder / ENVIRONMENT):  # the end of the run would be the first to miss it
-            write_json(folder / ENVIRONMENT, environment())
+            write_json(folder / ENVIRONMENT, environment("accelerate", "datasets"))
     return lambda: None
 
 
@@ -95,47 +95,6 @@ def _withdraw(folder: Path, made: list[Path]) -> None:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             files.remove_empty(made)
-
-
-def environment() -> dict[str, Any]:
-    """The versions, the device and the revision that a run was made with."""
-    from importlib.metadata import version
-
-    cuda = torch.cuda.is_available()
-    return {
-        "sparseout": sparseout.__version__,
-        "revision": _revision(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "accelerate", "datasets")},
-        "platform": platform.platform(),
-        "processor": processor(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _revision() -> str | None:
-    """The commit of this source, with a + where files differ from it; None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def log(folder: Path, record: Mapping[str, Any]) -> None:
