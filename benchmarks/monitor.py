@@ -2,7 +2,7 @@
 
     python benchmarks/monitor.py [--rounds 12] [--every 10] [--threads 2] [--out benchmarks/results]
 
-The model has Sparseout in every block, the batch is 128 images of 32 x 32. In a round every peer takes one step, in
+The model has Sparseout in every block, the batch is 128 images of 32 x 32. Each of these takes one step in a round, in
 an order that changes: "without" a monitor; "watched", the step that is sampled; "passed over", a monitor attached
 that samples another; "detached", after one was there. Ratios are taken within a round, and of the fastest steps of
 all rounds, which other load on the machine moves less. A monitor that samples one step in `every` costs what one
@@ -45,7 +45,7 @@ def main() -> None:
     y = torch.randint(10, (options.batch,), generator=generator).to(device)
 
     def step() -> dict[str, float]:
-        torch.compiler.reset()  # as attaching does, once: all peers start alike
+        torch.compiler.reset()  # as attaching does, once: all of them start alike
         gc.collect()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -70,14 +70,19 @@ def main() -> None:
         sparseout.SparsityMonitor(model).attach().detach()
         return step()
 
-    peers = {"without": step, "watched": lambda: attached(0), "passed over": lambda: attached(1), "detached": detached}
-    names = list(peers)
+    variants = {
+        "without": step,
+        "watched": lambda: attached(0),
+        "passed over": lambda: attached(1),
+        "detached": detached,
+    }
+    names = list(variants)
     step()
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(options.rounds):
         shift = number % len(names)
         order = names[shift:] + names[:shift]
-        rounds.append({name: peers[name]() for name in order})
+        rounds.append({name: variants[name]() for name in order})
         print(", ".join(f"{name} {rounds[-1][name]['cpu']:.3f} s" for name in names), flush=True)
     clock = "wall" if device.type == "cuda" else "cpu"
     median = {name: statistics.median(r[name][clock] / r["without"][clock] for r in rounds) for name in names}

@@ -63,7 +63,7 @@ def test_its_figures_are_those_of_the_benchmark():
 
     rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores.json").read_text())["rows"]
     ratios = {
-        (f"{row['elements']}, {row['threads']}", row["peer"]): number(row["ratio"]["both"]["median"])
+        (f"{row['elements']}, {row['threads']}", row["implementation"]): number(row["ratio"]["both"]["median"])
         for row in rows
         if row.get("layout") == "vector" and row["dtype"] == "fp32"
     }

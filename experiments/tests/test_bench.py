@@ -1,4 +1,4 @@
-"""The benchmark's peers compute what they are named for, and its arithmetic is that of hand-made numbers."""
+"""The benchmark's implementations compute what they are named for, and its arithmetic is that of hand-made numbers."""
 
 import inspect
 import time
@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from sparseout_experiments.bench import cases, measure, memory, peers, timing
+from sparseout_experiments.bench import cases, implementations, measure, memory, timing
 from sparseout_experiments.bench.timing import Budget, WallClock
 
 import sparseout
@@ -30,7 +30,7 @@ def slope_of(function, x, seed=5):
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_the_published_formula_is_the_equation_with_the_detached_slope(p, q):
     x = inputs()
-    y, slope = slope_of(lambda x: peers.published_formula(x, p, q), x)
+    y, slope = slope_of(lambda x: implementations.published_formula(x, p, q), x)
     torch.manual_seed(5)
     mask = torch.empty_like(x).bernoulli_(1 - p).detach().numpy()
     assert abs(y - oracle.value(x.detach(), mask, p, q)).max() < 1e-6  # |x| + 1e-12
@@ -42,7 +42,7 @@ def test_the_published_formula_is_the_equation_with_the_detached_slope(p, q):
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_the_plain_formula_is_the_equation_with_the_exact_slope(p, q):
     x = inputs()
-    y, slope = slope_of(lambda x: peers.plain_formula(x, p, q), x)
+    y, slope = slope_of(lambda x: implementations.plain_formula(x, p, q), x)
     torch.manual_seed(5)
     mask = torch.bernoulli(torch.full_like(x, 1 - p)).detach().numpy()
     assert abs(y - oracle.value(x.detach(), mask, p, q)).max() < 1e-12
@@ -52,7 +52,7 @@ def test_the_plain_formula_is_the_equation_with_the_exact_slope(p, q):
 @needs_compiler
 def test_the_compiled_formula_is_the_formula_for_a_mask_of_its_own():
     x = torch.randn(N)
-    y = peers.element("cpu")["plain formula, compiled"](x)
+    y = implementations.element("cpu")["plain formula, compiled"](x)
     dropped, kept = (oracle.value(x, torch.full((N,), m), 0.5, 1.5) for m in (0.0, 1.0))
     is_dropped, is_kept = (abs(y.numpy() - wanted) < 1e-5 for wanted in (dropped, kept))
     assert (is_dropped | is_kept).all()
@@ -71,19 +71,19 @@ PEERS = [
 @pytest.mark.parametrize(("name", "meant"), PEERS)
 def test_a_peer_is_what_its_name_says(name, meant):
     x = inputs()
-    for found, wanted in zip(slope_of(peers.element("cpu")[name], x), slope_of(meant, x), strict=True):
+    for found, wanted in zip(slope_of(implementations.element("cpu")[name], x), slope_of(meant, x), strict=True):
         assert (found == wanted).all()
 
 
 def test_layouts_reach_the_peers_and_masks_are_of_channels():
-    for layout, (make, format) in list(peers.LAYOUTS.items())[1:]:
+    for layout, (make, format) in list(implementations.LAYOUTS.items())[1:]:
         x, grad, target = measure._tensors(cases.Operation(N, "fp32", 1, layout), format, "cpu")
         assert all(tensor.is_contiguous(memory_format=format) for tensor in (x, grad, target))
         for function in make("cpu").values():
             ratio = (function(x) / x).flatten(2).detach()
             assert ((ratio == 0).all(2) == (ratio == 0).any(2)).all() or "element" in layout
     with torch.no_grad():
-        y = peers.channel("cpu")["Sparseout2d q=1.5"](torch.ones(50, 64, 8, 8))
+        y = implementations.channel("cpu")["Sparseout2d q=1.5"](torch.ones(50, 64, 8, 8))
     assert (y == y[:, :, :1, :1]).all()
     assert 0.4 < (y > 1).float().mean() < 0.6
 
@@ -230,7 +230,7 @@ def test_the_reason_of_a_compiler_is_what_it_wraps():
 
 def test_every_method_is_what_its_row_says():
     steps = measure.steps_of(cases.Layer(8, 1), "cpu")
-    assert list(steps) == [*peers.METHODS, *peers.ALTERNATIVES]
+    assert list(steps) == [*implementations.METHODS, *implementations.ALTERNATIVES]
     found = {}
     for name, step in steps.items():
         model, penalty = (inspect.getclosurevars(step).nonlocals[cell] for cell in ("model", "penalty"))
@@ -255,7 +255,7 @@ def test_every_method_is_what_its_row_says():
 def test_alternatives_in_models_where_they_have_a_place(monkeypatch):
     monkeypatch.setitem(cases.MODELS, "tiny", cases.Text(2, 8, 8, 2, 3, 20))
     monkeypatch.setitem(cases.MODELS, "small", cases.Images(10, 1, 2))
-    plain, every = list(peers.METHODS), [*peers.METHODS, *peers.ALTERNATIVES]
+    plain, every = list(implementations.METHODS), [*implementations.METHODS, *implementations.ALTERNATIVES]
     for name, mode, wanted in (
         ("small", "eager", every),
         ("small", "compiled", plain),

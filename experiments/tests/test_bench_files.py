@@ -26,7 +26,7 @@ def status_of(*args):
     return stopped.value.code
 
 
-def fake(case, peer="F.dropout", ratio=1.0, phases=("forward", "backward", "both"), **more):
+def fake(case, implementation="F.dropout", ratio=1.0, phases=("forward", "backward", "both"), **more):
     def around(value):
         return {phase: {"median": value, "low": 0.9 * value, "high": 1.1 * value} for phase in phases}
 
@@ -34,7 +34,7 @@ def fake(case, peer="F.dropout", ratio=1.0, phases=("forward", "backward", "both
         "section": case.section,
         "case": case.key,
         **vars(case),
-        "peer": peer,
+        "implementation": implementation,
         "date": "2031-02-03",
         "rounds": 9,
         "seconds": around(ratio * 0.002),
@@ -302,13 +302,15 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     (path,) = folder.glob("*-quick.json")
     found = json.loads(path.read_text())
     assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name, path.with_suffix(".png").name])
-    rows = {(row["case"], row["peer"]): row for row in found["rows"]}
+    rows = {(row["case"], row["implementation"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"]) == 4 * 12 + 3 * 2 + (9 + 5 + 2 * 3) + 9
     assert set(found["planned"]) == {case for case, _ in rows}
-    failed = {peer for (_, peer), row in rows.items() if "failed" in row}
+    failed = {implementation for (_, implementation), row in rows.items() if "failed" in row}
     assert failed == {"plain formula, compiled", "nn.Dropout", "no dropout", "Sparseout q=1.5"}
     assert {row["failed"] for row in rows.values() if "failed" in row} == {"no C++ compiler here"}
-    dropout, ours = (rows[f"{N} fp32, vector, 1 thread", peer] for peer in ("F.dropout", "Sparseout q=1.5"))
+    dropout, ours = (
+        rows[f"{N} fp32, vector, 1 thread", implementation] for implementation in ("F.dropout", "Sparseout q=1.5")
+    )
     assert dropout["ratio"]["both"] == {"median": 1, "low": 1, "high": 1}
     assert ours["rounds"] == 3
     assert all(ours["of_copy_bandwidth"][phase] > 0 for phase in ("forward", "backward", "both"))

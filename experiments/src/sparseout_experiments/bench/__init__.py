@@ -1,1 +1,1 @@
-"""What the operation costs: time and memory of Sparseout, of its peers and of whole models, as rows and tables."""
+"""What the operation costs: time and memory of Sparseout, other implementations and whole models."""

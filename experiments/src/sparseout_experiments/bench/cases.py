@@ -1,11 +1,11 @@
-"""What is measured: the cases of a run. A case is what its peers share, and is finished or not as a whole."""
+"""The cases of a run. Implementations of one case are measured together, and the case is finished or not as a whole."""
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from sparseout_experiments.bench.peers import LAYOUTS
+from sparseout_experiments.bench.implementations import LAYOUTS
 from sparseout_experiments.bench.timing import Budget
 
 Section = Literal["operation", "model", "alternatives"]

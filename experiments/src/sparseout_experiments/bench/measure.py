@@ -1,4 +1,4 @@
-"""Measuring one case: a row for every peer, ready for JSON."""
+"""Measurement of one case: a row for every implementation, ready for JSON."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from sparseout.baselines import Attachment
 from sparseout_experiments.bench import memory, timing
 from sparseout_experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation
-from sparseout_experiments.bench.peers import ALTERNATIVES, FOR_TEXT, LAYOUTS, METHODS, Method, P, compiled, method
+from sparseout_experiments.bench.implementations import (
+    ALTERNATIVES,
+    FOR_TEXT,
+    LAYOUTS,
+    METHODS,
+    Method,
+    P,
+    compiled,
+    method,
+)
 from sparseout_experiments.bench.timing import (
     STREAMS,
     Budget,
@@ -38,7 +47,7 @@ _COPY = "copy"
 
 
 def measure(case: Case, device: str, budget: Budget, heard: Hears) -> list[Row]:
-    """The rows of one case, the yardstick first."""
+    """The rows of one case, the baseline first."""
     with timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
         torch.manual_seed(0)
         if isinstance(case, Operation):
@@ -47,13 +56,13 @@ def measure(case: Case, device: str, budget: Budget, heard: Hears) -> list[Row]:
 
 
 def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> list[Row]:
-    make_peers, layout = LAYOUTS[case.layout]
+    make_implementations, layout = LAYOUTS[case.layout]
     x, grad, target = _tensors(case, layout, device)
     clock: Clock = EventClock() if case.clock == "events" else WallClock(device)
     calls = LATENCY_CALLS[case.clock] if case.elements == SMALL else 1
-    peers = make_peers(device)
+    implementations = make_implementations(device)
     runners: dict[str, Runner] = {
-        name: partial(timing.phases, function, x, grad, calls, clock) for name, function in peers.items()
+        name: partial(timing.phases, function, x, grad, calls, clock) for name, function in implementations.items()
     }
     if case.elements != SMALL:  # where a copy is a matter of bandwidth
         source = x.detach()
@@ -68,7 +77,7 @@ def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> li
             row["copy_bytes_per_second"] = STREAMS["forward"] * x.nbytes / copying
             row["of_copy_bandwidth"] = of_copy_bandwidth(row["seconds"], copying)
         if name in times:
-            function = peers[name]
+            function = implementations[name]
             row["peak_bytes"] = memory.peak(partial(_call, function, x, grad), device)
             row["kept_bytes"], row["kept_input_bytes"] = memory.kept(function, x)
             row["input_bytes"] = x.nbytes
@@ -179,21 +188,21 @@ def _rows(
     times = timing.alternate(runners, budget, lambda name, error: reasons.update({name: _reason(error)}), heard)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     rows: dict[str, Row] = {}
-    yardstick = times.get(next(iter(runners)))
+    baseline = times.get(next(iter(runners)))
     for name in runners:
-        row = {"section": case.section, "case": case.key, **asdict(case), "peer": name, "date": date}
+        row = {"section": case.section, "case": case.key, **asdict(case), "implementation": name, "date": date}
         if name in times:
             row |= {"rounds": len(times[name]), "seconds": _spreads(times[name])}
-            row["ratio"] = _spreads(ratios(times[name], yardstick)) if yardstick and name != _COPY else None
+            row["ratio"] = _spreads(ratios(times[name], baseline)) if baseline and name != _COPY else None
         else:
             row["failed"] = reasons[name]
         rows[name] = row
     return rows, times
 
 
-def ratios(times: list[Times], yardstick: list[Times]) -> list[Times]:
+def ratios(times: list[Times], baseline: list[Times]) -> list[Times]:
     """Round by round, so that what slowed a round down slowed both."""
-    return [{phase: one[phase] / base[phase] for phase in one} for one, base in zip(times, yardstick, strict=True)]
+    return [{phase: one[phase] / base[phase] for phase in one} for one, base in zip(times, baseline, strict=True)]
 
 
 def _spreads(times: list[Times]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The rows as a picture: ratios as points on a line for each peer, with a mark at 1."""
+"""The rows as a picture: ratios as points on a line for each implementation, with a mark at 1."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from sparseout_experiments.bench.store import Record
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 
 _MARKERS = ("o", "s", "D", "^")
-_ROW = 0.44  # inches a peer
+_ROW = 0.44  # inches an implementation
 
 Series = Callable[[Row], tuple[str, str]]  # what the marker says and what the colour says
 
@@ -30,7 +30,7 @@ def picture(record: Record) -> bytes:
         ([row for row in measured if row["section"] == "model"], "step", _of_model, "A training step"),
     ]
     panels = [panel for panel in panels if panel[0]]
-    heights = [_ROW * max(len({row["peer"] for row in rows}) - 1, 3) for rows, *_ in panels]
+    heights = [_ROW * max(len({row["implementation"] for row in rows}) - 1, 3) for rows, *_ in panels]
     device = record.environment["device"]["name"] + (" (quick run)" if record.quick else "")
     with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
         extent = (9.2, sum(heights) + 0.95 * len(heights) + 0.1)
@@ -53,20 +53,24 @@ def _of_model(row: Row) -> tuple[str, str]:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
-    """Markers and colours by series, side by side within a peer's line, from the top in the order of the rows."""
-    yardstick = rows[0]["peer"]
-    peers = [peer for peer in dict.fromkeys(row["peer"] for row in rows) if peer != yardstick]
+    """Markers and colours by series, side by side on the line of an implementation, in the order of the rows."""
+    baseline = rows[0]["implementation"]
+    implementations = [
+        implementation
+        for implementation in dict.fromkeys(row["implementation"] for row in rows)
+        if implementation != baseline
+    ]
     found = list(dict.fromkeys(map(series, rows)))
     markers = dict(zip(dict.fromkeys(name[0] for name in found), _MARKERS, strict=False))
     names = list(dict.fromkeys(name[1] for name in found))
     ramp = LinearSegmentedColormap.from_list("", [COLOURS["second"], COLOURS["first"], COLOURS["ink"]])
     colours = {name: ramp(place / max(len(names) - 1, 1)) for place, name in enumerate(names)}
     for place, (marked, coloured) in enumerate(found):
-        some = [row for row in rows if series(row) == (marked, coloured) and row["peer"] != yardstick]
+        some = [row for row in rows if series(row) == (marked, coloured) and row["implementation"] != baseline]
         ratios = [row["ratio"][phase] for row in some]
         axes.errorbar(
             [ratio["median"] for ratio in ratios],
-            [peers.index(row["peer"]) + 0.7 * ((place + 0.5) / len(found) - 0.5) for row in some],
+            [implementations.index(row["implementation"]) + 0.7 * ((place + 0.5) / len(found) - 0.5) for row in some],
             xerr=[
                 [ratio["median"] - ratio["low"] for ratio in ratios],
                 [ratio["high"] - ratio["median"] for ratio in ratios],
@@ -79,9 +83,14 @@ def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
             zorder=3,
         )
     axes.axvline(1, color=COLOURS["ink"], linewidth=1.3, zorder=2)
-    for line in range(1, len(peers)):
+    for line in range(1, len(implementations)):
         axes.axhline(line - 0.5, color=COLOURS["rule"], linewidth=0.8, zorder=1)
-    axes.set(yticks=range(len(peers)), yticklabels=peers, ylim=(len(peers) - 0.5, -0.5), xscale="log")
+    axes.set(
+        yticks=range(len(implementations)),
+        yticklabels=implementations,
+        ylim=(len(implementations) - 0.5, -0.5),
+        xscale="log",
+    )
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     low, high = axes.get_xlim()
@@ -89,7 +98,7 @@ def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"time as a multiple of {yardstick}'s, the line at 1 (bars: 10 to 90% of rounds)")
+    axes.set_xlabel(f"time as a multiple of {baseline}'s, the line at 1 (bars: 10 to 90% of rounds)")
     handles = [Line2D([], [], color=colours[name], linewidth=5, label=name) for name in names]
     grey: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": "none", "markersize": 5.5}
     handles += [Line2D([], [], marker=marker, label=name, **grey) for name, marker in markers.items()]

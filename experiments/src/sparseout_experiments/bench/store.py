@@ -1,4 +1,4 @@
-"""The rows of one device as a file: what was measured on what, written whole after every case."""
+"""Files of rows, one a device, written whole after every case."""
 
 import hashlib
 import json
@@ -93,6 +93,8 @@ def load(path: Path) -> Record:
         found = json.loads(path.read_text())
         if found.pop("kind") != KIND:
             raise KeyError
+        for row in found["rows"]:
+            row.setdefault("implementation", row.pop("peer", None))  # its name in older files
         return Record(**found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error

@@ -11,13 +11,13 @@ from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record
 
 _PHASES = ("forward", "backward", "both")
-_YARDSTICKS = {"operation": "F.dropout", "model": "the step with nn.Dropout"}
+_BASELINES = {"operation": "F.dropout", "model": "the step with nn.Dropout"}
 
 HOW_TO_READ = """\
 Figures are multiples of what torch's own Dropout takes: **1 is as fast as Dropout, 2 takes twice as long**; the time \
-itself is beside them in brackets. In every round each peer runs once, in a new order; a figure is the median over \
-rounds of the ratio within the round, and square brackets, where there are any, hold its quantiles at 10 and 90%. \
-M is 2^20 elements, p = 0.5, \
+itself is beside them in brackets. In every round each implementation runs once, in a new order; a figure is the \
+median over rounds of the ratio within the round, and square brackets, where there are any, hold its quantiles at 10 \
+and 90%. M is 2^20 elements, p = 0.5, \
 and an empty cell was not measured. "Plain formula" is x + sign(x)|x|^(q/2) xi in plain torch at q = 1.5; "published \
 formula" restates the operations of the code published with the paper, at q = 1.5; rows of Sparseout say q, and have \
 the default scale and gradient unless they name others ("exact" is the gradient's, "as tensor" q's)."""
@@ -63,8 +63,8 @@ def _device(record: Record) -> Iterator[str]:
     )
     if record.missing:
         yield f"Interrupted: {count(len(record.missing), 'case')} of {len(record.planned)} not measured yet."
-    yield f"![Time of each peer as a multiple of Dropout's]({record.slug}.png)"
-    yield "Time of each peer as a multiple of Dropout's. Drawn by `sparseout bench --render`."
+    yield f"![Time of each implementation as a multiple of Dropout's]({record.slug}.png)"
+    yield "Time of each implementation as a multiple of Dropout's. Drawn by `sparseout bench --render`."
     for dtype, some in vectors(rows).items():
         yield f"### The operation, {dtype}: forward and backward together"
         yield _grid(some, operation_column, "both")
@@ -77,7 +77,7 @@ def _device(record: Record) -> Iterator[str]:
         yield _markdown(
             ("", *_PHASES),
             (
-                [f"{row['peer']}, {row['layout']}", *(_cell(row, phase, True) for phase in _PHASES)]
+                [f"{row['implementation']}, {row['layout']}", *(_cell(row, phase, True) for phase in _PHASES)]
                 for row in layouts
                 if "failed" not in row
             ),
@@ -147,11 +147,17 @@ def _sizes(rows: Sequence[Row]) -> str:
 
 
 def _grid(rows: Sequence[Row], column: Any, phase: str, memory: bool = False) -> str:
-    """Peers down, cases across."""
+    """Implementations down, cases across."""
     columns = list(dict.fromkeys(column(row) for row in rows))
-    cells = {(row["peer"], column(row)): _cell(row, phase, memory) + _peak(row, memory) for row in rows}
-    peers = dict.fromkeys(row["peer"] for row in rows)
-    return _markdown(("", *columns), ([peer, *(cells.get((peer, name), "") for name in columns)] for peer in peers))
+    cells = {(row["implementation"], column(row)): _cell(row, phase, memory) + _peak(row, memory) for row in rows}
+    implementations = dict.fromkeys(row["implementation"] for row in rows)
+    return _markdown(
+        ("", *columns),
+        (
+            [implementation, *(cells.get((implementation, name), "") for name in columns)]
+            for implementation in implementations
+        ),
+    )
 
 
 def _detail(rows: Sequence[Row]) -> Iterator[str]:
@@ -167,7 +173,7 @@ def _detail(rows: Sequence[Row]) -> Iterator[str]:
         headings,
         (
             [
-                row["peer"],
+                row["implementation"],
                 *(_cell(row, phase, True) for phase in _PHASES),
                 " ".join(f"{row['of_copy_bandwidth'][phase]:.0%}" for phase in _PHASES),
                 _per_element(row["peak_bytes"], row),
@@ -182,8 +188,10 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if "failed" in row:
-            found.setdefault((row["peer"], row["failed"]), []).append(row["case"])
-    return [f"{peer} failed in {'; '.join(cases)}: {reason}" for (peer, reason), cases in found.items()]
+            found.setdefault((row["implementation"], row["failed"]), []).append(row["case"])
+    return [
+        f"{implementation} failed in {'; '.join(cases)}: {reason}" for (implementation, reason), cases in found.items()
+    ]
 
 
 def _cell(row: Row, phase: str, spread: bool) -> str:
@@ -245,9 +253,9 @@ def terminal(record: Record) -> Iterator[Table]:
         for name in columns:
             table.add_column(name, justify="right", vertical="bottom")
         ratios: Mapping[tuple[str, str], str] = {
-            (row["peer"], column(row)): number(row["ratio"][phase]["median"]) if row.get("ratio") else "-"
+            (row["implementation"], column(row)): number(row["ratio"][phase]["median"]) if row.get("ratio") else "-"
             for row in rows
         }
-        for peer in dict.fromkeys(row["peer"] for row in rows):
-            table.add_row(peer, *(ratios.get((peer, name), "") for name in columns))
+        for implementation in dict.fromkeys(row["implementation"] for row in rows):
+            table.add_row(implementation, *(ratios.get((implementation, name), "") for name in columns))
         yield table

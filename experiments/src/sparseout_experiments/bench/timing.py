@@ -1,4 +1,4 @@
-"""Times from alternating runs: every round times every peer once, in a new order, so that drift hits all alike."""
+"""Times from alternating runs: every round times each implementation once, in a new order, so that drift hits all."""
 
 import gc
 import random

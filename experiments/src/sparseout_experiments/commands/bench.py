@@ -85,9 +85,9 @@ def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> bool:
         with progress:
             task = progress.add_task("", total=len(todo), completed=done, count=f"case {done + 1}/{len(todo)}", now="")
 
-            def on_run(case: "Case", peer: str, share: float) -> None:
+            def on_run(case: "Case", implementation: str, share: float) -> None:
                 place = len(todo) - len(record.missing)
-                now = f"{case.key}: {peer}"
+                now = f"{case.key}: {implementation}"
                 progress.update(task, completed=place + share, count=f"case {place + 1}/{len(todo)}", now=now)
 
             store.run(record, todo, folder, on_run)

@@ -1,4 +1,4 @@
-"""What is measured against what. The first of each table is the yardstick."""
+"""The implementations that are compared. The first of each table is the baseline."""
 
 from collections.abc import Callable
 from functools import cache
@@ -61,7 +61,7 @@ def _sparseout(q: float | Tensor, **options: Any) -> Function:
 
 
 def element(device: str) -> dict[str, Function]:
-    """All peers, on a vector with a mask of its own for every element."""
+    """All implementations, on a vector with a mask of its own for every element."""
     return {
         "F.dropout": lambda x: F.dropout(x, P),
         **{f"Sparseout q={q:g}": _sparseout(q) for q in (1.0, 1.3, 1.5, 2.5, 3.0)},
@@ -84,7 +84,7 @@ def channel(device: str) -> dict[str, Function]:
     return {"F.dropout2d": lambda x: F.dropout2d(x, P), "Sparseout2d q=1.5": Sparseout2d(P, 1.5)}
 
 
-# By layout: the peers, and whether the input has four dims and which memory format.
+# By layout: the implementations, and whether the input has four dims and which memory format.
 LAYOUTS: dict[str, tuple[Callable[[str], dict[str, Function]], torch.memory_format | None]] = {
     "vector": (element, None),
     "channel mask, NCHW": (channel, torch.contiguous_format),
