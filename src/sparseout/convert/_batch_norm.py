@@ -1,7 +1,7 @@
-"""Statistics of batch norm, estimated again without noise.
+"""Batch-norm statistics, re-estimated without noise.
 
-Noise in training widens what batch norm sees, while in evaluation there is none: with the running averages of training
-an evaluated network is scaled wrongly, by how much depends on q and p.
+Noise in training increases the variance of the inputs of batch norm, and there is none in evaluation: with the running
+statistics of training an evaluated network is scaled wrongly, by an amount that depends on q and p.
 """
 
 import warnings
@@ -31,11 +31,11 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
 
     :math:`\mu = \frac1B \sum_b \operatorname{mean}(x_b), \quad \sigma^2 = \frac1B \sum_b \operatorname{var}(x_b)`
 
-    of what each batch-norm layer is given, in torch's unbiased variances. Only the batch norms are in training mode
-    meanwhile: Sparseout, Dropout, the dropout inside an LSTM or an attention and all else run as in evaluation. Nothing
-    else changes: no weight, no gradient, no training flag; after an error the statistics are the old ones, as are those
-    of a batch norm that is not called. The means are taken in fp32 whatever the dtype of the model. Without batch norm
-    no batch is asked for. With several processes each uses its own batches.
+    of the inputs of each batch-norm layer, with torch's unbiased variances. Only the batch norms are in training mode
+    meanwhile: Sparseout, Dropout, the dropout inside an LSTM or an attention and everything else run as in evaluation.
+    Nothing else changes: no weight, no gradient, no training flag. After an error the statistics are the old ones, as
+    are those of a batch norm that is not called. The means are taken in fp32 whatever the dtype of the model. Without
+    batch norm no batch is read. With several processes each uses its own batches.
 
     Args:
         model: takes one batch.

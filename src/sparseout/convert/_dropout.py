@@ -56,33 +56,34 @@ def convert_dropout_(
     scale: Scale = None,
     filter_fn: Filter | None = None,
 ) -> ConversionReport:
-    """Turn a model's dropout layers into Sparseout layers, in place, and say what was not turned.
+    """Converts a model's dropout layers into Sparseout layers, in place, and reports what was not converted.
 
-    ``nn.Dropout`` becomes :class:`Sparseout` and ``nn.Dropout1d/2d/3d`` :class:`Sparseout1d` and so on. A layer stays
-    the object that it is and only its class changes: hooks, training mode, modules used twice and references held
-    elsewhere go on as before, and the keys of ``state_dict()`` are the same. Nothing else in the model is touched.
+    ``nn.Dropout`` becomes :class:`Sparseout` and ``nn.Dropout1d/2d/3d`` :class:`Sparseout1d` and so on. A layer remains
+    the same object and only its class changes: hooks, training mode, modules used twice and references held elsewhere
+    keep working, and the keys of ``state_dict()`` do not change. Nothing else in the model is changed.
 
-    Dropout on attention probabilities is left, unless ``filter_fn`` says otherwise: the noise of q != 2 would make
-    weights negative. So are layers of classes derived from torch's, and ``nn.AlphaDropout``.
+    Not converted, unless ``filter_fn`` says otherwise, is dropout on attention probabilities, where the noise of q != 2
+    would make weights negative. Subclasses of torch's layers, and ``nn.AlphaDropout``, are never converted.
 
     Args:
         model: any module; it may itself be a dropout layer.
-        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: moved in place, it moves all.
+        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: changed in place, it changes
+            all.
         p: drop probability for all converted layers; ``None`` keeps each layer's own.
         gradient: ``"detached"`` or ``"exact"``.
         scale: ``None``, a float > 0, or ``"matched"``.
-        filter_fn: called with each dropout layer and each of its dotted names; True: convert, on attention too;
-            False: leave; ``None``: what is done by default. Where names of one layer disagree, False counts most.
+        filter_fn: called with each dropout layer and each of its dotted names; True: convert, on attention too; False:
+            skip; ``None``: the default. If a layer has several names, one False is enough to skip it.
 
     Returns:
-        What changed, what was skipped, and what no conversion of layers can reach, such as dropout in ``nn.LSTM``,
-        ``nn.GRU``, ``nn.RNN`` and ``nn.MultiheadAttention``, and calls of dropout functions, which are looked for with
+        A report of what changed, what was skipped, and what cannot be reached by converting layers: dropout in
+        ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and ``nn.MultiheadAttention``, and calls of dropout functions, found with
         torch.fx module by module, or in the source of a forward that cannot be traced. Noise that a model makes in
         another way is not found.
 
     Raises:
         ValueError: for a value out of range.
-        TypeError: for an argument of another type. Nothing has been changed then.
+        TypeError: for an argument of another type. Nothing is changed then.
 
     Warns:
         UserWarning: if the model has no dropout at all.
@@ -134,17 +135,17 @@ def convert_dropout_(
 
 
 def revert_(model: nn.Module) -> None:
-    """Undo :func:`convert_dropout_` and :func:`insert_after_`: the model computes what it computed before.
+    """Undoes :func:`convert_dropout_` and :func:`insert_after_`: the model computes the same as before.
 
-    Every converted layer has its class, ``p`` and ``inplace`` of before; inserted layers are gone. Layers that were
-    built as Sparseout stay.
+    Every converted layer gets back its class, ``p`` and ``inplace``; inserted layers are removed. Layers that were
+    built as Sparseout are kept.
 
     Args:
         model: the model, or a part of it.
 
     Raises:
-        TypeError: if ``model`` is no module.
-        RuntimeError: if a converted layer was changed since, by hooks that replace its forward for one; nothing is
+        TypeError: if ``model`` is not a module.
+        RuntimeError: if a converted layer was changed since, for example by hooks that replace its forward. Nothing is
             reverted then.
 
     Warns:
@@ -170,7 +171,7 @@ def revert_(model: nn.Module) -> None:
 
 
 def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -> None:
-    """Change q in all Sparseout layers of a model, or in those that are named.
+    """Changes q in all Sparseout layers of a model, or in those that are named.
 
     Args:
         model: the model.
@@ -178,9 +179,9 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
             Where a layer's q is a tensor, a number is written into it, which costs no recompilation.
 
     Raises:
-        ValueError: for a value out of range, a name that is no Sparseout layer of the model, or different values for
-            layers that share one tensor.
-        TypeError: for an argument of another type. Nothing has been changed then.
+        ValueError: for a value out of range, a name that is not that of a Sparseout layer of the model, or different
+            values for layers that share one tensor.
+        TypeError: for an argument of another type. Nothing is changed then.
 
     Warns:
         UserWarning: if the model has no Sparseout layer.

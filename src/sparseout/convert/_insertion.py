@@ -30,29 +30,30 @@ def insert_after_(
     scale: Scale = None,
     filter_fn: Filter | None = None,
 ) -> ConversionReport:
-    """Perturb the output of every module of the given types, in place, for models that have no dropout to convert.
+    """Perturbs the output of every module of the given types, in place, for models that have no dropout to convert.
 
     Each such module gets a child ``sparseout``, a :class:`Sparseout` layer without weights, and a forward hook that
-    applies it; its class and the keys of ``state_dict()`` stay. Of a tuple the first element is perturbed. The layers
-    answer to ``train()``, ``eval()`` and :func:`set_q_`; :func:`revert_` removes them. What ``torch.compile`` has made
-    of the model before is forgotten, since compiled code does not look for new hooks.
+    applies it; its class and the keys of ``state_dict()`` do not change. Of a tuple the first element is perturbed.
+    ``train()``, ``eval()`` and :func:`set_q_` apply to the layers; :func:`revert_` removes them. Compiled code is
+    reset, since it does not look for new hooks.
 
     Args:
         model: any module; it may itself be of the given types.
-        types: a class of modules, or a tuple of classes. Derived classes count.
+        types: a class of modules, or a tuple of classes. Subclasses count too.
         p: drop probability.
-        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: moved in place, it moves all.
+        q: exponent, as in :func:`sparseout.sparseout`. A tensor is shared by all layers: changed in place, it changes
+            all.
         gradient: ``"detached"`` or ``"exact"``.
         scale: ``None``, a float > 0, or ``"matched"``.
-        filter_fn: called with the dotted name and the module; False: leave it as it is.
+        filter_fn: called with the dotted name and the module; False: skip it.
 
     Returns:
-        What changed and what was skipped.
+        A report of what changed and what was skipped.
 
     Raises:
         ValueError: for a value out of range.
-        TypeError: for an argument of another type; nothing has been changed then. At forward, for an output that is
-            neither a tensor nor a tuple that begins with one.
+        TypeError: for an argument of another type; nothing is changed then. In forward, for an output that is neither a
+            tensor nor a tuple that begins with one.
 
     Warns:
         UserWarning: if there is no module of the given types.

@@ -1,4 +1,4 @@
-"""What a conversion did, as data and as a table."""
+"""Report of a conversion, as data and as a table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ROOT = "(the model itself)"  # how the empty dotted name is shown
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What changed, what was left and why, and what could not be reached and why, each by dotted name.
+    """What changed, what was skipped and what could not be reached, and why, each by dotted name.
 
     Printed, it is a table in which layers that differ only in numbers of their names share one line: ``h.*.drop``.
 
     Args:
         changed: name -> (what was there, what is there now).
-        skipped: name -> why a dropout layer was left as it was.
-        unreached: name of a module -> what dropout inside it no conversion of layers can change, and why.
+        skipped: name -> why a dropout layer was not converted.
+        unreached: name of a module -> dropout inside it that cannot be reached by converting layers, and why.
 
     Example:
         >>> from torch import nn
