@@ -64,7 +64,9 @@ class InputHook:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("input")
-        if not (self.on and layer.training and isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
+        if not (self.on and layer.training and isinstance(x, Tensor)):
+            return
+        if not x.is_floating_point() or not x.ndim or x.layout not in (torch.strided, torch.jagged):
             return  # what the layer cannot take it will say itself
         compiling = torch.compiler.is_compiling()
         if torch.compiler.is_exporting() if compiling else is_recorded((x,)):
@@ -81,12 +83,12 @@ class InputHook:
         if in_backward():  # a checkpoint computes its forward again
             return
         with outside_transforms():
-            stream = _stream(self.measure)
-            stream.update(_rows(without_transforms(x), dim))
-            new = torch.cat([value.flatten() for value in stream.state().values()])
-            units = len(new) - len(stream.state()) + 1  # one number for each unit, and one for each other sum
-            total = self.sums.setdefault(units, torch.zeros_like(new))
-            total.add_(new.to(total.device))  # replicas of nn.DataParallel are on other devices
+            for rows in _rows(without_transforms(x), dim):
+                stream = _stream(self.measure)
+                stream.update(rows)
+                new = torch.cat([value.flatten() for value in stream.state().values()])
+                total = self.sums.setdefault(rows.shape[1], torch.zeros_like(new))
+                total.add_(new.to(total.device))  # replicas of nn.DataParallel are on other devices
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "ticket"} | {"on": False}
@@ -134,11 +136,15 @@ def _ticket(hook: InputHook) -> Tensor:
         return torch.tensor([number], device="cpu")
 
 
-def _rows(x: Tensor, dim: int) -> Tensor:
-    """Rows of units, of a nested tensor the real ones."""
-    if x.is_nested:
-        return torch.cat([_rows(part, dim) for part in x.unbind()])
-    return x.movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x[None]
+def _rows(x: Tensor, dim: int) -> list[Tensor]:
+    """Rows of units, (rows, units); of a nested tensor the real ones, for each width."""
+    if not x.is_nested:
+        return [x.movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x[None]]
+    widths: dict[int, list[Tensor]] = {}
+    for part in x.unbind():
+        (rows,) = _rows(part, dim)
+        widths.setdefault(rows.shape[1], []).append(rows)
+    return [torch.cat(parts) for parts in widths.values()]
 
 
 def read(
