@@ -1,4 +1,3 @@
-import dataclasses
 import math
 import re
 import tomllib
@@ -66,7 +65,7 @@ def other(task: str, method: str = "sparseout") -> dict[str, Any]:
 @pytest.mark.parametrize("task", config.TASKS)
 def test_every_option_is_tried(task: str) -> None:
     given = OTHER["common"] | OTHER[task]
-    assert given.keys() | {"method"} == {entry.name for entry in dataclasses.fields(config.TASKS[task])}
+    assert given.keys() | {"method"} == config.options_of(task).keys()
 
 
 @pytest.mark.parametrize(("task", "method"), BOTH)
@@ -294,13 +293,20 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", config.TASKS)
 def test_help_names_every_option_and_its_default(task: str) -> None:
-    shown = CliRunner().invoke(app, ["run", task, "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    shown = CliRunner().invoke(app, ["run", task, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert shown.exit_code == 0, shown.output
-    for entry in dataclasses.fields(config.TASKS[task]):
-        assert f"--{entry.name.replace('_', '-')} " in shown.output
-        if entry.default is not None and not isinstance(entry.default, bool):
-            assert f"[{entry.default}]" in shown.output, entry.name
-    for name in ("--out", "--config", "--resume"):
+    lines = shown.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = " ".join(shown.output.split())
+    for name, option in config.options_of(task).items():
+        (line,) = (line for line in lines if line.startswith(f"  --{name.replace('_', '-')} "))
+        assert not re.search(r"\.\.\.|\u2026", line)
+        if option.default is not None:
+            shown_as = (
+                {True: "yes", False: "no"}[option.default] if isinstance(option.default, bool) else option.default
+            )
+            assert f"[default: {shown_as}]" in words, name
+    for name in ("--out", "--config", "--resume", "Method:", "Training:", "Data:", "Machine and records:", "Task:"):
         assert name in shown.output
 
 

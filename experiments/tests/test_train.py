@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from small import STEPS, arguments, differences, options, outcome, run
-from sparseout_experiments import cli, tasks
+from sparseout_experiments import cli, config, tasks
 from sparseout_experiments.commands import app
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import runs
@@ -48,7 +48,7 @@ def test_a_run_from_the_command_line(task: str, tmp_path: Path) -> None:
         "stopped_by": "epochs", "processes": 1,
     }  # fmt: skip
     assert found["config"]["q"] == 2.5
-    assert found["config"].keys() - {"task"} == vars(options(task)).keys()
+    assert found["config"].keys() - {"task"} == config.options_of(task).keys()
     assert found["seconds"] > 0
     assert found["parameters"] == sum(
         tensor.numel() for tensor in tasks.build(options(task), train.Streams(0), place()).model.parameters()

@@ -8,12 +8,15 @@ import typer
 from sparseout import __version__
 from sparseout_experiments.commands import bench, demo, reproduce, run, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
+from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.message import tell
 
 app = typer.Typer(
     help="Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    context_settings=CONTEXT,
+    rich_markup_mode=None,
 )
 
 
@@ -36,6 +39,8 @@ def invoke(args: Sequence[str] | None) -> int:
 def _usage(error: Any) -> str:
     """What is wrong with a command line, what there is instead, and where to read on."""
     sentence, context = error.format_message().strip().rstrip("."), error.ctx
+    if isinstance(error, typer.BadParameter) and error.message.startswith("expected") and error.param is not None:
+        return f"expected `{error.param.opts[0]}`{error.message.removeprefix('expected')}"
     if context is None:
         return f"{sentence}."
     if sentence in ("", "Missing command"):
@@ -56,8 +61,7 @@ def _top(
         typer.echo(context.get_help())
 
 
-app.command()(demo.demo)
-app.command()(bench.bench)
-app.command()(theory.theory)
+for _command in (demo.demo, bench.bench, theory.theory):
+    app.command(cls=Command, context_settings=CONTEXT)(_command)
 app.add_typer(run.app, name="run")
 app.add_typer(reproduce.app, name="reproduce")

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, reading, wrote
+from sparseout_experiments.fields import Folder
 from sparseout_experiments.training import files
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds.")] = False,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="A GPU where there is one, if not given.")] = "",
-    only: Annotated[str, typer.Option(metavar="operation|model|alternatives", help="Measure one part.")] = "",
+    device: Annotated[
+        Any, typer.Option(**reading(Literal["cpu", "cuda"]), help="Where. [default: a GPU where there is one]")
+    ] = None,
+    only: Annotated[
+        Any, typer.Option(**reading(Literal["operation", "model", "alternatives"]), help="Measure one part.")
+    ] = None,
     render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and plots from the rows.")] = False,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where rows, page and plots go.")] = "bench",
+    out: Annotated[Path, typer.Option(**reading(Folder), help="Where rows, page and plots go.")] = Path("bench"),
 ) -> None:
     """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
@@ -32,20 +37,16 @@ def bench(
     from sparseout_experiments.bench import cases, store
     from sparseout_experiments.bench import render as rendering
 
-    folder, console = Path(out), Console()
+    folder, console = out, Console()
     device = device_named(device)
-    if only not in ("", "operation", "model", "alternatives"):
-        fail(expected("--only", "operation, model or alternatives", repr(only)))
-    if not out:
-        fail(expected("--out", "the name of a folder", repr(out)))
     if render and not any(folder.glob("*.json")):
-        fail(expected("--out", "a folder with rows of sparseout bench", repr(out)))
+        fail(expected("--out", "a folder with rows of sparseout bench", repr(str(out))))
     try:
         with files.prepared(folder):
             if render:
                 wrote(console, rendering.write(folder))
                 return
-            todo = cases.cases(device, quick, only)
+            todo = cases.cases(device, quick, only or "")
             rendering.read(folder)  # what cannot be read is to be known before the work, not after it
             record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
             interrupted = _measure(record, todo, folder)
@@ -54,7 +55,7 @@ def bench(
                 fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
             written = rendering.write(folder)
     except OSError as error:
-        fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
+        fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
     except store.NotRows as error:
         fail(str(error), FAILED)
     rendering.show(console, record)

@@ -1,6 +1,5 @@
 """What the commands share: reading values, progress, and how they fail."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.cli import INTERRUPTED
+from sparseout_experiments.fields import choices, reader, wanted
 from sparseout_experiments.message import tell
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "count", "device_named", "fail", "number", "progress_bar", "wrote"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
 
 USAGE, FAILED = 2, 1
 _EVERY = 30.0  # seconds between the lines of progress that stand in for a bar where there is no terminal
@@ -78,30 +78,31 @@ def wrote(console: Console, paths: Sequence[Path]) -> None:
     console.print("Wrote " + ", ".join(map(str, paths)), highlight=False, markup=False, soft_wrap=True)
 
 
-def device_named(text: str) -> str:
-    """The device that an option names, a GPU where there is one if it is empty."""
+def reading(kind: Any, read: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """How `typer.Option` reads a kind of `fields`, shows it and completes it; `read` may read a text of several."""
+    read = read or reader(kind)
+
+    def parse(text: Any) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"expected to be {error}") from None
+
+    names = choices(kind)
+    metavar = wanted(kind).metavar
+    return {
+        "parser": parse,
+        "metavar": metavar if len(metavar) < 30 else "NAME",
+        "autocompletion": (lambda: list(names)) if names else None,
+    }
+
+
+def device_named(name: str | None) -> str:
+    """The device that an option names, a GPU where there is one if it names none."""
     there = torch.cuda.is_available()
-    if text not in ("", "cpu", "cuda"):
-        fail(expected("--device", "cpu or cuda", repr(text)))
-    if text == "cuda" and not there:
-        fail(expected("--device", "cpu, since torch finds no CUDA device", repr(text)))
-    return text or ("cuda" if there else "cpu")
-
-
-def count(option: str, text: str) -> int:
-    """A whole number >= 1."""
-    return int(number(option, text, "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0))
-
-
-def number(option: str, text: str, wanted: str, holds: Callable[[float], bool]) -> float:
-    """A number that holds what was wanted."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not holds(value):
-        fail(expected(option, wanted, repr(text)))
-    return value
+    if name == "cuda" and not there:
+        fail(expected("--device", "cpu, since torch finds no CUDA device", repr(name)))
+    return name or ("cuda" if there else "cpu")
 
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:

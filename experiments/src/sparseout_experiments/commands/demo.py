@@ -1,60 +1,66 @@
 """The command `demo`."""
 
-import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, count, fail, number, progress_bar
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan, run_all
+from sparseout_experiments.fields import Count, Folder, Positive, Probability, Wanted, reader
 from sparseout_experiments.training import files
+
+_Exponent = Annotated[
+    float, Field(ge=0, allow_inf_nan=False), Wanted("finite numbers >= 0, separated by commas", "LIST")
+]
+_Scales = Annotated[
+    Literal["paper", "matched", "both"] | Positive,
+    Wanted("paper, matched, both or a finite number > 0", "paper|matched|both|NUMBER"),
+]
+
+
+def _exponents(text: str) -> list[float]:
+    return [reader(_Exponent)(part.strip()) for part in text.split(",")]
 
 
 def demo(
     q: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LIST", help="Exponents, comma separated or repeated: 1,1.5,2,2.5,3 if not given."),
+        list[Any] | None,
+        typer.Option(**reading(_Exponent, _exponents), help="Exponents. [default: 1,1.5,2,2.5,3]"),
     ] = None,
-    p: Annotated[str, typer.Option(metavar="NUMBER", help="Drop probability.")] = "0.5",
-    seeds: Annotated[str, typer.Option(metavar="N", help="How many seeds.")] = "3",
-    gradient: Annotated[str, typer.Option(metavar="detached|exact", help="Slope of the noise.")] = "detached",
+    p: Annotated[float, typer.Option(**reading(Probability), help="Drop probability.")] = 0.5,
+    seeds: Annotated[int, typer.Option(**reading(Count), help="How many seeds.")] = 3,
+    gradient: Annotated[Any, typer.Option(**reading(Gradient), help="Slope of the noise.")] = "detached",
     scale: Annotated[
-        str,
+        Any,
         typer.Option(
-            metavar="paper|matched|both|NUMBER",
+            **reading(_Scales),
             help="Strength of the noise: the paper's, the power of Dropout's, or a unit of the activations.",
         ),
     ] = "both",
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the report goes.")] = "demo",
-    epochs: Annotated[str, typer.Option(metavar="N", help="Epochs a run.")] = str(EPOCHS),
+    out: Annotated[Path, typer.Option(**reading(Folder), help="Where the report goes.")] = Path("demo"),
+    epochs: Annotated[int, typer.Option(**reading(Count), help="Epochs a run.")] = EPOCHS,
 ) -> None:
     """Turn the dial: train autoencoders on handwritten digits at several q and report how sparse they become.
 
     Takes about a minute and needs no download. Writes report.html, results.json and demo.png.
     """
-    options = Options(
-        q=_exponents(q) if q else Options.q,
-        p=number("--p", p, "a number >= 0 and < 1", lambda value: 0 <= value < 1),
-        seeds=count("--seeds", seeds),
-        gradient=_gradient(gradient),
-        scales=_scales(scale),
-        epochs=count("--epochs", epochs),
-    )
-    folder = Path(out)
+    scales: tuple[Scale, ...] = Options.scales if scale == "both" else (scale,)
+    exponents = tuple(sorted({exponent for several in q for exponent in several})) if q else Options.q
+    options = Options(q=exponents, p=p, seeds=seeds, gradient=gradient, scales=scales, epochs=epochs)
     try:
         try:
-            before, whole = earlier(folder)
+            before, whole = earlier(out)
         except ValueError as error:
             fail(str(error))
-        with files.prepared(folder):
-            _run(options, folder, before, whole)
+        with files.prepared(out):
+            _run(options, out, before, whole)
     except OSError as error:
-        fail(expected("--out", "a folder that can be written", f"{out!r} ({error.strerror})"))
+        fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
 
 
 def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
@@ -99,28 +105,3 @@ def _watch(options: Options, total: int) -> list[Run]:
     except KeyboardInterrupt:
         pass
     return runs
-
-
-def _exponents(texts: Sequence[str]) -> tuple[float, ...]:
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    wanted = "finite numbers >= 0, separated by commas"
-    return tuple(sorted({number("--q", part, wanted, lambda value: 0 <= value < math.inf) for part in parts}))
-
-
-def _scales(text: str) -> tuple[Scale, ...]:
-    named: dict[str, tuple[Scale, ...]] = {
-        "paper": ("paper",),
-        "matched": ("matched",),
-        "both": Options.scales,
-    }
-    if text in named:
-        return named[text]
-    wanted = "paper, matched, both or a finite number > 0"
-    return (number("--scale", text, wanted, lambda value: 0 < value < math.inf),)
-
-
-def _gradient(text: str) -> Gradient:
-    named: dict[str, Gradient] = {"detached": "detached", "exact": "exact"}
-    if text not in named:
-        fail(expected("--gradient", "detached or exact", repr(text)))
-    return named[text]

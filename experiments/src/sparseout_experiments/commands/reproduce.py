@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, count, fail, progress_bar, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.fields import Count, File, Folder
 from sparseout_experiments.training import files
 
 if TYPE_CHECKING:
@@ -18,30 +20,36 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Repeat a study of this project, from its runs to its page.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    context_settings=CONTEXT,
+    rich_markup_mode=None,
 )
 # The data sets of the study, and the folders in which a copy of the hub has them.
 _SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
 Name = TypeVar("Name", bound=str)
 # What all have.
-Workers = Annotated[str, typer.Option(metavar="N", help="Processes, each of one thread.")]
-Work = Annotated[str, typer.Option(metavar="FOLDER", help="Where the runs go.")]
-Results = Annotated[str, typer.Option(metavar="FOLDER", help="Where the files of results go.")]
+Workers = Annotated[int, typer.Option(**reading(Count), help="Processes, each of one thread.")]
+Work = Annotated[Path, typer.Option(**reading(Folder), help="Where the runs go.")]
+Results = Annotated[Path, typer.Option(**reading(Folder), help="Where the files of results go.")]
+Page = Annotated[Path, typer.Option(**reading(File), help="The page that is made.")]
 Render = Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")]
 
 
-@app.command()
+@app.command(cls=Command, context_settings=CONTEXT)
 def control(
-    budget: Annotated[str, typer.Option(metavar="small|gpu|full", help="How large: docs/protocol.md.")] = "small",
+    budget: Annotated[
+        Any, typer.Option(**reading(Literal["small", "gpu", "full"]), help="How large: docs/protocol.md.")
+    ] = "small",
     only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, image, language.")] = "",
     data: Annotated[
-        str, typer.Option(metavar="FOLDER", help=f"Holds {', '.join(_SETS.values())}; the hub's data, if not given.")
-    ] = "",
-    workers: Workers = "2",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
-    work: Work = "runs/control",
-    results: Results = "results",
-    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/results.md",
+        Any,
+        typer.Option(**reading(Folder), help=f"Holds {', '.join(_SETS.values())}. [default: they come from the hub]"),
+    ] = None,
+    workers: Workers = 2,
+    device: Annotated[Any, typer.Option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train.")] = "auto",
+    work: Work = Path("runs/control"),
+    results: Results = Path("results"),
+    page: Page = Path("docs/results.md"),
     render: Render = False,
 ) -> None:
     """Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.
@@ -52,14 +60,13 @@ def control(
     from sparseout_experiments.studies import control as study
 
     tasks = _chosen(only, study.TASKS)
-    if budget not in study.BUDGETS:
-        fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
-    if device not in ("auto", "cpu", "cuda"):
-        fail(expected("--device", "auto, cpu or cuda", repr(device)))
-    sources = {name: str(Path(data) / folder) for name, folder in _SETS.items()} if data else {}
+    sources = {name: str(data / folder) for name, folder in _SETS.items()} if data else {}
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
-        fail(expected("--data", f"a folder that holds {', '.join(_SETS.values())}", f"{data!r}, without {missing[0]}"))
-    number = count("--workers", workers)
+        fail(
+            expected(
+                "--data", f"a folder that holds {', '.join(_SETS.values())}", f"{str(data)!r}, without {missing[0]}"
+            )
+        )
     with _prepared(results, page, None if render else work, "control") as written, _stopping():
         if render:
             study.render(*written)
@@ -81,9 +88,9 @@ def control(
                 study.reproduce(
                     budget,
                     written[0],
-                    Path(work),
+                    work,
                     written[1],
-                    number,
+                    workers,
                     tasks,
                     watch,
                     sources=sources,
@@ -92,13 +99,13 @@ def control(
     wrote(Console(), [written[1], *sorted(written[0].glob("control-*.json"))])
 
 
-@app.command()
+@app.command(cls=Command, context_settings=CONTEXT)
 def targets(
     only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, language.")] = "",
-    workers: Workers = "2",
-    work: Work = "runs/targets",
-    results: Results = "results",
-    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is made.")] = "docs/targets.md",
+    workers: Workers = 2,
+    work: Work = Path("runs/targets"),
+    results: Results = Path("results"),
+    page: Page = Path("docs/targets.md"),
     render: Render = False,
 ) -> None:
     """Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.
@@ -109,24 +116,23 @@ def targets(
     from sparseout_experiments.studies import targets as study
 
     names = _chosen(only, tuple(study.TASKS))
-    number = count("--workers", workers)
     with _prepared(results, page, None if render else work, "targets") as written, _stopping(), _counting() as watch:
         if render:
             study.render(*written)
         else:
-            study.reproduce(written[0], Path(work), written[1], number, names, watch)
+            study.reproduce(written[0], work, written[1], workers, names, watch)
     wrote(Console(), [written[1], *sorted(written[0].glob("targets-*.json"))])
 
 
-@app.command()
+@app.command(cls=Command, context_settings=CONTEXT)
 def alternatives(
-    budget: Annotated[str, typer.Option(metavar="small|full", help="How large.")] = "small",
+    budget: Annotated[Any, typer.Option(**reading(Literal["small", "full"]), help="How large.")] = "small",
     only: Annotated[str, typer.Option(metavar="LIST", help="Of digits, mnist.")] = "",
-    data: Annotated[str, typer.Option(metavar="FOLDER", help="Holds mnist; the hub's data, if not given.")] = "",
-    workers: Workers = "2",
-    work: Work = "runs/alternatives",
-    results: Results = "results",
-    page: Annotated[str, typer.Option(metavar="FILE", help="The page that is filled.")] = "docs/comparison.md",
+    data: Annotated[Any, typer.Option(**reading(Folder), help="Holds mnist. [default: it comes from the hub]")] = None,
+    workers: Workers = 2,
+    work: Work = Path("runs/alternatives"),
+    results: Results = Path("results"),
+    page: Page = Path("docs/comparison.md"),
     render: Render = False,
 ) -> None:
     """Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.
@@ -136,19 +142,16 @@ def alternatives(
     """
     from sparseout_experiments.studies import alternatives as study
 
-    if budget not in study.BUDGETS:
-        fail(expected("--budget", f"one of {', '.join(study.BUDGETS)}", repr(budget)))
     names = _chosen(only, tuple(study.BUDGETS[budget]))
-    if data and not Path(data, "mnist").is_dir():
-        fail(expected("--data", "a folder that holds mnist", repr(data)))
-    number = count("--workers", workers)
+    if data and not (data / "mnist").is_dir():
+        fail(expected("--data", "a folder that holds mnist", repr(str(data))))
     prepared = _prepared(results, page, None if render else work, "alternatives")
     with prepared as written, _stopping(), _counting() as watch:
         if render:
             study.render(*written)
         else:
-            sources = {"mnist": str(Path(data) / "mnist")} if data else {}
-            study.reproduce(budget, written[0], Path(work), written[1], number, names, watch, sources=sources)
+            sources = {"mnist": str(data / "mnist")} if data else {}
+            study.reproduce(budget, written[0], work, written[1], workers, names, watch, sources=sources)
     wrote(Console(), [written[1], *sorted(written[0].glob("alternatives-*.json"))])
 
 
@@ -173,16 +176,16 @@ def _chosen(only: str, names: tuple[Name, ...]) -> tuple[Name, ...]:
 
 
 @contextmanager
-def _prepared(results: str, page: str, work: str | None, study: str) -> Iterator[tuple[Path, Path]]:
+def _prepared(results: Path, page: Path, work: Path | None, study: str) -> Iterator[tuple[Path, Path]]:
     """The folder of results and the page, once everything that is to be written can be.
 
     Without a `work` folder the page is made from results alone: then there must be some.
     """
-    if work is None and not any(Path(results).glob(f"{study}-*.json")):
-        fail(expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(results)))
+    if work is None and not any(results.glob(f"{study}-*.json")):
+        fail(expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(results))))
     try:
-        with files.prepared(Path(results), Path(page).parent, *([] if work is None else [Path(work)])):
-            yield Path(results), Path(page)
+        with files.prepared(results, page.parent, *([] if work is None else [work])):
+            yield results, page
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror})")
 

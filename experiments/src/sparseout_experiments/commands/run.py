@@ -6,21 +6,21 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from sparseout._utils.validation import expected
 from sparseout_experiments import config as options
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
+from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.message import tell
+from sparseout_experiments.options import TASKS, Config
 
 if TYPE_CHECKING:
     from sparseout_experiments.training.loop import Progress as Report
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    context_settings=CONTEXT,
+    rich_markup_mode=None,
 )
 
 
@@ -49,7 +51,7 @@ def _resumed(
     elif resume and out:
         if not (out / options.FILE).exists():
             fail(expected("--out", f"the folder of a run, with a {options.FILE}", repr(str(out))))
-        _run(None, {}, None, str(out), resume=True)
+        _run(None, {}, None, out, resume=True)
     else:
         context.fail("Missing command.")
 
@@ -57,63 +59,52 @@ def _resumed(
 def _command(task: str) -> Callable[..., None]:
     """The command of a task, with an option for every field of its configuration."""
 
-    def command(**given: Any) -> None:
-        file, out, resume = given.pop("config"), given.pop("out"), given.pop("resume")
-        _run(task, {name: value for name, value in given.items() if value is not None}, file, out, resume)
+    def command(config: Path | None, out: Path | None, resume: bool, **given: Any) -> None:
+        _run(task, {name: value for name, value in given.items() if value is not None}, config, out, resume)
 
+    option = typer.Option
+    out = option(metavar="FOLDER", help="Folder of the run. [default: below runs/, named after the options]")
+    config = option(metavar="FILE", help="Options in TOML, as in a run's config.toml; those given here override them.")
+    resume = option("--resume", help="Go on with the run in the folder, with the options it was started with.")
     parameters = [
-        _parameter("out", str, "Folder of the run: one below runs/ that says its options.", "FOLDER"),
-        _parameter("config", str, "Options in TOML; what is given here goes before.", "FILE"),
-        _parameter("resume", bool, "Go on with the run in the folder.", default=False),
+        _parameter("out", Annotated[Path | None, out]),
+        _parameter("config", Annotated[Path | None, config]),
+        _parameter("resume", Annotated[bool, resume], default=False),
+        *(_parameter(name, _annotation(name, entry)) for name, entry in options.options_of(task).items()),
     ]
-    for entry in fields(options.TASKS[task]):
-        says, wanted = entry.metadata["says"], entry.metadata["wanted"]
-        assert entry.default is not MISSING
-        if isinstance(entry.default, bool) or wanted == "true or false":
-            parameters.append(_parameter(entry.name, bool, says, shown=entry.default))
-        else:
-            parameters.append(_parameter(entry.name, str, says, _metavar(wanted), entry.default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
-    command.__doc__ = options.TASKS[task].__doc__
+    command.__doc__ = TASKS[task].__doc__
     return command
 
 
-def _parameter(
-    name: str, kind: type, says: str, metavar: str | None = None, shown: Any = None, default: Any = None
-) -> inspect.Parameter:
-    flag = flag_name(name)
-    declared = f"{flag}/--no-{flag[2:]}" if kind is bool and name != "resume" else flag
-    if shown is not None:
-        shown = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
-        says += escape(f" [{shown}]")
-    option = typer.Option(declared, help=says, metavar=metavar, show_default=False)
-    hint = Annotated[kind | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _metavar(wanted: str) -> str:
-    if wanted.startswith(("a number", "a finite", "6 n")):
-        return "NUMBER"
-    if wanted.startswith("a whole"):
-        return "N"
-    if wanted.startswith("paper"):
-        return "paper|matched|NUMBER"
-    return wanted.replace(", ", "|").replace(" or ", "|") if " or " in wanted else "TEXT"
+def _annotation(name: str, entry: options.Option) -> Any:
+    """How typer reads an option: None stands for "not given"."""
+    shown = {True: "yes", False: "no"}[entry.default] if isinstance(entry.default, bool) else entry.default
+    help = entry.help if shown is None else f"{entry.help} [default: {shown}]"
+    common: dict[str, Any] = {"help": help, "show_default": False, "rich_help_panel": entry.group}
+    if get_origin(entry.kind) is Annotated and entry.kind.__origin__ is bool:
+        flag = flag_name(name)
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **common)]
+    return Annotated[Any, typer.Option(flag_name(name), **reading(entry.kind), **common)]
 
 
-for _task in options.TASKS:
-    app.command(_task)(_command(_task))
+for _task in TASKS:
+    app.command(_task, cls=Command, context_settings=CONTEXT)(_command(_task))
 
 
-def _run(task: str | None, given: dict[str, Any], file: str | None, out: str | None, resume: bool) -> None:
+def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path | None, resume: bool) -> None:
     """Train; without a task that of the folder that is resumed."""
     try:
         values: dict[str, Any] = {}
-        if resume and out and (Path(out) / options.FILE).exists():
-            task, values = options.of_folder(Path(out), task)
+        if resume and out and (out / options.FILE).exists():
+            task, values = options.of_folder(out, task)
         assert task is not None
-        values |= options.read(Path(file), task, flag_name) if file else {}
+        values |= options.read(file, task, flag_name) if file else {}
         if "method" in given:  # a file is for any method: what this one has no use for is not asked for
             values = options.without_unused(values, given["method"])
         config = options.resolve(task, values | given, flag_name)
@@ -124,7 +115,7 @@ def _run(task: str | None, given: dict[str, Any], file: str | None, out: str | N
     from sparseout_experiments.training import loop as train  # Accelerate takes seconds to import
     from sparseout_experiments.training import runs
 
-    folder = Path(out or f"runs/{_name(config)}")
+    folder = out or Path("runs") / _name(config)
     if resume and not (folder / options.FILE).exists() and _is_main():
         tell(f"there is no run in {folder} to resume: it starts now")
     try:
@@ -150,11 +141,11 @@ def _as_flag(error: Exception) -> str:
     return re.sub(r"^expected `(\w+)`", lambda found: f"expected `{flag_name(found[1])}`", str(error))
 
 
-def _name(config: options.Config) -> str:
+def _name(config: Config) -> str:
     """The folder of a run that was given none: its task, its noise, its seed, and what else is not as usual."""
     task = options.task_of(config)
     parts = [task, config.method]
-    parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in options.ARGUMENTS[config.method]]
+    parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in config.arguments()]
     parts += [f"seed{config.seed}"]
     usual, chosen = (options.record(some) for some in (options.resolve(task, {"method": config.method}), config))
     others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}

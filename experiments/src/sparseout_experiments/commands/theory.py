@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.fields import File, Folder
 from sparseout_experiments.training import files
 
 
 def theory(
-    results: Annotated[str, typer.Option(metavar="FOLDER", help="Where the file of results goes.")] = "results",
-    page: Annotated[str, typer.Option(metavar="FILE", help="The page whose blocks are filled in.")] = "docs/theory.md",
+    results: Annotated[Path, typer.Option(**reading(Folder), help="Where the file of results goes.")] = Path("results"),
+    page: Annotated[Path, typer.Option(**reading(File), help="The page whose blocks are filled in.")] = Path(
+        "docs/theory.md"
+    ),
     render: Annotated[bool, typer.Option("--render", help="Compute nothing: the page from the results.")] = False,
 ) -> None:
     """Check every statement of the theory: closed forms, exact marginals and Monte-Carlo estimates side by side.
@@ -23,24 +25,20 @@ def theory(
     """
     from sparseout_experiments.studies import theory as checking
 
-    folder, file = Path(results), Path(page)
-    for option, name in (("--results", results), ("--page", page)):
-        if not name:
-            fail(expected(option, f"the name of a {'folder' if option == '--results' else 'file'}", repr(name)))
     try:
-        with files.prepared(folder, file.parent):
-            checking.check_page(file)
+        with files.prepared(results, page.parent):
+            checking.check_page(page)
             if not render:
-                _watch(folder)
-            record = checking.load(folder)
-            written = checking.render(record, file)
+                _watch(results)
+            record = checking.load(results)
+            written = checking.render(record, page)
     except OSError as error:
         fail(f"{error.filename} cannot be read or written ({error.strerror})", FAILED)
     except ValueError as error:  # no results, or a page without our blocks
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
-    wrote(Console(), [folder / checking.RESULTS, *written])
+    wrote(Console(), [results / checking.RESULTS, *written])
     checks = checking.checks_of(record)
     if failed := [check for check in checks if not check.holds]:
         for check in failed:

@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-from sparseout_experiments.config import Config, task_of
+from sparseout_experiments.config import task_of
+from sparseout_experiments.options import Config
 from sparseout_experiments.tasks.base import Found, Place, Task, means
 from sparseout_experiments.training.rng import Streams
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout.baselines import ActivityPenalty
-from sparseout_experiments import config as options
+from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import Autoencoder
 from sparseout_experiments.tasks.base import (

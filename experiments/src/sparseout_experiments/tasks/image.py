@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparseout.baselines import ActivityPenalty
 from sparseout.convert._batch_norm import batch_norms, recalibrate_norm_
-from sparseout_experiments import config as options
+from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import WideResNet
 from sparseout_experiments.tasks.base import (

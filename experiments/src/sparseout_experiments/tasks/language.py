@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparseout.baselines import ActivityPenalty
-from sparseout_experiments import config as options
+from sparseout_experiments import options
 from sparseout_experiments.data import text
 from sparseout_experiments.models import LanguageModel
 from sparseout_experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, penalised, watching
@@ -42,27 +42,25 @@ class Predict(Task):
         shared = (0,) if config.locked else ()
         self.model = LanguageModel(
             len(corpus.vocabulary),
-            _known(config.embedding),
-            _known(config.units),
-            _known(config.layers),
-            lambda site: noise(
-                config, p=getattr(config, f"p_{site}"), q=getattr(config, f"q_{site}"), shared_dims=shared
-            ),
+            config.embedding,
+            config.units,
+            config.layers,
+            lambda site: noise(config, shared_dims=shared, **_at(config, site)),
             streams.init,
-            weight_drop=config.weight_drop or 0.0,
-            embedding_drop=config.embedding_drop or 0.0,
+            weight_drop=config.weight_drop,
+            embedding_drop=config.embedding_drop,
         ).to(place.device)
         penalty = attached(config, self.model, self.model.activations().values())
-        self.objective = _Loss(self.model, config.activation_penalty or 0.0, config.temporal_penalty or 0.0, penalty)
+        self.objective = _Loss(self.model, config.activation_penalty, config.temporal_penalty, penalty)
         self._varied = config.model == "awd"
-        self._bptt = _known(config.bptt)
+        self._bptt = config.bptt
         self._carried: State | None = None
         self._history: list[float] = []
         self._average: AveragedModel | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
         kind: Any = torch.optim.SGD if self._varied else torch.optim.AdamW
-        decay = self._config.weight_decay or 0.0
+        decay = self._config.weight_decay
         return cast(torch.optim.Optimizer, kind(self.model.parameters(), lr=self._config.lr, weight_decay=decay))
 
     def rate(self, progress: float) -> float:
@@ -163,6 +161,6 @@ class _Loss(nn.Module):
         return penalised(loss, self.penalty), after
 
 
-def _known(value: int | None) -> int:
-    assert value is not None  # filled in by config.resolve
-    return value
+def _at(config: options.Language, site: str) -> dict[str, float]:
+    """The p and q of a place, as far as the method has any."""
+    return {name: getattr(config, f"{name}_{site}") for name in "pq" if hasattr(config, f"{name}_{site}")}

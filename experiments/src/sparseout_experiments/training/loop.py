@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 
-from sparseout_experiments.config import Config, record
+from sparseout_experiments.config import record
+from sparseout_experiments.options import Config, Target
 from sparseout_experiments.tasks import Found, Place, Task, build, means
 from sparseout_experiments.training import health as guard
 from sparseout_experiments.training import runs
@@ -115,7 +116,9 @@ class _Run:
         self.streams = Streams(config.seed, self.place.process)
         self.task: Task = build(config, self.streams, self.place)
         # before anything is compiled: a hook that comes later is not seen
-        self.steering = Steering(config, self.task.model) if config.target_sparsity is not None else None
+        self.steering = (
+            Steering(config, self.task.model) if isinstance(config, Target) and config.target_sparsity else None
+        )
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
         self.epoch = self.step = self.steps = 0  # step counts within the epoch, steps in all

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from sparseout.baselines import ActivityPenalty, Attachment, make
-from sparseout_experiments.config import ARGUMENTS, Config
+from sparseout_experiments.options import Config
 
 
 def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:
@@ -54,7 +54,5 @@ def attach(
 
 
 def _arguments(config: Config) -> dict[str, Any]:
-    given = {name: getattr(config, name) for name in ARGUMENTS[config.method]}
-    if given.get("scale") == "paper":
-        given["scale"] = None
-    return given
+    given = config.arguments()
+    return given | {"scale": None} if given.get("scale") == "paper" else given

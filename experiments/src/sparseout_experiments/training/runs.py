@@ -21,7 +21,8 @@ import torch
 from pydantic import BaseModel
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.config import FILE, Config, write
+from sparseout_experiments.config import FILE, write
+from sparseout_experiments.options import Config
 from sparseout_experiments.training import files
 from sparseout_experiments.training.environment import environment
 

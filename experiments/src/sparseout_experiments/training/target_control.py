@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseout.control._controller import SparsityController
 from sparseout.monitor._noise import dropout_variance, noise_powers
-from sparseout_experiments.config import Config
+from sparseout_experiments.options import Target
 
 
 class Steering:
@@ -20,10 +20,9 @@ class Steering:
     of Dropout's; means over the layers.
     """
 
-    def __init__(self, config: Config, model: nn.Module) -> None:
+    def __init__(self, config: Target, model: nn.Module) -> None:
         assert config.target_sparsity is not None
         self._target = config.target_sparsity
-        # filled in by config.resolve
         bounds: Any = (config.q_min, config.q_max)
         self._controller = SparsityController(model, self._target, bounds=bounds)
         self._steps = 0

@@ -1,0 +1,313 @@
+"""The options there are: each method is a class of them, and so is each task.
+
+A run has those of one task and one method, in one class made of both: what a method has no use for is not there, and
+given all the same it is an error.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from sparseout_experiments.fields import (
+    AtLeast2,
+    AtLeast3,
+    Count,
+    Depth,
+    Flag,
+    NonNegative,
+    Positive,
+    Probability,
+    Scale,
+    Seed,
+    Sparsity,
+    Text,
+    Tracker,
+    Winners,
+    option,
+)
+
+
+class Refused(ValueError):
+    """An option whose value does not go with the others: its name, what it should be, what it is."""
+
+
+class Method(BaseModel):
+    """What makes activations sparser or denser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    method: str
+
+
+class NoNoise(Method):
+    """No noise and nothing else."""
+
+    method: Literal["none"]
+
+
+class Dropout(Method):
+    """Dropout."""
+
+    method: Literal["dropout"]
+    p: Probability = option(0.5, "Drop probability.")
+
+
+class Target(BaseModel):
+    """Instead of a q that stays, one that moves until a target is met."""
+
+    target_sparsity: Sparsity | None = option(
+        None, "Mean Hoyer sparsity, in training, of the inputs of the noise layers: q moves until it is met."
+    )
+    q_min: NonNegative | None = option(
+        lambda given: _if_moving(given, 1.0, None), "Lower bound of q if there is a target.", shown=1.0
+    )
+    q_max: NonNegative | None = option(
+        lambda given: _if_moving(given, 4.0, None), "Upper bound of q if there is a target.", shown=4.0
+    )
+
+
+class Sparseout(Method):
+    """Sparseout, at a q that stays or one that moves to a target."""
+
+    method: Literal["sparseout"]
+    p: Probability = option(0.5, "Drop probability.")
+    q: NonNegative = option(
+        lambda given: _if_moving(given, 2.5, 1.5),
+        "Exponent: below 2 sparser, above 2 denser, 2 is Dropout; where it starts if there is a target.",
+        shown="1.5; with a target 2.5; of a penalty 1",
+    )
+    gradient: Literal["detached", "exact"] = option("detached", "Slope of the noise.")
+    scale: Scale = option(
+        lambda given: _if_moving(given, "matched", "paper"),
+        "Strength of the noise.",
+        shown="paper; with a target matched",
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        low, high = getattr(self, "q_min", None), getattr(self, "q_max", None)
+        if getattr(self, "target_sparsity", None) is None:
+            for name, bound in (("q_min", low), ("q_max", high)):
+                if bound is not None:
+                    raise Refused(name, "left out, as there is no target sparsity", bound)
+        elif low is not None and high is not None and not low <= self.q <= high:
+            raise Refused("q", f"between q_min {low:g} and q_max {high:g}", self.q)
+        return self
+
+
+class Bridgeout(Method):
+    """Noise on the weights: Bridgeout."""
+
+    method: Literal["bridgeout"]
+    p: Probability = option(0.5, "Drop probability.")
+    q: NonNegative = option(1.5, "Exponent.")
+    per_example: Flag = option(True, "Bridgeout: noise of its own for every example of a batch.")
+
+
+class Shakeout(Method):
+    """Noise on the weights: Shakeout."""
+
+    method: Literal["shakeout"]
+    p: Probability = option(0.5, "Drop probability.")
+    c: NonNegative = option(0.01, "Shakeout: the constant, in units of the weights.")
+
+
+class Gaussian(Method):
+    """Gaussian multiplicative noise."""
+
+    method: Literal["gaussian"]
+    p: Probability = option(0.5, "Drop probability.")
+
+
+class Penalty(Method):
+    """A penalty on activations, added to the loss."""
+
+    method: Literal["penalty"]
+    q: NonNegative = option(1.0, "Exponent.")
+    strength: NonNegative = option(1e-3, "Penalty: factor on the L_q^q of the activations.")
+
+
+class KWinners(Method):
+    """Only the k largest activations stay."""
+
+    method: Literal["kwinners"]
+    k: Winners = option(0.1, "k-winners: how many units win, or what fraction.")
+    k_eval: Winners | None = option(None, "k-winners: the same in evaluation.", shown="as k")
+    boost: NonNegative = option(1.0, "k-winners: how much units are preferred that seldom won.")
+
+
+METHODS: dict[str, type[Method]] = {
+    kind.model_fields["method"].annotation.__args__[0]: kind  # type: ignore[union-attr]
+    for kind in (NoNoise, Dropout, Sparseout, Bridgeout, Shakeout, Gaussian, Penalty, KWinners)
+}
+
+
+class Training(BaseModel):
+    """Training."""
+
+    seed: Seed = option(0, "Seed of weights, order, augmentation and noise.")
+    epochs: Count = option(20, "Epochs of the schedule.")
+    budget_minutes: Positive | None = option(
+        None, "Minutes of training, evaluation included, after which the schedule has ended."
+    )
+    batch: Count = option(64, "Examples a step and process.")
+    lr: NonNegative = option(1e-3, "Learning rate at its highest.")
+    weight_decay: NonNegative = option(0.0, "Weight decay.")
+    clip: NonNegative = option(0.0, "Largest norm of the gradient, 0 for none.")
+
+
+class Data(BaseModel):
+    """Data."""
+
+    data: Text = option("", "A data set: a name, a hub id, a folder or a file.")
+    train_size: Count | None = option(None, "Use only so many training examples (tokens).")
+    valid_size: Count | None = option(
+        None, "Hold out so many for validation.", shown="a tenth of train, or what the set has"
+    )
+    test_size: Count | None = option(None, "Test on only so many.")
+    split_seed: Seed = option(0, "Seed of the split into training and validation.")
+
+
+class Machine(BaseModel):
+    """Machine and records."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one.")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Of matrix products and activations.")
+    compile: Flag = option(False, "Compile the training step.")
+    checkpoint_minutes: NonNegative = option(5.0, "Minutes between checkpoints; each epoch ends with one.")
+    track: Tracker | None = option(None, "A tracker that Accelerate knows, such as tensorboard.")
+
+
+class Config(Machine, Data, Training):
+    """The options of every task."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of the method's options, where a task has its own
+    if TYPE_CHECKING:  # a field of every class that has a method's options too
+        method: str
+
+    def arguments(self) -> dict[str, Any]:
+        """What `sparseout.baselines.make` takes of the method's options."""
+        return {name: getattr(self, name) for name in METHODS[self.method].model_fields if name != "method"}
+
+
+class Autoencoder(Config):
+    """Reconstruct images through one hidden ReLU layer, with the noise on its code."""
+
+    data: Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images.")
+    units: Count = option(256, "Width of the code.")
+
+
+class Image(Config):
+    """Classify images with a Wide-ResNet, with the noise between the two convolutions of every block."""
+
+    defaults = {"p": 0.3}
+
+    data: Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images with labels.")
+    depth: Depth = option(16, "Number of layers, 6 n + 4.")
+    width: Count = option(2, "Factor on the channels 16, 32, 64.")
+    norm: Literal["batch", "group", "none"] = option("batch", "Normalisation.")
+    place: Literal["post-relu", "pre-norm"] = option(
+        "post-relu",
+        "Place of the noise: after the second ReLU (Zagoruyko & Komodakis 2016), or between the first "
+        "convolution and the second norm (the code published with the paper).",
+    )
+    epochs: Count = option(10, "Epochs of the schedule.")
+    schedule: Literal["one-cycle", "steps"] = option(
+        "one-cycle", "Of the learning rate; steps: times 0.2 at 30, 60 and 80%."
+    )
+    batch: Count = option(128, "Images a step and process.")
+    lr: NonNegative = option(0.1, "Learning rate at its highest.")
+    momentum: Probability = option(0.9, "Nesterov momentum.")
+    weight_decay: NonNegative = option(5e-4, "Weight decay.")
+    augment: Flag = option(True, "Pad, crop and, as --flip says, mirror the training images.")
+    flip: Flag | None = option(None, "Mirror them left to right, half of the time.", shown="coloured yes, grey no")
+    channels_last: Flag = option(False, "Memory format of the network.")
+
+    @model_validator(mode="after")
+    def _after_relu(self) -> Self:
+        if self.place == "pre-norm" and (reason := _AFTER_RELU.get(self.method)):
+            raise Refused("place", f"post-relu, as {self.method} {reason}", "'pre-norm'")
+        return self
+
+
+_AFTER_RELU = {
+    "bridgeout": "acts on the convolution after the noise",
+    "shakeout": "acts on the convolution after the noise",
+    "kwinners": "takes the largest of activations that are not negative",
+}
+
+
+def _if_moving(given: Mapping[str, Any], moving: Any, fixed: Any) -> Any:
+    return fixed if given.get("target_sparsity") is None else moving
+
+
+def _by_model(lstm: Any, awd: Any, description: str) -> Any:
+    """A field with a default for each kind of language model."""
+    shown = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}" for value in (lstm, awd)]
+    return option(
+        lambda given: awd if given.get("model") == "awd" else lstm, description, shown=f"{shown[0]}, awd {shown[1]}"
+    )
+
+
+def _as(name: str, description: str) -> Any:
+    """A field whose default is another's value."""
+    return option(lambda given: given.get(name), description, shown=f"as {name}")
+
+
+class PlacesOfP(BaseModel):
+    """p of each place in a language model."""
+
+    p_input: Probability = _as("p", "p on the embedding.")
+    p_between: Probability = _as("p", "p between layers.")
+    p_output: Probability = _as("p", "p on the last layer.")
+
+
+class PlacesOfQ(BaseModel):
+    """q of each place in a language model."""
+
+    q_input: NonNegative = _as("q", "q on the embedding.")
+    q_between: NonNegative = _as("q", "q between layers.")
+    q_output: NonNegative = _as("q", "q on the last layer.")
+
+
+class LanguageKind(BaseModel):
+    """What decides about other defaults, and so is read before them."""
+
+    model: Literal["lstm", "awd"] = option("lstm", "A plain LSTM, or AWD-LSTM (Merity, Keskar & Socher 2017).")
+
+
+class Language(Config, LanguageKind):
+    """Predict the next word with LSTM layers, with the noise on the input and on every layer's output."""
+
+    data: Text = option(
+        "topics",
+        "topics (Python's help texts), wikitext-2, a hub id, a folder or a file of text; for the Penn "
+        "Treebank a folder.",
+    )
+    embedding: Count = _by_model(200, 400, "Width of the embedding and of the last layer.")
+    units: Count = _by_model(200, 1150, "Width of the other layers.")
+    layers: Count = _by_model(2, 3, "Number of layers.")
+    words: AtLeast3 | None = option(None, "Size of the vocabulary.", shown="all words of the training text")
+    bptt: AtLeast2 = _by_model(35, 70, "Words a window; of awd the mean.")
+    batch: Count = option(20, "Columns of text side by side, of each process.")
+    epochs: Count = option(10, "Epochs of the schedule.")
+    lr: NonNegative = _by_model(2e-3, 30.0, "Learning rate at its highest: Adam's, down to 0; awd: NT-ASGD's.")
+    clip: NonNegative = option(0.25, "Largest norm of the gradient, 0 for none.")
+    weight_decay: NonNegative = _by_model(0.0, 1.2e-6, "Weight decay.")
+    locked: Flag = _by_model(False, True, "One mask for all times of a window.")
+    weight_drop: Probability = _by_model(0.0, 0.5, "Drop probability of recurrent weights.")
+    embedding_drop: Probability = _by_model(0.0, 0.1, "Drop probability of whole words.")
+    activation_penalty: NonNegative = _by_model(0.0, 2.0, "Factor on the squares of the last layer, after noise.")
+    temporal_penalty: NonNegative = _by_model(0.0, 1.0, "Factor on the squares of its changes in time.")
+
+
+TASKS: dict[str, type[Config]] = {"autoencoder": Autoencoder, "image": Image, "language": Language}
+_FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
+# What a task cannot have, and why.
+REFUSED = {
+    "language": {
+        "bridgeout": _FUSED,
+        "shakeout": _FUSED,
+        "kwinners": "the states of an LSTM have both signs, and the largest are not the most active",
+    }
+}
