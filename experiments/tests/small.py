@@ -1,6 +1,7 @@
 """Runs that take a second or less, and what makes two runs the same."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def arguments(kind: str, **changed: Any) -> list[str]:
 
 def run(folder: Path, kind: str, **changed: Any) -> dict[str, Any]:
     return train.perform(options(kind, **changed), folder)
+
+
+def unexpected(err: str) -> list[str]:
+    """The lines of standard error that are neither progress nor about mirrored pictures."""
+    usual = r"sparseout: \d+:\d\d:\d\d  |training pictures are "
+    return [line for line in err.splitlines() if line and not re.match(usual, line)]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import OPTIONS, arguments, differences, outcome, run
+from small import OPTIONS, arguments, differences, outcome, run, unexpected
 from sparseout_experiments.training import runs
 from sparseout_experiments.training.rng import Streams
 from sparseout_experiments.training.runs import RunError
@@ -38,7 +38,7 @@ def started(kind: str, folder: Path, *more: str, **changed: Any) -> subprocess.P
 def pair(kind: str, folder: Path, *more: str, **changed: Any) -> str:
     process = started(kind, folder, *more, **changed)
     out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, ""), err
+    assert (process.returncode, unexpected(err)) == (0, []), err
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import arguments, differences, outcome
+from small import arguments, differences, outcome, unexpected
 from sparseout_experiments.training import runs
 
 MOMENTS = ("training", "saving", "anywhere")
@@ -42,7 +42,7 @@ def finished(kind: str, folder: Path, *more: str) -> float:
     begun = time.monotonic()
     process = started(kind, folder, *more)
     _, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, unexpected(err)) == (0, [])
     return time.monotonic() - begun
 
 
@@ -78,7 +78,7 @@ def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Rando
         wait_for(process, temporary.exists)
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (-signal.SIGKILL, ""), err
+    assert (process.returncode, unexpected(err)) == (-signal.SIGKILL, []), err
     return "killed while saving" if any(folder.glob(f".{runs.CHECKPOINT}-*")) else "killed"
 
 
