@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
+from conftest import needs_compiler
 from sparseout.baselines import KWinners
 
 
@@ -140,6 +141,23 @@ def run(layer, inputs, calls, backward=True):
     if backward:
         total.backward()
     return [x.grad for x in inputs]
+
+
+@needs_compiler
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_same_in_compiled_code(reentrant, whole):
+    layer, x = KWinners(1, boost=1, momentum=0.5, units=2), torch.tensor([[1.0, 0.9]], requires_grad=True)
+
+    def compiled(function):
+        return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+    if whole:
+        compiled(lambda x: checkpoint(layer, x, use_reentrant=reentrant))(x).sum().backward()
+    else:
+        checkpoint(compiled(layer), x, use_reentrant=reentrant).sum().backward()
+    assert x.grad.tolist() == [[1.0, 0.0]]
+    assert layer.duty_cycle.tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("equal", [True, False])

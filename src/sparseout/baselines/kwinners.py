@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 from numbers import Integral
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -132,12 +134,9 @@ class KWinners(nn.Module):
         if len(self.duty_cycle) != units:
             raise ValueError(expected("x", f"an input of {len(self.duty_cycle)} units, as before", f"one of {units}"))
         rows = [part.detach().reshape(math.prod(part.shape[:dim]), math.prod(part.shape[dim:])) for part in parts]
-        again = not torch.compiler.is_compiling() and in_backward()
-        duty_cycle = self._past.find(rows, self.duty_cycle) if again and self.boost else self.duty_cycle
+        duty_cycle = self._past.used(rows, self.duty_cycle) if self.training and self.boost else self.duty_cycle
         won = [self._choose(row, duty_cycle.to(row.device)) for row in rows]
-        if self.training and not again:
-            if self.boost and not torch.compiler.is_compiling() and may_be_recomputed():
-                self._past.add(rows, self.duty_cycle)
+        if self.training:
             self._count(won)
         return [_like(mask.view(part.shape), part) for mask, part in zip(won, parts, strict=True)]
 
@@ -162,10 +161,10 @@ class KWinners(nn.Module):
         units = len(self.duty_cycle)
         positions = sum(mask.numel() for mask in won) // units
         if positions:
-            wins = torch.stack([mask.view(len(mask), units, -1).sum((0, 2), dtype=torch.float32) for mask in won]).sum(
-                0
-            )
-            self.duty_cycle.lerp_(wins.to(self.duty_cycle) / positions, self.momentum)
+            wins = [mask.view(len(mask), units, -1).sum((0, 2), dtype=torch.float32) for mask in won]
+            share = torch.stack(wins).sum(0).to(self.duty_cycle) / positions
+            move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
+            self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
 
     def _nested(self, x: Tensor) -> Tensor:
         """A nested tensor: its rows are rows, however many each example has."""
@@ -245,20 +244,30 @@ class _Past:
 
     def __init__(self) -> None:
         self._forwards: deque[tuple[Tensor, Tensor]] = deque(maxlen=256)
+        number = next(_numbers)
+        _pasts[number] = self
+        with torch.inference_mode(False):
+            self._ticket = torch.tensor([number], device="cpu")
 
-    def add(self, rows: Sequence[Tensor], duty_cycle: Tensor) -> None:
-        """Keep what a forward on these rows chose by."""
-        self._forwards.append((_sums(rows), duty_cycle.clone()))
+    def used(self, rows: Sequence[Tensor], duty_cycle: Tensor) -> Tensor:
+        """The duty cycles by which a forward on these rows chooses."""
+        if _is_compiled():
+            used: Tensor = torch.ops.sparseout.used_duty_cycle(self._ticket, duty_cycle, _sums(rows))
+            return used
+        return self.find(_sums(rows), duty_cycle) if in_backward() or may_be_recomputed() else duty_cycle
 
-    def find(self, rows: Sequence[Tensor], default: Tensor) -> Tensor:
-        """What the forward on these rows chose by."""
-        key = _sums(rows)
+    def find(self, sums: Tensor, duty_cycle: Tensor) -> Tensor:
+        """The same, by the sums of the rows; what is there is kept for another time, or taken if this is it."""
+        if not in_backward():
+            if may_be_recomputed():
+                self._forwards.append((sums, duty_cycle.clone()))
+            return duty_cycle
         for index in reversed(range(len(self._forwards))):
-            if torch.equal(self._forwards[index][0], key):
+            if torch.equal(self._forwards[index][0], sums):
                 duty_cycle = self._forwards[index][1]
                 del self._forwards[index]
-                return duty_cycle
-        return default
+                break
+        return duty_cycle
 
     def __reduce__(self) -> Any:
         return _Past, ()
@@ -266,3 +275,31 @@ class _Past:
 
 def _sums(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat([row.sum(0, dtype=torch.float32) for row in rows])
+
+
+# Compiled code calls these as ops, which run as Python at every call and so know whether it is in backward. The ticket
+# says whose past it is; it is a tensor, as a number would be guarded on.
+_pasts: WeakValueDictionary[int, _Past] = WeakValueDictionary()
+_numbers = count()
+_library = torch.library.Library("sparseout", "FRAGMENT")
+
+
+def _used(ticket: Tensor, duty_cycle: Tensor, sums: Tensor) -> Tensor:
+    return _pasts[int(ticket[0])].find(sums, duty_cycle).clone()
+
+
+def _moved(duty_cycle: Tensor, share: Tensor, momentum: float) -> Tensor:
+    """The next duty cycles; where a checkpoint computes its forward again, the same."""
+    return duty_cycle.clone() if in_backward() else duty_cycle.lerp(share, momentum)
+
+
+_library.define("used_duty_cycle(Tensor ticket, Tensor duty_cycle, Tensor sums) -> Tensor")
+_library.define("moved_duty_cycle(Tensor duty_cycle, Tensor share, float momentum) -> Tensor")
+_library.impl("used_duty_cycle", _used, "CompositeExplicitAutograd")
+_library.impl("moved_duty_cycle", _moved, "CompositeExplicitAutograd")
+torch.library.register_fake("sparseout::used_duty_cycle", lambda ticket, cycle, sums: cycle.clone(), lib=_library)
+torch.library.register_fake("sparseout::moved_duty_cycle", lambda cycle, share, weight: cycle.clone(), lib=_library)
+
+
+def _is_compiled() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
