@@ -370,7 +370,7 @@ def test_set_q_of_all_of_some_and_of_tensors():
         ({"first": 1.0, 2: 2.0}, TypeError, "but got an int for a name"),
         ({"first": 1.0, "second": -1}, ValueError, "expected `q` to be a finite number >= 0, but got -1"),
         (True, TypeError, "but got True"),
-        (torch.ones(2), TypeError, "0-d fp32 tensor"),
+        (torch.ones(2), TypeError, "0-d floating-point tensor"),
     ],
 )
 def test_set_q_refuses_in_one_sentence_and_changes_nothing(q, error, sentence):

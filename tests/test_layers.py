@@ -96,6 +96,36 @@ def test_2d_takes_sequences_as_dropout2d_does():
     assert Sparseout2d(0.5, 1.0, seed=0)(torch.ones(4, 5, 6)).std(dim=2).max() == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("q", [1.0, 2.0, torch.tensor(1.5)])
+@pytest.mark.parametrize(
+    ("layer", "dropout", "shape", "shared"),
+    [
+        (Sparseout2d, nn.Dropout2d, (6, 5), ()),
+        (Sparseout2d, nn.Dropout2d, (3, 4, 2, 2, 2), (2, 3, 4)),
+        (Sparseout3d, nn.Dropout3d, (8, 5), (1,)),
+        (Sparseout3d, nn.Dropout3d, (8, 3, 4), (1, 2)),
+        (Sparseout3d, nn.Dropout3d, (8, 1, 2, 2, 2, 2), (1, 2, 3, 4, 5)),
+    ],
+)
+def test_other_numbers_of_dims_go_through_with_torchs_warning(layer, dropout, shape, shared, q, training):
+    x = torch.ones(shape)
+    warning = f"{dropout.__name__.lower()}: Received a {len(shape)}-D input"
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=warning):
+        expected = dropout(0.5).train(training)(x)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=warning):
+        y = layer(0.5, q).train(training)(x)
+    if (q == 2 and not isinstance(q, torch.Tensor)) or not training:
+        assert torch.equal(y, expected)
+    else:
+        for result in (y, expected):  # one draw where torch has one, and no further
+            first = result[tuple(slice(1) if dim in shared else slice(None) for dim in range(len(shape)))]
+            assert torch.equal(result, first.expand(shape))
+            assert 0 < (first > 1).float().mean() < 1
+
+
 def test_evaluation_returns_the_input():
     x = torch.randn(3, 4)
     state = torch.get_rng_state()

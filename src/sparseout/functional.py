@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseout._utils.validation import expected, kind
-from sparseout.kernels import ops
+from sparseout._utils.validation import (
+    check_bool,
+    check_choice,
+    check_number,
+    expected,
+    is_int,
+    is_number,
+    type_name,
+)
+from sparseout.kernels import containers, ops
 
 Gradient = Literal["detached", "exact"]
 Scale = float | Literal["matched"] | None
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-# torch's own functions for q = 2, by (input.dim(), shared_dims).
-_DROPOUT = {
-    (2, (1,)): F.dropout1d,
-    (3, (2,)): F.dropout1d,
-    (4, (2, 3)): F.dropout2d,
-    (4, (1, 2, 3)): F.dropout3d,
-    (5, (2, 3, 4)): F.dropout3d,
-}
 
 
 def sparseout(
@@ -62,8 +60,9 @@ def sparseout(
         p: probability that the mask is 0, in [0, 1]. At 0 the input itself is returned, at 1 zeros, as
             ``F.dropout`` does. Inside, it is rounded to a multiple of 2^-16 (of 2^-32 outside [0.01, 0.99]).
         q: exponent, a finite number >= 0. A float q = 2 with ``seed=None`` calls ``F.dropout`` (``F.dropout1d``,
-            ``2d``, ``3d`` for their masks): same bits, same random numbers. A 0-d fp32 tensor without gradient can
-            be changed in place with no recompilation; its value is not checked.
+            ``2d``, ``3d`` for their masks): same bits, same random numbers. A 0-d floating-point tensor without
+            gradient can be changed in place with no recompilation; its value is not checked, and is read in fp32
+            unless the input is fp64.
         training: if False, the input itself is returned and no random number is drawn.
         inplace: overwrite ``input`` with the result. Saves no memory where a gradient is needed.
         gradient: ``"detached"``: :math:`dy/dx = 1 + \beta |x|^{q/2 - 1} \xi`. ``"exact"``:
@@ -105,9 +104,15 @@ def sparseout(
     Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3, and the code
     published with it; ``"exact"`` and ``scale`` are this library's.
     """
-    dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
+    check_p(p)
+    check_q(q)
+    check_bool("inplace", inplace)
+    check_gradient(gradient)
+    check_scale(scale)
+    check_seed(seed)
+    dims = check_dims(shared_dims)
     if not isinstance(input, Tensor):
-        raise TypeError(expected("input", "a tensor", kind(input)))
+        raise TypeError(expected("input", "a tensor", type_name(input)))
     dims = normalise_dims(dims, input.dim())
     if not training or p == 0:
         return input
@@ -115,73 +120,86 @@ def sparseout(
         raise TypeError(expected("input", "a floating-point tensor (fp64, fp32, bf16 or fp16)", input.dtype))
     if p == 1:
         return F.dropout(input, 1.0, True, inplace)
-    if seed is None and not isinstance(q, Tensor) and q == 2:
-        if not dims:
-            return F.dropout(input, p, True, inplace)
-        if (input.dim(), dims) in _DROPOUT:
-            return _DROPOUT[input.dim(), dims](input, p, True, inplace)
+    if seed is None and not isinstance(q, Tensor) and q == 2 and (dropout := _torch_dropout(input, dims, inplace)):
+        return dropout(input, p, True, inplace)
     if inplace:
         kept = input.clone() if input.requires_grad and torch.is_grad_enabled() else input
         return input.copy_(_perturb(kept, p, q, gradient, scale, dims, seed))
     return _perturb(input, p, q, gradient, scale, dims, seed)
 
 
-def check_arguments(
-    p: Any, q: Any, inplace: Any, gradient: Any, scale: Any, shared_dims: Any, seed: Any
-) -> tuple[int, ...]:
-    """Raise one clear sentence for an argument that no input could make right; return `shared_dims` as a tuple."""
-    p_range = "a number between 0 and 1"
-    if not 0 <= _number("p", p_range, p) <= 1:
-        raise ValueError(expected("p", p_range, p))
+# One check for each argument, for whoever takes arguments of these names: what no input could make right.
+
+
+def check_p(p: Any) -> float:
+    """Check the probability that the mask is 0."""
+    if type(p) is float and 0 <= p <= 1:  # the usual case, at a tenth of the time
+        return p
+    return check_number("p", p, "a number between 0 and 1", lambda p: 0 <= p <= 1)
+
+
+def check_q(q: Any) -> float | Tensor:
+    """Check the exponent."""
+    if type(q) is float and 0 <= q < math.inf:
+        return q
+    wanted = "a number or a 0-d floating-point tensor"
     if isinstance(q, Tensor):
-        if q.dim() != 0 or q.dtype != torch.float32:
-            got = f"a tensor of shape {tuple(q.shape)} and {q.dtype}"
-            raise TypeError(expected("q", "a number or a 0-d fp32 tensor", got))
+        if q.dim() != 0 or not q.is_floating_point():
+            raise TypeError(expected("q", wanted, f"a tensor of shape {tuple(q.shape)} and {q.dtype}"))
         if q.requires_grad:
             raise ValueError(expected("q", "a tensor without gradient", "one that requires it"))
-    elif not 0 <= _number("q", "a number or a 0-d fp32 tensor", q) < math.inf:
-        raise ValueError(expected("q", "a finite number >= 0", q))
-    if not isinstance(inplace, bool):
-        raise TypeError(expected("inplace", "a bool", kind(inplace)))
-    if gradient not in ("detached", "exact"):
-        raise ValueError(expected("gradient", "'detached' or 'exact'", repr(gradient)))
-    if scale is not None and scale != "matched":
-        if isinstance(scale, str):
-            raise ValueError(expected("scale", "None, a number > 0 or 'matched'", repr(scale)))
-        if not 0 < _number("scale", "None, a number > 0 or 'matched'", scale) < math.inf:
-            raise ValueError(expected("scale", "a finite number > 0", scale))
-        if not 1e-37 <= scale <= 1e37:
-            raise ValueError(expected("scale", "a number from 1e-37 to 1e37, which fp32 can divide by", scale))
-    _check_seed(seed)
-    return check_dims(shared_dims)
+        return q
+    if not is_number(q):
+        raise TypeError(expected("q", wanted, type_name(q)))
+    return check_number("q", q, "a finite number >= 0", lambda q: 0 <= q < math.inf)
 
 
-def _number(name: str, wanted: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(expected(name, wanted, kind(value)))
-    return float(value)
+def check_gradient(gradient: Any) -> Gradient:
+    """Check which gradient is asked for."""
+    return check_choice("gradient", gradient, ("detached", "exact"))  # type: ignore[return-value]
 
 
-def _check_seed(seed: Any) -> None:
+def check_scale(scale: Any) -> Scale:
+    """Check what sets beta."""
+    if scale is None:
+        return None
+    if isinstance(scale, str) and scale == "matched":
+        return "matched"
+    wanted = "None, a number > 0 or 'matched'"
+    if isinstance(scale, str):
+        raise ValueError(expected("scale", wanted, repr(scale)))
+    if not is_number(scale):
+        raise TypeError(expected("scale", wanted, type_name(scale)))
+    check_number("scale", scale, "a finite number > 0", lambda scale: 0 < scale < math.inf)
+    wanted = "a number from 1e-37 to 1e37, which fp32 can divide by"
+    check_number("scale", scale, wanted, lambda scale: 1e-37 <= scale <= 1e37)
+    return float(scale)
+
+
+def check_seed(seed: Any) -> int | Tensor | None:
+    """Check what the mask is made from."""
+    if seed is None:
+        return None
     wanted = "None, an int or a 0-d int64 tensor"
     if isinstance(seed, Tensor):
         if seed.dim() != 0 or seed.dtype != torch.int64:
             raise TypeError(expected("seed", wanted, f"a tensor of shape {tuple(seed.shape)} and {seed.dtype}"))
-    elif seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(expected("seed", wanted, kind(seed)))
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(expected("seed", "an integer of 64 bits", seed))
+        return seed
+    if not is_int(seed):
+        raise TypeError(expected("seed", wanted, type_name(seed)))
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(expected("seed", "an integer of 64 bits", seed))
+    return seed  # type: ignore[no-any-return]
 
 
 def check_dims(dims: Any) -> tuple[int, ...]:
-    """Dims for one draw, as far as they can be checked without an input."""
+    """Check the dims along which a draw is shared, as far as that is possible without an input."""
     wanted = "a sequence of different ints"
     if not isinstance(dims, (tuple, list)):
-        raise TypeError(expected("shared_dims", wanted, kind(dims)))
+        raise TypeError(expected("shared_dims", wanted, type_name(dims)))
     for dim in dims:
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(expected("shared_dims", wanted, f"one with {kind(dim)} in it"))
+        if not is_int(dim):
+            raise TypeError(expected("shared_dims", wanted, f"one with {type_name(dim)} in it"))
     if len(set(dims)) < len(dims):
         raise ValueError(expected("shared_dims", wanted, tuple(dims)))
     return tuple(dims)
@@ -189,6 +207,8 @@ def check_dims(dims: Any) -> tuple[int, ...]:
 
 def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """The same as numbers >= 0, in order."""
+    if not dims:
+        return dims
     for dim in dims:
         if not -ndim <= dim < ndim:
             raise ValueError(expected("shared_dims", f"dims of a {ndim}-d input", dims))
@@ -196,6 +216,28 @@ def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     if len(set(normalised)) < len(dims):
         raise ValueError(expected("shared_dims", f"different dims of a {ndim}-d input", dims))
     return normalised
+
+
+def _torch_dropout(input: Tensor, dims: tuple[int, ...], inplace: bool) -> Callable[..., Tensor] | None:
+    """What drops in torch where one draw is shared along `dims`, if something does."""
+    ndim = input.dim()
+    if input.is_nested and (dims or inplace or not input.is_contiguous()):
+        return None
+    if not dims:
+        return F.dropout
+    if dims == tuple(range(2, ndim)):
+        return _feature_dropout
+    return _unbatched_dropout if dims == tuple(range(1, ndim)) else None
+
+
+def _feature_dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+    """What `F.dropout1d`, `2d` and `3d` call, for any number of dims."""
+    return (torch.feature_dropout_ if inplace else torch.feature_dropout)(input, p, training)
+
+
+def _unbatched_dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+    y = _feature_dropout(input.unsqueeze(0), p, training, inplace).squeeze(0)
+    return input if inplace else y
 
 
 def _perturb(
@@ -208,7 +250,9 @@ def _perturb(
     seed: int | Tensor | None,
 ) -> Tensor:
     q = q if isinstance(q, Tensor) else float(q)
-    return ops.apply(input, _seed_tensor(seed, input.device), float(p), q, scale, dims, gradient == "exact")
+    plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
+    apply = ops.apply if plain else containers.apply
+    return apply(input, _seed_tensor(seed, input.device), float(p), q, scale, dims, gradient == "exact")
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:

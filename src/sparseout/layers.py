@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparseout._utils.validation import expected
-from sparseout.functional import Gradient, Scale, check_arguments, sparseout
+from sparseout._utils.validation import check_bool, expected
+from sparseout.functional import (
+    Gradient,
+    Scale,
+    check_dims,
+    check_gradient,
+    check_p,
+    check_q,
+    check_scale,
+    check_seed,
+    sparseout,
+)
 
 
 class Sparseout(nn.Module):
@@ -20,8 +31,8 @@ class Sparseout(nn.Module):
 
     Args:
         p: probability that the mask is 0, in [0, 1].
-        q: exponent: a finite number >= 0, or a 0-d fp32 tensor without gradient, which can be changed in place
-            with no recompilation and stays fp32 when the module is cast.
+        q: exponent: a finite number >= 0, or a 0-d floating-point tensor without gradient, which can be
+            changed in place with no recompilation and keeps its dtype when the module is cast.
         inplace: overwrite the input with the result.
         gradient: ``"detached"`` or ``"exact"``.
         scale: ``None``, a float > 0, or ``"matched"``.
@@ -64,14 +75,14 @@ class Sparseout(nn.Module):
         shared_dims: Sequence[int] = (),
         seed: int | Tensor | None = None,
     ) -> None:
-        self.shared_dims = check_arguments(p, q, inplace, gradient, scale, shared_dims, seed)
         super().__init__()
-        self.p = float(p)  # numbers of other libraries would stop the compiler
-        self.q = q if isinstance(q, Tensor) else float(q)
-        self.inplace = inplace
-        self.gradient = gradient
-        self.scale = scale
-        self.seed = seed
+        self.p = check_p(p)  # a float: numbers of other libraries would stop the compiler
+        self.q = check_q(q)
+        self.inplace = check_bool("inplace", inplace)
+        self.gradient = check_gradient(gradient)
+        self.scale = check_scale(scale)
+        self.seed = check_seed(seed)
+        self.shared_dims = check_dims(shared_dims)
 
     def forward(self, input: Tensor) -> Tensor:
         return sparseout(
@@ -112,12 +123,26 @@ class Sparseout(nn.Module):
         return self
 
 
-def _channel_dims(input: Any, dims: Mapping[int, tuple[int, ...]], shapes: str) -> Sequence[int]:
+_CHANNEL_DROPOUT = {1: F.dropout1d, 2: F.dropout2d, 3: F.dropout3d}
+
+
+def _channel_dims(input: Any, spatial: int, channels: Mapping[int, int], other: int | None, active: bool) -> list[int]:
+    """The dims within a channel, for every number of dims that torch's layer takes, with that layer's warnings."""
     if not isinstance(input, Tensor):
-        return ()  # the function says what is wrong
-    if input.dim() not in dims:
-        raise ValueError(expected("input", f"of shape {shapes}", f"shape {tuple(input.shape)}"))
-    return dims[input.dim()]
+        return []  # the function says what is wrong
+    ndim, channel = input.dim(), channels.get(input.dim(), other)
+    if channel is None:
+        raise ValueError(expected("input", "of shape (N, C, L) or (C, L)", _shape(input)))
+    if ndim not in channels:
+        if not input.is_nested:
+            _CHANNEL_DROPOUT[spatial](input, 0.5, False)  # warns and does nothing
+        if active and ndim <= channel:
+            raise ValueError(expected("input", f"of {channel + 1} dims or more", _shape(input)))
+    return list(range(channel + 1, ndim))
+
+
+def _shape(input: Tensor) -> str:
+    return f"{input.dim()} dims" if input.is_nested else f"shape {tuple(input.shape)}"
 
 
 # What looks at the input is one step of a graph to torch.fx, which traces with stand-ins for tensors.
@@ -129,8 +154,8 @@ class _ChannelSparseout(Sparseout):
     """One draw for each channel, with the input shapes of torch's layer of the same number."""
 
     channel_dims: ClassVar[Mapping[int, int]]  # input.dim() -> where its channels are
-    _DIMS: ClassVar[Mapping[int, tuple[int, ...]]]  # input.dim() -> shared dims
-    _SHAPES: ClassVar[str]
+    _other_channel: ClassVar[int | None]  # where they are in an input of any other number of dims
+    _spatial: ClassVar[int]
 
     def __init__(
         self,
@@ -145,7 +170,8 @@ class _ChannelSparseout(Sparseout):
         super().__init__(p, q, inplace, gradient=gradient, scale=scale, seed=seed)
 
     def _dims(self, input: Any) -> Sequence[int]:
-        return _channel_dims(input, self._DIMS, self._SHAPES)
+        active = self.training and 0 < self.p < 1
+        return _channel_dims(input, self._spatial, self.channel_dims, self._other_channel, active)
 
 
 class Sparseout1d(_ChannelSparseout):
@@ -169,8 +195,8 @@ class Sparseout1d(_ChannelSparseout):
     """
 
     channel_dims = {2: 0, 3: 1}
-    _DIMS = {3: (2,), 2: (1,)}
-    _SHAPES = "(N, C, L) or (C, L)"
+    _other_channel = None
+    _spatial = 1
 
 
 class Sparseout2d(_ChannelSparseout):
@@ -179,11 +205,12 @@ class Sparseout2d(_ChannelSparseout):
     The arguments are those of :class:`Sparseout` without ``shared_dims``.
 
     Shape:
-        - Input: :math:`(N, C, H, W)`, or :math:`(N, C, L)` as ``nn.Dropout2d`` takes it for historical reasons.
+        - Input: :math:`(N, C, H, W)`, or :math:`(N, C, L)` as ``nn.Dropout2d`` takes it for historical reasons; with
+          the warning of that also :math:`(N, C)`, in which each element is a channel, and :math:`(N, C, *)`.
         - Output: the same.
 
     Raises:
-        ValueError: for a value out of range, when the layer is built; for an input of another shape.
+        ValueError: for a value out of range, when the layer is built; for an input of too few dims.
         TypeError: for an argument of another type.
 
     Example:
@@ -194,8 +221,8 @@ class Sparseout2d(_ChannelSparseout):
     """
 
     channel_dims = {3: 1, 4: 1}
-    _DIMS = {4: (2, 3), 3: (2,)}
-    _SHAPES = "(N, C, H, W) or (N, C, L)"
+    _other_channel = 1
+    _spatial = 2
 
 
 class Sparseout3d(_ChannelSparseout):
@@ -204,11 +231,12 @@ class Sparseout3d(_ChannelSparseout):
     The arguments are those of :class:`Sparseout` without ``shared_dims``.
 
     Shape:
-        - Input: :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`.
+        - Input: :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`; with the warning of ``nn.Dropout3d`` whatever else
+          that takes, as :math:`(C, *)`.
         - Output: the same.
 
     Raises:
-        ValueError: for a value out of range, when the layer is built; for an input of another shape.
+        ValueError: for a value out of range, when the layer is built; for an input of too few dims.
         TypeError: for an argument of another type.
 
     Example:
@@ -219,5 +247,5 @@ class Sparseout3d(_ChannelSparseout):
     """
 
     channel_dims = {4: 0, 5: 1}
-    _DIMS = {5: (2, 3, 4), 4: (1, 2, 3)}
-    _SHAPES = "(N, C, D, H, W) or (C, D, H, W)"
+    _other_channel = 0
+    _spatial = 3

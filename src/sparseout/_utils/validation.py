@@ -1,5 +1,8 @@
-"""The one form of every error about an argument."""
+"""Checks of arguments, and the one form of their errors. Each check returns the value that it lets pass."""
 
+import math
+import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -8,9 +11,58 @@ def expected(name: str, wanted: str, got: Any) -> str:
     return f"expected `{name}` to be {wanted}, but got {got}"
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     """How to name a value whose type is wrong: short ones in full, others by their type."""
     if value is None or isinstance(value, (bool, str)):
         return repr(value)
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+kind = type_name
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number, of numpy too, and no bool."""
+    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+
+
+def is_int(value: Any) -> bool:
+    """Whether `value` is an int and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_number(
+    name: str, value: Any, wanted: str = "a finite number", holds: Callable[[float], bool] = math.isfinite
+) -> float:
+    """A number for which `holds`, as a float. TypeError if it is none, ValueError if it is not as `wanted`."""
+    if not is_number(value):
+        raise TypeError(expected(name, wanted, type_name(value)))
+    if not holds(float(value)):
+        raise ValueError(expected(name, wanted, value))
+    return float(value)
+
+
+def check_int(name: str, value: Any, least: int | None = None) -> int:
+    """An int, of `least` or more. TypeError if it is none, ValueError if it is less."""
+    wanted = "an int" if least is None else f"an int >= {least}"
+    if not is_int(value):
+        raise TypeError(expected(name, wanted, type_name(value)))
+    if least is not None and value < least:
+        raise ValueError(expected(name, wanted, value))
+    return value  # type: ignore[no-any-return]
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """True or False. TypeError if it is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(expected(name, "a bool", type_name(value)))
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of the `choices`. ValueError if it is none of them."""
+    if value not in choices:
+        *first, last = map(repr, choices)
+        raise ValueError(expected(name, f"{', '.join(first)} or {last}", repr(value)))
+    return value  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from sparseout.convert._functional_dropout import unreached
 from sparseout.convert._insertion import RECORD, remove_inserted_
 from sparseout.convert._report import ConversionReport
 from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
-from sparseout.functional import Gradient, Scale, check_arguments
+from sparseout.functional import Gradient, Scale, check_gradient, check_p, check_q, check_scale
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 
 _LAYERS: dict[type[nn.Module], type[Sparseout]] = {
@@ -100,7 +100,11 @@ def convert_dropout_(
         Dropout(p=0.1, inplace=False)
     """
     check_model(model)
-    check_arguments(0.5 if p is None else p, q, False, gradient, scale, (), None)
+    if p is not None:
+        check_p(p)
+    check_q(q)
+    check_gradient(gradient)
+    check_scale(scale)
     report = ConversionReport()
     new: dict[nn.Module, Sparseout] = {}
     on_attention: set[nn.Module] = set()
@@ -199,10 +203,10 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
     layers = {name: module for name, module in named_modules(model) if isinstance(module, Sparseout)}
     new: dict[Sparseout, float | Tensor] = {}
     for name, value in q.items() if isinstance(q, Mapping) else dict.fromkeys(layers, q).items():
-        check_arguments(0.5, value, False, "detached", None, (), None)
+        check_q(value)
         new[_layer(name, layers)] = value
     if not isinstance(q, Mapping):
-        check_arguments(0.5, q, False, "detached", None, (), None)  # also where there is no layer
+        check_q(q)  # also where there is no layer
     if not new:
         warnings.warn(f"no q was set: the {type(model).__name__} has no Sparseout layer", stacklevel=2)
     for layer, value in new.items():

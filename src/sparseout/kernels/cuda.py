@@ -38,8 +38,9 @@ def launch(
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
-    grad, out = None if grad is None else grad.contiguous(), torch.empty_like(x)
+    """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    grad, x = None if grad is None else grad.contiguous(), x.contiguous()  # the kernel knows no strides
+    out = torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)
     arguments = _arguments(x.dtype, shape, p, tuple(floats), dims, grad is not None, exact)
     programs = -(-x.numel() // arguments["TILE"])

@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from torch import Tensor
 from sparseout._utils import torch_internals
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams, Scalar
+from sparseout.kernels.params import NoiseParams, Scalar, ScaleArgument
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
 _LIBRARY.define(
@@ -54,17 +54,19 @@ def apply(
     seed: Tensor,
     p: float,
     q: Scalar,
-    scale: float | Literal["matched"] | None,
+    scale: ScaleArgument,
     shared_dims: Sequence[int],
     exact: bool,
+    params: NoiseParams | None = None,
 ) -> Tensor:
-    """Sparseout of `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device."""
-    intercepted = _intercepted(x)
-    if torch_internals.transforms_active():
-        params = _params(x, q, scale)
+    """Sparseout of `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device.
+
+    Where x is one of several parts, its `params` are those of all of them.
+    """
+    transformed, intercepted = torch_internals.transforms_active(), _intercepted(x)
+    params = params or _params(x, q, scale, transformed or intercepted)
+    if transformed:
         return reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
-    on_cpu = not intercepted and x.is_cpu and backends.kernels(x.device) is not None
-    params = _cpu_params(x, q, scale) if on_cpu else _params(x, q, scale)
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
     differentiated = x.requires_grad and torch.is_grad_enabled()
     keeps_slope = (
@@ -106,26 +108,30 @@ def _intercepted(x: Tensor) -> bool:
     )
 
 
-def _params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> NoiseParams:
-    if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
-        return NoiseParams(q).to(x.device, reference.compute_dtype(x.dtype))
+def noise_params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None) -> NoiseParams:
+    """The parameters of the noise of `x`, see `reference.matched` for `reduce`."""
+    return _params(x, q, scale, torch_internals.transforms_active() or _intercepted(x), reduce)
+
+
+def _params(
+    x: Tensor, q: Scalar, scale: ScaleArgument, traced: bool, reduce: reference.Reduce | None = None
+) -> NoiseParams:
     dtype = reference.compute_dtype(x.dtype)
-    q = q.to(x.device, dtype) if isinstance(q, Tensor) else q
-    unit, amplitude = reference.matched(x, q) if scale == "matched" else (float(scale), 1.0)
-    return NoiseParams(q, unit, amplitude).balanced(dtype)
-
-
-def _cpu_params(x: Tensor, q: Scalar, scale: float | Literal["matched"] | None) -> NoiseParams:
-    """The same as floats, for the native kernel: on a CPU there is nothing to wait for."""
-    q = float(q)
-    if scale is None:
+    native = not traced and x.is_cpu and backends.kernels(x.device) is not None
+    if isinstance(q, Tensor):
+        q = float(q) if native else q.to(x.device, dtype)  # on a CPU there is nothing to wait for
+    if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
         return NoiseParams(q)
-    if scale == "matched":
-        x = x.detach()
-        unit, amplitude = cpu.matched(x if x.is_contiguous() else x.permute(_memory_order(x)).contiguous(), q)
-    else:
+    unit: Scalar
+    amplitude: Scalar
+    if scale != "matched":
         unit, amplitude = float(scale), 1.0
-    return NoiseParams(q, unit, amplitude).balanced(reference.compute_dtype(x.dtype))
+    elif native and reduce is None:
+        dense = x.detach() if x.is_contiguous() else x.detach().permute(_memory_order(x)).contiguous()
+        unit, amplitude = cpu.matched(dense, float(q))
+    else:
+        unit, amplitude = reference.matched(x, q, reduce)
+    return NoiseParams(q, unit, amplitude).balanced(dtype)
 
 
 def _memory_order(x: Tensor) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Scalar = float | Tensor
+ScaleArgument = float | Literal["matched"] | None
 Numbers = tuple[float, float, float]  # NoiseParams of floats
 
 
@@ -40,8 +41,8 @@ class NoiseParams(NamedTuple):
             return NoiseParams(q, 1.0, amplitude * unit ** (1 - q / 2)) if fits else self
         beta = amplitude * unit ** (1 - q / 2)
         if isinstance(q, Tensor):
-            beta = torch.where(q == 2, 1.0, beta)
-        fits = (beta > 2.0**-limit) & (beta < 2.0**limit) & (q < 4)
+            beta = torch.where(q == 2, 1.0, torch.where(q < 4, beta, 0.0))  # 0 fits nowhere
+        fits = (beta > 2.0**-limit) & (beta < 2.0**limit)
         return NoiseParams(q, torch.where(fits, 1.0, unit), torch.where(fits, beta, amplitude))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> NoiseParams:

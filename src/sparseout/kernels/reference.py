@@ -13,12 +13,15 @@ Everything here differentiates, in reverse and forward mode and to second order,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sparseout._utils import torch_internals
 from sparseout.kernels.params import Scalar
+
+Reduce = Callable[[Tensor, str], Tensor]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,21 +35,23 @@ def noise(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     return torch.where(mask, kept, -1.0)
 
 
-def matched(x: Tensor, q: Scalar) -> tuple[Tensor, Tensor]:
+def matched(x: Tensor, q: Scalar, reduce: Reduce | None = None) -> tuple[Tensor, Tensor]:
     """The `scale_unit` and `amplitude` that give the noise Dropout's power: beta^2 mean |x|^q = mean x^2.
 
-    The unit is max |x|: both means then lie between 1/n and 1 whatever x is measured in. beta is 1 where that is 0 or
-    not finite. No gradient flows through either.
+    The unit is max |x|: both sums then lie between 1 and n whatever x is measured in. beta is 1 where that is 0 or
+    not finite. No gradient flows through either. Where x is one of several parts, `reduce` takes what one part gives,
+    with ``"max"`` or ``"sum"``, to what all of them give.
     """
+    reduce = reduce or (lambda value, how: value)
     a = x.detach().to(compute_dtype(x.dtype)).abs()
     if torch_internals.may_be_empty(a):  # there is no maximum of nothing; a zero more changes none, and no ratio
         a = torch.cat([a.flatten(), a.new_zeros(1)])
-    peak = a.amax()
+    peak = reduce(a.amax(), "max")
     usable = (peak > 0) & (peak < math.inf)
     unit = torch.where(usable, peak, 1.0)
     u = a / unit
-    moment = torch.where(u > 0, u.pow(q), 0.0).sum()  # 0^0 counts as 0: sign(0) is 0
-    return unit, torch.where(usable, (u.square().sum() / moment).sqrt(), 1.0)
+    moment = reduce(torch.where(u > 0, u.pow(q), 0.0).sum(), "sum")  # 0^0 counts as 0: sign(0) is 0
+    return unit, torch.where(usable, (reduce(u.square().sum(), "sum") / moment).sqrt(), 1.0)
 
 
 def value(x: Tensor, xi: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scalar) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.validation import expected, kind
-from sparseout.functional import Scale, check_arguments, sparseout
+from sparseout.functional import Scale, check_p, check_q, check_scale, sparseout
 from sparseout.kernels import reference
 from sparseout.theory.families import Family, enumerated
 
@@ -257,7 +257,9 @@ def _theta(
 
 
 def _check_noise(p: float, q: float | Tensor, scale: Scale) -> None:
-    check_arguments(p, q, False, "exact", scale, (), None)
+    check_p(p)
+    check_q(q)
+    check_scale(scale)
     if p == 1:
         raise ValueError(expected("p", "< 1, beyond which the noise has no variance", p))
 

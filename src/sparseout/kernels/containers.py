@@ -1,0 +1,99 @@
+"""Inputs made of tensors: nested ones, whose rows differ in length, and DTensors, which are spread over processes.
+
+Both are handed on as the dense tensors that they hold, and put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseout._utils import torch_internals
+from sparseout._utils.validation import expected
+from sparseout.kernels import ops
+from sparseout.kernels.params import NoiseParams, Scalar, ScaleArgument
+
+_STRIDE = 0x1F83D9ABFB41BD6B  # between the seeds of parts: odd, and far from the differences of seeds that users choose
+
+
+def apply(
+    x: Tensor, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+) -> Tensor:
+    """`ops.apply` of any `x`."""
+    if x.is_nested:
+        return _nested(x, seed, p, q, scale, shared_dims, exact)
+    if torch_internals.is_sharded(x):
+        return _sharded(x, seed, p, q, scale, shared_dims, exact)
+    if x.layout is not torch.strided:
+        raise TypeError(expected("input", "a dense or a nested tensor", f"one of layout {x.layout}"))
+    return ops.apply(x, seed, p, q, scale, shared_dims, exact)
+
+
+def _nested(
+    x: Tensor, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+) -> Tensor:
+    """A nested tensor: one mask over all of its values; along shared dims, draws of their own for each row."""
+    if 0 in shared_dims:
+        raise ValueError(expected("shared_dims", "dims within the rows of a nested tensor", tuple(shared_dims)))
+    dims = [dim - 1 for dim in shared_dims]
+    if x.layout is torch.jagged:
+        values, lengths, ragged = torch_internals.jagged_parts(x)
+        # With lengths there are values between the rows, which are not the tensor's.
+        params = ops.noise_params(values if lengths is None or scale != "matched" else _flat(x.unbind()), q, scale)
+        if ragged not in dims:
+            values = ops.apply(values, seed, p, q, scale, dims, exact, params)
+        elif lengths is None:
+            values = torch.cat(_rows(x.unbind(), seed, p, params, dims, exact), ragged)
+        else:
+            raise ValueError(expected("shared_dims", "other than the ragged one of a tensor with lengths", shared_dims))
+        return torch_internals.with_values(x, values)
+    rows = x.unbind()
+    flat = _flat(rows)
+    params = ops.noise_params(flat, q, scale)
+    if dims:
+        return torch.nested.as_nested_tensor(_rows(rows, seed, p, params, dims, exact))
+    parts = ops.apply(flat, seed, p, q, scale, (), exact, params).split([row.numel() for row in rows])
+    return torch.nested.as_nested_tensor([part.view(row.shape) for part, row in zip(parts, rows, strict=True)])
+
+
+def _flat(rows: Sequence[Tensor]) -> Tensor:
+    return torch.cat([row.reshape(-1) for row in rows])
+
+
+def _rows(
+    rows: Sequence[Tensor], seed: Tensor, p: float, params: NoiseParams, dims: Sequence[int], exact: bool
+) -> list[Tensor]:
+    return [
+        ops.apply(row, seed + index * _STRIDE, p, params.q, None, dims, exact, params) for index, row in enumerate(rows)
+    ]
+
+
+def _sharded(
+    x: Any, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+) -> Tensor:
+    """A DTensor: each process perturbs its part, with draws that differ where the parts do."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    mesh = x.device_mesh
+    if any(placement.is_partial() for placement in x.placements):  # the noise is not linear in x
+        x = x.redistribute(mesh, [Replicate() if place.is_partial() else place for place in x.placements])
+    apart = [isinstance(place, Shard) and place.dim not in shared_dims for place in x.placements]
+
+    def reduce(value: Tensor, how: str, parts: Sequence[bool] | None = None) -> Tensor:
+        parts = [isinstance(place, Shard) for place in x.placements] if parts is None else parts
+        places = [Partial(how) if part else Replicate() for part in parts]
+        return DTensor.from_local(value, mesh, places, run_check=False).full_tensor()
+
+    part, rank = 0, mesh.get_coordinate()
+    for index, own in enumerate(apart):
+        part = part * mesh.shape[index] + rank[index] if own else part
+    if not all(apart):  # processes that share draws agree on the seed of the first, whatever their generators hold
+        first = not any(place for place, own in zip(rank, apart, strict=True) if not own)
+        seed = reduce(seed if first else torch.zeros_like(seed), "sum", [not own for own in apart])
+    local = x.to_local()
+    params = ops.noise_params(local, q, scale, reduce)
+    y = ops.apply(local, seed + part * _STRIDE, p, q, scale, shared_dims, exact, params)
+    return DTensor.from_local(y, mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())

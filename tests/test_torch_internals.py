@@ -1,0 +1,116 @@
+"""Each private part of torch still means what the library takes it for: what a new torch breaks fails here by name."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparseout._utils import torch_internals as internals
+
+
+def test_dropout_base():
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    assert all(issubclass(kind, internals.DROPOUT_BASE) for kind in kinds)
+    assert not issubclass(nn.Linear, internals.DROPOUT_BASE)
+
+
+def test_transforms_active():
+    inside = []
+
+    def f(x):
+        inside.append(internals.transforms_active())
+        return x.sum()
+
+    torch.vmap(f)(torch.ones(2, 3))
+    torch.func.grad(f)(torch.ones(3))
+    torch.func.jvp(f, (torch.ones(3),), (torch.ones(3),))
+    with forward_ad.dual_level():
+        f(torch.ones(3))
+    assert inside == [True] * 4
+    assert not internals.transforms_active()
+
+
+def test_dispatch_mode_active():
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    assert not internals.dispatch_mode_active()
+    with Mode():
+        assert internals.dispatch_mode_active()
+
+
+def test_is_tracing():
+    inside = []
+    torch.jit.trace(lambda x: (inside.append(internals.is_tracing()), x + 1)[1], torch.ones(2), check_trace=False)
+    assert inside == [True]
+    assert not internals.is_tracing()
+
+
+def test_is_batched_gradient():
+    inside = []
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: inside.append(internals.is_batched_gradient(grad)))
+    torch.autograd.grad(y, x, torch.ones(3), retain_graph=True)
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    assert inside == [False, True]
+
+
+def test_in_backward():
+    inside = []
+    x = torch.ones(3, requires_grad=True)
+    x.register_hook(lambda grad: inside.append(internals.in_backward()))
+    x.sum().backward()
+    assert inside == [True]
+    assert not internals.in_backward()
+
+
+def test_compiler_loaded():
+    code = """
+import torch
+from sparseout._utils import torch_internals
+assert not torch_internals.compiler_loaded()
+torch.compile(lambda x: x, backend="eager")(torch.ones(1))
+assert torch_internals.compiler_loaded()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_may_be_empty(size):
+    assert internals.may_be_empty(torch.ones(size)) == (size == 0)
+    seen = []
+
+    def f(x):
+        seen.append(internals.may_be_empty(x))
+        return x + 1
+
+    torch.compile(f, backend="eager", fullgraph=True, dynamic=False)(torch.ones(size))
+    assert seen == [size == 0]
+    make_fx(f, tracing_mode="symbolic")(torch.ones(size + 2))
+    assert seen[-1]  # how many there are is not to be looked at
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_jagged_parts_and_with_values():
+    x = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.jagged)
+    values, lengths, ragged = internals.jagged_parts(x)
+    assert (values.shape, lengths, ragged) == ((6, 3), None, 0)
+    assert torch.equal(internals.with_values(x, values * 2).values(), (x + x).values())
+    assert internals.jagged_parts(x.transpose(1, 2))[2] == 1
+    holes = torch.nested.narrow(torch.ones(2, 5, 3), 1, torch.tensor([0, 1]), torch.tensor([2, 3]), layout=torch.jagged)
+    assert internals.jagged_parts(holes)[1].tolist() == [2, 3]
+
+
+def test_is_sharded_asks_nothing_of_plain_tensors():
+    assert not internals.is_sharded(torch.ones(2))
+
+
+def test_op_name():
+    assert internals.op_name(torch.ops.sparseout.forward) == "sparseout::forward"
