@@ -4,6 +4,8 @@ import architectures
 import pytest
 import torch
 
+from sparseout.kernels import backends
+
 architectures.let_torchvision_import()  # before anything imports transformers or timm
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -30,3 +32,9 @@ def process_group(tmp_path):
 def _fresh_compiler():
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_setting():
+    yield
+    backends._setting.cache_clear()

@@ -194,6 +194,8 @@ def check_seed(seed: Any) -> int | Tensor | None:
 
 def check_dims(dims: Any) -> tuple[int, ...]:
     """Check the dims along which a draw is shared, as far as that is possible without an input."""
+    if dims == ():
+        return ()
     wanted = "a sequence of different ints"
     if not isinstance(dims, (tuple, list)):
         raise TypeError(expected("shared_dims", wanted, type_name(dims)))

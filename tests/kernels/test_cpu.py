@@ -80,7 +80,7 @@ def test_value_and_slopes_are_the_definition(shape, shared_dims, dtype):
                 assert_is_sum(result, grad.double(), grad.double() * slope, q)
         if dtype in (torch.float32, torch.float64) and q < 6:
             slope = (reference.slope(wide, xi, *params, False) - 1).clamp(-largest, largest)
-            assert_is_sum(cpu.slope(x, SEED, p, list(params), shared_dims), torch.ones_like(slope), slope, q)
+            assert_is_sum(cpu.slope(x, SEED, p, params, shared_dims), torch.ones_like(slope), slope, q)
 
 
 @needs_kernel
@@ -100,7 +100,7 @@ def test_the_mask_is_that_of_every_other_path_bit_for_bit(p, seed):
 def test_every_number_of_a_half_type_is_read_and_rounded_as_torch_does(p, dtype):
     x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     y = launch(None, x, p, NoiseParams(2.0))
-    slope = cpu.slope(torch.ones(2**16), SEED, p, [2.0, 1.0, 1.0], ())
+    slope = cpu.slope(torch.ones(2**16), SEED, p, (2.0, 1.0, 1.0), ())
     torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
     y = launch(x, torch.ones_like(x), p, NoiseParams(2.0))
     torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
@@ -250,19 +250,20 @@ def test_what_is_not_there_or_not_ours_is_not_used(monkeypatch, tmp_path):
         monkeypatch.delenv("SPARSEOUT_BACKEND", raising=False)
         monkeypatch.setattr(cpu, "LIBRARY", library)
         monkeypatch.setattr(cpu, "fingerprint", lambda: "another")
-        cpu.obstacle.cache_clear()
-        cpu._library.cache_clear()
+        for function in (cpu.obstacle, cpu._library, cpu._plan):
+            function.cache_clear()
         try:
             assert backend("cpu").name == "torch"
             assert sentence in backend("cpu").reason
             torch.testing.assert_close(sparseout(x, 0.3, 1.5, seed=1), right)
             monkeypatch.setenv("SPARSEOUT_BACKEND", "native")
-            with pytest.raises(RuntimeError, match="SPARSEOUT_BACKEND=native cannot be followed: the native kernel"):
-                sparseout(x, 0.3, 1.5, seed=1)
+            for call in (lambda: backend("cpu"), lambda: sparseout(x, 0.3, 1.5, seed=1)):
+                with pytest.raises(RuntimeError, match="SPARSEOUT_BACKEND=native cannot be followed: the native ker"):
+                    call()
         finally:
             monkeypatch.undo()
-            cpu.obstacle.cache_clear()
-            cpu._library.cache_clear()
+            for function in (cpu.obstacle, cpu._library, cpu._plan):
+                function.cache_clear()
 
 
 AVAILABLE = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

@@ -31,11 +31,12 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
     ``"triton"`` is a kernel for NVIDIA GPUs, and ``"torch"`` means torch's own operations: the same results, slower.
     The environment variable ``SPARSEOUT_BACKEND`` decides: ``auto``, the default, takes the kernels where they run;
     ``torch`` takes neither; ``native`` and ``triton`` are ``auto``, but an error on a CPU, or a CUDA device, where that
-    kernel does not run. Masks agree between implementations exactly, and values up to rounding, but on a GPU for what
-    is infinite and for |x / unit| < 2^-126, which counts as 0 in the Triton kernel (the unit being 1, a float `scale`,
-    or max |x| with "matched"). Whatever is decided, torch computes functorch's transforms and higher derivatives, and
-    on a GPU fp64 and masks whose shared dims take turns in memory with others more often than shared, own, shared,
-    own, shared.
+    kernel does not run. It is read at the first call of the operation, and at every call of this function.
+
+    Masks agree between implementations exactly, and values up to rounding, but on a GPU for what is infinite and for
+    |x / unit| < 2^-126, which counts as 0 in the Triton kernel (the unit being 1, a float `scale`, or max |x| with
+    "matched"). Whatever is decided, torch computes functorch's transforms and higher derivatives, and on a GPU fp64 and
+    masks whose shared dims take turns in memory with others more often than shared, own, shared, own, shared.
 
     Args:
         device: as ``torch.device`` takes it; by default the current CUDA device if there is one, else the CPU.
@@ -56,6 +57,7 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(expected("device", "one that torch.device takes", repr(device))) from error
+    _setting.cache_clear()
     _setting()  # if it is none, that comes first
     if found.type == "cuda" and not torch.cuda.is_available():
         return Backend("torch", "there is no CUDA device")
@@ -64,14 +66,15 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
 
 def kernels(device: torch.device) -> ModuleType | None:
     """The module that launches the kernel for tensors on `device`; None where plain torch is to be taken."""
-    if device.type == "cpu":  # quick, since on small tensors the time of the host is what there is
-        if cpu.obstacle():
-            _backend(device)  # raises where "native" was asked for
-            return None
-        return None if _setting() == "torch" else cpu
+    if device.type == "cpu":  # quick, since on small tensors the time of the host is all there is
+        if _setting() != "torch" and not cpu.obstacle():
+            return cpu
+        _backend(device)  # raises where "native" was asked for
+        return None
     return _launchers() if device.type == "cuda" and _backend(device).name == "triton" else None
 
 
+@functools.cache
 def _setting() -> str:
     setting = os.environ.get("SPARSEOUT_BACKEND") or "auto"
     if setting not in _SETTINGS:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparseout._utils import torch_internals
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams
+from sparseout.kernels.params import NoiseParams, Numbers
 
 SOURCE = Path(__file__).with_name("native.c")
 LIBRARY = Path(__file__).with_name("_native.so")  # also on macOS: ctypes does not care
@@ -92,50 +92,62 @@ def launch(
     exact: bool,
 ) -> Tensor:
     """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    params = NoiseParams.unpack(floats, rest).numbers()
     if grad is None:
-        return _run(_VALUE, x, None, seed, p, floats, rest, shared_dims, exact)
+        return value(x, int(seed), p, params, shared_dims)
+    return gradient(grad, x, int(seed), p, params, shared_dims, exact)
+
+
+def value(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
+    """Sparseout of a contiguous `x`."""
+    return _run(_VALUE, None, x, seed, p, params, shared_dims, False)
+
+
+def slope(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
+    """The slope dy/dx under "detached" at a contiguous `x` of fp32 or fp64."""
+    return _run(_SLOPE, None, x, seed, p, params, shared_dims, False)
+
+
+def gradient(
+    grad: Tensor, x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool
+) -> Tensor:
+    """`grad` times the slope dy/dx at a contiguous `x`."""
     if grad.dtype != x.dtype or grad.shape != x.shape:
         grad = grad.to(x.dtype).expand_as(x)
-    return _run(_GRADIENT, x, grad.contiguous(), seed, p, floats, rest, shared_dims, exact)
-
-
-def slope(x: Tensor, seed: Tensor, p: float, floats: Sequence[float], shared_dims: Sequence[int]) -> Tensor:
-    """The slope dy/dx under "detached" at a contiguous `x` of fp32 or fp64."""
-    return _run(_SLOPE, x, None, seed, p, floats, None, shared_dims, False)
+    return _run(_GRADIENT, grad.contiguous(), x, seed, p, params, shared_dims, exact)
 
 
 def matched(x: Tensor, q: float) -> tuple[float, float]:
     """The `scale_unit` and `amplitude` of `reference.matched` for a contiguous `x`."""
     unit, amplitude = ctypes.c_double(), ctypes.c_double()
-    plan = _plan(_VALUE, x.dtype, 0.5, q, (), (), False)
+    plan, _ = _plan(_VALUE, x.dtype, 0.5, q, (), (), False)
     _library().sparseout_matched(plan, x.data_ptr(), x.numel(), ctypes.byref(unit), ctypes.byref(amplitude))
     return unit.value, amplitude.value
 
 
 def _run(
     what: int,
-    x: Tensor,
     grad: Tensor | None,
-    seed: Tensor,
+    x: Tensor,
+    seed: int,
     p: float,
-    floats: Sequence[float],
-    rest: Tensor | None,
+    params: Numbers,
     shared_dims: Sequence[int],
     exact: bool,
 ) -> Tensor:
-    q, unit, amplitude = floats if rest is None else NoiseParams.unpack(floats, rest).numbers()
-    plan = _plan(what, x.dtype, p, q, x.shape if shared_dims else (), tuple(shared_dims), exact)
+    q, unit, amplitude = params
+    plan, run = _plan(what, x.dtype, p, q, x.shape if shared_dims else (), tuple(shared_dims), exact)
     out = torch.empty_like(x)
-    gradient = None if grad is None else grad.data_ptr()
-    _library().sparseout_run(plan, out.data_ptr(), gradient, x.data_ptr(), x.numel(), seed.item(), unit, amplitude)
+    address = None if grad is None else grad.data_ptr()
+    run(plan, out.data_ptr(), address, x.data_ptr(), x.numel(), seed, unit, amplitude)
     return out
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
     what: int, dtype: torch.dtype, p: float, q: float, shape: Sequence[int], shared_dims: Sequence[int], exact: bool
-) -> Any:
-    """What does not change from call to call: on small tensors the time of the host is what there is."""
+) -> tuple[Any, Any]:
+    """What does not change from call to call, and the function: on small tensors the host's time is all there is."""
     bits, threshold = masks.bits_and_threshold(p)
     effective = masks.effective_p(p)
     plan = _Plan(
@@ -156,4 +168,4 @@ def _plan(
     for index, (size, shared) in enumerate(reversed(runs)):
         plan.sizes[index], plan.steps[index] = size, 0 if shared else step
         step *= 1 if shared else size
-    return ctypes.pointer(plan)
+    return ctypes.pointer(plan), _library().sparseout_run

@@ -200,7 +200,7 @@ void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x,
     in_parallel((n + BLOCK - 1) / BLOCK, GRAIN, blocks, &c);
 }
 
-/* The unit and the gain with which the noise has Dropout's power: reference.matched. */
+/* The unit and the gain with which the noise has the power of Dropout's: reference.matched. */
 void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit, double *gain) {
     Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
     int64_t count = (n + BLOCK - 1) / BLOCK, share = (count + PARTS - 1) / PARTS;
@@ -211,8 +211,10 @@ void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit,
     in_parallel((count + share - 1) / share, (GRAIN + share - 1) / share, parts, &c);
     for (int i = 0; i < PARTS; i++) add(&all, sums[i], plan->q);
     if (all.peak == 0 || !(all.peak < INFINITY)) return;
-    *unit = all.peak;
-    *gain = sqrt(all.square / all.moment);
+    double amplitude = sqrt(all.square / all.moment), beta = amplitude * pow(all.peak, 1 - plan->q / 2);
+    int fits = fabs(log2(beta)) < 100; /* all of beta in the amplitude, as `balanced` has it */
+    *unit = fits ? 1 : all.peak;
+    *gain = fits ? beta : amplitude;
 }
 
 #else /* for one REAL */

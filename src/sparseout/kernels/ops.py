@@ -35,7 +35,7 @@ from torch import Tensor
 from sparseout._utils import torch_internals
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams, Scalar, ScaleArgument
+from sparseout.kernels.params import NoiseParams, Numbers, Scalar, ScaleArgument
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
 _LIBRARY.define(
@@ -64,7 +64,14 @@ def apply(
     Where x is one of several parts, its `params` are those of all of them.
     """
     transformed, intercepted = torch_internals.transforms_active(), _intercepted(x)
-    params = params or _params(x, q, scale, transformed or intercepted)
+    if x.is_cpu and not (transformed or intercepted) and backends.kernels(x.device) is cpu:
+        if not x.is_contiguous():
+            order = _memory_order(x)
+            dims = [order.index(dim) for dim in shared_dims]
+            dense = x.permute(order).contiguous()
+            return apply(dense, seed, p, q, scale, dims, exact, params).permute(_inverse(order))
+        return _native(x, seed, p, params.numbers() if params else _numbers(x, q, scale), shared_dims, exact)
+    params = params or _params(x, q, scale)
     if transformed:
         return reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
@@ -74,17 +81,36 @@ def apply(
         and not exact
         and rest is None
         and x.is_cpu
-        and (_is_slope_finite if intercepted else _is_slope_finite_cached)(x.dtype, p, *floats)
+        and _is_slope_finite(x.dtype, p, *floats)
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
     if keeps_slope:
-        # Computed once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
         make: Any = torch.ops.sparseout.slope if intercepted else _slope
         slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
         return x * slope
     run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
     y: Tensor = run(x, seed, p, floats, rest, shared_dims, exact)
     return y
+
+
+def _native(x: Tensor, seed: Tensor, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool) -> Tensor:
+    """`apply` for a plain contiguous tensor and the native kernel, with as little between the two as can be."""
+    number: Any = seed.item()
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return cpu.value(x, number, p, params, shared_dims)
+    if not exact and _is_slope_finite_cached(x.dtype, p, *params):
+        # Computed once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+        return x * cpu.slope(x, number, p, params, shared_dims)
+    y: Tensor = _Native.apply(x, (number, p, params, shared_dims, exact))  # type: ignore[no-untyped-call]
+    return y
+
+
+def _numbers(x: Tensor, q: Scalar, scale: ScaleArgument) -> Numbers:
+    """The parameters of the noise of a contiguous `x` on a CPU, where there is no device to wait for."""
+    q = float(q)
+    if scale is None or q == 2:
+        return q, 1.0, 1.0
+    return (q, *cpu.matched(x, q)) if scale == "matched" else (q, float(scale), 1.0)
 
 
 def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float) -> bool:
@@ -110,27 +136,16 @@ def _intercepted(x: Tensor) -> bool:
 
 def noise_params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None) -> NoiseParams:
     """The parameters of the noise of `x`, see `reference.matched` for `reduce`."""
-    return _params(x, q, scale, torch_internals.transforms_active() or _intercepted(x), reduce)
+    return _params(x, q, scale, reduce)
 
 
-def _params(
-    x: Tensor, q: Scalar, scale: ScaleArgument, traced: bool, reduce: reference.Reduce | None = None
-) -> NoiseParams:
+def _params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None) -> NoiseParams:
     dtype = reference.compute_dtype(x.dtype)
-    native = not traced and x.is_cpu and backends.kernels(x.device) is not None
     if isinstance(q, Tensor):
-        q = float(q) if native else q.to(x.device, dtype)  # on a CPU there is nothing to wait for
+        q = q.to(x.device, dtype)
     if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
         return NoiseParams(q)
-    unit: Scalar
-    amplitude: Scalar
-    if scale != "matched":
-        unit, amplitude = float(scale), 1.0
-    elif native and reduce is None:
-        dense = x.detach() if x.is_contiguous() else x.detach().permute(_memory_order(x)).contiguous()
-        unit, amplitude = cpu.matched(dense, float(q))
-    else:
-        unit, amplitude = reference.matched(x, q, reduce)
+    unit, amplitude = reference.matched(x, q, reduce) if scale == "matched" else (float(scale), 1.0)
     return NoiseParams(q, unit, amplitude).balanced(dtype)
 
 
@@ -202,7 +217,7 @@ def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: 
     if backends.kernels(x.device) is None:
         params = NoiseParams.unpack(floats, None)
         return reference.slope(x, _noise(x, seed, p, shared_dims), *params, exact=False).contiguous()
-    return cpu.slope(x, seed, p, floats, shared_dims)
+    return cpu.slope(x, int(seed), p, NoiseParams.unpack(floats, None).numbers(), shared_dims)
 
 
 # Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and
@@ -225,17 +240,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, seed, rest = ctx.saved_tensors
-    arguments = (grad, x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
-    # A derivative of this derivative may be asked for, or several gradients come as one.
-    if torch.is_grad_enabled() or torch_internals.transforms_active() or torch_internals.is_batched_gradient(grad):
-        xi = _noise(x, seed, ctx.p, ctx.shared_dims)
-        slope = reference.slope(x, xi, *NoiseParams.unpack(ctx.floats, rest), ctx.exact)
-        result = (grad * slope).to(x.dtype)
-    elif _intercepted(grad):
-        result = torch.ops.sparseout.backward(*arguments)
-    else:
-        result = _compute(*arguments)
+    result = _gradient(grad, x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
     return result, None, None, None, None, None, None
+
+
+def _gradient(
+    grad: Tensor,
+    x: Tensor,
+    seed: Tensor,
+    p: float,
+    floats: list[float],
+    rest: Tensor | None,
+    shared_dims: Sequence[int],
+    exact: bool,
+) -> Tensor:
+    if not _is_plain(grad):
+        slope = reference.slope(x, _noise(x, seed, p, shared_dims), *NoiseParams.unpack(floats, rest), exact)
+        return (grad * slope).to(x.dtype)
+    run: Any = torch.ops.sparseout.backward if _intercepted(grad) else _compute
+    result: Tensor = run(grad, x, seed, p, floats, rest, shared_dims, exact)
+    return result
+
+
+def _is_plain(grad: Tensor) -> bool:
+    """Whether no derivative of this derivative may be asked for, and no number of gradients come as one."""
+    return not (
+        torch.is_grad_enabled() or torch_internals.transforms_active() or torch_internals.is_batched_gradient(grad)
+    )
 
 
 torch.library.register_autograd("sparseout::forward", _differentiate, setup_context=_setup_context)
@@ -259,6 +290,24 @@ def _one_by_one(op: Any) -> Any:
 
 for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward, torch.ops.sparseout.slope):
     torch.library.register_vmap(torch_internals.op_name(_op), _one_by_one(_op))
+
+
+class _Native(torch.autograd.Function):
+    """The op for the native kernel, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.arguments = arguments
+        return cpu.value(x, *arguments[:4])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if _is_plain(grad) and not _intercepted(grad):
+            return cpu.gradient(grad, x, *ctx.arguments), None
+        seed, p, params, shared_dims, exact = ctx.arguments
+        return _gradient(grad, x, torch.tensor(seed), p, list(params), None, shared_dims, exact), None
 
 
 class _Eager(torch.autograd.Function):
