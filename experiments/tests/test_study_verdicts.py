@@ -141,7 +141,7 @@ def test_all_and_live_units_must_share_a_word() -> None:
 
 
 def test_the_primary_contrasts_are_the_protocols() -> None:
-    primary = [(one.claim, one.task, one.measure, one.place) for one in CONTRASTS if one.primary]
+    primary = [(one.claim, one.task, one.measure, one.p) for one in CONTRASTS if one.primary]
     assert primary == [
         ("C1", "autoencoder", "hoyer", 0.5),
         ("C1", "autoencoder", "hoyer_live", 0.5),
@@ -234,7 +234,7 @@ def test_the_sensitivity_contrasts_stand_beside_c1_and_decide_nothing() -> None:
         ("last_hoyer", LAST),
         ("last_hoyer_live", LAST),
     ]
-    assert {(one.claim, one.task, one.scale, one.gradient, one.place) for one in POST_HOC} == {
+    assert {(one.claim, one.task, one.scale, one.gradient, one.p) for one in POST_HOC} == {
         ("C1", "autoencoder", "matched", "detached", 0.5)
     }
     assert not any(one.primary for one in POST_HOC)

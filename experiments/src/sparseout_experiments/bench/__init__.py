@@ -1,1 +1,1 @@
-"""What the operation costs: time and memory of Sparseout, other implementations and whole models."""
+"""Time and memory of Sparseout, other implementations and whole models."""

@@ -98,7 +98,7 @@ MODELS: dict[str, Images | Text] = {
 
 
 class Plan(NamedTuple):
-    """How much of each: what --quick changes."""
+    """Sizes and numbers of the cases, which --quick changes."""
 
     budget: Budget
     sizes: tuple[int, ...]  # of vectors, in elements

@@ -45,7 +45,7 @@ class _Published(torch.autograd.Function):
 
 
 def published_formula(x: Tensor, p: float = P, q: float = 1.5) -> Tensor:
-    """What the code published with the paper computes."""
+    """The result of the code published with the paper."""
     result: Tensor = _Published.apply(x, p, q)  # type: ignore[no-untyped-call]
     return result
 
@@ -94,7 +94,7 @@ LAYOUTS: dict[str, tuple[Callable[[str], dict[str, Function]], torch.memory_form
 
 
 class Method(NamedTuple):
-    """What stands where Dropout stands, and what else is attached to a layer or a model."""
+    """A layer in the position of Dropout, and an attachment to a layer or a model."""
 
     noise: Callable[[], nn.Module]
     attachment: Attachment | None = None

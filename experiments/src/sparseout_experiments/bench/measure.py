@@ -40,22 +40,22 @@ from sparseout_experiments.tasks.base import penalised
 from sparseout_experiments.training.noise import attach
 
 Row = dict[str, Any]
-Hears = Callable[[str, float], None]
+OnProgress = Callable[[str, float], None]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COPY = "copy"
 
 
-def measure(case: Case, device: str, budget: Budget, heard: Hears) -> list[Row]:
+def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
     """The rows of one case, the baseline first."""
     with timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
         torch.manual_seed(0)
         if isinstance(case, Operation):
-            return _operation(case, device, budget, heard)
-        return _steps(case, steps_of(case, device), device, budget, heard)
+            return _operation(case, device, budget, on_progress)
+        return _steps(case, steps_of(case, device), device, budget, on_progress)
 
 
-def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> list[Row]:
+def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
     make_implementations, layout = LAYOUTS[case.layout]
     x, grad, target = _tensors(case, layout, device)
     clock: Clock = EventClock() if case.clock == "events" else WallClock(device)
@@ -67,7 +67,7 @@ def _operation(case: Operation, device: str, budget: Budget, heard: Hears) -> li
     if case.elements != SMALL:  # where a copy is a matter of bandwidth
         source = x.detach()
         runners[_COPY] = lambda: {_COPY: timing.timed(lambda: target.copy_(source), clock)}
-    rows, times = _rows(case, runners, budget, heard)
+    rows, times = _rows(case, runners, budget, on_progress)
     copies = times.pop(_COPY, None)
     rows.pop(_COPY, None)
     for name, row in rows.items():
@@ -115,10 +115,12 @@ def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
     return {name: training_step(case, one.noise, device, one.attachment) for name, one in methods.items()}
 
 
-def _steps(case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, heard: Hears) -> list[Row]:
+def _steps(
+    case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, on_progress: OnProgress
+) -> list[Row]:
     clock = WallClock(device)
     runners: dict[str, Runner] = {name: partial(_timed_step, step, clock) for name, step in steps.items()}
-    rows, times = _rows(case, runners, budget, heard)
+    rows, times = _rows(case, runners, budget, on_progress)
     for name in times:
         rows[name]["peak_bytes"] = memory.peak(steps[name], device)
     return list(rows.values())
@@ -181,11 +183,11 @@ def training_step(
 
 
 def _rows(
-    case: Case, runners: Mapping[str, Runner], budget: Budget, heard: Hears
+    case: Case, runners: Mapping[str, Runner], budget: Budget, on_progress: OnProgress
 ) -> tuple[dict[str, Row], dict[str, list[Times]]]:
     """A row for every runner, with times and ratios to the first of them or with the reason why there are none."""
     reasons: dict[str, str] = {}
-    times = timing.alternate(runners, budget, lambda name, error: reasons.update({name: _reason(error)}), heard)
+    times = timing.alternate(runners, budget, lambda name, error: reasons.update({name: _reason(error)}), on_progress)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     rows: dict[str, Row] = {}
     baseline = times.get(next(iter(runners)))

@@ -20,7 +20,7 @@ class Kept(NamedTuple):
 
 
 def kept(function: Function, x: Tensor) -> Kept:
-    """What autograd saves of `function(x)`, each storage counted once."""
+    """Bytes that autograd saves for `function(x)`, each storage counted once."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Record:
 
     @property
     def cases(self) -> int:
-        """How many cases have rows."""
+        """The number of cases that have rows."""
         return len({row["case"] for row in self.rows})
 
     @property
@@ -130,11 +130,11 @@ def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequ
     return record
 
 
-def run(record: Record, cases: Sequence[Case], folder: Path, heard: Callable[[Case, str, float], None]) -> None:
+def run(record: Record, cases: Sequence[Case], folder: Path, on_progress: Callable[[Case, str, float], None]) -> None:
     """Measure what is missing; the file is whole after every case."""
     device = record.environment["device"]["type"]
     budget = PLANS[device, record.quick].budget
     for case in cases:
         if case.key in record.missing:
-            record.rows += measure(case, device, budget, partial(heard, case))
+            record.rows += measure(case, device, budget, partial(on_progress, case))
             save(record, folder)

@@ -24,7 +24,7 @@ _AHEAD = 20_000_000  # cycles, some ten milliseconds, in which the host queues w
 
 
 class Budget(NamedTuple):
-    """How long to measure: about `seconds`, but no fewer than `least` rounds and no more than `most`."""
+    """The time to measure for: about `seconds`, but no fewer than `least` rounds and no more than `most`."""
 
     seconds: float
     least: int
@@ -104,11 +104,12 @@ def alternate(
     runners: Mapping[str, Runner],
     budget: Budget,
     failed: Callable[[str, Exception], None],
-    heard: Callable[[str, float], None] = lambda name, share: None,
+    on_progress: Callable[[str, float], None] = lambda name, share: None,
 ) -> dict[str, list[Times]]:
-    """What every runner returned in every round, after a warm-up.
+    """The times that every runner returned in every round, after a warm-up.
 
-    A runner that raises is reported to `failed` and left out. `heard` is told who runs and what share of all is done.
+    A runner that raises is reported to `failed` and left out. `on_progress` gets the name of
+    the runner and the share of all that is done.
     """
     found: dict[str, list[Times]] = {}
     cost = 0.0
@@ -129,7 +130,7 @@ def alternate(
         found[name].append(runners[name]())
 
     for place, name in enumerate(runners):
-        heard(name, place / len(runners) / 2)
+        on_progress(name, place / len(runners) / 2)
         attempt(warm, name)
     order = list(found)
     shuffle = random.Random(_SHUFFLE_SEED).shuffle
@@ -139,7 +140,7 @@ def alternate(
             shuffle(order)
             for name in order:
                 if name in found:
-                    heard(name, (1 + done / rounds) / 2)
+                    on_progress(name, (1 + done / rounds) / 2)
                     attempt(run, name)
     return found
 

@@ -56,10 +56,10 @@ def _watch(folder: Path) -> None:
             row = bar.add_task("", total=checking.PARTS, count="", now="")
             place = iter(range(checking.PARTS))
 
-            def heard(now: str) -> None:
+            def on_progress(now: str) -> None:
                 done = next(place)
                 bar.update(row, completed=done, count=f"part {done + 1}/{checking.PARTS}", now=now)
 
-            checking.run(folder, heard)
+            checking.run(folder, on_progress)
     except KeyboardInterrupt:
         fail("interrupted, and nothing was written", INTERRUPTED)

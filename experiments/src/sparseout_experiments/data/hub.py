@@ -87,14 +87,14 @@ def _split_called(name: str) -> str:
 
 
 def _instead_of(file: Path) -> str:
-    """What to name instead of a file."""
+    """Advice on what to name instead of a file."""
     if file.suffix.lower() in ARCHIVES:
         return "unpack it and name the folder"
     return f"name a folder that holds the data as {LAYOUT}"
 
 
 def _how_to_add(split: str, folder: Path, folders: bool) -> str:
-    """What to do about a split that a folder lacks."""
+    """Advice on a split that a folder lacks."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     if any(path.suffix == ".parquet" for path in files):
         return f"add its file, such as {split}-00000-of-00001.parquet"

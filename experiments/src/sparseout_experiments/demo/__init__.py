@@ -38,7 +38,7 @@ BINS, LOWEST, HIGHEST = 60, -4.0, 2.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose."""
+    """Options of the demonstration."""
 
     q: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
     p: float = 0.5
@@ -50,20 +50,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between runs of one seed; `scale` and `q` are Sparseout's."""
+    """A method with its parameters; `scale` and `q` are Sparseout's."""
 
     method: Literal["sparseout", "dropout", "none"]
     scale: Scale | None = None
     q: float | None = None
 
     def __str__(self) -> str:
-        """How the progress bar names it."""
+        """Its name in the progress bar."""
         return f"{self.scale} q={self.q:g}" if self.q is not None else self.method
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the page shows of one trained model: rows of 64 pixels."""
+    """Pictures of one trained model: rows of 64 pixels."""
 
     filters: Tensor
     reconstructions: Tensor
@@ -88,7 +88,7 @@ class Run:
     pictures: Pictures | None = field(default=None, compare=False, repr=False)
 
     def record(self) -> dict[str, Any]:
-        """What goes into results.json."""
+        """The entry of results.json."""
         numbers = {name: value for name, value in vars(self).items() if name not in ("setting", "pictures")}
         return vars(self.setting) | numbers
 

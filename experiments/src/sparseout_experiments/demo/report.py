@@ -1,4 +1,4 @@
-"""What the demonstration leaves behind: numbers, a page and a picture; and what it says in the terminal."""
+"""The report of the demonstration: numbers, a page, a picture, and the end of its output in the terminal."""
 
 import json
 import math

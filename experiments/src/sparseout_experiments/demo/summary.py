@@ -54,7 +54,7 @@ def dial(rows: Iterable[Row], scale: Scale) -> list[Row]:
 
 
 class Trend(NamedTuple):
-    """How one measure moves with q at one scale."""
+    """The trend of one measure with q at one scale."""
 
     verdict: Verdict
     slope: Interval
@@ -118,13 +118,13 @@ def verdict(rows: Sequence[Row], scales: Iterable[Scale]) -> str:
 
 
 def scale_name(scale: Scale) -> str:
-    """How a sentence names a scale."""
+    """A scale, as part of a sentence."""
     names = {"paper": "at the paper's scale", "matched": "at matched noise power"}
     return names[scale] if isinstance(scale, str) else f"at unit {scale:g}"
 
 
 def caveats(rows: Sequence[Row], blind_error: float) -> list[str]:
-    """What keeps a number of the table from meaning what it seems to, where there is anything."""
+    """Sentences on numbers of the table that do not mean what they seem to."""
     found = []
     if any(math.isnan(row.hoyer.half) for row in rows):
         found.append('A "-" stands for what is undefined; an interval takes two seeds with a defined value.')
@@ -151,7 +151,7 @@ def caveats(rows: Sequence[Row], blind_error: float) -> list[str]:
 
 
 def notes(options: Options, rows: Sequence[Row]) -> list[str]:
-    """What these numbers do and do not show, as far as it can be computed from them."""
+    """Sentences on what these numbers show and do not show, computed from them."""
     dead = [
         " and ".join(f"{row.dead.mean:.0%} at q = {row.setting.q:g}" for row in ends) + f" {scale_name(scale)}"
         for scale in options.scales

@@ -1,4 +1,4 @@
-"""How the figures look, and how one becomes part of a page that has a light and a dark theme."""
+"""Style of the figures, and their form inside a page that has a light and a dark theme."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Which method buys sparsity at the smallest error? Every method over its own knob, on the same autoencoders."""
+"""The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class _Run:
 
     @property
     def key(self) -> str:
-        """What tells it from the others of its data set."""
+        """Its name among the runs on its data set."""
         knob = "" if self.setting is None else f" {METHODS[self.method].knob}={self.setting:g}"
         return f"{self.method}{knob} seed={self.seed}"
 
@@ -134,12 +134,12 @@ def reproduce(
     jobs = {run: run.job(work, sources or {}) for run in wanted}
     found: dict[_Run, dict[str, Any]] = {}
 
-    def tell(run: _Run) -> None:
+    def report(run: _Run) -> None:
         if on_progress is not None:
             on_progress(len(found), len(wanted), str(run))
 
     with Pool(workers, train) as pool:
-        sweep.run_all(pool, jobs, found, tell)
+        sweep.run_all(pool, jobs, found, report)
     for one in data:
         mine = {run: found[run] for run in wanted if run.data == one}
         files.save(_path(results, budget, one), _head(budget, one, mine) | {"rows": list(_rows(mine))})

@@ -8,7 +8,7 @@ from typing import Any
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Task
-from sparseout_experiments.studies.control.runner import Ledger, Progress, Watch
+from sparseout_experiments.studies.control.runner import Ledger, OnProgress, Progress
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from sparseout_experiments.studies.engine.pool import Train
@@ -23,7 +23,7 @@ def reproduce(
     page: Path,
     workers: int = 2,
     tasks: Sequence[Task] = TASKS,
-    on_progress: Watch | None = None,
+    on_progress: OnProgress | None = None,
     *,
     sources: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,

@@ -27,7 +27,7 @@ class Contrast(NamedTuple):
     measure: Measure
     scale: str
     gradient: str
-    place: PChoice
+    p: PChoice
     primary: bool = False
     post_hoc: str = ""  # what was added after data had been seen, and how it differs from the primary contrast
 
@@ -71,13 +71,11 @@ def _contrasts() -> list[Contrast]:
         for measure in units
     ]
     tasks: tuple[tuple[Task, Literal["C2", "C3"]], ...] = (("image", "C2"), ("language", "C3"))
-    places: tuple[tuple[str, PChoice], ...] = (("matched", "common"), ("paper", "own"))
+    choices: tuple[tuple[str, PChoice], ...] = (("matched", "common"), ("paper", "own"))
     for task, claim in tasks:
-        found += [
-            Contrast("C1", task, measure, scale, "detached", place) for scale, place in places for measure in units
-        ]
+        found += [Contrast("C1", task, measure, scale, "detached", p) for scale, p in choices for measure in units]
         found.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
-        found += [Contrast(claim, task, "metric", scale, "detached", place) for scale, place in places]
+        found += [Contrast(claim, task, "metric", scale, "detached", p) for scale, p in choices]
     return sorted(found, key=lambda contrast: (contrast.claim, not contrast.primary))
 
 
@@ -97,15 +95,13 @@ def _sensitivity() -> list[Contrast]:
 POST_HOC = _sensitivity()  # beside C1, for the reader: they decide nothing
 
 
-def rows_of(record: Record, scale: str, gradient: str, place: PChoice) -> dict[float, list[Row]]:
+def rows_of(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
     """The rows of one dial by rising q; the q's that have none are there with an empty list."""
     twos = Setting("sparseout", 2.0)
     found: dict[float, list[Row]] = {}
     for q in GRIDS[record.task].q:
         setting = twos if q == 2 else Setting("sparseout", q, scale, gradient)
-        value = (
-            record.chosen.get(twos if place == "common" else setting) if isinstance(place, str) else Value("p", place)
-        )
+        value = record.chosen.get(twos if p == "common" else setting) if isinstance(p, str) else Value("p", p)
         found[q] = [
             row
             for row in record.rows
@@ -123,7 +119,7 @@ def evaluate(contrast: Contrast, record: Record | None) -> ContrastResult:
     """One contrast by the protocol's rule."""
     if record is None:
         return judge(contrast, {})
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p)
     if contrast.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
         return judge(contrast, {})._replace(why="not in these results")
     if contrast.post_hoc == SOUND:
@@ -140,7 +136,7 @@ def collapsed(rows: Iterable[Row]) -> bool:
 
 def alive(record: Record | None, contrast: Contrast) -> bool:
     """Whether no unit is dead in any run of a contrast: live units are then all units."""
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place) if record else {}
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p) if record else {}
     return any(rows.values()) and all(row.dead == 0 for some in rows.values() for row in some)
 
 

@@ -1,4 +1,4 @@
-"""What a reader wants first: the notes beside the verdicts, and the study in short; every number is computed."""
+"""The notes below the verdicts, and the study in short; every number is computed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ _METRICS = {"mse": "reconstruction error (MSE)", "error": "classification error"
 
 
 def notes(records: Sequence[Record]) -> list[str]:
-    """What must be read with the verdicts: missing runs, other networks, collapse, sensitivity, under-fitting."""
+    """Notes on the verdicts: missing runs, other networks, collapse, sensitivity, under-fitting."""
     said = [
         f"- **{record.task}: {record.missing} of {record.planned} runs are not there yet.**"
         for record in records
@@ -78,9 +78,9 @@ def _elsewhere(records: Sequence[Record]) -> list[str]:
 
 
 def _collapse(record: Record) -> list[str]:
-    """Which q's of C1's contrast are collapsed networks, and what that looks like."""
+    """The q's of C1's contrast whose networks collapsed."""
     contrast = next(one for one in CONTRASTS if one.primary and one.claim == "C1")
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p)
     lost = {q: some for q, some in rows.items() if collapsed(some)}
     if not lost:
         return []
@@ -90,11 +90,11 @@ def _collapse(record: Record) -> list[str]:
     others = "; ".join(
         f"at p = {p:g} " + (f"q = {listed(some)} alone" if some else "no q")
         for p in GRIDS[record.task].p
-        if p != contrast.place
+        if p != contrast.p
         for some in [tuple(q for q, of in rows_of(record, "matched", "detached", p).items() if collapsed(of))]
     )
     return [
-        f"- **C1 rests partly on collapsed networks**: at p = {contrast.place:g} and "
+        f"- **C1 rests partly on collapsed networks**: at p = {contrast.p:g} and "
         f"q = {' or '.join(f'{q:g}' for q in lost)}, "
         f"{_between(every)} of the test samples (from seed to seed) have no active unit at all; a setting is called "
         f"collapsed if that is more than {100 * COLLAPSED:g}% in any seed ({others}). Its Hoyer is a mean over the "
@@ -109,7 +109,7 @@ def _sensitivity(record: Record) -> list[str]:
     """The contrasts beside C1 that were added when its data had been seen."""
     said = []
     contrast = next(one for one in CONTRASTS if one.primary and one.claim == "C1")
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.place)
+    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p)
     best = words.epochs([row for some in rows.values() for row in some])
     for kind, what in ((SOUND, "C1 over the q's that are not collapsed"), (LAST, f"C1 {LAST}")):
         some = words.contrast_results([record], [contrast for contrast in POST_HOC if contrast.post_hoc == kind])
@@ -171,8 +171,8 @@ def _price(record: Record) -> str:
 
 
 def _scales(record: Record) -> str:
-    place = max(GRIDS[record.task].p)
-    ours, theirs = (rows_of(record, scale, "detached", place) for scale in ("matched", "paper"))
+    p = max(GRIDS[record.task].p)
+    ours, theirs = (rows_of(record, scale, "detached", p) for scale in ("matched", "paper"))
     if not _whole(ours) or not _whole(theirs):
         return ""
     q = max(ours)
@@ -181,14 +181,14 @@ def _scales(record: Record) -> str:
         for name, measure, digits in _COMPARED
     )
     return (
-        f"**Scales**: at {_SCALES['paper']} (p = {place:g}, detached) Hoyer {path(theirs, 'hoyer')} and the error "
+        f"**Scales**: at {_SCALES['paper']} (p = {p:g}, detached) Hoyer {path(theirs, 'hoyer')} and the error "
         f"{path(theirs, 'metric')}; at q = {q:g} that differs from matched noise by: {apart}."
     )
 
 
 def _gradients(record: Record) -> str:
-    place = max(GRIDS[record.task].p)
-    detached, exact = (rows_of(record, "matched", gradient, place) for gradient in ("detached", "exact"))
+    p = max(GRIDS[record.task].p)
+    detached, exact = (rows_of(record, "matched", gradient, p) for gradient in ("detached", "exact"))
     if not _whole(detached) or not _whole(exact):
         return ""
     low, high = min(exact), max(exact)
@@ -197,7 +197,7 @@ def _gradients(record: Record) -> str:
         return abs(mean(rows[high], "hoyer").mean - mean(rows[low], "hoyer").mean)
 
     return (
-        f"**Gradients**: with the exact one (p = {place:g}, matched noise) Hoyer {path(exact, 'hoyer')} and the error "
+        f"**Gradients**: with the exact one (p = {p:g}, matched noise) Hoyer {path(exact, 'hoyer')} and the error "
         f"{path(exact, 'metric')}; between the extreme q's Hoyer moves by {moved(exact):.2f}, and by "
         f"{moved(detached):.2f} with the detached one."
     )
@@ -207,7 +207,7 @@ def _others(records: Sequence[Record]) -> str:
     parts = []
     for record in records:
         metric = _METRICS[GRIDS[record.task].metric]
-        own, common = (rows_of(record, "matched", "detached", place) for place in _PLACES)
+        own, common = (rows_of(record, "matched", "detached", p) for p in _PLACES)
         if _whole(own):
             said = f"the {metric} of the {NETWORKS[record.task]} {_moved(record, own, 'own')}"
             if own != common and _whole(common):
@@ -216,17 +216,17 @@ def _others(records: Sequence[Record]) -> str:
     return f"**Images and words**: with matched noise, each q at its own p, {'; '.join(parts)}." if parts else ""
 
 
-def _moved(record: Record, rows: Rows, place: PChoice) -> str:
-    """How a metric changes with q, the difference within seeds, and the verdict."""
-    wanted = (record.task, "metric", "matched", place)
-    contrast = next(one for one in CONTRASTS if (one.task, one.measure, one.scale, one.place) == wanted)
+def _moved(record: Record, rows: Rows, p: PChoice) -> str:
+    """The change of a metric with q, the difference within seeds, and the verdict."""
+    wanted = (record.task, "metric", "matched", p)
+    contrast = next(one for one in CONTRASTS if (one.task, one.measure, one.scale, one.p) == wanted)
     (found,) = words.contrast_results([record], [contrast])
     verdict = found.verdict if contrast.primary else f"secondary: {found.verdict}"
     return f"{path(rows, 'metric')}; the difference within seeds is {words.ends(found)} ({verdict})"
 
 
 def path(rows: Rows, measure: Measure, *, bare: bool = False) -> str:
-    """How a measure goes from the smallest q to the largest, through the smallest that is not collapsed.
+    """The values of a measure from the smallest q to the largest, through the smallest that is not collapsed.
 
     A lowest metric between the ends is named too. `bare` are the numbers alone, where the q's have been named.
     """
@@ -257,8 +257,8 @@ def picture(record: Record, name: str) -> str:
         metric = GRIDS[record.task].metric
         parts = [
             f"{'Hoyer' if measure == 'hoyer' else metric.capitalize()} at {_SCALES[scale]} {path(rows, measure)}"
-            for measure, scale, place in _SEEN
-            if _whole(rows := rows_of(record, scale, "detached", place))
+            for measure, scale, p in _SEEN
+            if _whole(rows := rows_of(record, scale, "detached", p))
         ]
         start = f"Three panels: Hoyer sparsity against q, {metric} against q, and {metric} against Hoyer sparsity."
         return " ".join([start, *(f"{part}." for part in parts)])
@@ -279,7 +279,7 @@ def _dying(rows: Rows) -> str:
 
 
 def by_samples(record: Record) -> str:
-    """How the share of dead units depends on the number of samples; empty where that is not known."""
+    """The shares of dead units over two numbers of samples; empty where only one is known."""
     rows = [
         row
         for some in rows_of(record, "matched", "detached", max(GRIDS[record.task].p)).values()
@@ -312,7 +312,7 @@ def nothing_dead(record: Record) -> bool:
 
 
 def _whole(rows: Rows) -> bool:
-    """Whether there is something to say: rows at every q, with a metric and a measure."""
+    """Whether there are rows at every q, with a metric and a measure."""
     return all(rows.values()) and all(math.isfinite(mean(some, "hoyer").mean) for some in rows.values())
 
 

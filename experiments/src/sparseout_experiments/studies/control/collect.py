@@ -189,7 +189,7 @@ def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
 
 
 def _device(result: Mapping[str, Any]) -> str:
-    """What a run was made on: a GPU that is there but that the run was told to leave alone was not used."""
+    """The device of a run: a GPU that the run was told to leave alone was not used."""
     told = result["config"].get("device", "auto")
     return "gpu" if told != "cpu" and result.get("environment", {}).get("gpu") else "cpu"
 

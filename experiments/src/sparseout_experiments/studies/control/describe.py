@@ -22,7 +22,7 @@ def title(task: Task, data: str | None = None) -> str:
 
 
 def options(task: Task, budget: str, ran: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a task trains with: the options that its runs had, and for those that are not known the budget's."""
+    """The options of a task: those that its runs had, and the budget's where these are not known."""
     return ALWAYS[task] | BUDGETS[budget][task] | dict(ran or {})
 
 
@@ -32,7 +32,7 @@ def listed(values: tuple[float, ...]) -> str:
 
 
 def sizes(task: Task, given: Mapping[str, Any]) -> str:
-    """How much data the options take, and how long."""
+    """Sizes of the data, and epochs."""
     unit = "words" if task == "language" else "images"
 
     def of(name: str) -> str:

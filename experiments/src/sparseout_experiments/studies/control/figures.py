@@ -41,11 +41,11 @@ def mean(rows: Sequence[Row], measure: str) -> Interval:
     return t_interval([getattr(row, measure) for row in rows])
 
 
-def plain_rows(record: Record, method: str, place: PChoice) -> list[Row]:
+def plain_rows(record: Record, method: str, p: PChoice) -> list[Row]:
     """The analysed rows of "none" or of Dropout, which q = 2 is."""
     if method == "none":
         return [row for row in record.rows if row.run.setting == Setting("none") and row.run.role != "tuning"]
-    return rows_of(record, "matched", "detached", place).get(2.0, [])
+    return rows_of(record, "matched", "detached", p).get(2.0, [])
 
 
 def panels(record: Record, name: str) -> Figure:
@@ -55,32 +55,32 @@ def panels(record: Record, name: str) -> Figure:
     figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
     axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
     for line, gradient in zip(axes, grid.gradients, strict=True):
-        for place, p in zip(line, ps, strict=True):
-            _PANELS[name](place, record, gradient, p)
-            place.set_title(f"p = {p:g}, {gradient} gradient")
-            place.label_outer()
+        for panel, p in zip(line, ps, strict=True):
+            _PANELS[name](panel, record, gradient, p)
+            panel.set_title(f"p = {p:g}, {gradient} gradient")
+            panel.label_outer()
     _legend(figure, *axes.flat)
     return figure
 
 
-def _dial(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
-    _against_q(axes, record, gradient, place, "hoyer", live=True)
-    _references(axes, record, place, "hoyer")
+def _dial(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
+    _against_q(axes, record, gradient, p, "hoyer", live=True)
+    _references(axes, record, p, "hoyer")
     axes.set(ylim=(0, 1.02))
 
 
-def _dead(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
-    _against_q(axes, record, gradient, place, "dead")
-    _references(axes, record, place, "dead")
+def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
+    _against_q(axes, record, gradient, p, "dead")
+    _references(axes, record, p, "dead")
     axes.set(ylabel=f"% of units dead over {samples(record)}", ylim=(0, 102))
 
 
-def _against_q(axes: Axes, record: Record, gradient: str, place: PChoice, measure: str, live: bool = False) -> None:
+def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:
     qs = GRIDS[record.task].q
     apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
-        rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
+        rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
         x = [q + side * apart / 2 for q in rows]
         found = [mean(some, measure) for some in rows.values()]
         halves = [times * _drawn(one.half) for one in found]
@@ -106,13 +106,13 @@ def _hollow(
         axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
 
 
-def _references(axes: Axes, record: Record, place: PChoice, measure: str) -> None:
+def _references(axes: Axes, record: Record, p: PChoice, measure: str) -> None:
     """A line for "none", and one for Dropout, named at the right end."""
     times = 100 if measure == "dead" else 1
     found = [
         (times * mean(rows, measure).mean, name)
         for method, name in (("none", "none"), ("dropout", "Dropout"))
-        if (rows := plain_rows(record, method, place))
+        if (rows := plain_rows(record, method, p))
     ]
     low, high = axes.get_ylim()
     height = -math.inf
@@ -134,10 +134,10 @@ def _references(axes: Axes, record: Record, place: PChoice, measure: str) -> Non
         )
 
 
-def _plane(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
+def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     """The metric against measured sparsity, every setting in one plane."""
     for scale, (colour, marker, name) in SERIES.items():
-        rows = {q: some for q, some in _placed(record, scale, gradient, place).items() if some}
+        rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
         across = [mean(some, "hoyer") for some in rows.values()]
         up = [mean(some, "metric") for some in rows.values()]
         axes.errorbar(
@@ -168,7 +168,7 @@ def _plane(axes: Axes, record: Record, gradient: str, place: PChoice) -> None:
                     bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
                 )
     for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
-        if found := plain_rows(record, method, place):
+        if found := plain_rows(record, method, p):
             along, down = mean(found, "hoyer"), mean(found, "metric")
             ink = COLOURS["ink"]
             if method == "none":
@@ -201,9 +201,9 @@ def overview(record: Record) -> Figure:
     return figure
 
 
-def _placed(record: Record, scale: str, gradient: str, place: PChoice) -> dict[float, list[Row]]:
+def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
     """The rows of a dial; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
-    return rows_of(record, scale, gradient, "own" if scale == "paper" and place == "common" else place)
+    return rows_of(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
 
 
 def _drawn(half: float) -> float:

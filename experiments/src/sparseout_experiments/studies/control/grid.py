@@ -1,4 +1,4 @@
-"""What the study runs: the settings of every task, the tables of budgets, and each setting as options of a run.
+"""The plan of the study: the settings of every task, the budgets, and each setting as options of a run.
 
 docs/protocol.md says the same in words; a test holds its numbers to the tables here.
 """
@@ -17,7 +17,7 @@ TUNING_SEED = 100  # not among SEEDS: what chose p does not also judge it
 
 
 class Setting(NamedTuple):
-    """What is compared: a method, and for Sparseout its exponent, its scale and its gradient."""
+    """One side of a comparison: a method, and for Sparseout its exponent, its scale and its gradient."""
 
     method: str
     q: float | None = None
@@ -144,7 +144,7 @@ class Run:
 
 
 def settings(task: Task) -> list[Setting]:
-    """What is compared, in the order of tables. q = 2 is one setting: no gradient or scale changes a bit of it."""
+    """All settings, in the order of tables. q = 2 is one setting: gradient and scale change nothing there."""
     grid = GRIDS[task]
     found = [
         Setting("sparseout", q, scale, gradient)
@@ -166,7 +166,7 @@ def trials(task: Task, setting: Setting) -> list[Value | None]:
 
 
 def first(task: Task) -> list[Run]:
-    """What can be run before anything is known: the whole grid, or where there is tuning its trials."""
+    """The runs that depend on no other: the whole grid, or where p is tuned, the trials."""
     if GRIDS[task].tuned:
         return [
             Run(task, setting, value, TUNING_SEED, "tuning")
@@ -182,7 +182,7 @@ def first(task: Task) -> list[Run]:
 
 
 def second(task: Task, chosen: Mapping[Setting, Value]) -> list[Run]:
-    """What is run with the values that tuning chose.
+    """The runs with the values that tuning chose.
 
     Every setting at its own value; at matched noise every q also at the p of q = 2, if its own is another, since
     noise is matched only where p is the same; and Dropout at that p, on the first seed, to be compared bit for bit.

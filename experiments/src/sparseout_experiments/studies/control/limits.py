@@ -8,7 +8,7 @@ from sparseout_experiments.studies.control.grid import Task
 
 
 def limits(records: Sequence[Record]) -> list[str]:
-    """What was run, how it was measured, and what follows from that for what may be concluded."""
+    """Sizes, samples and procedures of what was run, and the limits that they set to conclusions."""
     said = []
     for record in records:
         ran = describe.options(record.task, record.budget, record.config)

@@ -30,12 +30,12 @@ class Progress(NamedTuple):
     left: float  # seconds until all are done, from the means so far; nan where nothing has finished
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass
 class Ledger:
-    """What is known of every run: results and failures by run, and runs whose process was lost."""
+    """Results and failures by run, and runs whose process was lost."""
 
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
     failures: dict[Run, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Ledger:
         return run in self.results or run in self.failures or run in self.lost
 
     def chosen(self, task: Task) -> dict[Setting, Value]:
-        """What tuning chose, as far as its trials are done."""
+        """The values that tuning chose, as far as its trials are done."""
         metric = GRIDS[task].metric
         scores = [(run, _score(result, metric)) for run, result in self.results.items() if run.task == task]
         scores += [(run, math.inf) for run in self.failures if run.task == task]
@@ -59,7 +59,7 @@ class Ledger:
 
 
 def folder_of(run: Run, budget: str, work: Path) -> Path:
-    """Where a run lives."""
+    """The folder of a run."""
     return work / budget / run.task / run.key
 
 
@@ -91,7 +91,7 @@ def _last(folder: Path, epochs: int) -> dict[str, Any] | None:
 
 
 def look(budget: str, work: Path, tasks: Sequence[Task]) -> Ledger:
-    """What the folders hold."""
+    """The results and failures in the folders."""
     ledger = Ledger()
     for task in tasks:
         for stage in range(2):  # the second stage is known once the first has been read
@@ -110,7 +110,7 @@ def run_all(
     tasks: Sequence[Task] = grid.TASKS,
     sources: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,
-    on_progress: Watch | None = None,
+    on_progress: OnProgress | None = None,
     train: Train = train,
 ) -> None:
     """Run what `ledger` lacks and note it there. Raises StudyStopped; KeyboardInterrupt ends the workers and passes on.
@@ -126,7 +126,7 @@ def run_all(
         }
 
     def started(run: Run) -> None:
-        state.tell(run, "started", 0.0)
+        state.report(run, "started", 0.0)
 
     def ended(run: Run, outcome: Outcome) -> dict[Run, Job]:
         if outcome.problem is not None:
@@ -136,7 +136,7 @@ def run_all(
         elif not _note(ledger, run, budget, work):
             raise StudyStopped(f"{run.task}, {run.key}: the run ended without a result in {outcome.job.folder}")
         status = "lost" if run in ledger.lost else "failed" if run in ledger.failures else "finished"
-        state.tell(run, status, outcome.seconds)
+        state.report(run, status, outcome.seconds)
         return missing()
 
     with Pool(workers, train) as pool:
@@ -145,21 +145,21 @@ def run_all(
 
 
 class _State:
-    """How far the study is, and whom to tell."""
+    """Progress of the study, reported to a callback."""
 
-    def __init__(self, ledger: Ledger, tasks: Sequence[Task], workers: int, watch: Watch | None) -> None:
-        self.ledger, self.tasks, self.workers, self.watch = ledger, tasks, workers, watch
+    def __init__(self, ledger: Ledger, tasks: Sequence[Task], workers: int, on_progress: OnProgress | None) -> None:
+        self.ledger, self.tasks, self.workers, self.on_progress = ledger, tasks, workers, on_progress
 
     def missing(self) -> list[Run]:
         return [run for task in self.tasks for run in self.ledger.plan(task) if run not in self.ledger]
 
-    def tell(self, run: Run, status: str, seconds: float) -> None:
-        if self.watch is None:
+    def report(self, run: Run, status: str, seconds: float) -> None:
+        if self.on_progress is None:
             return
         totals = {task: max(len(self.ledger.plan(task)), grid.count(task)[0]) for task in self.tasks}
         done = Counter(one.task for part in vars(self.ledger).values() for one in part)
         left = self._left({task: total - done[task] for task, total in totals.items()})
-        self.watch(Progress(run, status, sum(done[task] for task in totals), sum(totals.values()), seconds, left))
+        self.on_progress(Progress(run, status, sum(done[task] for task in totals), sum(totals.values()), seconds, left))
 
     def _left(self, missing: Mapping[Task, int]) -> float:
         """Seconds to go, from the mean of each task; a task of which nothing is known counts as the mean of all."""

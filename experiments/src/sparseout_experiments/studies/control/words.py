@@ -73,7 +73,7 @@ def collapsed_q(records: Sequence[Record], contrast: Contrast) -> tuple[float, .
         q
         for record in records
         if record.task == contrast.task
-        for q, some in rows_of(record, contrast.scale, contrast.gradient, contrast.place).items()
+        for q, some in rows_of(record, contrast.scale, contrast.gradient, contrast.p).items()
         if collapsed(some)
     )
 
@@ -84,8 +84,8 @@ def pair(some: Sequence[ContrastResult]) -> str:
         return some[0].why
     apart = len({result.verdict for result in some}) > 1
     return "; ".join(
-        f"{_units(result.contrast)}: {result.verdict + ', ' if apart else ''}{evidence(result, short=place > 0)}"
-        for place, result in enumerate(some)
+        f"{_units(result.contrast)}: {result.verdict + ', ' if apart else ''}{evidence(result, short=index > 0)}"
+        for index, result in enumerate(some)
     )
 
 
@@ -106,7 +106,7 @@ def evidence(result: ContrastResult, *, short: bool = False) -> str:
 
 
 def secondary(records: Sequence[Record]) -> list[str]:
-    """How the secondary contrasts came out, counted."""
+    """Counts of the verdicts on secondary contrasts."""
     found: dict[str, Counter[str]] = {}
     for result, _ in _listed(records, CONTRASTS):
         if not result.contrast.primary and result.slope.n:
@@ -150,11 +150,11 @@ def _listed(records: Sequence[Record], contrasts: Sequence[Contrast]) -> list[tu
 
 def _described(contrast: Contrast) -> str:
     units = "" if contrast.measure == "metric" else f", {_units(contrast)}"
-    place = f"p = {contrast.place:g}" if isinstance(contrast.place, float) else f"{contrast.place} p"
+    p = f"p = {contrast.p:g}" if isinstance(contrast.p, float) else f"{contrast.p} p"
     scale = "matched noise" if contrast.scale == "matched" else "paper's scale"
     gradient = f", {contrast.gradient}" if len(GRIDS[contrast.task].gradients) > 1 else ""
     post_hoc = f", {contrast.post_hoc}" if contrast.post_hoc else ""
-    return f"{_name(contrast)}{units}, {scale}{gradient}, {place}{post_hoc}"
+    return f"{_name(contrast)}{units}, {scale}{gradient}, {p}{post_hoc}"
 
 
 def _name(contrast: Contrast) -> str:
@@ -233,7 +233,7 @@ def tuning(record: Record) -> list[str]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What did not finish, one line a setting and reason."""
+    """Failed runs, one line a setting and reason."""
     found = Counter(
         (
             record.task,
@@ -251,7 +251,7 @@ def failures(records: Sequence[Record]) -> list[str]:
 
 
 def cautions(records: Sequence[Record]) -> list[str]:
-    """What the protocol wants said beside the verdicts, where it holds."""
+    """Warnings that the protocol wants beside the verdicts."""
     said = []
     for record in records:
         rows = warned(record)
@@ -345,8 +345,8 @@ def _slope_digits(contrast: Contrast) -> int:
 
 
 def _lowest(task: Task, setting: Setting, value: float) -> bool:
-    place: PChoice = min(GRIDS[task].p)
-    return setting.method != "none" and value == place
+    p: PChoice = min(GRIDS[task].p)
+    return setting.method != "none" and value == p
 
 
 def _merged(warnings: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class StudyStopped(Exception):
-    """What kept the study from going on, in one sentence; whatever is finished stays."""
+    """The reason why a study cannot go on, in one sentence; whatever is finished stays."""
 
 
 def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

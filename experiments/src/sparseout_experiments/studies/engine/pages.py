@@ -1,4 +1,4 @@
-"""What pages made from results share."""
+"""Blocks, lines and checks of pages that are made from results."""
 
 import re
 import textwrap
@@ -45,7 +45,7 @@ def write(page: Path, lines: Sequence[str], runs: int) -> None:
 
 
 def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[str]:
-    """What runs were made with; revisions that differ in nothing else stand together.
+    """Versions and devices of runs; revisions that differ in nothing else stand together.
 
     Of each environment it is told whether the runs were to take the processor: a GPU beside it was not used then.
     """

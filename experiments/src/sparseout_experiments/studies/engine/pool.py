@@ -16,7 +16,7 @@ Train = Callable[[str, dict[str, Any], Path], None]
 
 
 class Job(NamedTuple):
-    """What a worker is sent: a task, its options, and the folder of the run."""
+    """A task, its options, and the folder of the run."""
 
     task: str
     options: dict[str, Any]
@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a job."""
+    """The end of a job."""
 
     job: Job
     problem: str | None  # an error that is not the failure of one run: the rest would meet it too

@@ -22,7 +22,7 @@ POINTS = 100  # of a run's course that are kept, evenly spaced
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and how often."""
+    """A network to train, the q's and targets of its runs, and their seeds."""
 
     task: str
     options: Mapping[str, Any]
@@ -60,7 +60,7 @@ class _Run:
 
     @property
     def key(self) -> str:
-        """What tells it from the others of its task."""
+        """Its name among the runs of its task."""
         return f"q={self.q:g} seed={self.seed}" if self.part is None else f"target={self.target:g} seed={self.seed}"
 
     def job(self, task: Task, work: Path) -> Job:
@@ -71,7 +71,7 @@ class _Run:
         return Job(task.task, options, work / self.name / self.key.replace(" ", "_"))
 
 
-Watch = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
 
 
 def reproduce(
@@ -80,7 +80,7 @@ def reproduce(
     page: Path,
     workers: int = 2,
     names: Sequence[str] = tuple(TASKS),
-    on_progress: Watch | None = None,
+    on_progress: OnProgress | None = None,
     *,
     tasks: Mapping[str, Task] = TASKS,
     train: Train = runner.train,
@@ -105,7 +105,7 @@ def reproduce(
     pages.check(page, TITLE, total + sum(others))
     found: dict[_Run, dict[str, Any]] = {}
 
-    def tell(run: _Run) -> None:
+    def report(run: _Run) -> None:
         if on_progress is not None:
             on_progress(len(found), total, str(run))
 
@@ -114,12 +114,12 @@ def reproduce(
 
     with Pool(workers, train) as pool:
         plan = [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
-        sweep.run_all(pool, jobs(plan), found, tell)
+        sweep.run_all(pool, jobs(plan), found, report)
         ranges = {name: _range(name, found, tasks[name]) for name in names}
         for name, (low, high) in ranges.items():
             aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
             plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
-        sweep.run_all(pool, jobs(plan), found, tell)
+        sweep.run_all(pool, jobs(plan), found, report)
     for name in names:
         mine = {
             run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name

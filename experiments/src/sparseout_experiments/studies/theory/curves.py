@@ -1,4 +1,4 @@
-"""What the figures of the penalty show: R, exact and estimated, over q, over the amplitude and over p."""
+"""Data of the figures of the penalty: R, exact and estimated, against q, the amplitude and p."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def penalties() -> list[dict[str, Any]]:
 
 
 def remainders() -> list[dict[str, Any]]:
-    """How far R is from what the noise adds, against the amplitude, at q = 1."""
+    """Distance of R from the exact value, against the amplitude, at q = 1."""
     return [
         {
             "family": family.name,
@@ -57,7 +57,7 @@ def remainders() -> list[dict[str, Any]]:
 
 
 def ratios() -> list[dict[str, Any]]:
-    """What the noise adds over R, against p, at q = 1, and the limit as p falls."""
+    """Ratio of the exact value to R, against p, at q = 1, and its limit as p falls."""
     found = []
     for family in (GAUSSIAN, BERNOULLI, POISSON):
         both = [added(1.0, p, family) for p in DROPS]

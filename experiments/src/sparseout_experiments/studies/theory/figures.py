@@ -89,7 +89,7 @@ def _remainder(record: Record) -> Figure:
 
 
 def _balls(record: Record) -> Figure:
-    """Where the sum of |h|^q over two features is 1, and how hard one feature is pushed to 0."""
+    """The curves on which the sum of |h|^q over two features is 1, and the force on a feature."""
     figure = _figure(9.2, 4.1)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     along = np.linspace(0, np.pi / 2, 200)

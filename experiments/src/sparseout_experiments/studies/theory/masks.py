@@ -121,7 +121,7 @@ def direct_detached(q: float, p: float, family: Family) -> Tensor:
 
 
 def asymmetry(q: float, p: float, family: Family, weight_too: bool) -> Tensor:
-    """How far the derivatives of the mean detached gradient are from symmetric, as those of a gradient of a loss are.
+    """Asymmetry of the derivatives of the mean detached gradient; that of a gradient of a loss is 0.
 
     By differences, since to autograd the multiplier of the noise is a constant also when it differentiates twice. In
     the features that are not 0 alone, or in these and their weights.

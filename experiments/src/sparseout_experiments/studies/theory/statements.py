@@ -23,7 +23,7 @@ SAMPLES = 200_000
 
 
 class Check(NamedTuple):
-    """What was measured of a statement, and the least and the most that it may be."""
+    """A measured number of a statement, and the least and the most that it may be."""
 
     statement: str
     of: str
@@ -33,7 +33,7 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is in the range; what is no number is not."""
+        """Whether it is in the range; NaN is not."""
         return self.least <= self.measured <= self.most
 
 
@@ -175,7 +175,7 @@ def _gradients() -> Iterator[Check]:
 
 
 def _from_penalty(q: float, family: Family, beta: float) -> float:
-    """How far the mean exact gradient is from that of loss + R, at amplitudes beta times the example's."""
+    """Distance of the mean exact gradient from that of loss + R, at amplitudes beta times the example's."""
     found = masks.mean_slopes(q, 0.25, family, exact=True, beta=beta)
     wanted = masks.slopes_of(masks.loss_and_penalty(q, 0.25, family, beta))
     return max(map(_gap, found, wanted))

@@ -169,7 +169,7 @@ def sparse_code(x: Tensor, weight: Tensor, q: float, sweeps: int = 2000) -> Tens
 
 
 def _alone(curvature: float, pull: float, strength: float, q: float) -> float:
-    """Where curvature h^2 / 2 - pull h + strength |h|^q is least, by bisection of its slope."""
+    """The minimum over h of curvature h^2 / 2 - pull h + strength |h|^q, by bisection of its slope."""
     low, high = 0.0, abs(pull) / curvature
     for _ in range(60):
         middle = (low + high) / 2
