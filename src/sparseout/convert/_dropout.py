@@ -76,7 +76,7 @@ def convert_dropout_(
             skip; ``None``: the default. If a layer has several names, one False is enough to skip it.
 
     Returns:
-        A report of what changed, what was skipped, and what cannot be reached by converting layers: dropout in
+        A report of what changed, what was skipped, and what cannot be reached by converting layers, such as dropout in
         ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and ``nn.MultiheadAttention``, and calls of dropout functions, found with
         torch.fx module by module, or in the source of a forward that cannot be traced. Noise that a model makes in
         another way is not found.
