@@ -201,6 +201,24 @@ def test_compiled_whole_with_checkpoints_it_is_the_same(monkeypatch):
         torch.testing.assert_close(*grads)
 
 
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which the compiler looks at
+def test_blocks_compiled_one_by_one_in_a_checkpoint_count_once():
+    model, x = network(), torch.randn(8, 4)
+    model[4].p = 0.0
+    blocks = nn.Sequential(*(torch.compile(model[i : i + 2], backend="aot_eager", fullgraph=True) for i in (0, 2, 4)))
+    with ActivityPenalty(model, strength=0.1) as penalty:
+        model(x)
+        wanted = penalty.loss()
+        slopes = torch.autograd.grad(wanted, model[0].weight)
+        for _ in range(3):
+            out = checkpoint(blocks, x, use_reentrant=False).sum()
+            loss = penalty.loss()
+            torch.testing.assert_close(loss, wanted)
+            torch.testing.assert_close(torch.autograd.grad(loss, model[0].weight, retain_graph=True), slopes)
+            out.backward()
+
+
 def graphs():
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) and thing.grad_fn is not None for thing in gc.get_objects())
@@ -330,9 +348,7 @@ def test_in_a_transform_the_loss_is_taken_in_it():
         y = x.clone().requires_grad_()
         torch.testing.assert_close(slope, torch.autograd.grad(loss(y), y)[0])
         torch.vmap(model)(x)
-        with pytest.raises(
-            RuntimeError, match="in the vmap or grad that the model ran in, but got called after"
-        ):
+        with pytest.raises(RuntimeError, match="in the vmap or grad that the model ran in, but got called after"):
             penalty.loss()
         model(x)
         torch.testing.assert_close(penalty.loss(), wanted)

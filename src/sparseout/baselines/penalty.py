@@ -187,6 +187,7 @@ class ActivityPenalty:
         self._units = UnitTracker(unwrapped(model), unit_dim)
         self._hooks = Hooks()
         self._terms: list[Tensor] = []
+        self._again: list[Tensor | None] = []  # of each term, whether compiled code added it in backward
         self._attached = self._warned = False
         self._without_grad: set[str] = set()  # sites that ran in training without gradients, as a checkpoint may
 
@@ -204,7 +205,7 @@ class ActivityPenalty:
 
     def detach(self) -> None:
         """Remove all hooks from the model, and what was collected."""
-        self._terms.clear()
+        self._terms, self._again = [], []
         if self._hooks:
             self._hooks.remove()
             self._units.detach()
@@ -220,10 +221,13 @@ class ActivityPenalty:
         """The penalty collected since the last call, a 0-d tensor; 0 if there is none, as in evaluation."""
         if not self._attached:
             raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
-        terms, self._terms = self._terms, []
-        if not torch.compiler.is_compiling() and not transforms_active() and any(map(is_transformed, terms)):
-            wanted = "called in the vmap or grad that the model ran in"
-            raise RuntimeError(expected("penalty.loss()", wanted, "called after it"))
+        terms, again, self._terms, self._again = self._terms, self._again, [], []
+        if not torch.compiler.is_compiling():
+            # Of what compiled code collected it is known only now whether a checkpoint computed it again.
+            terms = [term for term, flag in zip(terms, again, strict=True) if flag is None or not flag]
+            if not transforms_active() and any(map(is_transformed, terms)):
+                wanted = "called in the vmap or grad that the model ran in"
+                raise RuntimeError(expected("penalty.loss()", wanted, "called after it"))
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _collect(self, site: Site, module: nn.Module, args: Any, more: Any) -> None:
@@ -245,6 +249,7 @@ class ActivityPenalty:
         term = self._term(site, x)
         if not eager or not in_backward():  # else computed all the same, since a checkpoint counts what is saved
             self._terms.append(term)
+            self._again.append(None if eager else torch.ops.sparseout.in_backward(term.detach()))
             if eager:
                 self._without_grad.discard(site.name)
         elif site.name in self._without_grad and not self._warned:
@@ -268,12 +273,12 @@ class ActivityPenalty:
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes of a copy, which is attached to nothing: the hooks in a copied model are dead."""
-        return vars(self) | {"_terms": [], "_attached": False, "_without_grad": set()}
+        return vars(self) | {"_terms": [], "_again": [], "_attached": False, "_without_grad": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the attributes of a copy, or those of the first version, which had fewer."""
         new = {"_units": UnitTracker(nn.Identity(), state["unit_dim"]), "_hooks": Hooks(), "_warned": False}
-        vars(self).update(new | state | {"_terms": [], "_attached": False, "_without_grad": set()})
+        vars(self).update(new | state | {"_terms": [], "_again": [], "_attached": False, "_without_grad": set()})
 
 
 class _Hook(DeadHook):
@@ -284,6 +289,12 @@ class _Hook(DeadHook):
 
 # In these backward needs the output, which nobody overwrites then.
 _KEEP_OUTPUT = (nn.ReLU, nn.Sigmoid, nn.Tanh)
+
+
+_library = torch.library.Library("sparseout", "FRAGMENT")
+_library.define("in_backward(Tensor term) -> Tensor")
+_library.impl("in_backward", lambda term: torch.tensor(in_backward(), device="cpu"), "CompositeExplicitAutograd")
+torch.library.register_fake("sparseout::in_backward", lambda term: torch.empty((), dtype=torch.bool), lib=_library)
 
 
 def _activations(name: str, module: nn.Module) -> bool:
