@@ -41,34 +41,34 @@ def sparseout(
 ) -> Tensor:
     r"""Dropout whose noise grows as :math:`|x|^{q/2}`, so that training makes the activations sparser or denser.
 
-    The default gradient treats the multiplier of the noise as a constant, and so it fails ``gradcheck`` by design:
-    it is what the code published with the paper does, and it moves sparsity more than the derivative of the output
-    does. Pass ``gradient="exact"`` for the derivative.
+    The default gradient treats the multiplier of the noise as a constant, and so fails ``gradcheck`` by design: this is
+    what the code published with the paper does, and it has a stronger effect on sparsity than the derivative of the
+    output. Pass ``gradient="exact"`` for the derivative.
 
     .. math::
         y = x + \beta \, \operatorname{sign}(x) \, |x|^{q/2} \, \xi, \qquad
         \xi = \frac{m}{1 - p} - 1, \qquad m \sim \operatorname{Bernoulli}(1 - p)
 
-    so that :math:`E[y] = x` and :math:`\operatorname{Var}[y] = \beta^2 |x|^q \, p / (1 - p)`. With q < 2 small
-    activations are shaken hard and training drives them to zero; q = 2 is Dropout; with q > 2 large activations
-    pay most and the code spreads out. A dropped unit is zero only at q = 2: elsewhere it moves to
-    :math:`x - \beta \operatorname{sign}(x) |x|^{q/2}`, past zero where :math:`\beta |x|^{q/2} > |x|`. Sparsity is
-    learned, not made by the mask.
+    so that :math:`E[y] = x` and :math:`\operatorname{Var}[y] = \beta^2 |x|^q \, p / (1 - p)`. With q < 2 the noise is
+    large for small activations, relative to their size, and training drives these to zero; q = 2 is Dropout; with q > 2
+    it is largest for large activations, and the code spreads over more units. A dropped unit is zero only at q = 2:
+    otherwise it becomes :math:`x - \beta \operatorname{sign}(x) |x|^{q/2}`, of opposite sign where
+    :math:`\beta |x|^{q/2} > |x|`. Sparsity is learned, not made by the mask.
 
     Args:
         input: a tensor of fp64, fp32, bf16 or fp16. Half types are computed in fp32.
-        p: probability that the mask is 0, in [0, 1]. At 0 the input itself is returned, at 1 zeros, as
-            ``F.dropout`` does. Inside, it is rounded to a multiple of 2^-16 (of 2^-32 outside [0.01, 0.99]).
+        p: probability that the mask is 0, in [0, 1]. At 0 the input itself is returned, at 1 zeros, as ``F.dropout``
+            does. It is rounded to a multiple of 2^-16 (of 2^-32 outside [0.01, 0.99]).
         q: exponent, a finite number >= 0. A float q = 2 with ``seed=None`` calls ``F.dropout`` (``F.dropout1d``,
             ``2d``, ``3d`` for their masks): same bits, same random numbers. A 0-d floating-point tensor without
             gradient can be changed in place with no recompilation; its value is not checked, and is read in fp32
             unless the input is fp64.
         training: if False, the input itself is returned and no random number is drawn.
-        inplace: overwrite ``input`` with the result. Saves no memory where a gradient is needed.
+        inplace: overwrite ``input`` with the result. Saves no memory if a gradient is needed.
         gradient: ``"detached"``: :math:`dy/dx = 1 + \beta |x|^{q/2 - 1} \xi`. ``"exact"``:
-            :math:`dy/dx = 1 + \tfrac{q}{2} \beta |x|^{q/2 - 1} \xi`. In both the slope of the noise term at x = 0
-            is 0, or :math:`\xi` for q = 2, and saturates at the dtype's largest number. For q <= 1 its variance
-            is infinite where activations are dense near 0: clip gradients.
+            :math:`dy/dx = 1 + \tfrac{q}{2} \beta |x|^{q/2 - 1} \xi`. In both the slope of the noise term at x = 0 is 0,
+            or :math:`\xi` for q = 2, and saturates at the dtype's largest number. For q <= 1 its variance is infinite
+            if the density of activations at 0 is positive: clip gradients.
         scale: sets :math:`\beta`, through which no gradient flows. ``None``: 1, as in the paper. A float c > 0,
             a unit in which x is measured: :math:`c^{1 - q/2}`. ``"matched"``:
             :math:`\sqrt{\operatorname{mean} x^2 / \operatorname{mean} |x|^q}` over the whole input, so that the
