@@ -153,7 +153,7 @@ def test_out_of_reach_is_withdrawn_when_the_target_is_met(target: float, offset:
         trained(plant, controller, 100)
     assert "out of reach" in controller.report()[0]
     plant.offset = offset
-    trained(plant, controller, 60)
+    trained(plant, controller, 45)
     assert abs(plant.hoyer - target) < 0.02
     assert "out of reach" not in controller.report()[0]
     plant.offset = 0.0  # again, but not a second warning, which would be an error
