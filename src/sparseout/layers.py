@@ -26,8 +26,8 @@ class Sparseout(nn.Module):
     r"""Perturbs the input in training by :math:`y = x + \beta\,\operatorname{sign}(x)\,|x|^{q/2}\,\xi`.
 
     Replaces :class:`torch.nn.Dropout`, with one more parameter: with q < 2 activations become sparser, with q = 2 it is
-    Dropout, with q > 2 they become denser. In evaluation it returns its input. See :func:`sparseout.sparseout` for the equation, the
-    arguments, and why ``gradient="detached"``, the default, is not the derivative of the output.
+    Dropout, with q > 2 they become denser. In evaluation it returns its input. See :func:`sparseout.sparseout` for the
+    equation, the arguments, and why ``gradient="detached"``, the default, is not the derivative of the output.
 
     Args:
         p: probability that the mask is 0, in [0, 1].

@@ -1,7 +1,7 @@
-"""q as a function of progress, the fraction of training that is done, for those who know how q should go.
+"""Schedules: q as a function of progress, the fraction of training that is done.
 
-A schedule gives a float. A layer whose q is a float is compiled anew when it changes; one whose q is a 0-d fp32 tensor
-is not: build it with ``q=torch.tensor(2.0)`` and write into the tensor before each step.
+A schedule returns a float. When q changes, compiled code of a layer whose q is a float is recompiled; that of a layer
+whose q is a 0-d tensor is not: build it with ``q=torch.tensor(2.0)`` and write into the tensor before each step.
 
     >>> import torch, sparseout
     >>> layer = sparseout.Sparseout(p=0.5, q=torch.tensor(2.0), scale="matched")
@@ -10,8 +10,8 @@ is not: build it with ``q=torch.tensor(2.0)`` and write into the tensor before e
     >>> layer
     Sparseout(p=0.5, q=tensor(1.2000), scale='matched')
 
-To reach a *sparsity* instead, see :class:`sparseout.SparsityController`. Lower q slowly: units that a low q kills do
-not come back when it rises again.
+To reach a *sparsity* instead, see :class:`sparseout.SparsityController`. Lower q slowly: units that die at a low q do
+not recover when it rises again.
 """
 
 import math
@@ -22,7 +22,7 @@ __all__ = ["cosine", "linear", "warmup"]
 
 
 def linear(progress: float, start: float, stop: float) -> float:
-    """On a line from start to stop: start + progress (stop - start).
+    """Linear from start to stop: start + progress (stop - start).
 
     Args:
         progress: fraction of training that is done, in [0, 1].
@@ -41,7 +41,7 @@ def linear(progress: float, start: float, stop: float) -> float:
 
 
 def cosine(progress: float, start: float, stop: float) -> float:
-    """On half a cosine, flat at both ends: stop + (start - stop) (1 + cos(pi progress)) / 2.
+    """Half a cosine from start to stop, flat at both ends: stop + (start - stop) (1 + cos(pi progress)) / 2.
 
     Arguments and errors are those of :func:`sparseout.schedules.linear`.
 
@@ -53,7 +53,7 @@ def cosine(progress: float, start: float, stop: float) -> float:
 
 
 def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> float:
-    """On a line from start to stop while progress < `over`, then stop.
+    """Linear from start to stop while progress < `over`, then stop.
 
     Args:
         progress: fraction of training that is done, in [0, 1].

@@ -179,8 +179,9 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
 
     Args:
         model: the model.
-        q: a number >= 0, or a 0-d fp32 tensor without gradient that the layers then share; or {dotted name: either}.
-            Where a layer's q is a tensor, a number is written into it, which costs no recompilation.
+        q: a number >= 0, or a 0-d floating-point tensor without gradient, which the layers then share; or a mapping
+            from dotted names to either. If a layer's q is a tensor, a number is written into it, and compiled code is
+            not recompiled.
 
     Raises:
         ValueError: for a value out of range, a name that is not that of a Sparseout layer of the model, or different

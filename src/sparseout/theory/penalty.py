@@ -73,7 +73,8 @@ def lq_penalty(
         weight: w, shape (d,), or any that broadcasts against ``features``: for k outputs, features (..., 1, d) and
             weights (k, d).
         p: probability of a drop, 0 <= p < 1, taken as it is. (``sparseout`` rounds it to a multiple of 2^-16.)
-        q: exponent, a finite number >= 0, or a 0-d fp32 tensor. At 0, R counts the features that are not zero.
+        q: exponent, a finite number >= 0, or a 0-d floating-point tensor. At 0, R counts the
+            features that are not zero.
         family: ``GAUSSIAN``, ``BERNOULLI``, ``POISSON``, or another :class:`sparseout.theory.Family`.
         bias: b, a number or a tensor that broadcasts against theta.
         scale: sets beta as in :func:`sparseout.sparseout`: ``None`` is 1, the paper's. No gradient flows through it.
