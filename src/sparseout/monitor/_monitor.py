@@ -33,20 +33,20 @@ from sparseout.monitor._steps import MODES, StepCounter
 
 
 class SparsityMonitor:
-    r"""Watches how sparse the activations of a model are, in training and in evaluation, one kept apart from the other.
+    r"""Measures how sparse the activations of a model are, separately in training and in evaluation.
 
-    A with-block, or :meth:`attach` and :meth:`detach`; then :meth:`report`. Watched are the outputs of activation
-    modules (softmaxes and attention are none) and the inputs of Sparseout and Dropout layers, on every `every`-th step.
-    Nothing is read from the device before a report (but the lengths of jagged tensors), and nothing is left on the
-    model after `detach`.
+    Use it in a with-block, or call :meth:`attach` and :meth:`detach`; then :meth:`report`. It watches the outputs of
+    activation modules (softmax and attention are not among them) and the inputs of Sparseout and Dropout layers, on
+    every `every`-th step. Nothing is read from the device before a report (except the lengths of jagged tensors), and
+    nothing is left on the model after `detach`.
 
-    **A step** is one call of the model, and all calls of a module in it count; where there are several the report says
-    so, since one record holds them all. Where only its submodules are called, as training frameworks do, a step lasts
-    until the watched module that began it is called again.
+    **A step** is one call of the model. All calls of a module in it count; if there are several the report says so,
+    since one record covers them all. If only submodules are called, as training frameworks do, a step lasts until the
+    watched module that began it is called again.
 
-    **Modes.** Training and evaluation are counted apart, and the first step of each is watched. A row belongs to the
-    mode that the module which sees it is in at that moment: a frozen part that is kept in evaluation mode has records
-    of evaluation, and so has a decoder that is evaluated alone.
+    **Modes.** Training and evaluation are counted separately, and the first step of each is watched. A row belongs to
+    the mode of the watched module at the time of the call: a frozen part that is kept in evaluation mode has records of
+    evaluation, and so has a decoder that is evaluated alone.
 
     **What counts.** Not what activation checkpointing computes again in backward, nor passes without values: over meta
     or fake tensors, in `torch.export`, `make_fx`, `torch.jit.trace` and `torch.fx`. Inside `torch.func` transforms the
@@ -57,13 +57,13 @@ class SparsityMonitor:
     functions keep them there. A tensor permuted or reshaped in between has them along its one dim of as many units;
     failing that where they were, if the number of dims is unchanged. Before any such module they are along dim 1 of a
     4-d or 5-d tensor and the last dim of others. ``Sparseout1d/2d/3d`` and ``nn.Dropout1d/2d/3d`` know their channels;
-    `unit_dim` overrules all of it. Rows are all the rest. Of a call with more than 4096 rows (samples, times positions
-    of a map) every s-th is taken, s the least step that leaves so many and has no factor in common with their number,
-    so that all positions of a map are met: always the same ones.
+    `unit_dim` overrides all of this. All other dims are rows. Of a call with more than 4096 rows (samples, times
+    positions of a map) every s-th is measured, with s the smallest step that leaves at most 4096 and has no factor in
+    common with their number, so that every position of a map is reached; these are always the same rows.
 
     **Under torch.compile** the graph breaks at each watched module while the monitor is attached, which with
     `fullgraph=True` is an error, and attaching and detaching call `torch.compiler.reset()`, as compiled code would not
-    see the change: a step after either is compiled anew.
+    see the change: the next step is recompiled.
 
     A copy of the model, or one that was pickled, is not watched. Names are those of the model that was written, without
     what `torch.compile`, `DistributedDataParallel` and the like put around it or around its parts.
@@ -74,7 +74,7 @@ class SparsityMonitor:
             Dropout-like modules are watched at their input, all others at their output: its first floating-point
             tensor, if it is a tuple or a dict.
         measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
-        every: watch one step in so many.
+        every: watch every `every`-th step.
         unit_dim: where units lie, for all modules; or a mapping from names or types of modules to dims, or a function
             (name, module, tensor) -> dim or None, for some of them. A module that is called at several widths has a
             record for each.
