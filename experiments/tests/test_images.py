@@ -196,12 +196,13 @@ def test_a_validation_split_is_used(tmp_path, name):
         images.load(source, valid_size=7)
 
 
-@pytest.mark.parametrize("values", [(1, 2, 3), (0, 7, 100), (5, 3, 4)])
-def test_integers_are_classes_whatever_they_are(tmp_path, values):
+@pytest.mark.parametrize("values", [(1, 2, 3), (0, 7, 100), (5, 3, 4), ("eel", "cat", "dog")])
+def test_integers_and_texts_are_classes_whatever_they_are(tmp_path, values):
+    kind = "string" if isinstance(values[0], str) else "int64"
     for split, n in (("train", 30), ("test", 6)):
         labels = [values[i % 3] for i in range(n)]
         pictures = [png(array) for array in numbered(n)]
-        save(tmp_path, split, pictures, {"label": labels}, {"label": datasets.Value("int64")})
+        save(tmp_path, split, pictures, {"label": labels}, {"label": datasets.Value(kind)})
     data = images.load(str(tmp_path), train_size=2)
     assert data.classes == 3
     rank = [sorted(values).index(value) for value in values]
@@ -216,6 +217,18 @@ def test_classes_that_a_split_lacks_are_named(tmp_path):
         "the train split has no pictures of the class 'eel', which cannot be learnt",
         "the test split has no pictures of the class 'dog', which does not count in test results",
     )
+
+
+def test_files_that_number_their_classes_differently_are_refused(tmp_path):
+    make(tmp_path, numbered(12), numbered(4))
+    other = datasets.ClassLabel(names=["dog", "cat", "eel"])
+    save(tmp_path, "test", [png(array) for array in numbered(2)], {"label": [0, 1]}, {"label": other})
+    with pytest.raises(DataError, match="have other classes in 'label'"):
+        images.load(str(tmp_path))
+
+
+def test_of_few_pictures_one_is_held_out(tmp_path):
+    assert len(images.load(make(tmp_path, numbered(4), numbered(1))).valid.labels) == 1
 
 
 def test_pictures_without_classes_serve_where_none_are_needed(tmp_path):
@@ -275,7 +288,7 @@ def broken_sizes(folder):
 
 
 def broken_columns(folder):
-    make(folder, numbered(12), numbered(3), feature=datasets.Value("string"))
+    make(folder, numbered(12), numbered(3), feature=datasets.Value("float32"))
 
 
 def broken_depth(folder):

@@ -49,6 +49,8 @@ def load(
     if not local and _looks_like_a_path(source):
         raise DataError(f"{source!r} does not exist: name a folder that holds the data as {LAYOUT}{advice}")
     folders = split_folders(folder) if local else {}
+    if local:
+        _check_classes(folder)
     files = {split: f"{glob.escape(str(path.absolute()))}/**" for split, path in folders.items()}
     try:
         with _quiet():
@@ -81,6 +83,27 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return found if found or len(inside) != 1 else split_folders(inside[0])
 
 
+def _check_classes(folder: Path) -> None:
+    """Raise DataError where parquet files number their classes differently: `datasets` takes the names of the first."""
+    import datasets
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    first: dict[str, tuple[list[str], str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        try:
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+        except Exception:  # a damaged file is reported when it is read
+            continue
+        for column, feature in features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                names, where = first.setdefault(column, (feature.names, path.name))
+                if names != feature.names:
+                    files = f"{where} and {path.name} of {str(folder)!r}"
+                    raise DataError(
+                        f"{files} have other classes in {column!r}: write them with the same names in one order"
+                    )
+
+
 def _split_called(name: str) -> str:
     """The split that a name means, or an empty text."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), "")
@@ -102,7 +125,8 @@ def _how_to_add(split: str, folder: Path, folders: bool) -> str:
         return f"add the folder {str(folder / split)!r}"
     other = "train" if split != "train" else "test"
     homes = f"{str(folder / split)!r}, and the others to {str(folder / other)!r}"
-    return f"move the files for it to {homes}, with the folders of their classes"
+    classes = ", with the folders of their classes" if any(path.parent != folder for path in files) else ""
+    return f"move the files for it to {homes}{classes}"
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -49,8 +49,8 @@ def load(
 ) -> Images:
     """The pictures of `source`. Without a split for validation, a random part of the training pictures is held out.
 
-    Classes are numbered from 0 in the order of their names, or of the integers that the data have for them. Classes
-    that some splits lack are named in `notes`.
+    Classes are numbered from 0 in the order of their names, or of the integers that the data have for them, whichever
+    these are. Classes that some splits lack are named in `notes`.
 
     Args:
         source: `digits` (those of scikit-learn, 8 x 8, of which 450 are for testing: the same as in `data.digits`),
@@ -90,9 +90,9 @@ def load(
         return Images(train, valid, test, 1)
     labels = {split: _labels(parts[split], label, source) for split, _ in wanted}
     names = getattr(parts["train"].features[label], "names", None)
-    values = sorted(set(torch.cat(list(labels.values())).tolist())) if names is None else range(len(names))
-    number = {value: place for place, value in enumerate(values)}
-    chosen_labels = (torch.tensor([number[value] for value in labels[s][rows].tolist()]) for s, rows in wanted)
+    values = sorted({value for some in labels.values() for value in some}) if names is None else range(len(names))
+    number = {value: index for index, value in enumerate(values)}
+    chosen_labels = (torch.tensor([number[labels[s][row]] for row in rows.tolist()]) for s, rows in wanted)
     train, valid, test = (Part(*pair) for pair in zip(pixels, chosen_labels, strict=True))
     return Images(train, valid, test, len(values), _lacking(labels, names))
 
@@ -167,7 +167,7 @@ def _take(part: Part, rows: Tensor) -> Part:
 
 def _held_out(n: int, train_size: int | None, valid_size: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """The rows to train on and to validate on."""
-    valid = _size("valid_size", valid_size, n // 10, n - 1)
+    valid = _size("valid_size", valid_size, max(1, n // 10), n - 1)
     train = _size("train_size", train_size, n - valid, n - valid)
     order = _shuffled(n, seed)
     return order[valid : valid + train], order[:valid]
@@ -195,20 +195,24 @@ def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]
 
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    numbers = [n for n, feature in features.items() if isinstance(feature, Value) and "int" in str(feature.dtype)]
-    labels = classes if len(classes) == 1 else [n for n in LABELS if n in classes or (not classes and n in numbers)][:1]
+    values = [n for n, feature in features.items() if isinstance(feature, Value) and _names_classes(feature)]
+    labels = classes if len(classes) == 1 else [n for n in LABELS if n in classes or (not classes and n in values)][:1]
     there = f"but has the columns {', '.join(features)}"
     if len(pictures) != 1:
         raise DataError(f"{source!r} should have one column of pictures, {there}: choose another")
     if not labelled:
         return pictures[0], ""
     if len(labels) != 1:
-        wanted = "one column of classes (a ClassLabel, or integers named 'label')"
+        wanted = "one column of classes (a ClassLabel, or integers or texts named 'label')"
         how = (
             "name that column 'label'" if len(features) > 1 else "put pictures in a folder for each class, all as deep"
         )
         raise DataError(f"{source!r} should have {wanted}, {there}: {how}")
     return pictures[0], labels[0]
+
+
+def _names_classes(feature: Any) -> bool:
+    return any(kind in str(feature.dtype) for kind in ("int", "string", "bool"))
 
 
 def _decoded(split: Dataset, column: str, rows: Tensor, source: str) -> list[Any]:
@@ -262,24 +266,24 @@ def _stacked(parts: list[list[Any]], source: str) -> list[Tensor]:
     return stacked
 
 
-def _labels(split: Dataset, column: str, source: str) -> Tensor:
+def _labels(split: Dataset, column: str, source: str) -> list[Any]:
     """The classes of all pictures of a split."""
-    labels = split[column][:]
-    if any(label is None or label < 0 for label in labels):
+    labels: list[Any] = split[column][:]
+    if any(label in (None, "") or (isinstance(label, int) and label < 0) for label in labels):
         where = f"The split {split.split!s} of {source!r}"
         how = "put pictures in a folder for each class, of which there are two at least, or number classes from 0"
         raise DataError(f"{where} has pictures without a class: {how}")
-    return torch.tensor(labels)
+    return labels
 
 
-def _lacking(labels: Mapping[str, Tensor], names: Sequence[str] | None) -> tuple[str, ...]:
+def _lacking(labels: Mapping[str, Sequence[Any]], names: Sequence[str] | None) -> tuple[str, ...]:
     """A sentence for each split that lacks classes which another one has."""
-    found = {split: set(values.tolist()) for split, values in labels.items()}
-    every = set[int]().union(*found.values())
+    found = {split: set(values) for split, values in labels.items()}
+    every = set[Any]().union(*found.values())
     said = []
     for split, there in found.items():
         if absent := sorted(every - there):
-            shown = [repr(names[value]) if names else str(value) for value in absent[:_SHOWN]]
+            shown = [repr(names[value] if names else value) for value in absent[:_SHOWN]]
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             s = "es" if len(absent) > 1 else ""
             what = "cannot be learnt" if split == "train" else f"does not count in {split} results"
