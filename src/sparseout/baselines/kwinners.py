@@ -26,7 +26,7 @@ from sparseout._utils.validation import expected, kind
 from sparseout.baselines.arguments import at_least_0, number
 from sparseout.baselines.nested import with_parts
 
-_WISH = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
+_COUNT = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
 
 
 class KWinners(nn.Module):
@@ -181,11 +181,11 @@ class KWinners(nn.Module):
         from torch.distributed.tensor import DTensor, Replicate
 
         dim = self._tracker.dim("", self, x)
-        places = [place if place.is_shard() and place.dim < dim else Replicate() for place in x.placements]
-        whole = x.redistribute(placements=places)
+        placements = [p if p.is_shard() and p.dim < dim else Replicate() for p in x.placements]
+        whole = x.redistribute(placements=placements)
         y = self(whole.to_local())
-        y = DTensor.from_local(y, x.device_mesh, places, run_check=False, shape=x.shape, stride=whole.stride())
-        return y.redistribute(placements=[Replicate() if place.is_partial() else place for place in x.placements])
+        y = DTensor.from_local(y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=whole.stride())
+        return y.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.duty_cycle
@@ -196,12 +196,12 @@ class KWinners(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key = f"{prefix}duty_cycle"
-        found = state_dict.get(key)
-        if isinstance(found, Tensor):
-            if 0 in (found.numel(), self.duty_cycle.numel()):
-                self.duty_cycle.resize_(found.shape)
-            if _is_half(found.dtype):
-                state_dict[key] = found.float()
+        loaded = state_dict.get(key)
+        if isinstance(loaded, Tensor):
+            if 0 in (loaded.numel(), self.duty_cycle.numel()):
+                self.duty_cycle.resize_(loaded.shape)
+            if _is_half(loaded.dtype):
+                state_dict[key] = loaded.float()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class KWinners(nn.Module):
 
 def _count(name: str, value: Any) -> float:
     """The number as it was given: an int, or a float below 1."""
-    number(name, value, _WISH, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
+    number(name, value, _COUNT, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
     return int(value) if isinstance(value, Integral) else float(value)
 
 

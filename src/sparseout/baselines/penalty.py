@@ -182,8 +182,8 @@ class ActivityPenalty:
             modules = list(strength) if isinstance(strength, Mapping) else _activations
         self._sites = choose(model, modules)
         if isinstance(strength, Mapping) and {site.name for site in self._sites} != set(strength):
-            wish = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
-            raise ValueError(expected("strength", f"one number for each {wish}", f"names {', '.join(strength)}"))
+            wanted = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
+            raise ValueError(expected("strength", f"one number for each {wanted}", f"names {', '.join(strength)}"))
         self._units = UnitTracker(unwrapped(model), unit_dim)
         self._hooks = Hooks()
         self._terms: list[Tensor] = []
@@ -242,8 +242,8 @@ class ActivityPenalty:
         value = (args, more) if site.tensor == "input" else more
         x = first_tensor(value)
         if x is None:
-            wish = f"a floating-point tensor of at least one dimension as {site.tensor}"
-            raise TypeError(expected(site.name or "model", f"a module with {wish}", "one without"))
+            wanted = f"a floating-point tensor of at least one dimension as {site.tensor}"
+            raise TypeError(expected(site.name or "model", f"a module with {wanted}", "one without"))
         if is_recorded((x,)) if eager else torch.compiler.is_exporting():
             return  # no values are computed, or what is computed is written down
         term = self._term(site, x)

@@ -43,14 +43,14 @@ def attention_reason(owner: nn.Module, path: str, graph: fx.Graph | None) -> str
         path: the layer's dotted name inside `owner`.
         graph: the graph of the owner's forward, if it could be traced.
     """
-    found = _by_graph(owner, path, graph) if graph is not None else None
-    if found is not None:
-        return "softmax feeds it" if found else None
+    verdict = _by_graph(owner, path, graph) if graph is not None else None
+    if verdict is not None:
+        return "softmax feeds it" if verdict else None
     if _ATTENTION.search(path) and not _OUTPUT.search(path):
         return "so its name says"
-    found = _by_source(owner, path)
-    if found is not None:
-        return f"the source of {type(owner).__name__}.forward says so" if found else None
+    verdict = _by_source(owner, path)
+    if verdict is not None:
+        return f"the source of {type(owner).__name__}.forward says so" if verdict else None
     name = type(owner).__name__
     if _ATTENTION.search(name) and not name.endswith("Output") and not _OUTPUT.search(path):
         return f"its owner is a {name}"
@@ -90,7 +90,7 @@ def _by_source(owner: nn.Module, path: str) -> bool | None:
     for _, tree in source(owner):
         reader.names = {}
         reader.visit(tree)
-    return _any(reader.found)
+    return _any(reader.verdicts)
 
 
 def _any(verdicts: Any) -> bool | None:
@@ -106,7 +106,7 @@ class _Reader(ast.NodeVisitor):
         self.owner = owner
         self.layer = path
         self.names: dict[str, bool | None] = {}
-        self.found: list[bool | None] = []
+        self.verdicts: list[bool | None] = []
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
@@ -128,10 +128,10 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         if self_path(node.func) == self.layer and node.args:
-            self.found.append(self.holds(node.args[0]))
+            self.verdicts.append(self.holds(node.args[0]))
         for keyword in node.keywords:  # a function for attention is told the layer's p
             if keyword.arg in ("dropout", "dropout_p"):
-                self.found += [True for x in ast.walk(keyword.value) if self_path(x) == f"{self.layer}.p"]
+                self.verdicts += [True for x in ast.walk(keyword.value) if self_path(x) == f"{self.layer}.p"]
 
     def holds(self, node: ast.AST) -> bool | None:
         if isinstance(node, ast.Name):

@@ -39,8 +39,8 @@ _ATTRIBUTES = vars(Sparseout()).keys() - vars(nn.Module()).keys()  # those that 
 
 
 @dataclass(frozen=True)
-class _Place:
-    """One of the places where a layer is held: `owner.path`, which is `name` in the model."""
+class _Reference:
+    """A reference to a layer: `owner.path`, which is `name` in the model."""
 
     name: str
     owner: nn.Module | None
@@ -110,13 +110,13 @@ def convert_dropout_(
     on_attention: set[nn.Module] = set()
     with untouched_random_state():
         graphs = {module: trace(module) for _, module in named_modules(model) if runs_own_code(module)}
-    for layer, places in _dropout_layers(model).items():
-        name, reason = places[0].name, _why_not(layer)
-        wish = resolve_filter(filter_fn, layer, [place.name for place in places]) if reason is None else None
-        if wish is False:
+    for layer, references in _dropout_layers(model).items():
+        name, reason = references[0].name, _why_not(layer)
+        choice = resolve_filter(filter_fn, layer, [reference.name for reference in references]) if reason is None else None
+        if choice is False:
             reason = "filter_fn says so"
-        elif reason is None and wish is None and (found := _on_attention(places, graphs)):
-            reason = f"on attention probabilities: {found}"
+        elif reason is None and choice is None and (why := _on_attention(references, graphs)):
+            reason = f"on attention probabilities: {why}"
             on_attention.add(layer)
         if reason is None:
             try:
@@ -233,17 +233,17 @@ def _layer(name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
     raise ValueError(expected("q", wanted, f"{name!r}{hint}"))
 
 
-def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Place]]:
-    """The dropout layers with the places where they are held: the owner is what applies them, not a list."""
-    found: dict[nn.Module, list[_Place]] = {}
+def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Reference]]:
+    """The dropout layers with the references to them. An owner is what applies a layer, and not a list."""
+    layers: dict[nn.Module, list[_Reference]] = {}
     if _is_dropout(model := unwrapped(model)):
-        found[model] = [_Place("", None, "")]
+        layers[model] = [_Reference("", None, "")]
     for name, owner in select(dict(named_modules(model)), None).items():
         if owner is model or not isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
             for path, child in _applied(owner):
                 if _is_dropout(child):
-                    found.setdefault(child, []).append(_Place(f"{name}.{path}" if name else path, owner, path))
-    return found
+                    layers.setdefault(child, []).append(_Reference(f"{name}.{path}" if name else path, owner, path))
+    return layers
 
 
 def _applied(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -270,9 +270,9 @@ def _why_not(layer: nn.Module) -> str | None:
     return None
 
 
-def _on_attention(places: Sequence[_Place], graphs: Mapping[nn.Module, fx.Graph | None]) -> str | None:
-    for place in places:
-        owner = place.owner
-        if owner is not None and (reason := attention_reason(owner, place.path, graphs.get(owner))):
+def _on_attention(references: Sequence[_Reference], graphs: Mapping[nn.Module, fx.Graph | None]) -> str | None:
+    for reference in references:
+        owner = reference.owner
+        if owner is not None and (reason := attention_reason(owner, reference.path, graphs.get(owner))):
             return reason
     return None

@@ -44,16 +44,16 @@ def unreached(
         graphs: the graph of each module that runs code of its own, None where it cannot be traced.
         on_attention: layers that were left because they stand for the dropout of an attention function.
     """
-    found = {}
+    calls = {}
     for name, module in select(dict(named_modules(model)), None).items():
-        told = any(child in on_attention for child in module.children())
-        texts = list(dict.fromkeys(_inside(module, graphs, told)))
+        reported = any(child in on_attention for child in module.children())
+        texts = list(dict.fromkeys(_inside(module, graphs, reported)))
         if texts:
-            found[name] = "; ".join(texts)
-    return found
+            calls[name] = "; ".join(texts)
+    return calls
 
 
-def _inside(module: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], told: bool) -> Iterator[str]:
+def _inside(module: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], reported: bool) -> Iterator[str]:
     if isinstance(module, nn.RNNBase):
         if module.dropout > 0 and module.num_layers > 1:
             yield f"dropout (p={module.dropout:g}) between its layers is inside torch's {type(module).__name__}"
@@ -67,7 +67,7 @@ def _inside(module: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], told
         graph = graphs[module]
         calls = _calls_in_source(module) if graph is None else _calls_in_graph(graph)
         for function, p, attention in calls:
-            if not (attention and told):
+            if not (attention and reported):
                 yield f"{function} is called with p={p} in {type(module).__name__}.forward"
 
 
@@ -100,7 +100,7 @@ def _calls_in_source(module: nn.Module) -> Iterator[tuple[str, str, bool]]:
             keywords = {x.arg: x.value for x in node.keywords if x.arg}
             if name:
                 expression = _argument(name, node.args, keywords, None)
-            else:  # a function that is told how much to drop
+            else:  # a function that takes a probability
                 expression = keywords.get("dropout_p", keywords.get("dropout"))
                 if expression is None:
                     continue

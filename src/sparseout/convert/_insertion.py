@@ -81,7 +81,7 @@ def insert_after_(
             new.append((module, layer.train(module.training)))
             kept = type(module).__name__
             report.changed[name] = (kept, f"{kept}, then {layer!r}")
-    Sparseout(p, q, gradient=gradient, scale=scale)  # bad arguments are told where no module was found, too
+    Sparseout(p, q, gradient=gradient, scale=scale)  # bad arguments are an error also where no module is found
     for module, layer in new:
         module.add_module(_NAME, layer)
         # Kept whole: a handle that is copied or pickled with its module still knows which hook is its own.
@@ -111,9 +111,9 @@ def remove_inserted_(model: nn.Module) -> bool:
 
 
 def _check_types(types: Any) -> None:
-    for one in types if isinstance(types, tuple) else (types,):
-        if not (isinstance(one, type) and issubclass(one, nn.Module)):
-            raise TypeError(expected("types", "a class of modules or a tuple of them", kind(one)))
+    for cls in types if isinstance(types, tuple) else (types,):
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(expected("types", "a class of modules or a tuple of them", kind(cls)))
 
 
 def _why_not(module: nn.Module) -> str | None:

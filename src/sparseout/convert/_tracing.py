@@ -44,7 +44,7 @@ def trace(module: nn.Module) -> fx.Graph | None:
 def source(module: nn.Module) -> list[tuple[Callable[..., Any], ast.AST]]:
     """Forward and the methods it calls, those of torch excepted: each function with its syntax tree."""
     trees: list[tuple[Callable[..., Any], ast.AST]] = []
-    todo, seen = ["forward"], {"forward"}
+    todo, queued = ["forward"], {"forward"}
     while todo:
         function = inspect.unwrap(getattr(type(module), todo.pop(0)))
         if getattr(function, "__module__", "").startswith("torch."):
@@ -56,8 +56,8 @@ def source(module: nn.Module) -> list[tuple[Callable[..., Any], ast.AST]]:
         trees.append((function, tree))
         for node in ast.walk(tree):
             path = self_path(node.func) if isinstance(node, ast.Call) else None
-            if path and path not in seen and inspect.isfunction(getattr(type(module), path, None)):
-                seen.add(path)
+            if path and path not in queued and inspect.isfunction(getattr(type(module), path, None)):
+                queued.add(path)
                 todo.append(path)
     return trees
 
