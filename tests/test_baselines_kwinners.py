@@ -336,8 +336,8 @@ WISH = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of 
         (lambda: KWinners(k_eval=-0.5), ValueError, f"expected `k_eval` to be {WISH}, but got -0.5"),
         (lambda: KWinners(boost=-1), ValueError, "expected `boost` to be a finite number >= 0, but got -1"),
         (lambda: KWinners(momentum=0), ValueError, "expected `momentum` to be a number > 0 and <= 1, but got 0"),
-        (lambda: KWinners(units=0), ValueError, "expected `units` to be at least 1, but got 0"),
-        (lambda: KWinners(units=2.0), TypeError, "expected `units` to be None or an int, but got a float"),
+        (lambda: KWinners(units=0), ValueError, "expected `units` to be an int >= 1, but got 0"),
+        (lambda: KWinners(units=2.0), TypeError, "expected `units` to be an int >= 1, but got a float"),
         (
             lambda: KWinners(9)(torch.rand(2, 8)),
             ValueError,

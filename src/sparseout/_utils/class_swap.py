@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from sparseout._utils.modules import named_modules, select
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 
 def forward_replaced(module: nn.Module) -> bool:
@@ -48,7 +48,9 @@ def swapped(model: nn.Module, record: str) -> list[nn.Module]:
         new = swap[2] if len(swap) > 2 else type(module)  # models pickled by the first version do not know
         wanted = f"the {new.__name__} that was made of it"
         if type(module) is not new:
-            raise RuntimeError(expected(name or "model", wanted, f"{kind(module)}: undo first what made that of it"))
+            raise RuntimeError(
+                expected(name or "model", wanted, f"{type_name(module)}: undo first what made that of it")
+            )
         if forward_replaced(module):
             got = "one with another forward on the object: take that away first, as accelerate's hooks can be"
             raise RuntimeError(expected(name or "model", wanted, got))

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Filter = Callable[[str, nn.Module], bool | None]
@@ -40,7 +40,7 @@ class Site(NamedTuple):
 def check_model(model: Any) -> None:
     """Raise if it is no module."""
     if not isinstance(model, nn.Module):
-        raise TypeError(expected("model", "a module", kind(model)))
+        raise TypeError(expected("model", "a module", type_name(model)))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -60,7 +60,7 @@ def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[
     answers = [filter_fn(name, module) for name in names] if filter_fn else []
     for answer in answers:
         if answer is not None and not isinstance(answer, bool):
-            raise TypeError(expected("filter_fn", "a function that returns True, False or None", kind(answer)))
+            raise TypeError(expected("filter_fn", "a function that returns True, False or None", type_name(answer)))
     return False if False in answers else True if True in answers else None
 
 
@@ -86,7 +86,7 @@ def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modul
     elif isinstance(modules, Collection):
         names = set().union(*(_matches(candidates, item, wanted, noun) for item in modules))
     else:
-        raise TypeError(expected("modules", wanted, kind(modules)))
+        raise TypeError(expected("modules", wanted, type_name(modules)))
     if not names:
         near = _such_as(candidates)
         raise ValueError(expected("modules", f"what matches some of the {noun}, such as {near}", "what matches none"))
@@ -136,7 +136,7 @@ def _matches(candidates: Mapping[str, nn.Module], item: Any, wanted: str, noun: 
             raise ValueError(expected("modules", f"names of {noun}, such as {_such_as(candidates, item)}", repr(item)))
         return {item}
     if not (isinstance(item, type) and issubclass(item, nn.Module)):
-        raise TypeError(expected("modules", wanted, f"one of {kind(item)}"))
+        raise TypeError(expected("modules", wanted, f"one of {type_name(item)}"))
     matches = {name for name, module in candidates.items() if isinstance(module, item)}
     if not matches:
         types = {type(module).__name__: None for name, module in candidates.items() if name}

@@ -43,6 +43,17 @@ def check_number(
     return float(value)
 
 
+def check_positive(name: str, value: Any, zero: bool = False) -> float:
+    """A finite number > 0, or >= 0 with `zero`, as a float."""
+    wanted = f"a finite number {'>=' if zero else '>'} 0"
+    return check_number(name, value, wanted, lambda number: 0 < number < math.inf or (zero and number == 0))
+
+
+def check_probability(value: Any) -> float:
+    """A `p` of which p / (1 - p) is finite."""
+    return check_number("p", value, "a number >= 0 and < 1", lambda p: 0 <= p < 1)
+
+
 def check_int(name: str, value: Any, least: int | None = None) -> int:
     """An int, of `least` or more. TypeError if it is none, ValueError if it is less."""
     wanted = "an int" if least is None else f"an int >= {least}"

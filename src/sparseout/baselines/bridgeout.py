@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout._utils.validation import expected, kind
-from sparseout.baselines.arguments import at_least_0, probability
+from sparseout._utils.validation import check_bool, check_positive, check_probability
 from sparseout.baselines.nested import with_parts
 from sparseout.baselines.weights import Layer, change_
 from sparseout.functional import sparseout
@@ -63,9 +62,8 @@ def bridgeout_(module: Layer, p: float = 0.5, q: float = 1.5, *, per_example: bo
 
 def check(p: float = 0.5, q: float = 1.5, per_example: bool = True) -> dict[str, Any]:
     """The arguments, if they are right."""
-    if not isinstance(per_example, bool):
-        raise TypeError(expected("per_example", "a bool", kind(per_example)))
-    return {"p": probability(p), "q": at_least_0("q", q), "per_example": per_example}
+    check_bool("per_example", per_example)
+    return {"p": check_probability(p), "q": check_positive("q", q, zero=True), "per_example": per_example}
 
 
 def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -> Tensor:

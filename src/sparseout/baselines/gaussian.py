@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparseout._utils.torch_internals import is_sharded
-from sparseout._utils.validation import expected
-from sparseout.baselines.arguments import probability
+from sparseout._utils.validation import check_probability, expected
 from sparseout.baselines.nested import with_parts
 from sparseout.functional import check_dims, normalise_dims
 
@@ -38,7 +37,7 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
 
     Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
-    p, dims = probability(p), normalise_dims(check_dims(shared_dims), x.dim())
+    p, dims = check_probability(p), normalise_dims(check_dims(shared_dims), x.dim())
     if p == 0 or not training:
         return x
     if x.is_nested:
@@ -75,7 +74,7 @@ class GaussianDropout(nn.Module):
 
     def __init__(self, p: float = 0.5, *, shared_dims: Sequence[int] = ()) -> None:
         super().__init__()
-        self.p, self.shared_dims = probability(p), check_dims(shared_dims)
+        self.p, self.shared_dims = check_probability(p), check_dims(shared_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         return gaussian_dropout(x, self.p, self.training, shared_dims=self.shared_dims)

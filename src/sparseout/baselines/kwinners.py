@@ -22,8 +22,7 @@ from sparseout._utils.torch_internals import (
     transforms_active,
     without_transforms,
 )
-from sparseout._utils.validation import expected, kind
-from sparseout.baselines.arguments import at_least_0, number
+from sparseout._utils.validation import check_int, check_number, check_positive, expected
 from sparseout.baselines.nested import with_parts
 
 _COUNT = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
@@ -98,12 +97,10 @@ class KWinners(nn.Module):
         super().__init__()
         self.k = _count("k", k)
         self.k_eval = None if k_eval is None else _count("k_eval", k_eval)
-        self.boost = at_least_0("boost", boost)
-        self.momentum = number("momentum", momentum, "a number > 0 and <= 1", lambda momentum: 0 < momentum <= 1)
-        if units is not None and (isinstance(units, bool) or not isinstance(units, int)):
-            raise TypeError(expected("units", "None or an int", kind(units)))
-        if units is not None and units < 1:
-            raise ValueError(expected("units", "at least 1", units))
+        self.boost = check_positive("boost", boost, zero=True)
+        self.momentum = check_number("momentum", momentum, "a number > 0 and <= 1", lambda momentum: 0 < momentum <= 1)
+        if units is not None:
+            check_int("units", units, 1)
         self._tracker = UnitTracker(self, unit_dim)
         self._past = _Past()
         with torch.inference_mode(False):
@@ -215,7 +212,7 @@ class KWinners(nn.Module):
 
 def _count(name: str, value: Any) -> float:
     """The number as it was given: an int, or a float below 1."""
-    number(name, value, _COUNT, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
+    check_number(name, value, _COUNT, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
     return int(value) if isinstance(value, Integral) else float(value)
 
 

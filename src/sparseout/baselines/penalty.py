@@ -15,8 +15,7 @@ from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import DeadHook, Hooks
 from sparseout._utils.modules import ACTIVATIONS, Modules, Site, check_model, choose, unwrapped
 from sparseout._utils.torch_internals import in_backward, is_recorded, is_sharded, is_transformed, transforms_active
-from sparseout._utils.validation import expected
-from sparseout.baselines.arguments import above_0, at_least_0, number
+from sparseout._utils.validation import check_number, check_positive, expected
 
 EPS = 1e-3
 
@@ -50,7 +49,7 @@ def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | N
         >>> lq_penalty(x, q=2.0)
         tensor(5.5000)
     """
-    return _lq(x, above_0("q", q), above_0("eps", eps), dim_of_units(x, unit_dim))
+    return _lq(x, check_positive("q", q), check_positive("eps", eps), dim_of_units(x, unit_dim))
 
 
 def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) -> Tensor:
@@ -110,7 +109,7 @@ def _kl(x: Tensor, target: float, dim: int) -> Tensor:
 
 
 def _target(value: Any) -> float:
-    return number("target", value, "a number > 0 and < 1", lambda target: 0 < target < 1)
+    return check_number("target", value, "a number > 0 and < 1", lambda target: 0 < target < 1)
 
 
 class ActivityPenalty:
@@ -306,10 +305,10 @@ def check(
 ) -> dict[str, Any]:
     """The arguments of an :class:`sparseout.baselines.ActivityPenalty`, if they are right."""
     for value in strength.values() if isinstance(strength, Mapping) else (strength,):
-        at_least_0("strength", value)
+        check_positive("strength", value, zero=True)
     for name, given in (("q", q), ("eps", eps)):
         if given is not None:
-            above_0(name, given)
+            check_positive(name, given)
             if target is not None:
                 raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", given))
     if target is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sparseout._utils.activations import UnitDim
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.baselines import bridgeout, penalty, shakeout
 from sparseout.baselines.gaussian import GaussianDropout
 from sparseout.baselines.kwinners import KWinners
@@ -76,7 +76,7 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
         ShakeoutLinear(in_features=3, out_features=2, bias=True, p=0.5, c=0.1)
     """
     if not isinstance(name, str):
-        raise TypeError(expected("name", f"one of {', '.join(METHODS)}", kind(name)))
+        raise TypeError(expected("name", f"one of {', '.join(METHODS)}", type_name(name)))
     if name not in METHODS:
         raise ValueError(expected("name", f"one of {', '.join(METHODS)}", repr(name)))
     builder = METHODS[name]

@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout.baselines.arguments import at_least_0, probability
+from sparseout._utils.validation import check_positive, check_probability
 from sparseout.baselines.weights import Layer, change_
 
 
@@ -55,7 +55,7 @@ def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
 
 def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
     """The arguments, if they are right."""
-    return {"p": probability(p), "c": at_least_0("c", c)}
+    return {"p": check_probability(p), "c": check_positive("c", c, zero=True)}
 
 
 class ShakeoutLinear(nn.Linear):

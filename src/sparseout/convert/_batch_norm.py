@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparseout._utils.modules import named_modules, select
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -58,13 +58,13 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
     Source: `torch.optim.swa_utils.update_bn`, which leaves the noise on and the running means in the model's dtype.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(expected("model", "a module", kind(model)))
+        raise TypeError(expected("model", "a module", type_name(model)))
     norms = list(batch_norms(model).values())
     if not norms:
         warnings.warn(f"no statistics were estimated: the {type(model).__name__} has no batch norm", stacklevel=2)
         return
     if not isinstance(batches, Iterable):
-        raise TypeError(expected("batches", "an iterable of batches", kind(batches)))
+        raise TypeError(expected("batches", "an iterable of batches", type_name(batches)))
     source = iter(batches)
     try:
         first = next(source)
@@ -72,7 +72,7 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
         raise ValueError(expected("batches", "at least one batch", "none")) from None
     begins = first[0] if isinstance(first, (tuple, list)) and first else first
     if not isinstance(begins, Tensor):
-        raise TypeError(expected("batches", "tensors, or tuples or lists that begin with one", kind(begins)))
+        raise TypeError(expected("batches", "tensors, or tuples or lists that begin with one", type_name(begins)))
     flags = [(module, module.training) for module in model.modules()]
     kept = [(norm, norm.momentum, [(old, old.clone()) for old in norm.buffers(recurse=False)]) for norm in norms]
     sums = {norm: _Sums() for norm in norms}

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.convert._attention import attention_reason
 from sparseout.convert._functional_dropout import unreached
 from sparseout.convert._insertion import RECORD, remove_inserted_
@@ -112,7 +112,9 @@ def convert_dropout_(
         graphs = {module: trace(module) for _, module in named_modules(model) if runs_own_code(module)}
     for layer, references in _dropout_layers(model).items():
         name, reason = references[0].name, _why_not(layer)
-        choice = resolve_filter(filter_fn, layer, [reference.name for reference in references]) if reason is None else None
+        choice = (
+            resolve_filter(filter_fn, layer, [reference.name for reference in references]) if reason is None else None
+        )
         if choice is False:
             reason = "filter_fn says so"
         elif reason is None and choice is None and (why := _on_attention(references, graphs)):
@@ -225,7 +227,7 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
 def _layer(name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
     wanted = "{name of a Sparseout layer: q}"
     if not isinstance(name, str):
-        raise TypeError(expected("q", wanted, f"{kind(name)} for a name"))
+        raise TypeError(expected("q", wanted, f"{type_name(name)} for a name"))
     if name in layers:
         return layers[name]
     close = difflib.get_close_matches(name, layers, n=3, cutoff=0.5)

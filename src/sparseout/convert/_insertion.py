@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.convert._report import ConversionReport
 from sparseout.functional import Gradient, Scale
 from sparseout.layers import Sparseout
@@ -113,7 +113,7 @@ def remove_inserted_(model: nn.Module) -> bool:
 def _check_types(types: Any) -> None:
     for cls in types if isinstance(types, tuple) else (types,):
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError(expected("types", "a class of modules or a tuple of them", kind(cls)))
+            raise TypeError(expected("types", "a class of modules or a tuple of them", type_name(cls)))
 
 
 def _why_not(module: nn.Module) -> str | None:
@@ -155,7 +155,7 @@ class PerturbOutput:
                 return (first, *output[1:])
             if hasattr(output, "_make"):  # a named tuple, such as a packed sequence
                 return output._make((first, *output[1:]))
-        raise TypeError(expected(f"output of {name}", "a tensor or a tuple that begins with one", kind(output)))
+        raise TypeError(expected(f"output of {name}", "a tensor or a tuple that begins with one", type_name(output)))
 
 
 def _perturb_output(module: nn.Module, args: Any, output: Any) -> Any:

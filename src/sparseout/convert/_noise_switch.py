@@ -13,7 +13,7 @@ from torch import nn
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import check_model, is_noise, named_modules, select
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.convert._functional_dropout import unreached
 from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
 
@@ -73,7 +73,7 @@ def noise_(model: nn.Module, enabled: bool | None) -> None:
     """
     check_model(model)
     if enabled is not None and not isinstance(enabled, bool):
-        raise TypeError(expected("enabled", "True, False or None", kind(enabled)))
+        raise TypeError(expected("enabled", "True, False or None", type_name(enabled)))
     modules = _noisy(model)
     changed = [_set(module, enabled) for module in modules]
     if any(changed):
