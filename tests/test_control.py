@@ -270,6 +270,45 @@ def test_evaluation_is_not_measured() -> None:
     assert (controller.measured, controller.q) == ({"2": None}, {"2": 2.5})
 
 
+def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
+    def run(mode: str) -> tuple[SparsityController, dict[str, float]]:
+        model = Plant(lag=2)
+        controller = SparsityController(model, 0.6, every=2, mode=mode)
+        for step in range(400):
+            model()
+            if step % 8 == 7:  # in evaluation it is denser by 0.1
+                layer = model.noise[0].eval()
+                layer(model.rows(model.hoyer - 0.1))
+                layer.train()
+            controller.step()
+        return controller, {"train": model.hoyer, "eval": model.hoyer - 0.1}
+
+    for mode, other, name in (("train", "eval", "evaluation"), ("eval", "train", "training")):
+        controller, hoyer = run(mode)
+        assert hoyer[mode] == pytest.approx(0.6, abs=0.005)
+        assert controller.measured["noise.0"] == pytest.approx(hoyer[mode], abs=0.005)
+        beside = controller._groups[0].other
+        assert beside == pytest.approx(hoyer[other], abs=0.005)
+        assert f"{controller.measured['noise.0']:.3f} ({beside:.3f} in {name}), target 0.6" in controller.report()[0]
+    state = controller.state_dict()
+    controller.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"^expected `state` to be one of mode 'train', but got one of mode 'eval'$"):
+        run("train")[0].load_state_dict(state)
+
+
+def test_a_missing_evaluation_is_told_once() -> None:
+    model = small(6, 20)
+    controller = SparsityController(model, 0.5, every=1, mode="eval")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(120):
+            model(torch.rand(4, 6))
+            controller.step()
+    says = "no evaluation pass was seen in 50 steps, so q does not move: is the model in training mode?"
+    assert [str(warning.message) for warning in caught] == [says]
+    assert controller.q == {"2": 2.5}
+
+
 def test_one_q_or_one_for_each_layer() -> None:
     x = torch.rand(32, 6)
     model = small(6, 30, 30)
@@ -417,6 +456,8 @@ def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None
         ({"target": {"3": 0.5}, "per_layer": True}, ValueError, "`target` to be a value for each of 2, but got"),
         ({"measure": "entropy"}, ValueError, "`measure` to be one of hoyer, "),
         ({"bounds": (3, 2)}, ValueError, "`bounds` to be two finite numbers 0 <= low <= high"),
+        ({"mode": "test"}, ValueError, "`mode` to be 'train' or 'eval', but got 'test'"),
+        ({"mode": True}, TypeError, "`mode` to be 'train' or 'eval', but got True"),
         ({"every": 0}, ValueError, "`every` to be a whole number >= 1, but got 0"),
         ({"gain": -1.0}, ValueError, "`gain` to be a finite number > 0, but got -1.0"),
         ({"gain": "x"}, TypeError, "`gain` to be a finite number > 0, but got 'x'"),

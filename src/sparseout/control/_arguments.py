@@ -77,7 +77,16 @@ def constant(name: str, value: Any, zero: bool = False) -> float:
     return float(value)
 
 
-def groups_of(state: Any, measure: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
+def check_mode(mode: Any) -> None:
+    """Raise if it is none of the modes of a module."""
+    wanted = "'train' or 'eval'"
+    if not isinstance(mode, str):
+        raise TypeError(expected("mode", wanted, kind(mode)))
+    if mode not in ("train", "eval"):
+        raise ValueError(expected("mode", wanted, repr(mode)))
+
+
+def groups_of(state: Any, measure: str, mode: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
     """The groups of a controller's state, if it is one of this measure and these groups."""
     wanted = "what state_dict gives"
     if not isinstance(state, Mapping):
@@ -86,6 +95,8 @@ def groups_of(state: Any, measure: str, names: Sequence[str]) -> list[Mapping[st
         raise ValueError(expected("state", wanted, f"one without {', '.join(sorted(missing))}"))
     if state["measure"] != measure:
         raise ValueError(expected("state", f"one of {measure}", f"one of {state['measure']}"))
+    if (other := state.get("mode", "train")) != mode:  # the first version had one mode
+        raise ValueError(expected("state", f"one of mode {mode!r}", f"one of mode {other!r}"))
     if list(state["groups"]) != names:
         raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
     return list(state["groups"].values())

@@ -23,6 +23,7 @@ from sparseout._utils.modules import unwrapped
 from sparseout._utils.validation import expected, kind
 from sparseout.control._arguments import (
     bounds_of,
+    check_mode,
     constant,
     groups_of,
     is_sparseout,
@@ -33,7 +34,7 @@ from sparseout.control._arguments import (
 )
 from sparseout.control._input_hook import InputHook, read
 from sparseout.control._law import Law
-from sparseout.control._layer_group import IDLE_UPDATES, LayerGroup
+from sparseout.control._layer_group import IDLE_UPDATES, STALL_WINDOW, LayerGroup
 from sparseout.control._measure_specs import scale_of
 
 __all__ = ["SparsityController"]
@@ -53,8 +54,9 @@ class SparsityController:
     of the noise and not its strength.
 
     What is measured are the inputs of the layers in training mode, as means over samples of the measure over units.
-    These inputs contain the noise of earlier layers, so a network with several Sparseout layers may be a little less or
-    more sparse in evaluation. Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out.
+    These inputs contain the noise of earlier layers, so a network with several Sparseout layers may be less or more
+    sparse in evaluation: `report` says what was measured there too, and with ``mode="eval"`` the target is met there.
+    Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out.
 
     Warnings, repeated by `report`, say that a target is out of reach, because q has been at a bound for 50 updates or
     because dead units rule the target out, with the closest value; that inputs are NaN or infinite, which do not change
@@ -70,6 +72,8 @@ class SparsityController:
         target: the wanted value of `measure`; with `per_layer` it may be a mapping from layer names to values.
         measure: ``"hoyer"``, ``"hoyer_live"`` (over units that are not dead), ``"gini"``, ``"treves_rolls"``,
             ``"sparsity"``, ``"density"`` or ``"kurtosis"``.
+        mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met. For ``"eval"`` call the
+            model in evaluation mode between updates; without such a call an update leaves q as it is.
         modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
         per_layer: each layer has its own q and its own target. Otherwise all layers have one q, and the mean over
             layers is measured. A tensor for q that is shared with a layer of another q is replaced by a new one.
@@ -114,6 +118,7 @@ class SparsityController:
         target: float | Mapping[str, float],
         measure: str = "hoyer",
         *,
+        mode: str = "train",
         modules: Collection[str | type[nn.Module]] | Callable[[str, nn.Module], bool] | None = None,
         per_layer: bool = False,
         every: int = 10,
@@ -126,12 +131,13 @@ class SparsityController:
         group: Group | None = None,
     ) -> None:
         scale_of(measure)
+        check_mode(mode)
         if not isinstance(model, nn.Module):
             raise TypeError(expected("model", "an nn.Module", kind(model)))
         given, model = model, unwrapped(model)
         layers = layers_of(model, modules)
         targets = targets_of(target, measure, layers, per_layer)
-        self.measure, self.every, self.bounds = measure, steps_of(every), bounds_of(bounds)
+        self.measure, self.mode, self.every, self.bounds = measure, mode, steps_of(every), bounds_of(bounds)
         self.deadband, self.gain = constant("deadband", deadband, zero=True), constant("gain", gain)
         self.delay, self.max_step = constant("delay", delay), constant("max_step", max_step)
         self._model, self._tracker = model, UnitTracker(model, unit_dim)
@@ -143,10 +149,12 @@ class SparsityController:
         start = {name: min(max(float(layer.q), low), high) for name, layer in layers.items()}
         groups = [{name: layer} for name, layer in layers.items()] if per_layer else [layers]
         self._groups = [
-            LayerGroup(group, measure, targets[next(iter(group))], sum(start[name] for name in group) / len(group))
+            LayerGroup(
+                group, measure, targets[next(iter(group))], sum(start[name] for name in group) / len(group), mode
+            )
             for group in groups
         ]
-        self._hooks = {name: InputHook(name, measure, self._tracker) for name in layers}
+        self._hooks = {name: InputHook(name, measure, mode, self._tracker) for name in layers}
         self._tracker.attach()
         taken = [name for name, layer in layers.items() if self._hooks[name].attach(layer)]
         separate_q(model, [list(group.layers.values()) for group in self._groups])
@@ -187,12 +195,13 @@ class SparsityController:
         self._steps += 1
         if self._steps % self.every:
             return
-        measurements = read(self._hooks, self.measure, self._device(), self._process_group)
+        measurements, others = read(self._hooks, self.measure, self._device(), self._process_group)
         law = Law(self.gain, self.delay, self.deadband, self.max_step, self.bounds)
         messages = []
         for group in self._groups:
             mine = {source: value for source, value in measurements.items() if source[0] in group.layers}
             messages += group.update(mine, law)
+            group.note_other(value for (name, _), value in others.items() if name in group.layers)
         for message in messages + self._idle_messages():
             warnings.warn(message, stacklevel=2)
 
@@ -215,6 +224,7 @@ class SparsityController:
         """Everything needed to continue as if training had not been interrupted."""
         return {
             "measure": self.measure,
+            "mode": self.mode,
             "steps": self._steps,
             "sums": {
                 (name, units): vector.clone()
@@ -231,7 +241,7 @@ class SparsityController:
             ValueError: for a state of another measure or of other layers, or that is not of a controller.
             TypeError: if it is not a mapping. Nothing is changed then.
         """
-        groups = groups_of(state, self.measure, ["+".join(group.layers) for group in self._groups])
+        groups = groups_of(state, self.measure, self.mode, ["+".join(group.layers) for group in self._groups])
         if not (self._compared and is_distributed()):  # all processes update at the same calls, whoever loads a state
             self._steps = state["steps"]
         device = self._device()
@@ -273,7 +283,7 @@ class SparsityController:
             return
         if first and self._process_group is None:
             check_replicas(self._model)
-        names = ("measure", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
+        names = ("measure", "mode", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
         values = {name.lstrip("_"): getattr(self, name) for name in names}
         for group in self._groups:
             values |= {f"{name} of {group.names}": getattr(group, name) for name in ("target", "q", "error")}
@@ -290,12 +300,12 @@ class SparsityController:
         return q.device if isinstance(q, Tensor) else torch.device("cpu")
 
     def _idle_messages(self) -> list[str]:
-        idle = [group for group in self._groups if group.idle == IDLE_UPDATES]
-        steps = IDLE_UPDATES * self.every
+        training = self.mode == "train"
+        mode, other = ("training", "evaluation") if training else ("evaluation", "training")
+        limit = IDLE_UPDATES if training else STALL_WINDOW  # some evaluate once in an epoch
+        idle = [group for group in self._groups if group.idle == limit and (training or not group.called)]
+        seen = f"was seen in {limit * self.every} steps"
         if len(idle) == len(self._groups):
-            return [f"no training pass was seen in {steps} steps, so q does not move: is the model in evaluation mode?"]
-        question = "is it called, and in training mode?"
-        return [
-            f"no training pass of {group.names} was seen in {steps} steps, so its q does not move: {question}"
-            for group in idle
-        ]
+            return [f"no {mode} pass {seen}, so q does not move: is the model in {other} mode?"]
+        question = f"is it called, and in {mode} mode?"
+        return [f"no {mode} pass of {group.names} {seen}, so its q does not move: {question}" for group in idle]

@@ -35,14 +35,15 @@ class Measurement(NamedTuple):
 
 
 class InputHook:
-    """The hook before a layer: adds to one vector of sums for each number of units.
+    """The hook before a layer: adds to one vector of sums for each number of units, apart for the other mode.
 
     A class, so that a model is pickled with its hook. In a copy it is off, until a copied controller turns it on.
     """
 
-    def __init__(self, name: str, measure: str, tracker: UnitTracker) -> None:
-        self.name, self.measure, self.tracker = name, measure, tracker
+    def __init__(self, name: str, measure: str, mode: str, tracker: UnitTracker) -> None:
+        self.name, self.measure, self.mode, self.tracker = name, measure, mode, tracker
         self.sums: dict[int, Tensor] = {}
+        self.other_sums: dict[int, Tensor] = {}  # of the mode in which the target is not to be met
         self.handle: RemovableHandle | None = None
         self.on = True
         self.ticket = _ticket(self)
@@ -64,7 +65,7 @@ class InputHook:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("input")
-        if not (self.on and layer.training and isinstance(x, Tensor)):
+        if not (self.on and isinstance(x, Tensor)):
             return
         if not x.is_floating_point() or not x.ndim or x.layout not in (torch.strided, torch.jagged):
             return  # what the layer cannot take it will say itself
@@ -74,20 +75,21 @@ class InputHook:
         dim = self.tracker.dim(self.name, layer, x) - x.ndim  # from the last, so that it holds without vmap as well
         x = local_rows(x.detach(), dim)
         if compiling:
-            torch.ops.sparseout.measure_input(self.ticket, x, dim)
+            torch.ops.sparseout.measure_input(self.ticket, x, dim, layer.training)
         else:
-            self.add(x, dim)
+            self.add(x, dim, layer.training)
 
-    def add(self, x: Tensor, dim: int) -> None:
+    def add(self, x: Tensor, dim: int, training: bool) -> None:
         """Add a tensor whose units lie along `dim`, a number below 0."""
         if in_backward():  # a checkpoint computes its forward again
             return
+        sums = self.sums if training == (self.mode == "train") else self.other_sums
         with outside_transforms():
             for rows in _rows(without_transforms(x), dim):
                 stream = _stream(self.measure)
                 stream.update(rows)
                 new = torch.cat([value.flatten() for value in stream.state().values()])
-                total = self.sums.setdefault(rows.shape[1], torch.zeros_like(new))
+                total = sums.setdefault(rows.shape[1], torch.zeros_like(new))
                 total.add_(new.to(total.device))  # replicas of nn.DataParallel are on other devices
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,24 +108,24 @@ class Eye(DeadHook):
 # sums for a new width, and is compiled once for all layers. The ticket is a tensor, as a number would be guarded on;
 # it is declared as mutated, so that nothing takes the call for one without effect.
 _library = torch.library.Library("sparseout", "FRAGMENT")
-_library.define("measure_input(Tensor(a!) ticket, Tensor input, int dim) -> ()")
+_library.define("measure_input(Tensor(a!) ticket, Tensor input, int dim, bool training) -> ()")
 _hooks: WeakValueDictionary[int, InputHook] = WeakValueDictionary()
 _numbers = count()
 
 
-def _measure_input(ticket: Tensor, input: Tensor, dim: int) -> None:
+def _measure_input(ticket: Tensor, input: Tensor, dim: int, training: bool) -> None:
     hook = _hooks.get(int(ticket[0]))
     if hook is not None and hook.handle is not None:
-        hook.add(input, dim)
+        hook.add(input, dim, training)
 
 
 _library.impl("measure_input", _measure_input, "CompositeExplicitAutograd")
-torch.library.register_fake("sparseout::measure_input", lambda ticket, input, dim: None, lib=_library)
+torch.library.register_fake("sparseout::measure_input", lambda ticket, input, dim, training: None, lib=_library)
 
 
-def _measure_batched(info: Any, in_dims: tuple[Any, ...], ticket: Tensor, input: Tensor, dim: int) -> tuple[None, None]:
-    torch.ops.sparseout.measure_input(ticket, input if in_dims[1] is None else input.movedim(in_dims[1], 0), dim)
-    return None, None
+def _measure_batched(info: Any, in_dims: Any, ticket: Tensor, input: Tensor, dim: int, training: bool) -> Any:
+    rows = input if in_dims[1] is None else input.movedim(in_dims[1], 0)
+    return torch.ops.sparseout.measure_input(ticket, rows, dim, training), None
 
 
 torch.library.register_vmap("sparseout::measure_input", _measure_batched, lib=_library)
@@ -149,18 +151,24 @@ def _rows(x: Tensor, dim: int) -> list[Tensor]:
 
 def read(
     hooks: Mapping[str, InputHook], measure: str, device: torch.device, group: Group | None
-) -> dict[Source, Measurement]:
-    """What all processes of the group have measured since the last time; waits for the device once."""
-    sums = {(name, units): vector for name, hook in hooks.items() for units, vector in hook.sums.items()}
+) -> tuple[dict[Source, Measurement], dict[Source, Measurement]]:
+    """What all processes of the group have measured since the last time, in the hooks' mode and in the other.
+
+    Waits for the device once.
+    """
+    sums = {(name, units, False): vector for name, hook in hooks.items() for units, vector in hook.sums.items()}
+    sums |= {(name, units, True): vector for name, hook in hooks.items() for units, vector in hook.other_sums.items()}
     totals = all_reduce_sums(sums, device, group)
     if not totals:
-        return {}
+        return {}, {}
     for vector in sums.values():
         vector.zero_()
     vectors = torch.cat(list(totals.values())).cpu().split([len(total) for total in totals.values()])
-    results = {source: _measurement(measure, vector) for source, vector in zip(totals, vectors, strict=True)}
-    ordered = [source for name in hooks for source in results if source[0] == name]
-    return {source: result for source in ordered if (result := results[source]) is not None}
+    measurements: tuple[dict[Source, Measurement], dict[Source, Measurement]] = ({}, {})
+    for (name, units, other), vector in zip(totals, vectors, strict=True):
+        if (measurement := _measurement(measure, vector)) is not None:
+            measurements[other][name, units] = measurement
+    return measurements
 
 
 def _stream(measure: str) -> Streaming:

@@ -42,7 +42,9 @@ class LayerGroup:
     measure: str
     target: float
     q: float
+    mode: str = "train"
     measured: float | None = None
+    other: float | None = None  # what was measured last in the other mode
     error: float | None = None  # smoothed, at the last update
     message: str = ""  # why the target is out of reach
     message_warned: bool = False
@@ -88,6 +90,11 @@ class LayerGroup:
         self.apply_q()
         return warnings + self._judge(before, law)
 
+    def note_other(self, measurements: Iterable[Measurement]) -> None:
+        """Keep what was measured in the mode in which the target is not to be met."""
+        known = [measurement.value for measurement in measurements if math.isfinite(measurement.value)]
+        self.other = sum(known) / len(known) if known else self.other
+
     def apply_q(self) -> None:
         """Give the layers the group's q, in their tensors."""
         for layer in self.layers.values():
@@ -100,6 +107,8 @@ class LayerGroup:
     def report(self) -> str:
         """A sentence: q, what is measured, and what is wrong."""
         value = "not measured" if self.measured is None else f"{self.measured:.3f}"
+        if self.other is not None:
+            value += f" ({self.other:.3f} in {'evaluation' if self.mode == 'train' else 'training'})"
         sentence = f"{self.names}: q = {self.q:.3f}, {self.measure} {value}, target {self.target:g}"
         silent = [name for name in self.layers if name not in self.called] if self.called else []
         uncalled = f"no pass so far of {_listed(silent)}" if silent else ""
@@ -113,6 +122,7 @@ class LayerGroup:
             "recent": list(self.recent),
             "told_warned": self.message_warned,
             "idle": self.idle,
+            "other": self.other,
             "called": sorted(self.called),
             "why": self.why,
             "off_side": self.off_side,
@@ -129,6 +139,7 @@ class LayerGroup:
         # States of the first version have no more than the above.
         self.recent = deque(state.get("recent", ()), maxlen=STALL_WINDOW)
         self.message_warned = state.get("told_warned", bool(self.message))
+        self.other = state.get("other")
         self.idle, self.called = state.get("idle", 0), set(state.get("called", self.layers))
         self.why, self.off_side = state.get("why", ""), state.get("off_side", 0)
         self.at_bound = self.updates if self.at_bound is True else int(self.at_bound)
