@@ -460,6 +460,17 @@ def test_compiled(before, method):
     assert only(report, module="noise", axis="population")["noise"] > 0
 
 
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_many_watched_modules_are_no_recompilations():
+    model = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.5))))
+    compiled = torch.compile(model, backend="eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), SparsityMonitor(compiled) as monitor:
+        for rows in (2, 3, 5):
+            compiled(torch.randn(rows, 8))
+    assert {record["rows"] for record in monitor.report()} == {10}
+
+
 DISTRIBUTED = """
 import sys, torch, torch.distributed as dist
 from torch import nn

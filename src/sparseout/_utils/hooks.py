@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
-from sparseout._utils.torch_internals import in_backward, is_recorded
+from sparseout._utils.torch_internals import compiler_loaded, in_backward, is_recorded, outside_compiler
 
 
 class Hook:
     """Calls a function with arguments of its own before those of the hook, but while a graph is exported.
 
-    A copy of it, or a pickle, does nothing.
+    In compiled code it is compiled along, so the function must allow that. A copy of it, or a pickle, does nothing.
     """
 
     def __init__(self, function: Callable[..., None], *own: Any) -> None:
         self.function, self.own = function, own
+        self._eager = outside_compiler(self._call, type(self).__call__) if compiler_loaded() else self._call
 
     def __call__(self, *given: Any) -> None:
         if not torch.compiler.is_exporting():
-            self._call(*given)
+            run = self._call if torch.compiler.is_compiling() else self._eager
+            run(*given)
 
     def _call(self, *given: Any) -> None:
         self.function(*self.own, *given)
@@ -37,8 +39,12 @@ class EagerHook(Hook):
     """A hook that runs as Python: the compiler breaks its graph there."""
 
     def __init__(self, function: Callable[..., None], *own: Any) -> None:
-        super().__init__(function, *own)
-        self._call = torch.compiler.disable(super()._call)  # type: ignore[method-assign]
+        self.function, self.own = function, own
+        self._eager = outside_compiler(self._call, type(self).__call__)
+
+    def __call__(self, *given: Any) -> None:
+        if not torch.compiler.is_exporting():  # asked in code that an exporter, which cannot break a graph, reads
+            self._eager(*given)
 
 
 class DeadHook:

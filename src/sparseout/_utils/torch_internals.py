@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -88,6 +88,15 @@ def is_batched_gradient(grad: Tensor) -> bool:
 def in_backward() -> bool:
     """Whether autograd's backward runs in this thread, as it does when a checkpoint computes its forward again."""
     return torch._C._current_graph_task_id() != -1
+
+
+def outside_compiler(function: Callable[..., None], caller: Callable[..., Any]) -> Callable[..., None]:
+    """The function, kept from the compiler; so is the code of its caller, but where compiled code calls that."""
+    from torch._dynamo import eval_frame
+
+    eval_frame.skip_code(caller.__code__)
+    eager: Callable[..., None] = torch.compiler.disable(function)
+    return eager
 
 
 def compiler_loaded() -> bool:
