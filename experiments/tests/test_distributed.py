@@ -13,7 +13,7 @@ import pytest
 import torch
 from small import OPTIONS, arguments, differences, outcome, run, unexpected
 from sparseout_experiments.training import runs
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.runs import RunError
 from test_kill import changed
 
@@ -77,8 +77,8 @@ def test_two_processes_are_one_with_the_doubled_batch(kind: str, changed: dict[s
 def test_processes_share_all_but_the_noise() -> None:
     drawn = []
     for process in (0, 1, 0):
-        streams = Streams(3, process)
-        drawn.append([torch.rand(4, generator=g) for g in (streams.init, streams.order, streams.augment)])
+        streams = Rng(3, process)
+        drawn.append([torch.rand(4, generator=g) for g in (streams.init, streams.shuffle, streams.augment)])
         drawn[-1].append(torch.rand(4))
     assert differences(drawn[0], drawn[2]) == []
     assert differences(drawn[0], drawn[1]) == ["/3"]

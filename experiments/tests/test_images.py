@@ -11,8 +11,8 @@ from PIL import Image  # noqa: E402
 from sparseout_experiments.config import resolve  # noqa: E402
 from sparseout_experiments.data import digits, images  # noqa: E402
 from sparseout_experiments.data.hub import DataError  # noqa: E402
-from sparseout_experiments.tasks import Place, build  # noqa: E402
-from sparseout_experiments.training.rng import Streams  # noqa: E402
+from sparseout_experiments.tasks import DistributedContext, build  # noqa: E402
+from sparseout_experiments.training.rng import Rng  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +272,7 @@ def test_training_mirrors_what_has_a_colour_unless_told(tmp_path, monkeypatch, c
     monkeypatch.setattr(images, "augment", lambda pixels, *_, flip, **__: flipped.append(flip) or pixels)
     given = {} if given is None else {"flip": given}
     config = resolve("image", {"data": source, "depth": 10, "width": 1, "batch": 4, "device": "cpu", **given})
-    task = build(config, Streams(0), Place(torch.device("cpu")))
+    task = build(config, Rng(0), DistributedContext(torch.device("cpu")))
     task.loss(task.objective, task.plan()[0])
     assert flipped == [mirrored]
     said = (

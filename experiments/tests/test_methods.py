@@ -31,7 +31,7 @@ ELSEWHERE = [
 
 def task_for(kind: str, **changed: Any) -> Any:
     with torch.random.fork_rng():
-        return tasks.build(options(kind, **changed), train.Streams(0), tasks.Place(torch.device("cpu")))
+        return tasks.build(options(kind, **changed), train.Rng(0), tasks.DistributedContext(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("method", METHODS)

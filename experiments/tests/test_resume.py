@@ -30,7 +30,7 @@ def _early_average(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stopping(monkeypatch: pytest.MonkeyPatch, kind: str, stop: int) -> Iterator[int]:
     """Lets KeyboardInterrupt come before the step after `stop`; counts the steps that were taken."""
-    task = type(tasks.build(options(kind), train.Streams(0), tasks.Place(torch.device("cpu"))))
+    task = type(tasks.build(options(kind), train.Rng(0), tasks.DistributedContext(torch.device("cpu"))))
     loss = task.loss
     taken = 0
 

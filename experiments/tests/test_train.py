@@ -51,7 +51,7 @@ def test_a_run_from_the_command_line(task: str, tmp_path: Path) -> None:
     assert found["config"].keys() - {"task"} == config.options_of(task).keys()
     assert found["seconds"] > 0
     assert found["parameters"] == sum(
-        tensor.numel() for tensor in tasks.build(options(task), train.Streams(0), place()).model.parameters()
+        tensor.numel() for tensor in tasks.build(options(task), train.Rng(0), place()).model.parameters()
     )
     for part in ("valid", "test"):  # batch norm as trained is looked at on test data alone
         assert found[part].keys() == set(metrics) - ({"error_as_trained"} if part == "valid" else set())
@@ -78,8 +78,8 @@ def test_a_run_from_the_command_line(task: str, tmp_path: Path) -> None:
     assert "…" not in shown.stdout  # nothing cut off in 80 columns
 
 
-def place() -> tasks.Place:
-    return tasks.Place(torch.device("cpu"))
+def place() -> tasks.DistributedContext:
+    return tasks.DistributedContext(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,8 +126,7 @@ def test_runs_at_different_q_share_first_weights_and_batches(
 def test_weights_do_not_come_from_the_noise(kind: str) -> None:
     with torch.random.fork_rng():
         first, second, third = (
-            tasks.build(options(kind), train.Streams(*of), place()).model.state_dict()
-            for of in ((0, 0), (0, 1), (1, 0))
+            tasks.build(options(kind), train.Rng(*of), place()).model.state_dict() for of in ((0, 0), (0, 1), (1, 0))
         )
     assert differences(first, second) == []  # processes differ in their noise alone
     assert len(differences(first, third)) > 1
@@ -147,7 +146,7 @@ def test_without_noise_nothing_is_drawn(kind: str, tmp_path: Path) -> None:
     assert [found["config"][name] for name in ("method", "p", "q", "scale", "gradient")] == ["none", *[None] * 4]
     noise = torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)["processes"][0]["streams"]["noise"]
     with torch.random.fork_rng():
-        tasks.build(options(kind, method="none"), train.Streams(0), place())
+        tasks.build(options(kind, method="none"), train.Rng(0), place())
         assert torch.equal(noise[0], torch.get_rng_state())
 
 
@@ -215,11 +214,11 @@ def test_the_best_epoch_is_chosen_on_validation_and_tested_with_its_weights(
     pretended = iter([5.0, 3.0, 4.0, 2.0, 6.0, 2.0])  # the first of the best counts
     really: list[tuple[dict[str, float], dict[str, float]]] = []
 
-    def pretend(self: Any, part: str) -> tasks.Found:
+    def pretend(self: Any, part: str) -> tasks.Evaluation:
         found = evaluate(self, part)
         if part == "valid" and (value := next(pretended, None)) is not None:
             really.append((found.metrics, evaluate(self, "test").metrics))
-            return tasks.Found(found.metrics | {self.task.metric: value}, found.sparsity)
+            return tasks.Evaluation(found.metrics | {self.task.metric: value}, found.sparsity)
         return found
 
     monkeypatch.setattr(train._Run, "_evaluate", pretend)

@@ -23,8 +23,8 @@ from sparseout_experiments.message import tell
 from sparseout_experiments.options import TASKS, Config
 
 if TYPE_CHECKING:
+    from sparseout_experiments.training.loop import OnProgress
     from sparseout_experiments.training.loop import Progress as Report
-    from sparseout_experiments.training.loop import Watch
 
 app = typer.Typer(
     help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
@@ -119,8 +119,8 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
     if resume and not (folder / options.FILE).exists() and _is_main():
         tell(f"there is no run in {folder} to resume: it starts now")
     try:
-        with _watching(task) as watch:
-            result = train.perform(config, folder, watch, resume=resume)
+        with _progress(task) as on_progress:
+            result = train.perform(config, folder, on_progress, resume=resume)
     except (ValueError, DataError) as error:
         fail(_as_flag(error))
     except (runs.RunError, runs.RunFailed) as error:
@@ -159,7 +159,7 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def _watching(task: str) -> Iterator["Watch"]:
+def _progress(task: str) -> Iterator["OnProgress"]:
     """A progress bar with the numbers that matter."""
     from sparseout_experiments.tasks import shown_as
 
@@ -167,7 +167,7 @@ def _watching(task: str) -> Iterator["Watch"]:
     with progress_bar(_is_main()) as bar:
         row = bar.add_task("", total=1.0, count="", now="reading the data")
 
-        def watch(progress: "Report") -> None:
+        def on_progress(progress: "Report") -> None:
             if progress.note:
                 bar.console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
             now = [f"loss {progress.loss:.4g}"]
@@ -177,7 +177,7 @@ def _watching(task: str) -> Iterator["Watch"]:
             epoch = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
             bar.update(row, completed=progress.done, count=epoch, now="  ".join(now))
 
-        yield watch
+        yield on_progress
 
 
 # What the folder's name says anyway, or what does not change the numbers.

@@ -4,13 +4,13 @@ from importlib import import_module
 
 from sparseout_experiments.config import task_of
 from sparseout_experiments.options import Config
-from sparseout_experiments.tasks.base import Found, Place, Task, means
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task, means
+from sparseout_experiments.training.rng import Rng
 
 
-def build(config: Config, streams: Streams, place: Place) -> Task:
-    """The task that a configuration describes, its weights drawn from `streams.init`. Raises DataError, ValueError."""
-    return _kind(task_of(config))(config, streams, place)
+def build(config: Config, rng: Rng, context: DistributedContext) -> Task:
+    """The task that a configuration describes, its weights drawn from `rng.init`. Raises DataError, ValueError."""
+    return _kind(task_of(config))(config, rng, context)
 
 
 def shown_as(name: str) -> tuple[str, float, str]:
@@ -28,4 +28,4 @@ def _kind(name: str) -> type[Task]:
 _KINDS = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}
 
 
-__all__ = ["Found", "Place", "Task", "build", "means", "shown_as"]
+__all__ = ["DistributedContext", "Evaluation", "Task", "build", "means", "shown_as"]

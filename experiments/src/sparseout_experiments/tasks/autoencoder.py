@@ -11,18 +11,18 @@ from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import Autoencoder
 from sparseout_experiments.tasks.base import (
-    Found,
-    Place,
+    DistributedContext,
+    Evaluation,
     Task,
     fingerprint,
+    local_shard,
     measured,
-    mine,
+    measuring,
     penalised,
     shuffled,
-    watching,
 )
 from sparseout_experiments.training.noise import attached, noise
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.rng import Rng
 
 
 class Reconstruct(Task):
@@ -32,8 +32,8 @@ class Reconstruct(Task):
     shown = 1000.0
     unit = "e-3"
 
-    def __init__(self, config: options.Autoencoder, streams: Streams, place: Place) -> None:
-        self._config, self._place, self._order = config, place, streams.order
+    def __init__(self, config: options.Autoencoder, rng: Rng, context: DistributedContext) -> None:
+        self._config, self._context, self._shuffle = config, context, rng.shuffle
         found = images.load(
             config.data,
             train_size=config.train_size,
@@ -43,12 +43,12 @@ class Reconstruct(Task):
             labelled=False,
         )
         self.parts: dict[str, Tensor] = {
-            name: getattr(found, name).pixels.flatten(1).to(place.device).float() / 255
+            name: getattr(found, name).pixels.flatten(1).to(context.device).float() / 255
             for name in ("train", "valid", "test")
         }
         self.data = fingerprint(self.parts)
         pixels = self.parts["train"].shape[1]
-        model = Autoencoder(pixels, config.units, noise(config, units=config.units), streams.init).to(place.device)
+        model = Autoencoder(pixels, config.units, noise(config, units=config.units), rng.init).to(context.device)
         self.model, self._activations = model, model.activations()
         penalty = attached(config, model, self._activations.values(), [model.decoder])
         self.objective = _Error(self.model, penalty)
@@ -59,21 +59,21 @@ class Reconstruct(Task):
         )
 
     def plan(self) -> list[Tensor]:
-        return shuffled(len(self.parts["train"]), self._config.batch, self._place, self._order)
+        return shuffled(len(self.parts["train"]), self._config.batch, self._context, self._shuffle)
 
     def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
-        return cast(Tensor, objective(self.parts["train"][mine(batch, self._place)]))
+        return cast(Tensor, objective(self.parts["train"][local_shard(batch, self._context)]))
 
     @torch.no_grad()
-    def evaluate(self, part: str) -> Found:
+    def evaluate(self, part: str) -> Evaluation:
         self.model.eval()
         x = self.parts[part]
         total = 0.0
-        with watching(self._activations, {}) as streams:
+        with measuring(self._activations, {}) as found:
             for some in x.split(1000):
                 total += F.mse_loss(self.model(some).float(), some, reduction="sum").item()
         self.model.train()
-        return Found({"mse": total / x.numel()}, measured(streams))
+        return Evaluation({"mse": total / x.numel()}, measured(found))
 
 
 class _Error(nn.Module):

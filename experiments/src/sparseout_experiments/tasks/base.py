@@ -13,10 +13,10 @@ from sparseout._utils.hooks import Hooks
 from sparseout._utils.validation import expected
 from sparseout.baselines import ActivityPenalty
 from sparseout.measures import MEASURES, Streaming
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.rng import Rng
 
 
-class Place(NamedTuple):
+class DistributedContext(NamedTuple):
     """Where a process trains, and which of how many it is."""
 
     device: torch.device
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     processes: int = 1
 
 
-class Found(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation found: metrics, and of each place in the network every measure of its activations."""
 
     metrics: dict[str, float]
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 class Task(ABC):
-    """A model with its data. All of it is on the device of its place."""
+    """A model with its data. All of it is on the device of its process."""
 
     metric: ClassVar[str]  # what is lower when the model is better
     shown: ClassVar[float] = 1.0  # by which the metric is multiplied where people read it
@@ -44,7 +44,7 @@ class Task(ABC):
     objective: nn.Module  # what a step runs forward: inputs to loss. This is what is compiled and distributed.
 
     @abstractmethod
-    def __init__(self, config: Any, streams: Streams, place: Place) -> None:
+    def __init__(self, config: Any, rng: Rng, context: DistributedContext) -> None:
         """Read the data and draw the weights. Raises DataError, ValueError."""
 
     @abstractmethod
@@ -53,14 +53,14 @@ class Task(ABC):
 
     @abstractmethod
     def plan(self) -> Sequence[Any]:
-        """The batches of one epoch, drawn from the stream of the order."""
+        """The batches of one epoch, drawn from the generator `shuffle`."""
 
     @abstractmethod
     def loss(self, objective: nn.Module, batch: Any) -> Tensor:
         """The loss of one batch of the plan, 0-d; `objective` is the task's own, made ready."""
 
     @abstractmethod
-    def evaluate(self, part: str) -> Found:
+    def evaluate(self, part: str) -> Evaluation:
         """Measure the model in evaluation mode on "valid" or "test"."""
 
     def rate(self, progress: float) -> float:
@@ -92,33 +92,33 @@ class Task(ABC):
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
 
-    def own_state(self) -> dict[str, Any]:
+    def rank_state(self) -> dict[str, Any]:
         """What differs between processes."""
         return {}
 
-    def load_own(self, state: dict[str, Any]) -> None:
+    def load_rank_state(self, state: dict[str, Any]) -> None:
         """Go on from a state of this process."""
 
 
 @contextmanager
-def watching(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> Iterator[dict[str, Streaming]]:
+def measuring(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> Iterator[dict[str, Streaming]]:
     """Every measure of what the modules put out, taken while the block runs.
 
     `unit_dims` says along which dimension units lie, by the number of dimensions of an output.
     """
-    streams: dict[str, Streaming] = {}
+    found: dict[str, Streaming] = {}
     hooks = Hooks()
 
     def update(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         activations = output[0] if isinstance(output, tuple) else output
-        if name not in streams:
-            streams[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
-        streams[name].update(activations)
+        if name not in found:
+            found[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
+        found[name].update(activations)
 
     for name, module in places.items():
         hooks.after(module, update, name)
     try:
-        yield streams
+        yield found
     finally:
         hooks.remove()
 
@@ -128,11 +128,9 @@ def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
     return loss if penalty is None else loss + penalty.loss()
 
 
-def measured(streams: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:
+def measured(found: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:
     """The values of every place, as numbers."""
-    return {
-        place: {name: value.item() for name, value in stream.compute().items()} for place, stream in streams.items()
-    }
+    return {place: {name: value.item() for name, value in stream.compute().items()} for place, stream in found.items()}
 
 
 def means(sparsity: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -159,15 +157,15 @@ def fingerprint(parts: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def shuffled(count: int, batch: int, place: Place, order: torch.Generator) -> list[Tensor]:
+def shuffled(count: int, batch: int, context: DistributedContext, shuffle: torch.Generator) -> list[Tensor]:
     """One epoch in random order: for each step the numbers of all processes' examples; a last part step is left out."""
-    together = batch * place.processes
+    together = batch * context.processes
     if together > count:
-        wanted = f"at most {count // place.processes}, as there are {count} training examples"
+        wanted = f"at most {count // context.processes}, as there are {count} training examples"
         raise ValueError(expected("batch", wanted, batch))
-    return list(torch.randperm(count, generator=order).split(together)[: count // together])
+    return list(torch.randperm(count, generator=shuffle).split(together)[: count // together])
 
 
-def mine(of_all: Tensor, place: Place) -> Tensor:
+def local_shard(of_all: Tensor, context: DistributedContext) -> Tensor:
     """The part of a batch that this process works on."""
-    return of_all.chunk(place.processes)[place.process]
+    return of_all.chunk(context.processes)[context.process]

@@ -12,18 +12,18 @@ from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import WideResNet
 from sparseout_experiments.tasks.base import (
-    Found,
-    Place,
+    DistributedContext,
+    Evaluation,
     Task,
     fingerprint,
+    local_shard,
     measured,
-    mine,
+    measuring,
     penalised,
     shuffled,
-    watching,
 )
 from sparseout_experiments.training.noise import attached, noise
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.schedules import SCHEDULES
 
 EVALUATED = 250  # images at once
@@ -44,8 +44,8 @@ class Classify(Task):
     shown = 100.0
     unit = "%"
 
-    def __init__(self, config: options.Image, streams: Streams, place: Place) -> None:
-        self._config, self._place, self._streams = config, place, streams
+    def __init__(self, config: options.Image, rng: Rng, context: DistributedContext) -> None:
+        self._config, self._context, self._rng = config, context, rng
         found = images.load(
             config.data,
             train_size=config.train_size,
@@ -53,10 +53,10 @@ class Classify(Task):
             test_size=config.test_size,
             split_seed=config.split_seed,
         )
-        self._mean, self._std = (value.to(place.device) for value in images.statistics(found.train))
+        self._mean, self._std = (value.to(context.device) for value in images.statistics(found.train))
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.parts = {
-            name: images.Part(*(tensor.to(place.device) for tensor in getattr(found, name)))
+            name: images.Part(*(tensor.to(context.device) for tensor in getattr(found, name)))
             for name in ("train", "valid", "test")
         }
         self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
@@ -72,13 +72,13 @@ class Classify(Task):
             config.depth,
             config.width,
             lambda channels: noise(config, units=channels),
-            streams.init,
+            rng.init,
             found.classes,
             channels=channels,
             norm=config.norm,
             place=config.place,
         )
-        self.model = model.to(place.device).to(memory_format=self._format)  # type: ignore[call-overload]
+        self.model = model.to(context.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()
         self.objective = _Loss(self.model, attached(config, model, self._activations.values(), model.following()))
 
@@ -95,16 +95,17 @@ class Classify(Task):
         return SCHEDULES[self._config.schedule](progress)
 
     def plan(self) -> list[Tensor]:
-        return shuffled(len(self.parts["train"].labels), self._config.batch, self._place, self._streams.order)
+        return shuffled(len(self.parts["train"].labels), self._config.batch, self._context, self._rng.shuffle)
 
     def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
         pixels, labels = (tensor[batch] for tensor in self.parts["train"])
         if self._config.augment:  # of all processes' images, so that one process would draw the same
-            pixels = images.augment(pixels, self._streams.augment, pad=self._pad, flip=self._flip)
-        return cast(Tensor, objective(self._ready(mine(pixels, self._place)), mine(labels, self._place)))
+            pixels = images.augment(pixels, self._rng.augment, pad=self._pad, flip=self._flip)
+        pixels, labels = (local_shard(tensor, self._context) for tensor in (pixels, labels))
+        return cast(Tensor, objective(self._ready(pixels), labels))
 
     @torch.no_grad()
-    def evaluate(self, part: str) -> Found:
+    def evaluate(self, part: str) -> Evaluation:
         self.model.eval()
         if not batch_norms(self.model):
             found = self._errors(part, MEASURED[part])
@@ -122,20 +123,20 @@ class Classify(Task):
         self.model.train()
         return found
 
-    def _errors(self, part: str, watched: int) -> Found:
+    def _errors(self, part: str, watched: int) -> Evaluation:
         """Metrics over a part, and measures of its first images."""
         wrong = total = 0.0
         pixels, labels = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
         for some, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
-            with watching(places, {4: 1}) as streams:
+            with measuring(places, {4: 1}) as found:
                 for x, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
                     if len(wanted):
                         logits = self.model(self._ready(x)).float()
                         wrong += (logits.argmax(1) != wanted).sum().item()
                         total += F.cross_entropy(logits, wanted, reduction="sum").item()
-            sparsity |= measured(streams)
-        return Found({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
+            sparsity |= measured(found)
+        return Evaluation({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         return images.normalise(pixels, self._mean, self._std).contiguous(memory_format=self._format)

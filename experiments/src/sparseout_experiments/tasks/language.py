@@ -13,10 +13,19 @@ from sparseout.baselines import ActivityPenalty
 from sparseout_experiments import options
 from sparseout_experiments.data import text
 from sparseout_experiments.models import LanguageModel
-from sparseout_experiments.tasks.base import Found, Place, Task, fingerprint, measured, mine, penalised, watching
+from sparseout_experiments.tasks.base import (
+    DistributedContext,
+    Evaluation,
+    Task,
+    fingerprint,
+    local_shard,
+    measured,
+    measuring,
+    penalised,
+)
 from sparseout_experiments.training.averaging import averaged, triggered
 from sparseout_experiments.training.noise import attached, noise
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.schedules import cosine
 
 EVALUATED = 10  # columns of text side by side
@@ -30,15 +39,15 @@ class Predict(Task):
 
     metric = "perplexity"
 
-    def __init__(self, config: options.Language, streams: Streams, place: Place) -> None:
-        self._config, self._streams = config, streams
+    def __init__(self, config: options.Language, rng: Rng, context: DistributedContext) -> None:
+        self._config, self._rng = config, rng
         sizes = {name: getattr(config, name) for name in ("train_size", "valid_size", "test_size", "words")}
         corpus = text.load(config.data, **sizes)
-        batches = {"train": config.batch * place.processes, "valid": EVALUATED, "test": EVALUATED}
+        batches = {"train": config.batch * context.processes, "valid": EVALUATED, "test": EVALUATED}
         columns = {name: text.columns(getattr(corpus, name), batch) for name, batch in batches.items()}
         self.data = fingerprint(columns)
-        columns["train"] = mine(columns["train"].t(), place).t()
-        self.parts: dict[str, Tensor] = {name: part.contiguous().to(place.device) for name, part in columns.items()}
+        columns["train"] = local_shard(columns["train"].t(), context).t()
+        self.parts: dict[str, Tensor] = {name: part.contiguous().to(context.device) for name, part in columns.items()}
         shared = (0,) if config.locked else ()
         self.model = LanguageModel(
             len(corpus.vocabulary),
@@ -46,10 +55,10 @@ class Predict(Task):
             config.units,
             config.layers,
             lambda site: noise(config, shared_dims=shared, **_at(config, site)),
-            streams.init,
+            rng.init,
             weight_drop=config.weight_drop,
             embedding_drop=config.embedding_drop,
-        ).to(place.device)
+        ).to(context.device)
         penalty = attached(config, self.model, self.model.activations().values())
         self.objective = _Loss(self.model, config.activation_penalty, config.temporal_penalty, penalty)
         self._varied = config.model == "awd"
@@ -67,7 +76,7 @@ class Predict(Task):
         return 1.0 if self._varied else cosine(progress)
 
     def plan(self) -> list[tuple[int, int]]:
-        return text.windows(len(self.parts["train"]), self._bptt, self._streams.order if self._varied else None)
+        return text.windows(len(self.parts["train"]), self._bptt, self._rng.shuffle if self._varied else None)
 
     def batch_rate(self, batch: tuple[int, int]) -> float:
         return batch[1] / self._bptt if self._varied else 1.0
@@ -93,7 +102,7 @@ class Predict(Task):
         return self.model if self._average is None or not self._average.n_averaged else self._average.module
 
     @torch.no_grad()
-    def evaluate(self, part: str) -> Found:
+    def evaluate(self, part: str) -> Evaluation:
         model = cast(LanguageModel, self.evaluated())
         model.eval()
         words = self.parts[part]
@@ -103,16 +112,16 @@ class Predict(Task):
         windows = text.windows(len(words), self._bptt, None)
         watched = sum(start * words.shape[1] < MEASURED for start, _ in windows)
         for some, at in ((windows[:watched], model.activations()), (windows[watched:], {})):
-            with watching(at, {}) as streams:
+            with measuring(at, {}) as found:
                 for start, size in some:
                     logits, carried = model(words[start : start + size], carried)
                     wanted = words[start + 1 : start + 1 + size]
                     total += F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum").item()
                     seen += wanted.numel()
-            sparsity |= measured(streams)
+            sparsity |= measured(found)
         model.train()
         loss = total / seen
-        return Found({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, sparsity)
+        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, sparsity)
 
     def use(self, weights: dict[str, Tensor]) -> None:
         self._average = None
@@ -128,10 +137,10 @@ class Predict(Task):
             self._average = averaged(self.model)
             self._average.load_state_dict(state["average"])
 
-    def own_state(self) -> dict[str, Any]:
+    def rank_state(self) -> dict[str, Any]:
         return {"carried": self._carried}
 
-    def load_own(self, state: dict[str, Any]) -> None:
+    def load_rank_state(self, state: dict[str, Any]) -> None:
         if state["carried"] is not None:
             device = self.parts["train"].device
             self._carried = [(h.to(device), c.to(device)) for h, c in state["carried"]]

@@ -6,12 +6,12 @@ from typing import Any
 
 # A run has diverged when the mean loss of a window is so many times that of the best window before it.
 WINDOW, DIVERGED = 50, 10.0
-MASS_DEATH = 0.5  # fraction of dead units at one place
+MOSTLY_DEAD = 0.5  # fraction of dead units at one place
 UNDEFINED = 0.01  # fraction of rows at one place without a measure
 NORM_GAP = 0.02  # between errors with the statistics of batch norm as trained and re-estimated without noise
 
 
-class Losses:
+class LossCheck:
     """The losses of a run, window by window."""
 
     def __init__(self, best: float = math.inf, window: Sequence[float] = ()) -> None:
@@ -22,7 +22,7 @@ class Losses:
         """The arguments that make one that goes on from here."""
         return {"best": self.best, "window": list(self._window)}
 
-    def see(self, losses: list[float], first_step: int) -> str | None:
+    def update(self, losses: list[float], first_step: int) -> str | None:
         """Take the losses of the steps from `first_step` on; return a sentence if the run must stop."""
         for step, loss in enumerate(losses, first_step):
             if not math.isfinite(loss):
@@ -46,7 +46,7 @@ def warnings(sparsity: Mapping[str, Mapping[str, float]], test: Mapping[str, flo
     for place, measured in sparsity.items():
         dead = measured["dead_units"] / measured["units"]
         undefined = measured["undefined_rows"] / measured["rows"]
-        if dead > MASS_DEATH:
+        if dead > MOSTLY_DEAD:
             found.append(f"{dead:.0%} of the units of {place} are dead: much of its sparsity is theirs")
         if undefined > UNDEFINED:
             found.append(

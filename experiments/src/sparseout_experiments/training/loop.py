@@ -14,12 +14,11 @@ import torch
 
 from sparseout_experiments.config import record
 from sparseout_experiments.options import Config, Target
-from sparseout_experiments.tasks import Found, Place, Task, build, means
-from sparseout_experiments.training import health as guard
-from sparseout_experiments.training import runs
-from sparseout_experiments.training.rng import Streams
+from sparseout_experiments.tasks import DistributedContext, Evaluation, Task, build, means
+from sparseout_experiments.training import health, runs
+from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.runs import RunError, RunFailed
-from sparseout_experiments.training.target_control import Steering
+from sparseout_experiments.training.target_control import TargetControl
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,11 +40,11 @@ class Progress(NamedTuple):
     note: str = ""
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 def perform(
-    config: Config, folder: Path, watch: Watch = lambda progress: None, *, resume: bool = True
+    config: Config, folder: Path, on_progress: OnProgress = lambda progress: None, *, resume: bool = True
 ) -> dict[str, Any]:
     """Train one run in its folder and return its result.
 
@@ -63,7 +62,7 @@ def perform(
             return runs.result(folder)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
-                run = _Run(config, folder, accelerator, watch)
+                run = _Run(config, folder, accelerator, on_progress)
             except KeyboardInterrupt:
                 withdraw()
                 raise
@@ -110,14 +109,14 @@ def _release(accelerator: "Accelerator") -> None:
 class _Run:
     """The state of a run and the steps of its life."""
 
-    def __init__(self, config: Config, folder: Path, accelerator: "Accelerator", watch: Watch) -> None:
-        self.config, self.folder, self.accelerator, self.watch = config, folder, accelerator, watch
-        self.place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
-        self.streams = Streams(config.seed, self.place.process)
-        self.task: Task = build(config, self.streams, self.place)
+    def __init__(self, config: Config, folder: Path, accelerator: "Accelerator", on_progress: OnProgress) -> None:
+        self.config, self.folder, self.accelerator, self.on_progress = config, folder, accelerator, on_progress
+        self.context = DistributedContext(accelerator.device, accelerator.process_index, accelerator.num_processes)
+        self.rng = Rng(config.seed, self.context.process)
+        self.task: Task = build(config, self.rng, self.context)
         # before anything is compiled: a hook that comes later is not seen
-        self.steering = (
-            Steering(config, self.task.model) if isinstance(config, Target) and config.target_sparsity else None
+        self.target_control = (
+            TargetControl(config, self.task.model) if isinstance(config, Target) and config.target_sparsity else None
         )
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
@@ -126,15 +125,15 @@ class _Run:
         self.losses: list[float] = []  # of the epoch's steps, up to the last look
         # Those since then. One tensor for all: small ones, made between large ones and kept, pin the memory of these.
         self.recent = torch.zeros(CHECK, device=accelerator.device)
-        self.guard = guard.Losses()
+        self.loss_check = health.LossCheck()
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self.stopped_by = ""
         self.train_loss = float("nan")  # mean of the last epoch
         self.seconds = 0.0  # of training, up to the last look at the clock
-        self.order = self.streams.order.get_state()  # as the epoch began
+        self.shuffle_state = self.rng.shuffle.get_state()  # as the epoch began
         self.task.plan()  # says now, and not in the first epoch, if there is none
-        self.streams.order.set_state(self.order)
+        self.rng.shuffle.set_state(self.shuffle_state)
         for note in self.task.notes:
             self._tell(0.0, math.nan, note)
         self._resume()
@@ -151,7 +150,7 @@ class _Run:
         return self._finish()
 
     def _train_epoch(self) -> None:
-        self.order = self.streams.order.get_state()
+        self.shuffle_state = self.rng.shuffle.get_state()
         plan = self.task.plan()
         while self.step < len(plan):
             batch = plan[self.step]
@@ -166,8 +165,8 @@ class _Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.task.after_step()
-            if self.steering is not None:
-                for note in self.steering.step():
+            if self.target_control is not None:
+                for note in self.target_control.step():
                     self._tell(self._done(len(plan)), self.losses[-1] if self.losses else math.nan, note)
             self.recent[self.step % CHECK] = loss.detach()
             self.step += 1
@@ -184,19 +183,19 @@ class _Run:
         return by_steps if budget is None else min(max(by_steps, self.seconds / (60 * budget)), 1.0)
 
     def _look(self, steps: int) -> None:
-        """Hold the last steps against the guard, look at the clock, save if it is time."""
+        """Hold the last steps against the health checks, look at the clock, save if it is time."""
         new = (self.step - 1) % CHECK + 1
         recent = self.recent[:new]
         seconds = recent.new_tensor([time.monotonic() - self.begun])
-        if self.place.processes > 1:  # all must come to the same decisions
+        if self.context.processes > 1:  # all must come to the same decisions
             from accelerate.utils import broadcast
 
             recent, seconds = self.accelerator.reduce(recent, "mean"), broadcast(seconds)
         self.seconds = seconds.item()
         values = recent.tolist()
         self.losses += values
-        if told := self.guard.see(values, self.steps - new + 1):
-            self._fail(told)
+        if message := self.loss_check.update(values, self.steps - new + 1):
+            self._fail(message)
         budget = self.config.budget_minutes
         if budget is not None and self.seconds > 60 * budget:
             self.stopped_by = "budget"
@@ -213,7 +212,7 @@ class _Run:
         if not math.isfinite(value):
             self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
         # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
-        if not self.best or value < self.best["value"] or self.steering is not None:
+        if not self.best or value < self.best["value"] or self.target_control is not None:
             weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
             }
@@ -228,8 +227,8 @@ class _Run:
             "valid": found.metrics,
         }
         line |= {"mean": overall, "sparsity": found.sparsity, "seconds": time.monotonic() - self.begun}
-        if self.steering is not None:
-            line["control"] = self.steering.line()
+        if self.target_control is not None:
+            line["control"] = self.target_control.line()
         if self.accelerator.is_main_process:
             runs.log(self.folder, line)
         self.lines += 1
@@ -238,11 +237,11 @@ class _Run:
             self.accelerator.log(_flat(tracked), step=self.steps)
         if self.epoch == self.config.epochs and not self.stopped_by:
             self.stopped_by = "epochs"
-        self.step, self.losses, self.order = 0, [], self.streams.order.get_state()
+        self.step, self.losses, self.shuffle_state = 0, [], self.rng.shuffle.get_state()
         self._save()
         self._tell(self.epoch / self.config.epochs, train_loss)
 
-    def _evaluate(self, part: str) -> Found:
+    def _evaluate(self, part: str) -> Evaluation:
         with self.accelerator.autocast():
             return self.task.evaluate(part)
 
@@ -259,18 +258,18 @@ class _Run:
             "best_epoch": self.best["epoch"],
             "stopped_by": self.stopped_by,
             "seconds": time.monotonic() - self.begun,
-            "processes": self.place.processes,
+            "processes": self.context.processes,
             "parameters": sum(parameter.numel() for parameter in self.task.model.parameters()),
             "train_loss": self.train_loss,
             "valid": valid.metrics,
             "test": test.metrics,
             "mean": means(test.sparsity),
             "sparsity": test.sparsity,
-            "warnings": guard.warnings(test.sparsity, test.metrics),
+            "warnings": health.warnings(test.sparsity, test.metrics),
             "notes": list(self.task.notes),
         }
-        if self.steering is not None:
-            result["control"] = self.steering.result()
+        if self.target_control is not None:
+            result["control"] = self.target_control.result()
             result["warnings"] += result["control"].pop("told")
         if self.accelerator.is_main_process:
             result["environment"] = runs.read_json(self.folder / runs.ENVIRONMENT)
@@ -293,14 +292,14 @@ class _Run:
     def _save(self) -> None:
         from accelerate.utils import gather_object
 
-        own = {"streams": self.streams.state(), "own": self.task.own_state()}
-        own |= {"steering": self.steering.state()} if self.steering is not None else {}
-        processes = gather_object([own])
+        rank = {"streams": self.rng.state(), "own": self.task.rank_state()}
+        rank |= {"steering": self.target_control.state()} if self.target_control is not None else {}
+        processes = gather_object([rank])
         scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
-            state = {name: getattr(self, name) for name in _KEPT}
+            state = {key: getattr(self, name) for key, name in _KEPT.items()}
             state["losses"] = torch.tensor(self.losses, dtype=torch.float32)
-            state["guard"] = self.guard.state()
+            state["guard"] = self.loss_check.state()
             state["model"] = self.task.model.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
@@ -323,39 +322,42 @@ class _Run:
         try:
             self._load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             checkpoint = self.folder / runs.CHECKPOINT
             raise RunError(f"{checkpoint} is not of this run ({reason}): remove it, or start another folder") from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        if len(state["processes"]) != self.place.processes:
-            count = f"{len(state['processes'])} processes, not {self.place.processes}"
+        if len(state["processes"]) != self.context.processes:
+            count = f"{len(state['processes'])} processes, not {self.context.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")
         if state["data"] != self.task.data:
             raise RunError(f"the run in {self.folder} was started with other data than {self.config.data!r} holds now")
-        for name in _KEPT:
-            setattr(self, name, state[name])
+        for key, name in _KEPT.items():
+            setattr(self, name, state[key])
         self.losses = state["losses"].tolist()
-        self.guard = guard.Losses(**state["guard"])
+        self.loss_check = health.LossCheck(**state["guard"])
         self.task.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.task.load(state["task"])
-        own = state["processes"][self.place.process]
-        self.task.load_own(own["own"])
-        if self.steering is not None:
-            self.steering.load(own["steering"])
-        self.streams.load({**own["streams"], "order": self.order})
+        rank = state["processes"][self.context.process]
+        self.task.load_rank_state(rank["own"])
+        if self.target_control is not None:
+            self.target_control.load(rank["steering"])
+        self.rng.load({**rank["streams"], "order": self.shuffle_state})
 
     def _tell(self, done: float, loss: float, note: str = "") -> None:
         if self.accelerator.is_main_process:
             shown = {name: self.last.get(name) for name in ("metric", "hoyer", "dead")}
-            self.watch(Progress(done, self.epoch, self.config.epochs, loss, **shown, note=note))
+            self.on_progress(Progress(done, self.epoch, self.config.epochs, loss, **shown, note=note))
 
 
-# What a checkpoint keeps of a run just as it is.
-_KEPT = ("epoch", "step", "steps", "lines", "best", "last", "stopped_by", "seconds", "order", "train_loss")
+# What a checkpoint keeps of a run just as it is: its keys, which older ones have too, and the attributes.
+_KEPT = {
+    name: name for name in ("epoch", "step", "steps", "lines", "best", "last", "stopped_by", "seconds", "train_loss")
+}
+_KEPT["order"] = "shuffle_state"
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -13,7 +13,7 @@ from sparseout.monitor._noise import dropout_variance, noise_powers
 from sparseout_experiments.options import Target
 
 
-class Steering:
+class TargetControl:
     """Moves q after every step towards `target_sparsity`, Hoyer in training of what the noise layers take in.
 
     Of every interval of the controller it keeps the step, q, Hoyer, and the power of the noise as a multiple of that
@@ -28,7 +28,7 @@ class Steering:
         self._steps = 0
         self._records: list[dict[str, float]] = []
         self._written = 0  # of the records, by `line`
-        self._told: list[str] = []
+        self._messages: list[str] = []
         self._power = torch.zeros(2, dtype=torch.float64)  # of the noise, and of Dropout's
         for name in self._controller.q:
             model.get_submodule(name).register_forward_hook(self._see)
@@ -39,20 +39,20 @@ class Steering:
             self._power = self._power.to(powers.device) + powers
 
     def step(self) -> list[str]:
-        """After a step of the optimizer; gives what the controller has to tell, which is seldom anything."""
+        """After a step of the optimizer; returns the messages of the controller, seldom any."""
         self._steps += 1
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._controller.step()
-        told = [str(warning.message) for warning in caught]
-        self._told += told
+        messages = [str(warning.message) for warning in caught]
+        self._messages += messages
         if self._steps % self._controller.every == 0:
             noise, dropout = self._power.tolist()
             record = {"step": self._steps, "q": _mean(self._controller.q.values())}
             record["hoyer"] = _mean(self._controller.measured.values())
             self._records.append(record | {"noise": noise / dropout if dropout else 1.0})
             self._power.zero_()
-        return told
+        return messages
 
     def line(self) -> list[dict[str, float]]:
         """The intervals that ended since the last call."""
@@ -65,20 +65,21 @@ class Steering:
         found: dict[str, Any] = {name: _mean(record[name] for record in last) for name in ("hoyer", "q")}
         noises = [record["noise"] for record in self._records]
         found |= {"noise_least": min(noises, default=math.nan), "noise_most": max(noises, default=math.nan)}
-        return {"target": self._target, **found, "intervals": len(self._records), "told": list(self._told)}
+        return {"target": self._target, **found, "intervals": len(self._records), "told": list(self._messages)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; the same on every process but for what was seen since the last interval."""
-        return {name: getattr(self, name) for name in _KEPT} | {"controller": self._controller.state_dict()}
+        return {key: getattr(self, name) for key, name in _KEPT.items()} | {"controller": self._controller.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        for name in _KEPT:
-            setattr(self, name, state[name])
+        for key, name in _KEPT.items():
+            setattr(self, name, state[key])
         self._controller.load_state_dict(state["controller"])
 
 
-_KEPT = ("_steps", "_records", "_written", "_told", "_power")
+# The keys of a checkpoint, which older ones have too, and the attributes.
+_KEPT = {"_told": "_messages", **{name: name for name in ("_steps", "_records", "_written", "_power")}}
 
 
 def _mean(values: Iterable[float | None]) -> float:

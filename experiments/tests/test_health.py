@@ -10,42 +10,41 @@ import pytest
 import torch
 from small import arguments, differences, options, outcome, run
 from sparseout_experiments import cli, tasks
-from sparseout_experiments.training import health as guard
+from sparseout_experiments.training import health, runs
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
 from sparseout_experiments.training.runs import RunFailed
 from torch import Tensor
 
 
 def test_a_loss_that_is_no_number_is_named_by_its_step() -> None:
-    losses = guard.Losses()
-    assert losses.see([1.0, 2.0, 3.0], 1) is None
-    assert losses.see([1.0, math.nan, math.inf], 4) == "the loss of step 5 is nan"
-    assert guard.Losses().see([-math.inf], 9) == "the loss of step 9 is -inf"
+    losses = health.LossCheck()
+    assert losses.update([1.0, 2.0, 3.0], 1) is None
+    assert losses.update([1.0, math.nan, math.inf], 4) == "the loss of step 5 is nan"
+    assert health.LossCheck().update([-math.inf], 9) == "the loss of step 9 is -inf"
 
 
 def test_divergence_is_a_window_beyond_ten_times_the_best() -> None:
-    window = guard.WINDOW
-    losses = guard.Losses()
-    assert losses.see([2.0] * window, 1) is None
-    assert losses.see([1.0] * window, window + 1) is None
-    assert losses.see([5.0] * window, 2 * window + 1) is None
-    assert losses.see([10.0] * window, 3 * window + 1) is None  # the bound itself
-    assert losses.see([1e6] * (window - 1), 4 * window + 1) is None  # not before the window is full
-    told = losses.see([1e6], 5 * window)
+    window = health.WINDOW
+    losses = health.LossCheck()
+    assert losses.update([2.0] * window, 1) is None
+    assert losses.update([1.0] * window, window + 1) is None
+    assert losses.update([5.0] * window, 2 * window + 1) is None
+    assert losses.update([10.0] * window, 3 * window + 1) is None  # the bound itself
+    assert losses.update([1e6] * (window - 1), 4 * window + 1) is None  # not before the window is full
+    told = losses.update([1e6], 5 * window)
     assert told is not None
     assert told.startswith(f"training diverged: the mean loss of the {window} steps up to step {5 * window} is 1e+06, ")
     assert "1000000 times" in told
-    assert guard.Losses(best=1.0).see([10.0001] * window, 1) is not None
+    assert health.LossCheck(best=1.0).update([10.0001] * window, 1) is not None
 
 
-def test_a_guard_goes_on_from_its_state() -> None:
-    first, second = guard.Losses(), guard.Losses()
-    values = [1.0] * guard.WINDOW + [30.0] * guard.WINDOW
-    told = [first.see([value], step) for step, value in enumerate(values, 1)]
+def test_a_loss_check_goes_on_from_its_state() -> None:
+    first, second = health.LossCheck(), health.LossCheck()
+    values = [1.0] * health.WINDOW + [30.0] * health.WINDOW
+    told = [first.update([value], step) for step, value in enumerate(values, 1)]
     for step, value in enumerate(values, 1):
-        second = guard.Losses(**json.loads(json.dumps(second.state())))
-        assert second.see([value], step) == told[step - 1]
+        second = health.LossCheck(**json.loads(json.dumps(second.state())))
+        assert second.update([value], step) == told[step - 1]
     assert told[-1] is not None
     assert told[:-1] == [None] * (len(values) - 1)
 
@@ -77,15 +76,15 @@ def place(dead: int = 0, undefined: int = 0) -> dict[str, float]:
     ],
 )
 def test_warnings_at_their_bounds(sparsity: Any, test: dict[str, float], says: list[str]) -> None:
-    found = guard.warnings(sparsity, test)
+    found = health.warnings(sparsity, test)
     assert len(found) == len(says)
     assert all(one.startswith(start) for one, start in zip(found, says, strict=True))
 
 
 def test_the_warning_of_batch_norm_gives_points_and_direction() -> None:
-    (told,) = guard.warnings({}, {"error": 0.25, "error_as_trained": 0.3})
+    (told,) = health.warnings({}, {"error": 0.25, "error_as_trained": 0.3})
     assert "by +5.0 points" in told
-    (told,) = guard.warnings({}, {"error": 0.25, "error_as_trained": 0.2})
+    (told,) = health.warnings({}, {"error": 0.25, "error_as_trained": 0.2})
     assert "by -5.0 points" in told
 
 
@@ -108,13 +107,13 @@ def test_a_result_holds_its_warnings(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 def test_a_gap_of_batch_norm_stands_in_the_result(tmp_path: Path) -> None:
     found = run(tmp_path, "image", epochs=1)
-    assert abs(found["test"]["error_as_trained"] - found["test"]["error"]) > guard.NORM_GAP
+    assert abs(found["test"]["error_as_trained"] - found["test"]["error"]) > health.NORM_GAP
     assert any("batch norm" in warning for warning in found["warnings"])
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, kind: str, step: int, spoil: Callable[[Tensor], Tensor]) -> None:
     """Spoil the loss from a step on."""
-    task = type(tasks.build(options(kind), train.Streams(0), tasks.Place(torch.device("cpu"))))
+    task = type(tasks.build(options(kind), train.Rng(0), tasks.DistributedContext(torch.device("cpu"))))
     loss = task.loss
     steps = iter(range(1, 10_000))
     monkeypatch.setattr(
@@ -179,9 +178,9 @@ def test_a_validation_metric_that_is_no_number_stops_the_run(tmp_path: Path, mon
     evaluate = train._Run._evaluate
     calls = iter(range(10))
 
-    def broken(self: Any, part: str) -> tasks.Found:
+    def broken(self: Any, part: str) -> tasks.Evaluation:
         found = evaluate(self, part)
-        return tasks.Found({**found.metrics, "mse": math.nan}, found.sparsity) if next(calls) else found
+        return tasks.Evaluation({**found.metrics, "mse": math.nan}, found.sparsity) if next(calls) else found
 
     monkeypatch.setattr(train._Run, "_evaluate", broken)
     with pytest.raises(RunFailed, match=r"the validation mse after epoch 2 \(step 50\) is nan; .* checkpoint$"):

@@ -69,7 +69,7 @@ def test_a_run_that_stops_goes_on_with_the_same_q(kind: str, tmp_path: Path, mon
 
 
 def test_runs_without_a_target_have_no_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "Steering", None)
+    monkeypatch.setattr(train, "TargetControl", None)
     found = run(tmp_path, "autoencoder", epochs=1)
     assert "control" not in found
 
