@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -91,7 +91,13 @@ class Pool:
     def _hire(self) -> Connection:
         mine, its = self._context.Pipe()
         process = self._context.Process(target=_work, args=(its, self._train), daemon=True)
-        process.start()
+        # Inherited: Ctrl-C reaches every process of a terminal, and a worker may still be importing when it comes.
+        resource_tracker.ensure_running()  # which would lift the block
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         its.close()
         self._workers[mine] = process
         return mine
