@@ -274,9 +274,9 @@ def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
     def run(mode: str) -> tuple[SparsityController, dict[str, float]]:
         model = Plant(lag=2)
         controller = SparsityController(model, 0.6, every=2, mode=mode)
-        for step in range(400):
+        for step in range(600):
             model()
-            if step % 8 == 7:  # in evaluation it is denser by 0.1
+            if step % 4 == 3:  # in evaluation it is denser by 0.1
                 layer = model.noise[0].eval()
                 layer(model.rows(model.hoyer - 0.1))
                 layer.train()

@@ -59,21 +59,23 @@ class SparsityController:
     Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out.
 
     Warnings, repeated by `report`, say that a target is out of reach, because q has been at a bound for 50 updates or
-    because dead units rule the target out, with the closest value; that inputs are NaN or infinite, which do not change
-    q; and that no training pass was seen in 5 updates.
+    because dead units rule the target out, with the closest value, until it is met after all; that inputs are NaN or
+    infinite, which do not change q; and that no training pass was seen in 5 updates, or none of a layer with a q of its
+    own. Layers with p = 0 are named when the controller is made.
 
-    While a controller is attached it owns q: what :func:`sparseout.set_q_` writes is overwritten at the next update.
-    A later controller on the same layers takes them over. A model can be copied and pickled with its controller; the q
-    of a copy then does not change. Names of layers are those of the written model, without the wrappers of
-    `torch.compile` and `DistributedDataParallel`, so that a state fits with and without them.
+    While a controller is attached it owns q: what :func:`sparseout.set_q_` writes is overwritten at the next update. A
+    later controller on the same layers takes them over, with a warning. A model can be copied and pickled with its
+    controller; in a copy without it nothing is measured, and q does not change. Names of layers are those of the
+    written model, without the wrappers of `torch.compile`, `DistributedDataParallel` and the like, so that a state fits
+    with and without them.
 
     Args:
         model: a model with at least one Sparseout layer.
         target: the wanted value of `measure`; with `per_layer` it may be a mapping from layer names to values.
         measure: ``"hoyer"``, ``"hoyer_live"`` (over units that are not dead), ``"gini"``, ``"treves_rolls"``,
             ``"sparsity"``, ``"density"`` or ``"kurtosis"``.
-        mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met. For ``"eval"`` call the
-            model in evaluation mode between updates; without such a call an update leaves q as it is.
+        mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met. For ``"eval"`` call
+            the model in evaluation mode between updates; without such a call an update leaves q as it is.
         modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
         per_layer: each layer has its own q and its own target. Otherwise all layers have one q, and the mean over
             layers is measured. A tensor for q that is shared with a layer of another q is replaced by a new one.
@@ -86,7 +88,8 @@ class SparsityController:
         max_step: the most by which an update raises q.
         unit_dim: dimension of the units where the module that made an activation does not tell: an int, a mapping from
             names or types of modules to ints, or a function of name, module and tensor.
-        group: process group over which measurements are summed; None: the default one.
+        group: process group over which measurements are summed; None: that of the data-parallel wrapper around the
+            model, else all processes, which must have equal parameters then.
 
     Raises:
         ValueError: if the model has no Sparseout layer, or a value is out of range.
@@ -186,7 +189,9 @@ class SparsityController:
         With several processes (`torch.distributed`) measurements are summed over them, so all must call it alike.
 
         Raises:
-            RuntimeError: after `detach`, and if a layer was reverted or taken over by another controller.
+            RuntimeError: after `detach`, and if a layer was reverted or taken over by another controller; on all
+                processes, if their controllers differ, as after one of them alone has loaded a state.
+            ValueError: on all processes, if they have different models and `group` was not given.
         """
         self._check_layers()
         first, self._compared = not self._compared, True
