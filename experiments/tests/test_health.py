@@ -58,7 +58,11 @@ def place(dead: int = 0, undefined: int = 0) -> dict[str, float]:
     [
         ({"code": place()}, {"mse": 0.1}, []),
         ({"code": place(dead=500)}, {}, []),
-        ({"code": place(dead=501), "other": place()}, {}, ["50% of the units of code are dead: much of its sparsity"]),
+        (
+            {"code": place(dead=501), "other": place()},
+            {},
+            ["50% of the units of code are dead over 1,000 rows: much of its sparsity"],
+        ),
         ({"code": place(undefined=10)}, {}, []),
         ({"a": place(), "b": place(undefined=11)}, {}, ["1.1% of the rows of b are all zero and have no measure: its"]),
         ({}, {"error": 0.0, "error_as_trained": 0.02}, []),

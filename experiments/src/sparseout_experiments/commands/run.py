@@ -200,6 +200,9 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         shares = [found["dead_units"] / found["units"], found["undefined_rows"] / found["rows"]]
         table.add_row(place, *values, *(f"{share:.1%}" for share in shares))
     console.print(table)
+    rows = [f"{found['rows']:,.0f}" for found in result["sparsity"].values()]
+    over = " to ".join(dict.fromkeys((rows[0], rows[-1]))) if rows else "0"
+    console.print(f"Dead: active in none of {over} rows; fewer rows have more dead units.\n", highlight=False)
     test, valid = (f"{times * result[part][metric]:.4g}{unit}" for part in ("test", "valid"))
     says = f"{metric} {test} on test data ({valid} on validation data)"
     if "error_as_trained" in result["test"]:

@@ -47,7 +47,8 @@ def warnings(sparsity: Mapping[str, Mapping[str, float]], test: Mapping[str, flo
         dead = measured["dead_units"] / measured["units"]
         undefined = measured["undefined_rows"] / measured["rows"]
         if dead > MOSTLY_DEAD:
-            found.append(f"{dead:.0%} of the units of {place} are dead: much of its sparsity is theirs")
+            over = f"{measured['rows']:,.0f} rows"
+            found.append(f"{dead:.0%} of the units of {place} are dead over {over}: much of its sparsity is theirs")
         if undefined > UNDEFINED:
             found.append(
                 f"{undefined:.1%} of the rows of {place} are all zero and have no measure: its means leave them out"

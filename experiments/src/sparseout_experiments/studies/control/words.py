@@ -266,7 +266,7 @@ def cautions(records: Sequence[Record]) -> list[str]:
             kinds.setdefault(_NUMBER.sub("", warning), []).append(warning)
         often = sorted(kinds.values(), key=len, reverse=True)
         for some in often[:_KINDS]:
-            over = f" (over {samples(record)})" if "are dead" in some[0] else ""
+            over = f" (over {samples(record)})" if "are dead:" in some[0] else ""  # in older results
             said.append(f"{record.task}: {len(some)} runs warn: {_merged(some)}{over}")
         lowest = [
             setting.name for setting, value in record.chosen.items() if _lowest(record.task, setting, value.value)
