@@ -9,6 +9,7 @@ from small import unexpected
 from sparseout_experiments import cli
 from sparseout_experiments.bench import cases, measure, plot, render, store, table
 from sparseout_experiments.bench.timing import Budget
+from sparseout_experiments.training import environment
 
 N = 4096
 HERE = {
@@ -157,6 +158,19 @@ def test_the_environment_is_this_one(monkeypatch):
     assert len(here["source"]) == 10
     monkeypatch.setattr("sparseout.backend", lambda device: ("fast", f"of {device}"), raising=False)
     assert store.environment("cpu", True)["backend"] == {"name": "fast", "reason": "of cpu"}
+
+
+@pytest.mark.parametrize("text", [None, "", "flags : fpu\n"])
+def test_a_processor_without_a_name_has_that_of_its_kind(text, tmp_path, monkeypatch):
+    def read(path):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(environment.Path, "read_text", read)
+    monkeypatch.setattr(environment.platform, "processor", lambda: "")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "riscv64")
+    assert environment.processor() == "riscv64"
 
 
 def record(device="cpu", name="Some CPU", ratio=1.237):
