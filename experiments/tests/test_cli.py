@@ -380,6 +380,25 @@ def test_ctrl_c_twice_is_one_sentence(apart: float, tmp_path: Path) -> None:
     assert re.fullmatch("sparseout: interrupted.*\n", err)
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("sparseout run ", {"autoencoder", "image", "language"}),
+        ("sparseout run image --norm ", {"batch", "group", "none"}),
+        ("sparseout demo --gradient ", {"detached", "exact"}),
+        ("sparseout run language --weight-d", {"--weight-drop", "--weight-decay"}),
+    ],
+)
+def test_the_shell_completes(
+    words: str, offered: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_SPARSEOUT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert status_of() == 0
+    assert set(capfd.readouterr().out.split()) == offered
+
+
 def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert status_of("--version") == 0
     assert capfd.readouterr().out == f"sparseout {__version__}\n"
