@@ -15,7 +15,7 @@ import torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from sparseout import SparsityMonitor, measures
+from sparseout import Sparseout, SparsityController, SparsityMonitor, measures
 from sparseout._utils.distributed import all_reduce_sums, data_parallel_group
 
 dist.init_process_group("gloo")
@@ -77,6 +77,16 @@ for output in (True, False):
         record = monitor.report(sync=False)[0]
         assert (record["units"], record["dead_units"], record["rows"]) == (16, 8, 5)
         assert abs(record["hoyer"] - measures.hoyer(whole).mean().item()) < 1e-6
+
+noisy = nn.Sequential(copy.deepcopy(net[0]), nn.ReLU(), Sparseout(q=2.5, scale="matched"))
+parallelize_module(noisy, mesh, {"0": ColwiseParallel(use_local_output=False)})
+controller = SparsityController(noisy, 0.9, every=1, group=alone)
+noisy(x)
+controller.step()
+assert abs(controller.measured["2"] - measures.hoyer(whole).mean().item()) < 1e-6, controller.report()
+controller.detach()
+controller = SparsityController(noisy, 0.9, every=1)
+assert "other parameters on process 1" in error(controller.step)  # not the sum over parts, in silence
 
 # DTensors with rows of their own on each process.
 rows = distribute_tensor(torch.rand(6, 8), mesh, [Shard(0)])

@@ -135,7 +135,7 @@ class LayerGroup:
         for key, name in _STATE.items():
             if name != "target":
                 setattr(self, name, state[key])
-        self.active = {source: value.clone() for source, value in state["active"].items()}
+        self.active = {source: value.to("cpu", copy=True) for source, value in state["active"].items()}
         # States of the first version have no more than the above.
         self.recent = deque(state.get("recent", ()), maxlen=STALL_WINDOW)
         self.message_warned = state.get("told_warned", bool(self.message))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sparseout._utils.modules import Modules, choose, named_modules, unwrapped
+from sparseout._utils.modules import Modules, choose, named_modules
 from sparseout._utils.validation import expected, kind
 from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
@@ -48,7 +48,6 @@ class TrainingSession:
     def begin(self, model: nn.Module) -> None:
         """Put monitor and controller on the model."""
         self.close()
-        model = unwrapped(model)
         monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
         pending, self._pending = self._pending, None
         if self.target is not None:
