@@ -1,7 +1,6 @@
 """What a controller can be asked for: which measures, which layers, which targets."""
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.modules import named_modules, select
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, is_number, type_name
 from sparseout.control._layer_group import q_tensor
 from sparseout.control._measure_specs import SCALES
 from sparseout.layers import Sparseout
@@ -19,7 +18,7 @@ def layers_of(model: nn.Module, modules: Any) -> dict[str, Sparseout]:
     """The layers to control, by name."""
     every = {name: module for name, module in named_modules(model) if isinstance(module, Sparseout)}
     if not every:
-        wanted, got = "one with Sparseout layers, which convert_dropout_ and insert_after_ make", kind(model)
+        wanted, got = "one with Sparseout layers, which convert_dropout_ and insert_after_ make", type_name(model)
         dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
         if count := sum(isinstance(module, dropout) for module in model.modules()):
             got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
@@ -39,8 +38,8 @@ def targets_of(target: Any, measure: str, layers: Mapping[str, Sparseout], per_l
         targets = dict.fromkeys(layers, target)
     scale = SCALES[measure]
     for value in targets.values():
-        if not _is_number(value):
-            raise TypeError(expected("target", "a number", kind(value)))
+        if not is_number(value):
+            raise TypeError(expected("target", "a number", type_name(value)))
         if not scale.low < value < scale.high:
             raise ValueError(expected("target", f"in ({scale.low:g}, {scale.high:g}), as {measure} is", value))
     return {name: float(value) for name, value in targets.items()}
@@ -50,47 +49,19 @@ def bounds_of(bounds: Any) -> tuple[float, float]:
     """The bounds of q."""
     wanted = "two finite numbers 0 <= low <= high"
     if isinstance(bounds, str) or not isinstance(bounds, Sequence):
-        raise TypeError(expected("bounds", wanted, kind(bounds)))
-    if not all(map(_is_number, bounds)):
+        raise TypeError(expected("bounds", wanted, type_name(bounds)))
+    if not all(map(is_number, bounds)):
         raise TypeError(expected("bounds", wanted, bounds))
     if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf:
         raise ValueError(expected("bounds", wanted, bounds))
     return float(bounds[0]), float(bounds[1])
 
 
-def steps_of(every: Any) -> int:
-    """The steps between updates."""
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(expected("every", "a whole number >= 1", kind(every)))
-    if every < 1:
-        raise ValueError(expected("every", "a whole number >= 1", every))
-    return every
-
-
-def constant(name: str, value: Any, zero: bool = False) -> float:
-    """A number of the law."""
-    wanted = f"a finite number {'>=' if zero else '>'} 0"
-    if not _is_number(value):
-        raise TypeError(expected(name, wanted, kind(value)))
-    if not (value > 0 or (zero and value == 0)) or not value < math.inf:
-        raise ValueError(expected(name, wanted, value))
-    return float(value)
-
-
-def check_mode(mode: Any) -> None:
-    """Raise if it is none of the modes of a module."""
-    wanted = "'train' or 'eval'"
-    if not isinstance(mode, str):
-        raise TypeError(expected("mode", wanted, kind(mode)))
-    if mode not in ("train", "eval"):
-        raise ValueError(expected("mode", wanted, repr(mode)))
-
-
 def groups_of(state: Any, measure: str, mode: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
     """The groups of a controller's state, if it is one of this measure and these groups."""
     wanted = "what state_dict gives"
     if not isinstance(state, Mapping):
-        raise TypeError(expected("state", wanted, kind(state)))
+        raise TypeError(expected("state", wanted, type_name(state)))
     if missing := {"measure", "steps", "sums", "groups"} - state.keys():
         raise ValueError(expected("state", wanted, f"one without {', '.join(sorted(missing))}"))
     if state["measure"] != measure:
@@ -119,7 +90,3 @@ def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
     for layer in new:
         old = layer.q
         layer.q = q_tensor(float(old), old.device if isinstance(old, Tensor) else device)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

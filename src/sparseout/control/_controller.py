@@ -20,16 +20,13 @@ from sparseout._utils.distributed import (
     is_distributed,
 )
 from sparseout._utils.modules import unwrapped
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import check_choice, check_int, check_positive, expected, type_name
 from sparseout.control._arguments import (
     bounds_of,
-    check_mode,
-    constant,
     groups_of,
     is_sparseout,
     layers_of,
     separate_q,
-    steps_of,
     targets_of,
 )
 from sparseout.control._input_hook import InputHook, read
@@ -134,15 +131,20 @@ class SparsityController:
         group: Group | None = None,
     ) -> None:
         scale_of(measure)
-        check_mode(mode)
+        check_choice("mode", mode, ("train", "eval"))
         if not isinstance(model, nn.Module):
-            raise TypeError(expected("model", "an nn.Module", kind(model)))
+            raise TypeError(expected("model", "an nn.Module", type_name(model)))
         given, model = model, unwrapped(model)
         layers = layers_of(model, modules)
         targets = targets_of(target, measure, layers, per_layer)
-        self.measure, self.mode, self.every, self.bounds = measure, mode, steps_of(every), bounds_of(bounds)
-        self.deadband, self.gain = constant("deadband", deadband, zero=True), constant("gain", gain)
-        self.delay, self.max_step = constant("delay", delay), constant("max_step", max_step)
+        self.measure, self.mode, self.every, self.bounds = (
+            measure,
+            mode,
+            check_int("every", every, 1),
+            bounds_of(bounds),
+        )
+        self.deadband, self.gain = check_positive("deadband", deadband, zero=True), check_positive("gain", gain)
+        self.delay, self.max_step = check_positive("delay", delay), check_positive("max_step", max_step)
         self._model, self._tracker = model, UnitTracker(model, unit_dim)
         check_group(group)
         self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
@@ -277,7 +279,7 @@ class SparsityController:
         for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):
             if not is_sparseout(layer):
                 wanted = "a Sparseout layer as before (detach the controller, then revert)"
-                raise RuntimeError(expected(name or "model", wanted, kind(layer)))
+                raise RuntimeError(expected(name or "model", wanted, type_name(layer)))
             if self._hooks[name].handle is None:
                 got = f"one that was detached, or that gave `{name}` to a later one"
                 raise RuntimeError(expected("controller", "on its layers", got))

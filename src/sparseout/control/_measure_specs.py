@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 
 class Scale(NamedTuple):
@@ -32,7 +32,7 @@ def scale_of(measure: Any) -> Scale:
     """How `measure` is controlled."""
     wanted = f"one of {', '.join(SCALES)}"
     if not isinstance(measure, str):
-        raise TypeError(expected("measure", wanted, kind(measure)))
+        raise TypeError(expected("measure", wanted, type_name(measure)))
     if measure not in SCALES:
         raise ValueError(expected("measure", wanted, repr(measure)))
     return SCALES[measure]

@@ -15,8 +15,9 @@ not recover when it rises again.
 """
 
 import math
+from collections.abc import Callable
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import check_number
 
 __all__ = ["cosine", "linear", "warmup"]
 
@@ -70,7 +71,7 @@ def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> flo
     return stop if progress >= over else linear(progress / over, start, stop)
 
 
-_RANGES = {
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "progress": ("a number in [0, 1]", lambda value: 0 <= value <= 1),
     "start": ("a finite number >= 0", lambda value: 0 <= value < math.inf),
     "stop": ("a finite number >= 0", lambda value: 0 <= value < math.inf),
@@ -80,8 +81,4 @@ _RANGES = {
 
 def _check(**values: float) -> None:
     for name, value in values.items():
-        wanted, holds = _RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(expected(name, wanted, kind(value)))
-        if not holds(value):  # type: ignore[no-untyped-call]
-            raise ValueError(expected(name, wanted, value))
+        check_number(name, value, *_RANGES[name])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparseout._utils.modules import Modules, choose, named_modules
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
 from sparseout.monitor._monitor import SparsityMonitor
@@ -31,7 +31,7 @@ class TrainingSession:
         SparsityMonitor(nn.ReLU(), measures=self.measures, every=every)  # raises if they are wrong
         options = tuple(inspect.signature(SparsityController).parameters)[2:]
         if control is not None and not isinstance(control, Mapping):
-            raise TypeError(expected("control", "a mapping or None", kind(control)))
+            raise TypeError(expected("control", "a mapping or None", type_name(control)))
         for name in control or ():
             if name not in options:
                 raise ValueError(expected("control", f"options of SparsityController: {', '.join(options)}", name))
