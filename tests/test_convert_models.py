@@ -75,6 +75,7 @@ def seeded(model, loss):
     return loss(model).item(), torch.rand(1).item()
 
 
+@pytest.mark.filterwarnings("ignore:nothing was ", "ignore:no q was set")  # in models without dropout
 @pytest.mark.parametrize("name", [*TRANSFORMERS, *IMAGES])
 def test_conversion(name):
     model, loss = build(name)

@@ -266,7 +266,8 @@ def _why_not(layer: nn.Module) -> str | None:
     if type(layer) in _LEFT:
         return _LEFT[type(layer)]
     if type(layer) not in _LAYERS:
-        return f"{type(layer).__name__} is derived from {type(layer).__mro__[1].__name__} and may do something else"
+        base = next(cls for cls in type(layer).__mro__[1:] if issubclass(cls, _DropoutNd))
+        return f"{type(layer).__name__} is derived from {base.__name__} and may do something else"
     if forward_replaced(layer):
         return "its forward was replaced on the object, so its class decides nothing"
     return None
