@@ -205,14 +205,14 @@ void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit,
     Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
     int64_t count = (n + BLOCK - 1) / BLOCK, share = (count + PARTS - 1) / PARTS;
     Call c = {.plan = plan, .x = x, .n = n, .part = share * BLOCK, .sums = sums};
-    c.power = power_of(plan->q, 1, 0, 0);
+    c.power = power_of(plan->q < 2 ? plan->q / 2 : plan->q, 1, 0, 0);
     *unit = *gain = 1;
     if (n == 0 || plan->q == 2) return;
     in_parallel((count + share - 1) / share, (GRAIN + share - 1) / share, parts, &c);
     for (int i = 0; i < PARTS; i++) add(&all, sums[i], plan->q);
     if (all.peak == 0 || !(all.peak < INFINITY)) return;
     double amplitude = sqrt(all.square / all.moment), beta = amplitude * pow(all.peak, 1 - plan->q / 2);
-    int fits = fabs(log2(beta)) < 100; /* all of beta in the amplitude, as `balanced` has it */
+    int fits = plan->q < 4 && fabs(log2(beta)) < 100; /* all of beta in the amplitude, as `balanced` has it */
     *unit = fits ? 1 : all.peak;
     *gain = fits ? beta : amplitude;
 }
@@ -331,8 +331,12 @@ TARGETS static void NAME(sums)(const Call *c, int64_t start, int n, Sums *sums) 
         largest = (bits & all) > largest ? bits & all : largest;
     }
     memcpy(&peak, &largest, sizeof peak);
-    for (int i = 0; i < n; i++) u[i] = (x[i] < 0 ? -x[i] : x[i]) / peak;
+    /* Up to q = 2 (|x|^(q/2) / peak^(q/2))^2 and not (|x| / peak)^q: a quotient may vanish where its power does not. */
+    int roots = c->plan->q < 2;
+    REAL before = roots ? 1 : peak, after = roots ? (REAL)pow(peak, c->plan->q / 2) : 1;
+    for (int i = 0; i < n; i++) u[i] = (x[i] < 0 ? -x[i] : x[i]) / before;
     NAME(raise)(power, u, (n + LANES - 1) / LANES * LANES, &c->power);
+    for (int i = 0; i < n && roots; i++) { u[i] /= peak; power[i] /= after; power[i] *= power[i]; }
     for (int i = 0; i < n; i += LANES)
         for (int j = 0; j < LANES; j++) { square[j] += u[i + j] * u[i + j]; moment[j] += power[i + j]; }
     Sums block = {peak, 0, 0};

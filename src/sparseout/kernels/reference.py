@@ -50,7 +50,9 @@ def matched(x: Tensor, q: Scalar, reduce: Reduce | None = None) -> tuple[Tensor,
     usable = (peak > 0) & (peak < math.inf)
     unit = torch.where(usable, peak, 1.0)
     u = a / unit
-    moment = reduce(torch.where(u > 0, u.pow(q), 0.0).sum(), "sum")  # 0^0 counts as 0: sign(0) is 0
+    # Up to q = 2 not u^q, which may vanish where the noise does not. 0^0 counts as 0: sign(0) is 0.
+    power, ones = _by_q(q, (a.pow(q / 2), unit ** (q / 2)), (u.pow(q / 2), 1.0))
+    moment = reduce(torch.where(a > 0, power / ones, 0.0).square().sum(), "sum")
     return unit, torch.where(usable, (reduce(u.square().sum(), "sum") / moment).sqrt(), 1.0)
 
 
@@ -66,12 +68,15 @@ def sparseout(x: Tensor, xi: Tensor, q: Scalar, scale_unit: Scalar, amplitude: S
     base = x.detach()
     steepness = _noise_slope(base, xi, q, scale_unit, amplitude, exact, torch.finfo(dtype).max)
     # The value of the term and its slope, both constants: a straight line through the point x.
-    term = _term(base, q, scale_unit, amplitude) * xi + steepness * (x - base)
+    value = _term(base, q, scale_unit, amplitude)
+    term = value * xi + steepness * (x - base)
     if exact:
         # The line stays only where the power itself has no finite value or slope: at zeros, denormals and beyond.
         info = torch.finfo(dtype)
         u = _in_units(base, scale_unit)
-        flat = (u < info.tiny) | (steepness.abs() >= info.max) | u.pow(q / 2).isinf()
+        power = u.pow(q / 2)
+        lost = power.isinf() | ((power < info.tiny) & (value.abs() > info.eps / 8 * base.abs()))
+        flat = (u < info.tiny) | (steepness.abs() >= info.max) | lost
         safe = torch.where(flat, 1.0, x)
         power = safe.sign() * (_in_units(safe, scale_unit).pow(q / 2) * scale_unit * amplitude)
         term = torch.where(flat, term, power * xi)
@@ -88,10 +93,11 @@ def slope(x: Tensor, xi: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scala
 
 
 def _term(x: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scalar) -> Tensor:
-    """What the noise multiplies; beyond q = 2 x times a power, which overflows only where the product does."""
-    a = x.abs()
-    exponent, factor = _by_q(q, (q / 2, scale_unit), (q / 2 - 1, a))
-    return x.sign() * (_in_units(x, scale_unit).pow(exponent) * amplitude * factor)
+    """What the noise multiplies; beyond q = 2 as x times a power in two factors, which overflow only as all does."""
+    half, factor = _by_q(q, (q / 2, scale_unit), (q / 4 - 0.5, x.abs()))
+    power = _in_units(x, scale_unit).pow(half)
+    _, again = _by_q(q, (q, 1.0), (q, power))
+    return x.sign() * (power * amplitude * factor * again)
 
 
 def _noise_slope(
