@@ -227,6 +227,7 @@ def refused(args: list[str], sentence: str, tmp_path: Path, capfd: pytest.Captur
         (["autoencoder", "--q", "-1"], "expected `--q` to be a finite number >= 0, but got '-1'"),
         (["image", "--depth", "17"], "expected `--depth` to be 6 n + 4 with n >= 1, but got '17'"),
         (["image", "--units", "17"], "No such option: --units"),
+        (["autoencoder", "--config", ""], "expected `--config` to be the name of a file, but got ''"),
         (["speech"], "No such command 'speech'. The commands are autoencoder, image, language; `spa"),
         (["autoencoder", "--method", "none", "--q", "2"], "expected `--q` to be left out, as the method is none, but"),
         (["language", "--method", "dropout", "--q-output", "2"], "expected `--q-output` to be left out, as the method"),

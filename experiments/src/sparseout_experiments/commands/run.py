@@ -19,6 +19,7 @@ from sparseout._utils.validation import expected
 from sparseout_experiments import config as options
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.fields import File, Folder
 from sparseout_experiments.message import tell
 from sparseout_experiments.options import TASKS, Config
 
@@ -42,7 +43,7 @@ def flag_name(name: str) -> str:
 @app.callback(invoke_without_command=True)
 def _resumed(
     context: typer.Context,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the run to go on with.")] = None,
+    out: Annotated[Path | None, typer.Option(**reading(Folder), help="Folder of the run to go on with.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, of whichever task.")] = False,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -63,8 +64,8 @@ def _command(task: str) -> Callable[..., None]:
         _run(task, {name: value for name, value in given.items() if value is not None}, config, out, resume)
 
     option = typer.Option
-    out = option(metavar="FOLDER", help="Folder of the run. [default: below runs/, named after the options]")
-    config = option(metavar="FILE", help="Options in TOML, as in a run's config.toml; those given here override them.")
+    out = option(**reading(Folder), help="Folder of the run. [default: below runs/, named after the options]")
+    config = option(**reading(File), help="Options in TOML, as in a run's config.toml; those given here override them.")
     resume = option("--resume", help="Go on with the run in the folder, with the options it was started with.")
     parameters = [
         _parameter("out", Annotated[Path | None, out]),
