@@ -113,12 +113,11 @@ def all_reduce_sums(sums: Mapping[Key, Tensor], device: torch.device, group: Gro
 
 def _fingerprint(model: nn.Module) -> str:
     """A hash of names and shapes of the parameters and of a few values of each, which copies have in common."""
-    found = hashlib.sha256()
+    names, values = [], []
     for name, parameter in model.named_parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        local = local.detach()
-        found.update(repr((name, tuple(local.shape))).encode())
+        local = (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
+        names.append((name, tuple(local.shape)))
         if not local.is_meta and local.numel():
-            some = local.flatten()[:: max(1, local.numel() // 16)]
-            found.update(repr(some.double().tolist()).encode())
-    return found.hexdigest()
+            values.append(local.flatten()[:: max(1, local.numel() // 16)].double())
+    read = torch.cat([value.to(values[0].device) for value in values]).tolist() if values else []  # waits once
+    return hashlib.sha256(repr((names, read)).encode()).hexdigest()

@@ -118,6 +118,7 @@ class SparsityMonitor:
         self._sites, self._chosen = choose(self._model, modules), modules is not None
         self._norms = batch_norms(self._model)
         self._hooks = Hooks(EagerHook)
+        self._compared = False  # the parameters with those of other processes, once
         self.reset()
 
     def reset(self, mode: str | None = None) -> None:
@@ -257,8 +258,9 @@ class SparsityMonitor:
         if sync and is_distributed():
             if group is None:
                 group = data_parallel_group(self._given)
-                if group is None:
+                if group is None and not self._compared:
                     check_replicas(self._model)
+                    self._compared = True
             accumulators, moments, counts, called = self._together(group)
         records = []
         for site in self._sites:
