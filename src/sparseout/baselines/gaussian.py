@@ -9,6 +9,7 @@ from sparseout._utils.torch_internals import is_sharded
 from sparseout._utils.validation import check_probability, expected
 from sparseout.baselines.nested import with_parts
 from sparseout.functional import check_dims, normalise_dims
+from sparseout.kernels.mask import variance
 
 
 def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared_dims: Sequence[int] = ()) -> Tensor:
@@ -53,7 +54,7 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
     else:
         shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
         noise = torch.randn(shape, dtype=wide, device=x.device)
-    factor: Tensor = 1 + (p / (1 - p)) ** 0.5 * noise
+    factor: Tensor = 1 + variance(p) ** 0.5 * noise
     return (x * factor).to(x.dtype)
 
 

@@ -64,7 +64,6 @@ def _arguments(
 ) -> dict[str, Any]:
     """What the kernel is told besides tensors, kept between calls: on small tensors the host sets the time."""
     bits, threshold = masks.bits_and_threshold(p)
-    effective = masks.effective_p(p)
     loaded = 3 - len(floats)
     q, scale_unit, amplitude = params = NoiseParams(*floats or (0.0,)).numbers()  # for what is loaded nothing counts
     limit = torch.finfo(dtype).max if loaded else reference.limit(dtype, p, *params)
@@ -74,7 +73,7 @@ def _arguments(
     return {
         "n": n,
         "cut": masks.signed(threshold, bits) << (32 - bits),
-        "kept": effective / (1 - effective),
+        "kept": masks.variance(masks.effective_p(p)),
         "half": q / 2,
         "scale_unit": scale_unit,
         "amplitude": amplitude,

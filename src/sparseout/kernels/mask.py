@@ -34,6 +34,11 @@ def effective_p(p: float) -> float:
     return threshold / (1 << bits)
 
 
+def variance(p: float) -> float:
+    """The variance p / (1 - p) of the noise, which is also what xi is where the mask keeps."""
+    return p / (1 - p)
+
+
 def make(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask of the given `shape`, on the device of the 0-d int64 `seed`."""
     bits, threshold = bits_and_threshold(p)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sparseout._utils import torch_internals
+from sparseout.kernels.mask import variance
 from sparseout.kernels.params import Scalar
 
 Reduce = Callable[[Tensor, str], Tensor]
@@ -31,7 +32,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def noise(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     """The noise xi of a boolean `mask` that is False with probability exactly `p`."""
-    kept = torch.full((), p / (1 - p), dtype=dtype, device=mask.device)
+    kept = torch.full((), variance(p), dtype=dtype, device=mask.device)
     return torch.where(mask, kept, -1.0)
 
 
@@ -137,7 +138,7 @@ def limit(
     """
     info, largest = torch.finfo(dtype), torch.finfo(room or dtype).max
     ends = (math.log2(end) - math.log2(scale_unit) for end in (info.tiny * info.eps, info.max))
-    factor = max(amplitude * max(q / 2, 1) * max(p / (1 - p), 1), info.tiny)
+    factor = max(amplitude * max(q / 2, 1) * max(variance(p), 1), info.tiny)
     if room:
         factor = max(factor, 1)
     steepest = math.log2(factor) + max((q / 2 - 1) * end for end in ends)

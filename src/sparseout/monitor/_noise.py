@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.activations import channel_dim
+from sparseout.kernels.mask import variance
 from sparseout.layers import Sparseout
 
 
@@ -17,7 +18,7 @@ def dropout_variance(module: nn.Module) -> float | None:
     if not isinstance(module, (Sparseout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         return None
     p: float = module.p
-    return p / (1 - p) if 0 < p < 1 else None
+    return variance(p) if 0 < p < 1 else None
 
 
 def noise_powers(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:

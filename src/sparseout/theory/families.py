@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.validation import expected
+from sparseout.kernels.mask import variance
 
 MOST_ENUMERATED = 16  # features, of which there are 2^16 masks
 
@@ -63,7 +64,7 @@ def enumerated(log_partition: Function) -> Marginal:
             raise ValueError(expected("features", wanted, f"{features}"))
         shifted, probability = theta.unsqueeze(-1), theta.new_ones(1)
         for column in amplitude.unsqueeze(-1).unbind(-2):
-            kept, dropped = shifted + column * (p / (1 - p)), shifted - column
+            kept, dropped = shifted + column * variance(p), shifted - column
             shifted = torch.cat([kept, dropped], -1)
             probability = torch.cat([probability * (1 - p), probability * p])
         return (log_partition(shifted) * probability).sum(-1)
@@ -73,12 +74,12 @@ def enumerated(log_partition: Function) -> Marginal:
 
 def _gaussian(theta: Tensor, amplitude: Tensor, p: float) -> Tensor:
     """Half of the second moment of a sum of independent terms."""
-    return (theta.square() + amplitude.square().sum(-1) * (p / (1 - p))) / 2
+    return (theta.square() + amplitude.square().sum(-1) * variance(p)) / 2
 
 
 def _poisson(theta: Tensor, amplitude: Tensor, p: float) -> Tensor:
     """The product of the moment generating functions of the a_j xi_j, in logarithms."""
-    kept = amplitude * (p / (1 - p)) + math.log1p(-p)
+    kept = amplitude * variance(p) + math.log1p(-p)
     dropped = math.log(p) - amplitude if p else torch.full_like(amplitude, -math.inf)
     return (theta + torch.logaddexp(kept, dropped).sum(-1)).exp()
 

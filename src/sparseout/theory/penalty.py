@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import check_int, expected, type_name
 from sparseout.functional import Scale, check_p, check_q, check_scale, sparseout
 from sparseout.kernels import reference
+from sparseout.kernels.mask import variance
 from sparseout.theory.families import Family, enumerated
 
 
@@ -37,13 +38,10 @@ def noise_moment(order: int, p: float) -> float:
         >>> [theory.noise_moment(k, 0.5) for k in (1, 2, 3, 4)]
         [0.0, 1.0, 0.0, 1.0]
     """
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(expected("order", "an int", kind(order)))
-    if order < 0:
-        raise ValueError(expected("order", "an int >= 0", order))
+    check_int("order", order, least=0)
     _check_noise(p, 2.0, None)
     sign = 1 if order % 2 == 0 else -1
-    return (1 - p) * (p / (1 - p)) ** order + sign * p
+    return (1 - p) * variance(p) ** order + sign * p
 
 
 def lq_penalty(
@@ -100,7 +98,7 @@ def lq_penalty(
     """
     theta = _theta(features, weight, p, q, family, bias, scale)
     spread = weight.square() * _power(features, q) * _beta(features, q, scale) ** 2
-    return family.variance(theta) * (p / (1 - p)) * spread.sum(-1) / 2
+    return family.variance(theta) * variance(p) * spread.sum(-1) / 2
 
 
 def expected_loss(
@@ -207,12 +205,8 @@ def monte_carlo_loss(
         True
     """
     _check_target(target, _theta(features, weight, p, q, family, bias, scale))
-    if isinstance(samples, bool) or not isinstance(samples, int):
-        raise TypeError(expected("samples", "an int", kind(samples)))
-    if samples < 2:
-        raise ValueError(expected("samples", "an int >= 2", samples))
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(expected("seed", "an int", kind(seed)))
+    check_int("samples", samples, least=2)
+    check_int("seed", seed)
     copies = features.expand(samples, *features.shape).contiguous()
     noisy = sparseout(copies, p, q, scale=scale, seed=seed)
     losses = family.negative_log_likelihood((noisy * weight).sum(-1) + bias, target)
@@ -239,13 +233,13 @@ def _theta(
     """The natural parameter, after checking its arguments and those of the noise."""
     _check_noise(p, q, scale)
     if not isinstance(family, Family):
-        raise TypeError(expected("family", "a Family, such as theory.GAUSSIAN", kind(family)))
+        raise TypeError(expected("family", "a Family, such as theory.GAUSSIAN", type_name(family)))
     for name, value in (("features", features), ("weight", weight)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else kind(value)
+            got = value.dtype if isinstance(value, Tensor) else type_name(value)
             raise TypeError(expected(name, "a floating-point tensor", got))
     if isinstance(bias, bool) or not isinstance(bias, (int, float, Tensor)):
-        raise TypeError(expected("bias", "a number or a tensor", kind(bias)))
+        raise TypeError(expected("bias", "a number or a tensor", type_name(bias)))
     if features.dim() == 0:
         raise ValueError(expected("features", "a tensor of at least one dimension", "a 0-d one"))
     if weight.shape[-1:] != features.shape[-1:]:
@@ -267,7 +261,7 @@ def _check_noise(p: float, q: float | Tensor, scale: Scale) -> None:
 
 def _check_target(target: Tensor, theta: Tensor) -> None:
     if not isinstance(target, Tensor):
-        raise TypeError(expected("target", "a tensor", kind(target)))
+        raise TypeError(expected("target", "a tensor", type_name(target)))
     _check_fit("target", target, theta.shape)
 
 
