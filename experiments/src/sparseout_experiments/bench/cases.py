@@ -1,5 +1,6 @@
 """The cases of a run. Implementations of one case are measured together, and the case is finished or not as a whole."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ Mode = Literal["eager", "compiled"]
 SMALL = 64  # elements: what such a call takes is what any call takes at least
 M = 2**20
 MIDDLING = 2**14  # where the cost of a call and that of the elements are alike
+BUSY = ", busy"
 LATENCY_CALLS = {"wall": 100, "events": 20}
 
 
@@ -26,6 +28,7 @@ class Operation:
     threads: int | None = None
     layout: str = "vector"
     clock: Literal["wall", "events"] = "wall"
+    busy: bool = False  # other processes want as many cores as there are
     section: ClassVar[Section] = "operation"
 
     @property
@@ -33,7 +36,7 @@ class Operation:
         """Unique within a file."""
         threads = f", {count(self.threads, 'thread')}" if self.threads else ""
         host = ", host" if self.clock == "wall" and not self.threads else ""
-        return f"{size(self.elements)} {self.dtype}, {self.layout}{threads}{host}"
+        return f"{size(self.elements)} {self.dtype}, {self.layout}{threads}{host}" + (BUSY if self.busy else "")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,13 @@ class Model:
     model: str
     mode: Mode
     threads: int | None = None
+    busy: bool = False
     section: ClassVar[Section] = "model"
 
     @property
     def key(self) -> str:
         """Unique within a file."""
-        return f"{self.model}, {self.mode}"
+        return f"{self.model}, {self.mode}" + (BUSY if self.busy else "")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Layer:
     width: int
     threads: int | None = None
     batch: int = 64
+    busy: ClassVar[bool] = False
     section: ClassVar[Section] = "alternatives"
 
     @property
@@ -106,6 +111,9 @@ class Plan(NamedTuple):
     layout_size: int
     models: Mapping[str, tuple[Mode, ...]]
     widths: tuple[int, ...] = ()  # of linear layers
+    busy_sizes: tuple[int, ...] = ()  # of vectors, while other processes want the cores
+    busy_models: tuple[str, ...] = ()
+    shapes: bool = False  # whether layouts of a shape of their own are measured
 
 
 _BOTH: tuple[Mode, ...] = ("eager", "compiled")
@@ -115,9 +123,21 @@ _QUICK_MODELS: dict[str, tuple[Mode, ...]] = {"WRN-10-1, batch 16": ("eager",), 
 _GPU_MODELS = {"WRN-28-10, batch 128": _BOTH, "LSTM 3 x 1150, batch 80 x 70 steps": _BOTH}
 _GPU_WIDTHS = (256, 1024, 2048)
 _GPU_SIZES = (M, 16 * M, 64 * M, 256 * M)
+_CPU_SIZES = (SMALL, 4096, MIDDLING, M, 10 * M)
+_CPU = Plan(
+    Budget(12, 7, 60),
+    _CPU_SIZES,
+    ("fp32", "bf16"),
+    M,
+    _CPU_MODELS,
+    (64, 256, 1024),
+    busy_sizes=_CPU_SIZES,
+    busy_models=tuple(_CPU_MODELS),
+    shapes=True,
+)
 PLANS = {
-    ("cpu", False): Plan(Budget(12, 7, 60), (M, 10 * M), ("fp32", "bf16"), M, _CPU_MODELS, (64, 256, 1024)),
-    ("cpu", True): Plan(Budget(1, 4, 20), (M,), ("fp32", "bf16"), M, _QUICK_MODELS, (256,)),
+    ("cpu", False): _CPU,
+    ("cpu", True): Plan(Budget(1, 4, 20), (SMALL, MIDDLING, M), ("fp32", "bf16"), M, _QUICK_MODELS, (256,), (M,)),
     ("cuda", False): Plan(Budget(4, 20, 100), _GPU_SIZES, ("fp32", "bf16", "fp16"), 64 * M, _GPU_MODELS, _GPU_WIDTHS),
     ("cuda", True): Plan(Budget(1, 10, 30), (64 * M,), ("fp32", "bf16"), 64 * M, _GPU_MODELS, (1024,)),
 }
@@ -138,15 +158,17 @@ def cores() -> int:
 
 def _on_cpu(plan: Plan) -> Iterator[Case]:
     first, *others = plan.dtypes
-    yield Operation(SMALL, first, 1)
-    yield Operation(MIDDLING, first, 1)
-    for elements in plan.sizes:
-        for threads in sorted({1, cores()}):
-            yield Operation(elements, first, threads)
+    for sizes, busy in ((plan.sizes, False), (plan.busy_sizes, True)):
+        for elements in sizes:
+            for threads in sorted({1, cores()}):
+                yield Operation(elements, first, threads, busy=busy)
     for dtype in others:
-        yield Operation(plan.sizes[0], dtype, 1)
-    for layout in list(LAYOUTS)[1:]:
-        yield Operation(plan.layout_size, first, cores(), layout)
+        yield Operation(plan.layout_size, dtype, 1)
+    for name, layout in list(LAYOUTS.items())[1:]:
+        if layout.shape[0] == -1:
+            yield Operation(plan.layout_size, first, cores(), name)
+        elif plan.shapes:
+            yield Operation(math.prod(layout.shape), first, cores(), name)
 
 
 def _on_cuda(plan: Plan) -> Iterator[Case]:
@@ -154,14 +176,17 @@ def _on_cuda(plan: Plan) -> Iterator[Case]:
         yield Operation(SMALL, dtype)
         for elements in (SMALL, *plan.sizes):
             yield Operation(elements, dtype, clock="events")
-    for layout in list(LAYOUTS)[1:]:
-        yield Operation(plan.layout_size, plan.dtypes[0], None, layout, "events")
+    for name, layout in list(LAYOUTS.items())[1:]:
+        if layout.shape[0] == -1:
+            yield Operation(plan.layout_size, plan.dtypes[0], None, name, "events")
 
 
 def _models(plan: Plan, device: str) -> Iterator[Case]:
     for model, modes in plan.models.items():
         for mode in modes:
             yield Model(model, mode, cores() if device == "cpu" else None)
+    for model in plan.busy_models:
+        yield Model(model, "eager", cores(), busy=True)
 
 
 def size(elements: int) -> str:

@@ -84,12 +84,25 @@ def channel(device: str) -> dict[str, Function]:
     return {"F.dropout2d": lambda x: F.dropout2d(x, P), "Sparseout2d q=1.5": Sparseout2d(P, 1.5)}
 
 
-# By layout: the implementations, and whether the input has four dims and which memory format.
-LAYOUTS: dict[str, tuple[Callable[[str], dict[str, Function]], torch.memory_format | None]] = {
-    "vector": (element, None),
-    "channel mask, NCHW": (channel, torch.contiguous_format),
-    "channel mask, channels_last": (channel, torch.channels_last),
-    "element mask, channels_last": (few, torch.channels_last),
+class Layout(NamedTuple):
+    """The input, in a shape of the case's number of elements or in one of its own, and who computes with it."""
+
+    implementations: Callable[[str], dict[str, Function]]
+    shape: tuple[int, ...] = (-1,)
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+_MAPS = (-1, 64, 8, 8)
+LAYOUTS = {
+    "vector": Layout(element),
+    "channel mask, NCHW": Layout(channel, _MAPS),
+    "channel mask, channels_last": Layout(channel, _MAPS, torch.channels_last),
+    "element mask, channels_last": Layout(few, _MAPS, torch.channels_last),
+    # As users have them: a batch of features, of tokens, of maps.
+    "32 x 4096": Layout(few, (32, 4096)),
+    "8 x 512 x 768": Layout(few, (8, 512, 768)),
+    "64 x 64 x 32 x 32": Layout(few, (64, 64, 32, 32)),
+    "channel mask, 64 x 64 x 32 x 32": Layout(channel, (64, 64, 32, 32)),
 }
 
 

@@ -13,12 +13,23 @@ from torch import Tensor, nn
 
 from sparseout.baselines import Attachment
 from sparseout_experiments.bench import memory, timing
-from sparseout_experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation
+from sparseout_experiments.bench.cases import (
+    LATENCY_CALLS,
+    MODELS,
+    SMALL,
+    Case,
+    Images,
+    Layer,
+    Model,
+    Operation,
+    cores,
+)
 from sparseout_experiments.bench.implementations import (
     ALTERNATIVES,
     FOR_TEXT,
     LAYOUTS,
     METHODS,
+    Layout,
     Method,
     P,
     compiled,
@@ -48,7 +59,8 @@ _COPY = "copy"
 
 def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
     """The rows of one case, the baseline first."""
-    with timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
+    busy = timing.spinning(cores() if case.busy else 0)
+    with busy, timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
         torch.manual_seed(0)
         if isinstance(case, Operation):
             return _operation(case, device, budget, on_progress)
@@ -56,11 +68,13 @@ def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) ->
 
 
 def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
-    make_implementations, layout = LAYOUTS[case.layout]
+    layout = LAYOUTS[case.layout]
     x, grad, target = _tensors(case, layout, device)
     clock: Clock = EventClock() if case.clock == "events" else WallClock(device)
     calls = LATENCY_CALLS[case.clock] if case.elements == SMALL else 1
-    implementations = make_implementations(device)
+    implementations = layout.implementations(device)
+    if case.busy:
+        implementations = {name: one for name, one in implementations.items() if "formula" not in name}
     runners: dict[str, Runner] = {
         name: partial(timing.phases, function, x, grad, calls, clock) for name, function in implementations.items()
     }
@@ -84,11 +98,10 @@ def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProg
     return list(rows.values())
 
 
-def _tensors(case: Operation, layout: torch.memory_format | None, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(case: Operation, layout: Layout, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """An input, a gradient and a target for copies."""
     x = torch.randn(case.elements, dtype=DTYPES[case.dtype], device=device)
-    if layout is not None:
-        x = x.view(-1, 64, 8, 8).contiguous(memory_format=layout)
+    x = x.view(layout.shape).contiguous(memory_format=layout.memory_format)
     return x.requires_grad_(), torch.randn_like(x.detach()), torch.empty_like(x.detach())
 
 
@@ -109,7 +122,7 @@ def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
     methods = dict(METHODS)
     if device == "cuda":
         methods |= {f"Sparseout q={q:g}": method("sparseout", p=P, q=q) for q in (1.0, 2.5)}
-    if case.mode == "eager":
+    if case.mode == "eager" and not case.busy:
         images = isinstance(MODELS[case.model], Images)
         methods |= {name: one for name, one in ALTERNATIVES.items() if images or name in FOR_TEXT}
     return {name: training_step(case, one.noise, device, one.attachment) for name, one in methods.items()}

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sparseout_experiments.bench.cases import count, size
+from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
@@ -25,8 +25,13 @@ Series = Callable[[Row], tuple[str, str]]  # what the marker says and what the c
 def picture(record: Record) -> bytes:
     """PNG: the operation above, models below, as far as there are any."""
     measured = [row for row in record.rows if row.get("ratio")]
+    vectors = {
+        busy: [row for row in measured if row.get("layout") == "vector" and row.get("busy", False) == busy]
+        for busy in (False, True)
+    }
     panels: list[tuple[list[Row], str, Series, str]] = [
-        ([row for row in measured if row.get("layout") == "vector"], "both", _of_operation, "Forward and backward"),
+        (vectors[False], "both", _of_operation, "Forward and backward"),
+        (vectors[True], "both", _of_operation, "Forward and backward, one busy process a core"),
         ([row for row in measured if row["section"] == "model"], "step", _of_model, "A training step"),
     ]
     panels = [panel for panel in panels if panel[0]]
@@ -49,7 +54,7 @@ def _of_operation(row: Row) -> tuple[str, str]:
 
 
 def _of_model(row: Row) -> tuple[str, str]:
-    return row["mode"], row["model"].replace(", ", "\n")
+    return row["mode"] + (BUSY if row.get("busy") else ""), row["model"].replace(", ", "\n")
 
 
 def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:

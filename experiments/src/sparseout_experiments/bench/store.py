@@ -82,7 +82,7 @@ def device_name(device: str) -> str:
 def source() -> str:
     """A fingerprint of the library's code, which changes more often than its version."""
     root = Path(sparseout.__file__).parent
-    paths = sorted(path for path in root.rglob("*.py") if "experiments" not in path.relative_to(root).parts)
+    paths = sorted(path for pattern in ("*.py", "*.c") for path in root.rglob(pattern))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
     return digest.hexdigest()[:10]
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from sparseout_experiments.bench.cases import count, size
+from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record
 
@@ -68,6 +68,10 @@ def _device(record: Record) -> Iterator[str]:
     for dtype, some in vectors(rows).items():
         yield f"### The operation, {dtype}: forward and backward together"
         yield _grid(some, operation_column, "both")
+    for dtype, some in vectors(rows, busy=True).items():
+        yield f"### The operation, {dtype}, on a busy machine: forward and backward together"
+        yield "For each core another process was running that does nothing but use one."
+        yield _grid(some, operation_column, "both")
     largest = [max(some, key=_extent)["case"] for some in vectors(rows).values()]
     details = [table for case in largest for table in _detail([row for row in rows if row["case"] == case])]
     yield from [*details, _DETAIL] if details else []
@@ -108,11 +112,11 @@ def _device(record: Record) -> Iterator[str]:
     yield "\n".join(f"- {note}" for note in [_CACHES[here["device"]["type"]], *_failures(rows)])
 
 
-def vectors(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows of the operation on vectors, by dtype."""
+def vectors(rows: Iterable[Row], busy: bool = False) -> dict[str, list[Row]]:
+    """Rows of the operation on vectors, by dtype, with other processes using the cores or without."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if row["section"] == "operation" and row["layout"] == "vector":
+        if row["section"] == "operation" and row["layout"] == "vector" and row.get("busy", False) == busy:
             found.setdefault(row["dtype"], []).append(row)
     return found
 
@@ -126,7 +130,7 @@ def operation_column(row: Row) -> str:
 
 def model_column(row: Row) -> str:
     """The heading of a column."""
-    return f"{row['model']}, {row['mode']}"
+    return f"{row['model']}, {row['mode']}" + (BUSY if row.get("busy") else "")
 
 
 def layer_column(row: Row) -> str:
@@ -142,7 +146,8 @@ def _sizes(rows: Sequence[Row]) -> str:
     first = rows[0]
     threads = f", {count(first['threads'], 'thread')}" if first["threads"] else ""
     return (
-        f"Each against F.dropout or F.dropout2d on the same input: {size(first['elements'])} {first['dtype']}{threads}."
+        f"Each against F.dropout or F.dropout2d on the same input: {first['dtype']}{threads}, and "
+        f"{size(first['elements'])} elements where no shape is given."
     )
 
 
@@ -236,11 +241,13 @@ def terminal(record: Record) -> Iterator[Table]:
         f"{dtype}: time over F.dropout's": (rows, operation_column, "both")
         for dtype, rows in vectors(record.rows).items()
     }
+    for dtype, busy_rows in vectors(record.rows, busy=True).items():
+        groups[f"{dtype}, busy: time over F.dropout's"] = (busy_rows, operation_column, "both")
     models = [row for row in record.rows if row["section"] == "model"]
     if models:
         groups["A training step: time over nn.Dropout's"] = (
             models,
-            lambda row: f"{row['model'].split(',')[0]}, {row['mode']}",
+            lambda row: f"{row['model'].split(',')[0]}, {row['mode']}" + (BUSY if row.get("busy") else ""),
             "step",
         )
     layers = [row for row in record.rows if row["section"] == "alternatives"]

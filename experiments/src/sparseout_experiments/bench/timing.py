@@ -3,6 +3,8 @@
 import gc
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -184,6 +186,22 @@ def timed(act: Callable[[], object], clock: Clock) -> float:
     start = clock.mark()
     act()
     return clock.between(start, clock.mark())
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """So many other processes that each want a core to themselves, for a block."""
+    program = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    processes = [subprocess.Popen(program, stdout=subprocess.PIPE) for _ in range(count)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 @contextmanager
