@@ -10,6 +10,9 @@ PIP_ARGS ?=
 ARGS ?=
 export PYTHON PIP_ARGS
 
+OPERATION = tests/kernels/test_ops.py tests/kernels/test_cpu.py tests/test_functional.py \
+	-k "not mean_and_variance and not rate_of_the_mask and not opcheck"
+
 .PHONY: demo bench docs lint types test test-slow test-all format dist clean
 
 demo: .venv/.experiments
@@ -29,8 +32,10 @@ lint: .venv/.dev
 types: .venv/.dev
 	.venv/bin/mypy
 
+# The operation a second time without the native kernel, as where there was no compiler.
 test: lint types
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 SPARSEOUT_BACKEND=torch .venv/bin/python -m pytest -m "not slow" -n 2 -q $(OPERATION)
 
 test-slow: .venv/.dev
 	@tools/browser

@@ -484,7 +484,7 @@ def test_inplace_refuses_what_torch_refuses(q):
 @pytest.mark.parametrize(
     ("gradient", "dtype", "own"),
     [
-        ("detached", torch.float32, True),  # the slope, as large as the mask that `F.dropout` keeps on a CPU
+        ("detached", torch.float32, True),  # the slope of a small input, as large as the mask of `F.dropout`
         ("exact", torch.float32, False),
         ("detached", torch.bfloat16, False),
     ],

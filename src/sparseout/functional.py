@@ -90,8 +90,9 @@ def sparseout(
 
     Note:
         Where a gradient is needed one tensor of the input's size is kept for backward: the input itself, often kept
-        anyway, or, on a CPU for fp32 and fp64 under ``"detached"``, the slope. ``F.dropout`` keeps a mask of a byte an
-        element on a GPU, and one of the input's size on a CPU. What runs where: :func:`sparseout.backend`.
+        anyway, or, on a CPU under ``"detached"``, the slope of an input of up to 16,384 elements (of any size in
+        compiled code). ``F.dropout`` keeps a mask of a byte an element on a GPU, and one of the input's size on a CPU.
+        What runs where: :func:`sparseout.backend`.
 
     Example:
         >>> import torch, sparseout

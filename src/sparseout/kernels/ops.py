@@ -49,6 +49,11 @@ _LIBRARY.define(
 _LIBRARY.define("slope(Tensor x, Tensor seed, float p, float[] curve, int[] shared_dims) -> Tensor")
 
 
+# Elements up to which the slope is computed once and kept, and autograd's own product is the backward: a function in
+# Python costs more than the computation there. Beyond, a second power costs less than a third tensor.
+_SMALL = 2**14
+
+
 def apply(
     x: Tensor,
     seed: Tensor,
@@ -98,8 +103,7 @@ def _native(x: Tensor, seed: Tensor, p: float, params: Numbers, shared_dims: Seq
     number: Any = seed.item()
     if not (x.requires_grad and torch.is_grad_enabled()):
         return cpu.value(x, number, p, params, shared_dims)
-    if not exact and _is_slope_finite_cached(x.dtype, p, *params):
-        # Computed once and kept: on a CPU the power costs more than memory does, and `F.dropout` keeps as much.
+    if not exact and x.numel() <= _SMALL and _is_slope_finite_cached(x.dtype, p, *params):
         return x * cpu.slope(x, number, p, params, shared_dims)
     y: Tensor = _Native.apply(x, (number, p, params, shared_dims, exact))  # type: ignore[no-untyped-call]
     return y
