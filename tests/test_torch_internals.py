@@ -9,6 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from sparseout._utils import torch_internals as internals
 
@@ -17,6 +18,12 @@ def test_dropout_base():
     kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
     assert all(issubclass(kind, internals.DROPOUT_BASE) for kind in kinds)
     assert not issubclass(nn.Linear, internals.DROPOUT_BASE)
+
+
+def test_batch_norm_base():
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    assert all(issubclass(kind, internals.BatchNormBase) for kind in kinds)
+    assert not issubclass(nn.GroupNorm, internals.BatchNormBase)
 
 
 def test_transforms_active():
@@ -110,6 +117,29 @@ def test_jagged_parts_and_with_values():
 
 def test_is_sharded_asks_nothing_of_plain_tensors():
     assert not internals.is_sharded(torch.ones(2))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_may_be_recomputed(reentrant):
+    seen = []
+
+    def f(x):
+        seen.append((internals.may_be_recomputed(), internals.in_backward()))
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    f(x)
+    checkpoint(f, x, use_reentrant=reentrant).sum().backward()
+    assert [recomputed for recomputed, backward in seen if not backward] == [False, True]
+    assert len(seen) == 3
+
+
+def test_is_transformed():
+    inside = []
+    torch.vmap(lambda x: inside.append(internals.is_transformed(x)) or x)(torch.ones(2))
+    torch.func.grad(lambda x: inside.append(internals.is_transformed(x)) or x.sum())(torch.ones(2))
+    assert inside == [True, True]
+    assert not internals.is_transformed(torch.ones(2))
 
 
 def test_op_name():

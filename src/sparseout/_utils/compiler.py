@@ -1,11 +1,11 @@
 """Compiled code after a change that the compiler does not look for."""
 
-import sys
-
 import torch
+
+from sparseout._utils.torch_internals import compiler_loaded
 
 
 def reset_compiler() -> None:
     """Code compiled before a change of hooks would not see it."""
-    if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing the compiler takes seconds
+    if compiler_loaded():
         torch.compiler.reset()

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 from torch.nn.modules import activation
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from sparseout._utils.torch_internals import DROPOUT_BASE
 from sparseout._utils.validation import expected, type_name
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -112,7 +112,7 @@ def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
 
 def is_noise(module: nn.Module) -> bool:
     """Whether it is a layer of noise: Sparseout, which says so itself, or Dropout of any kind."""
-    return isinstance(module, _DropoutNd) or getattr(module, "_is_noise", False)
+    return isinstance(module, DROPOUT_BASE) or getattr(module, "_is_noise", False)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
-from torch.nn.modules import dropout
+from torch.nn.modules import batchnorm, dropout
 from torch.utils import _python_dispatch
 
 DROPOUT_BASE: type[nn.Module] = dropout._DropoutNd  # of nn.Dropout, 1d, 2d, 3d, AlphaDropout and FeatureAlphaDropout
+BatchNormBase = batchnorm._BatchNorm  # of nn.BatchNorm1d, 2d, 3d and SyncBatchNorm
 
 
 def transforms_active() -> bool:

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparseout._utils.modules import named_modules, select
+from sparseout._utils.torch_internals import BatchNormBase
 from sparseout._utils.validation import expected, type_name
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def batch_norms(model: nn.Module) -> dict[str, BatchNormBase]:
     """The layers of `model` that keep running statistics of their batches, by dotted name."""
     return {
         name: module
         for name, module in select(dict(named_modules(model)), None).items()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, BatchNormBase) and module.track_running_stats
     }
 
 
@@ -109,14 +109,14 @@ class _Sums:
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
-    def __call__(self, norm: _BatchNorm, args: object, output: object) -> None:
+    def __call__(self, norm: BatchNormBase, args: object, output: object) -> None:
         self.count += 1
         for name in ("running_mean", "running_var"):
             value = norm.get_buffer(name)
             wide = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
             self.sums[name] = wide.add_(self.sums[name]) if name in self.sums else wide
 
-    def write(self, norm: _BatchNorm) -> bool:
+    def write(self, norm: BatchNormBase) -> bool:
         """Give the norm the means, if there was a call."""
         for name, total in self.sums.items():
             norm.get_buffer(name).data.copy_(total / self.count)

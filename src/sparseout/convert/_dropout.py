@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
+from sparseout._utils.torch_internals import DROPOUT_BASE
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._attention import attention_reason
 from sparseout.convert._functional_dropout import unreached
@@ -257,7 +257,7 @@ def _applied(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_dropout(module: nn.Module) -> bool:
-    return isinstance(module, (_DropoutNd, Sparseout))
+    return isinstance(module, (DROPOUT_BASE, Sparseout))
 
 
 def _why_not(layer: nn.Module) -> str | None:
@@ -266,7 +266,7 @@ def _why_not(layer: nn.Module) -> str | None:
     if type(layer) in _LEFT:
         return _LEFT[type(layer)]
     if type(layer) not in _LAYERS:
-        base = next(cls for cls in type(layer).__mro__[1:] if issubclass(cls, _DropoutNd))
+        base = next(cls for cls in type(layer).__mro__[1:] if issubclass(cls, DROPOUT_BASE))
         return f"{type(layer).__name__} is derived from {base.__name__} and may do something else"
     if forward_replaced(layer):
         return "its forward was replaced on the object, so its class decides nothing"
