@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from sparseout._utils.hooks import Hook, Hooks
 from sparseout._utils.torch_internals import is_sharded, is_tracing
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 ROWS = 4096
 UnitDim = int | Mapping[str | type[nn.Module], int] | Callable[[str, nn.Module, Tensor], int | None] | None
@@ -102,11 +102,11 @@ def check_unit_dim(given: Any) -> None:
     if isinstance(given, Mapping):
         for key, dim in given.items():
             if not isinstance(key, (str, type)):
-                raise TypeError(expected("unit_dim", wanted, f"a mapping with a key that is {kind(key)}"))
+                raise TypeError(expected("unit_dim", wanted, f"a mapping with a key that is {type_name(key)}"))
             if isinstance(dim, bool) or not isinstance(dim, int):
-                raise TypeError(expected("unit_dim", wanted, f"a mapping to {kind(dim)}"))
+                raise TypeError(expected("unit_dim", wanted, f"a mapping to {type_name(dim)}"))
     elif given is not None and not isinstance(given, int) and not callable(given):
-        raise TypeError(expected("unit_dim", wanted, kind(given)))
+        raise TypeError(expected("unit_dim", wanted, type_name(given)))
 
 
 class UnitTracker:
@@ -228,7 +228,7 @@ def _resolve(given: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | N
         return next((given[cls] for cls in type(module).__mro__ if cls in given), None)
     dim = given(name, module, x)
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
-        raise TypeError(expected("unit_dim", "a function that gives an int or None", f"one that gave {kind(dim)}"))
+        raise TypeError(expected("unit_dim", "a function that gives an int or None", f"one that gave {type_name(dim)}"))
     return dim
 
 

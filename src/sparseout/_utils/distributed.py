@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 
 Key = TypeVar("Key", bound=Hashable)
 Group = Any  # a torch.distributed.ProcessGroup, which some builds of torch lack
@@ -46,11 +46,11 @@ def check_group(group: Any) -> None:
     if group is None:
         return
     if not is_distributed():
-        raise ValueError(expected("group", "None, as torch.distributed is not initialized", kind(group)))
+        raise ValueError(expected("group", "None, as torch.distributed is not initialized", type_name(group)))
     if group == dist.GroupMember.NON_GROUP_MEMBER:  # what `new_group` gives to processes outside of it
         raise ValueError(expected("group", "a process group with this process in it", "one of others"))
     if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(expected("group", "a torch.distributed.ProcessGroup or None", kind(group)))
+        raise TypeError(expected("group", "a torch.distributed.ProcessGroup or None", type_name(group)))
 
 
 def check_replicas(model: nn.Module) -> None:

@@ -19,9 +19,6 @@ def type_name(value: Any) -> str:
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
-kind = type_name
-
-
 def is_number(value: Any) -> bool:
     """Whether `value` is a real number, of numpy too, and no bool."""
     return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected, kind
+from sparseout._utils.validation import expected, type_name
 from sparseout.measures._functions import (
     MEASURES,
     RATIO,
@@ -88,7 +88,7 @@ class Streaming:
     def merge(self, other: "Streaming") -> None:
         """Add all that `other` has seen."""
         if not isinstance(other, Streaming):
-            raise TypeError(expected("other", "a Streaming", kind(other)))
+            raise TypeError(expected("other", "a Streaming", type_name(other)))
         mine, theirs = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
         if mine != theirs:
             raise ValueError(expected("other", f"a Streaming of {mine}", f"one of {theirs}"))
