@@ -5,8 +5,11 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -144,3 +147,61 @@ def test_is_transformed():
 
 def test_op_name():
     assert internals.op_name(torch.ops.sparseout.forward) == "sparseout::forward"
+
+
+def test_is_recorded():
+    x = torch.ones(2)
+    assert not internals.is_recorded([x])
+    assert internals.is_recorded([x, x.to("meta")])
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    assert internals.is_recorded([fake])
+    answers = []
+    make_fx(lambda x: (answers.append(internals.is_recorded([x])), x + 1)[1])(x)
+    assert answers == [True]
+
+
+def test_outside_transforms_values_are_whole_and_outlive_them():
+    kept = []
+
+    def inner(x):
+        with internals.outside_transforms():
+            kept.append(internals.without_transforms(x) * 1)
+        return x.sum()
+
+    x = torch.arange(24.0).view(2, 3, 4)
+    torch.vmap(torch.vmap(inner, in_dims=1), in_dims=2)(x)  # over the last dim, then over that of 3
+    assert torch.equal(kept[0], x.permute(1, 2, 0))
+    with torch.inference_mode():
+        inner(x)
+    torch.func.grad(inner)(x)
+    assert not any(value.requires_grad or value.is_inference() for value in kept)
+
+
+def test_outside_compiler():
+    calls = []
+
+    class Caller:
+        def __init__(self):
+            self.run = internals.outside_compiler(self.note, Caller.__call__)
+
+        def note(self):
+            calls.append(torch.compiler.is_compiling())
+
+        def __call__(self):
+            self.run()
+
+    caller = Caller()
+    torch.compile(lambda x: (caller(), x + 1)[1], backend="eager")(torch.ones(2))
+    assert calls == [False]
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching", "ignore:FSDP.*deprecated")
+def test_is_part_of_fsdp(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(nn.Sequential(nn.Linear(2, 2)), device_id=torch.device("cpu"))
+        assert internals.is_part_of_fsdp(model.module[0])
+    finally:
+        dist.destroy_process_group()
+    assert not internals.is_part_of_fsdp(nn.Linear(2, 2))

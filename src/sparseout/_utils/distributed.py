@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparseout._utils.torch_internals import is_part_of_fsdp
 from sparseout._utils.validation import expected, type_name
 
 Key = TypeVar("Key", bound=Hashable)
@@ -59,7 +60,7 @@ def check_replicas(model: nn.Module) -> None:
     Data-parallel processes have. Those of a pipeline or of tensor parallelism have other parts of one model, whose
     sums, added up, would be those of nothing.
     """
-    if any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+    if any(map(is_part_of_fsdp, model.modules())):
         return  # each holds a part of the parameters, and runs all of the model
     fingerprints = all_gather(_fingerprint(model), None)
     others = [rank for rank, theirs in enumerate(fingerprints) if theirs != fingerprints[0]]

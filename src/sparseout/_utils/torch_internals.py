@@ -156,6 +156,11 @@ def parallel_for() -> int | None:
         return None
 
 
+def is_part_of_fsdp(module: nn.Module) -> bool:
+    """Whether FullyShardedDataParallel around `module`, or around what it is in, shards its parameters."""
+    return getattr(module, "_is_fsdp_managed_module", False)
+
+
 def op_name(op: Any) -> str:
     """The name of a registered op with its namespace, such as ``"sparseout::forward"``."""
     name: str = op._qualified_op_name
