@@ -47,7 +47,7 @@ typedef struct {
     const Plan *plan;
     void *out;
     const void *grad, *x;
-    int64_t n, part;
+    int64_t n, part; /* part: elements that one thread takes at least, whole blocks */
     uint64_t key;
     Power power;
     int of_term; /* whether that is the power in y, or the one in the slope */
@@ -125,49 +125,32 @@ static void add(Sums *sums, Sums more, double q) {
 #define JOIN(name, type) name##_##type
 #define NAMED(name, type) JOIN(name, type)
 #define NAME(name) NAMED(name, REAL)
+#define ROOT(a) (sizeof(REAL) == 4 ? sqrtf((float)(a)) : (REAL)sqrt(a))
+#define ABSOLUTE(a) ((a) < 0 ? -(a) : (a))
 #define REAL float
 #define BITS uint32_t
-#define LEAST 0x1p-126f
-#define ROOT sqrtf
-#define ABSOLUTE fabsf
 #include "native.c"
 #undef REAL
 #undef BITS
-#undef LEAST
-#undef ROOT
-#undef ABSOLUTE
 #define REAL double
 #define BITS uint64_t
-#define LEAST 0x1p-1022
-#define ROOT sqrt
-#define ABSOLUTE fabs
 #include "native.c"
-#undef REAL
 
 static Power power_of(double e, double scale, double log2_scale, double at_zero) {
     int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */
     Power power = {e, scale, log2_scale, at_zero, moderate && fabs(e) <= 0.875 ? QUICK : CAREFUL};
-    if (e == 0 || (moderate && e >= -0.75 && e <= 2 && 4 * e == floor(4 * e))) power.quarters = (int)(4 * e);
+    if (e == 0 || (moderate && e >= -0.5 && e <= 1 && 4 * e == floor(4 * e))) power.quarters = (int)(4 * e);
     if (e > 0x1p33) power.e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
     return power;
 }
 
-static void blocks(int64_t begin, int64_t end, void *call) {
+static void range(int64_t begin, int64_t end, void *call) {
     const Call *c = call;
-    for (int64_t block = begin; block < end; block++) {
-        int64_t start = block * BLOCK;
+    for (int64_t start = begin * c->part; start < end * c->part && start < c->n; start += BLOCK) {
         int n = (int)(c->n - start < BLOCK ? c->n - start : BLOCK);
-        (c->plan->dtype == FLOAT64 ? block_double : block_float)(c, start, n);
+        if (c->sums) (c->plan->dtype == FLOAT64 ? sums_double : sums_float)(c, start, n, c->sums + start / c->part);
+        else (c->plan->dtype == FLOAT64 ? block_double : block_float)(c, start, n);
     }
-}
-
-static void parts(int64_t begin, int64_t end, void *call) {
-    const Call *c = call;
-    for (int64_t part = begin; part < end; part++)
-        for (int64_t start = part * c->part; start < c->n && start < (part + 1) * c->part; start += BLOCK) {
-            int n = (int)(c->n - start < BLOCK ? c->n - start : BLOCK);
-            (c->plan->dtype == FLOAT64 ? sums_double : sums_float)(c, start, n, c->sums + part);
-        }
 }
 
 #ifndef SOURCE
@@ -176,11 +159,11 @@ static void parts(int64_t begin, int64_t end, void *call) {
 const char *sparseout_source(void) { return SOURCE; } /* the fingerprint of this file, see cpu.py */
 
 /* `torch_parallel_for` of torch's stable C interface: torch's own threads, as many as torch.set_num_threads says. */
-typedef void Range(int64_t begin, int64_t end, void *context);
-static int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range *range, void *context);
+static int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void *), void *);
 void sparseout_set_parallel_for(void *function) { memcpy(&parallel_for, &function, sizeof function); }
 
-static void in_parallel(int64_t count, int64_t grain, Range *range, Call *c) {
+static void run(Call *c) {
+    int64_t count = (c->n + c->part - 1) / c->part, grain = (GRAIN * BLOCK + c->part - 1) / c->part;
     if (count <= grain || !parallel_for || parallel_for(0, count, grain, range, c)) range(0, count, c);
 }
 
@@ -194,21 +177,22 @@ void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x,
     /* y is x times the slope of "detached", but where that may overflow though y does not. */
     int wide = plan->dtype == FLOAT64, smallest = wide ? -1074 : -149, largest = wide ? 1024 : 128;
     double steepest = log2_scale + e * (e < 0 ? smallest : largest) + fmax(log2(plan->kept), 0);
-    Call c = {.plan = plan, .out = out, .grad = grad, .x = x, .n = n, .key = mix((uint64_t)seed + GOLDEN)};
+    Call c = {.plan = plan, .out = out, .grad = grad, .x = x, .n = n, .part = BLOCK};
+    c.key = mix((uint64_t)seed + GOLDEN);
     c.of_term = plan->what == VALUE && steepest > largest - 2;
     c.power = c.of_term ? power_of(half, scale, log2_scale, 0) : power_of(e, scale, log2_scale, plan->q == 2);
-    in_parallel((n + BLOCK - 1) / BLOCK, GRAIN, blocks, &c);
+    run(&c);
 }
 
 /* The unit and the gain with which the noise has the power of Dropout's: reference.matched. */
 void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit, double *gain) {
     Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
-    int64_t count = (n + BLOCK - 1) / BLOCK, share = (count + PARTS - 1) / PARTS;
-    Call c = {.plan = plan, .x = x, .n = n, .part = share * BLOCK, .sums = sums};
+    int64_t part = (n + BLOCK * PARTS - 1) / (BLOCK * PARTS) * BLOCK; /* the same for any number of threads */
+    Call c = {.plan = plan, .x = x, .n = n, .part = part, .sums = sums};
     c.power = power_of(plan->q < 2 ? plan->q / 2 : plan->q, 1, 0, 0);
     *unit = *gain = 1;
     if (n == 0 || plan->q == 2) return;
-    in_parallel((count + share - 1) / share, (GRAIN + share - 1) / share, parts, &c);
+    run(&c);
     for (int i = 0; i < PARTS; i++) add(&all, sums[i], plan->q);
     if (all.peak == 0 || !(all.peak < INFINITY)) return;
     double amplitude = sqrt(all.square / all.moment), beta = amplitude * pow(all.peak, 1 - plan->q / 2);
@@ -270,13 +254,12 @@ INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const P
     int how = p->quarters, unusual = 0;
     if (how == QUICK) for (int i = 0; i < n; i++) {
         REAL a = ABSOLUTE(x[i]);
-        unusual |= (a < LEAST && a != 0) | !(a < infinity);
+        unusual |= (a < (REAL)(sizeof(REAL) == 4 ? 0x1p-126 : 0x1p-1022) && a != 0) | !(a < infinity);
     }
     if (unusual) how = CAREFUL;
 #define EACH(factors) \
     for (int i = 0; i < n; i++) { REAL a = ABSOLUTE(x[i]); s[i] = a == 0 ? at_zero : scale * factors; } break
     switch (how) {
-        case -3: EACH((1 / (ROOT(a) * ROOT(ROOT(a)))));
         case -2: EACH((1 / ROOT(a)));
         case -1: EACH((1 / ROOT(ROOT(a))));
         case 0: EACH((a == a ? 1 : a));
@@ -284,10 +267,6 @@ INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const P
         case 2: EACH(ROOT(a));
         case 3: EACH(ROOT(a) * ROOT(ROOT(a)));
         case 4: EACH(a);
-        case 5: EACH(a * ROOT(ROOT(a)));
-        case 6: EACH(a * ROOT(a));
-        case 7: EACH(a * (ROOT(a) * ROOT(ROOT(a))));
-        case 8: EACH(a * a);
         case QUICK:
             for (int i = 0; i < n; i++) {
                 REAL power = NAME(general)(ABSOLUTE(x[i]), e_high, e_low, scale_high, scale_low, 0);
@@ -334,7 +313,7 @@ TARGETS static void NAME(sums)(const Call *c, int64_t start, int n, Sums *sums) 
     /* Up to q = 2 (|x|^(q/2) / peak^(q/2))^2 and not (|x| / peak)^q: a quotient may vanish where its power does not. */
     int roots = c->plan->q < 2;
     REAL before = roots ? 1 : peak, after = roots ? (REAL)pow(peak, c->plan->q / 2) : 1;
-    for (int i = 0; i < n; i++) u[i] = (x[i] < 0 ? -x[i] : x[i]) / before;
+    for (int i = 0; i < n; i++) u[i] = ABSOLUTE(x[i]) / before;
     NAME(raise)(power, u, (n + LANES - 1) / LANES * LANES, &c->power);
     for (int i = 0; i < n && roots; i++) { u[i] /= peak; power[i] /= after; power[i] *= power[i]; }
     for (int i = 0; i < n; i += LANES)

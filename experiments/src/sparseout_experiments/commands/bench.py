@@ -30,7 +30,7 @@ def bench(
 ) -> None:
     """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
-    On two processor cores it takes some five minutes, or one with --quick. Writes the rows as JSON under the device's
+    On two processor cores it takes some ten minutes, or one with --quick. Writes the rows as JSON under the device's
     name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
     interrupted goes on when it is started again.
     """
