@@ -179,6 +179,15 @@ def test_each_of_several_calls_is_computed_again_as_it_was(calls, equal):
         assert len({tuple(grad.flatten().tolist()) for grad in grads}) == 3
 
 
+def test_several_calls_on_one_input_in_one_checkpoint_keep_their_order():
+    gradients = []
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        layer, x = KWinners(1, boost=1, momentum=0.5), torch.tensor([[1.0, 0.9]], requires_grad=True)
+        run(lambda x, layer=layer: layer(x) + 10 * layer(x), x).sum().backward()
+        gradients.append(x.grad.tolist())
+    assert gradients == [[[1, 10]]] * 2
+
+
 def test_what_is_kept_for_checkpoints_is_bounded():
     layer = KWinners(1, boost=1.0)
     with torch.no_grad():
@@ -238,6 +247,21 @@ def test_in_a_transform_and_traced():
     assert traced(x.flip(0)).tolist() == WINNERS[::-1]
     exported = torch.export.export(layer, (x,), dynamic_shapes=[{0: torch.export.Dim("rows")}])
     assert exported.module()(x[:1].repeat(5, 1)).tolist() == WINNERS[:1] * 5
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_in_training_it_takes_batches_of_any_size(strict):
+    sizes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(KWinners(1, units=3), (torch.rand(4, 3),), dynamic_shapes=sizes, strict=strict)
+    assert program.module()(torch.tensor([[1.0, 3, 2], [5, 4, 6]])).tolist() == [[0, 3, 0], [0, 0, 6]]
+
+
+def test_an_ensemble_has_duty_cycles_of_its_own_for_each_member():
+    layer, x = KWinners(1, momentum=0.5, units=3), torch.tensor([[[1.0, 3, 2]], [[5, 4, 6]]])
+    cycles = {"duty_cycle": torch.zeros(2, 3)}
+    y = torch.func.vmap(lambda state, x: torch.func.functional_call(layer, state, x))(cycles, x)
+    assert y.tolist() == [[[0, 3, 0]], [[0, 0, 6]]]
+    assert cycles["duty_cycle"].tolist() == [[0, 0.5, 0], [0, 0, 0.5]]
 
 
 @pytest.mark.parametrize("size", [(8,), (3, 8), (8, 2, 2)])

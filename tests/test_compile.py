@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
@@ -134,3 +135,15 @@ def test_moving_a_float_q_is_seen():
     for q in (1.0, 1.7, 2.0, 3.1):
         layer.q = q
         torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("q", [1.5, torch.tensor(1.5)])
+def test_one_layer_in_a_checkpoint_and_one_after_it_with_dynamic_sizes(q):
+    first, second = Sparseout(0.5, q, seed=1), Sparseout(0.5, q, seed=2)
+
+    def f(x):
+        return second(checkpoint(first, x, use_reentrant=False))
+
+    compiled, x = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager"), torch.randn(4, 8)
+    for a, b in zip(value_and_gradient(f, x), value_and_gradient(compiled, x), strict=True):
+        torch.testing.assert_close(a, b)

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import sparseout
-from sparseout import Sparseout, SparsityController, SparsityMonitor, insert_after_, measures, revert_
+from sparseout import Sparseout, SparsityController, SparsityMonitor, insert_after_, measures, revert_, set_q_
 
 
 def one(**options: object) -> nn.Sequential:
@@ -328,6 +328,24 @@ def test_what_a_checkpoint_computes_again_is_not_counted(reentrant: bool) -> Non
     model = Twice()
     fast = torch.compile(model, backend="aot_eager", fullgraph=True)  # compiled code that is called again
     assert moved(model, lambda x: checkpoint(fast, x, use_reentrant=reentrant)) == wanted
+
+
+def test_compiled_whole_a_checkpoint_may_hold_what_makes_the_units() -> None:
+    """The first module that puts units somewhere runs in the checkpoint, and a layer after it asks where they are."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), Sparseout(q=2.5, seed=0), Sparseout(q=2.5, seed=1))
+    x, measured = torch.randn(2, 2, 5, 4, requires_grad=True), []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return model[2](checkpoint(model[:2], x, use_reentrant=False)).sum()
+
+    for compiler in (lambda run: run, partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        controller = SparsityController(model, 0.5, every=1, per_layer=True)
+        compiler(run)(x).backward()
+        controller.step()
+        measured.append(controller.measured)
+        controller.detach()
+        set_q_(model, 2.5)
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
 
 
 def test_selective_checkpointing_saves_what_it_saves_without_a_controller() -> None:

@@ -205,3 +205,31 @@ def test_is_part_of_fsdp(tmp_path):
     finally:
         dist.destroy_process_group()
     assert not internals.is_part_of_fsdp(nn.Linear(2, 2))
+
+
+def test_allow_side_effect():
+    seen = []
+
+    def block(x):
+        internals.allow_side_effect(seen.append, 1)
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    f = torch.compile(lambda x: checkpoint(block, x, use_reentrant=False), backend="aot_eager", fullgraph=True)
+    f(x).sum().backward()
+    assert seen == [1]
+
+
+def test_checkpoint_number():
+    numbers = []
+
+    def block(x):
+        numbers.append(internals.checkpoint_number())
+        numbers.append(internals.checkpoint_number())
+        return x.sin()
+
+    assert internals.checkpoint_number() is None
+    x = torch.ones(2, requires_grad=True)
+    kept = [checkpoint(block, x, use_reentrant=False) for _ in range(2)]
+    assert len(kept) == 2
+    assert numbers[0] == numbers[1] != numbers[2] == numbers[3]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sparseout._utils.hooks import Hook, Hooks
-from sparseout._utils.torch_internals import is_sharded, is_tracing
+from sparseout._utils.torch_internals import allow_side_effect, is_sharded, is_tracing
 from sparseout._utils.validation import expected, type_name
 
 ROWS = 4096
@@ -167,13 +167,22 @@ class UnitTracker:
             return
         dim = place(x.ndim)
         if x.is_nested:
-            self.made = Produced(dim, x.ndim)
+            self._remember(Produced(dim, x.ndim))
             return
         if units is not None and x.shape[dim] != units:  # a subclass with a layout of its own, or a part of the units
             elsewhere = [d for d in range(x.ndim) if x.shape[d] == units]
             dim = elsewhere[0] if len(elsewhere) == 1 else dim
         strided = x.layout is torch.strided and not torch.compiler.is_compiling()
-        self.made = Produced(dim, x.ndim, x.shape, x.stride(dim) if strided else None)
+        self._remember(Produced(dim, x.ndim, x.shape, x.stride(dim) if strided else None))
+
+    def _remember(self, made: Produced) -> None:
+        if torch.compiler.is_compiling():  # perhaps in a checkpoint, where the compiler refuses what is left behind
+            allow_side_effect(self._set, made)
+        else:
+            self._set(made)
+
+    def _set(self, made: Produced) -> None:
+        self.made = made
 
 
 def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | None:

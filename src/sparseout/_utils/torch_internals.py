@@ -100,6 +100,13 @@ def outside_compiler(function: Callable[..., None], caller: Callable[..., Any]) 
     return eager
 
 
+def allow_side_effect(function: Callable[..., None], *args: Any) -> None:
+    """Call a function, in code that is compiled, that leaves something behind, in a checkpoint too."""
+    from torch._dynamo import utils
+
+    utils._disable_side_effect_safety_checks_for_current_subtracer(function, *args)
+
+
 def compiler_loaded() -> bool:
     """Whether the compiler has been imported, without which nothing is compiled. Importing it takes seconds."""
     return "torch._dynamo" in sys.modules
@@ -141,6 +148,12 @@ def with_values(x: Any, values: Tensor) -> Tensor:
 def may_be_recomputed() -> bool:
     """Whether a checkpoint may compute this forward again: it turns gradients off, or has hooks on saved tensors."""
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def checkpoint_number() -> int | None:
+    """What tells an open checkpoint from others, by the hooks it puts on saved tensors; None if there is none."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else id(hooks[0])
 
 
 def has_no_memory(x: Tensor) -> bool:

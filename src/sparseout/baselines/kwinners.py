@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.torch_internals import (
+    checkpoint_number,
     in_backward,
     is_sharded,
+    is_transformed,
     may_be_recomputed,
     outside_transforms,
     transforms_active,
@@ -148,7 +150,7 @@ class KWinners(nn.Module):
 
     def _count(self, won: Sequence[Tensor]) -> None:
         """Move the duty cycles."""
-        if transforms_active():  # for all examples of a vmap together
+        if transforms_active() and not is_transformed(self.duty_cycle):  # for all examples of a vmap together
             with outside_transforms():
                 return self._move([without_transforms(mask).flatten(0, -2) for mask in won])
         return self._move(won)
@@ -158,7 +160,7 @@ class KWinners(nn.Module):
         units = len(self.duty_cycle)
         positions = sum(mask.numel() for mask in won) // units
         if positions:
-            wins = [mask.view(len(mask), units, -1).sum((0, 2), dtype=torch.float32) for mask in won]
+            wins = [mask.view(mask.shape[0], units, -1).sum((0, 2), dtype=torch.float32) for mask in won]
             share = torch.stack(wins).sum(0).to(self.duty_cycle) / positions
             move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
             self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
@@ -236,11 +238,12 @@ def _is_half(dtype: torch.dtype) -> bool:
 class _Past:
     """The duty cycles by which forwards under a checkpoint chose, for when backward computes them again.
 
-    A forward is known by the sums of what it was given. Of equal ones the latest is the first to be computed again.
+    A forward is known by the sums of what it was given. Of equal ones those of the latest checkpoint are the first to
+    be computed again, in their order where it is known which checkpoint they are of (not with `use_reentrant=True`).
     """
 
     def __init__(self) -> None:
-        self._forwards: deque[tuple[Tensor, Tensor]] = deque(maxlen=256)
+        self._forwards: deque[tuple[Tensor, Tensor, int | None]] = deque(maxlen=256)
         number = next(_numbers)
         _pasts[number] = self
         with torch.inference_mode(False):
@@ -248,6 +251,8 @@ class _Past:
 
     def used(self, rows: Sequence[Tensor], duty_cycle: Tensor) -> Tensor:
         """The duty cycles by which a forward on these rows chooses."""
+        if torch.compiler.is_exporting():
+            return duty_cycle
         if _is_compiled():
             used: Tensor = torch.ops.sparseout.used_duty_cycle(self._ticket, duty_cycle, _sums(rows))
             return used
@@ -257,13 +262,16 @@ class _Past:
         """The same, by the sums of the rows; what is there is kept for another time, or taken if this is it."""
         if not in_backward():
             if may_be_recomputed():
-                self._forwards.append((sums, duty_cycle.clone()))
+                self._forwards.append((sums, duty_cycle.clone(), checkpoint_number()))
             return duty_cycle
-        for index in reversed(range(len(self._forwards))):
-            if torch.equal(self._forwards[index][0], sums):
-                duty_cycle = self._forwards[index][1]
-                del self._forwards[index]
-                break
+        equal = [index for index, (known, *_) in enumerate(self._forwards) if torch.equal(known, sums)]
+        if not equal:
+            return duty_cycle
+        number = self._forwards[equal[-1]][2]
+        mates = [index for index in equal if number is not None and self._forwards[index][2] == number]
+        index = min(mates, default=equal[-1])
+        duty_cycle = self._forwards[index][1]
+        del self._forwards[index]
         return duty_cycle
 
     def __reduce__(self) -> Any:
@@ -287,7 +295,8 @@ def _used(ticket: Tensor, duty_cycle: Tensor, sums: Tensor) -> Tensor:
 
 def _moved(duty_cycle: Tensor, share: Tensor, momentum: float) -> Tensor:
     """The next duty cycles; where a checkpoint computes its forward again, the same."""
-    return duty_cycle.clone() if in_backward() else duty_cycle.lerp(share, momentum)
+    recomputed = not torch.compiler.is_exporting() and in_backward()
+    return duty_cycle.clone() if recomputed else duty_cycle.lerp(share, momentum)
 
 
 _library.define("used_duty_cycle(Tensor ticket, Tensor duty_cycle, Tensor sums) -> Tensor")

@@ -148,7 +148,7 @@ def _params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce
     if isinstance(q, Tensor):
         q = q.to(x.device, dtype)
     if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
-        return NoiseParams(q)
+        return NoiseParams(q, 1.0, 1.0)  # written out: a compiler would take the defaults for inputs of its graph
     unit, amplitude = reference.matched(x, q, reduce) if scale == "matched" else (float(scale), 1.0)
     return NoiseParams(q, unit, amplitude).balanced(dtype)
 

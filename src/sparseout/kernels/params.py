@@ -34,7 +34,7 @@ class NoiseParams(NamedTuple):
         """
         q, unit, amplitude = self
         if isinstance(q, float) and (q >= 4 or q == 2):
-            return self if q >= 4 else NoiseParams(q)  # at q = 2 beta is 1, and not up to rounding
+            return self if q >= 4 else NoiseParams(q, 1.0, 1.0)  # at q = 2 beta is 1, and not up to rounding
         limit = math.log2(torch.finfo(dtype).max) - 3
         if isinstance(q, float) and isinstance(unit, float) and isinstance(amplitude, float):
             fits = abs(math.log2(amplitude) + (1 - q / 2) * math.log2(unit)) < limit
