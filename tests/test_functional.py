@@ -500,3 +500,19 @@ def test_backward_keeps_one_tensor_and_a_few_scalars(gradient, dtype, own, q, sc
     kernel = backend("cpu").name == "native"  # without it a tensor among q and scale stays one
     own = own and (kernel or not (isinstance(q, torch.Tensor) or scale == "matched"))
     assert (large.data_ptr() != x.data_ptr()) == own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient", ["detached", "exact"])
+@pytest.mark.parametrize("scale", [None, 0.3, "matched"])
+@pytest.mark.parametrize("q", [0.0, 0.3, 1.0, 1.3, 2.0, 3.0, 6.0, torch.tensor(1.5)])
+def test_values_are_the_same_bits_with_gradients_and_without(q, scale, gradient, dtype):
+    info = torch.finfo(dtype)
+    special = torch.tensor([0.0, info.tiny * info.eps, info.tiny, info.max, math.inf, -math.inf, math.nan]).to(dtype)
+    for size in (600, 20000):  # of the slope and of the input that is kept
+        x = torch.randn(size).mul(3).to(dtype)
+        if size == 600 and scale != "matched":
+            x[:70] = special.repeat(10)
+        y = sparseout(x, 0.3, q, scale=scale, gradient=gradient, seed=3)
+        with_gradients = sparseout(x.clone().requires_grad_(), 0.3, q, scale=scale, gradient=gradient, seed=3).detach()
+        torch.testing.assert_close(with_gradients, y, rtol=0, atol=0, equal_nan=True)

@@ -84,9 +84,7 @@ def apply(
     keeps_slope = (
         differentiated
         and not exact
-        and rest is None
-        and x.is_cpu
-        and _is_slope_finite(x.dtype, p, *floats)
+        and _is_product(x, p, floats, rest)
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
     if keeps_slope:
@@ -121,6 +119,11 @@ def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, 
     """Whether x times its slope is y at every x: where the slope is not rounded to `dtype` and does not saturate."""
     unrounded = dtype == reference.compute_dtype(dtype)
     return unrounded and reference.limit(dtype, p, q, scale_unit, amplitude) == math.inf
+
+
+def _is_product(x: Tensor, p: float, floats: list[float], rest: Tensor | None) -> bool:
+    """Whether y is computed as x times its slope, with gradients or without: the two must be the same bits."""
+    return rest is None and x.is_cpu and _is_slope_finite(x.dtype, p, *floats)
 
 
 _is_slope_finite_cached = functools.lru_cache(maxsize=1024)(_is_slope_finite)  # the compiler warns of caches
@@ -211,6 +214,8 @@ def _compute(
         return result
     xi, params = _noise(x, seed, p, shared_dims), NoiseParams.unpack(floats, rest)
     if grad is None:
+        if _is_product(x, p, floats, rest):
+            return x * reference.slope(x, xi, *params, exact=False)
         return reference.value(x, xi, *params)
     return (grad * reference.slope(x, xi, *params, exact)).to(x.dtype).contiguous()
 

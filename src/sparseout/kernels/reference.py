@@ -105,7 +105,7 @@ def _noise_slope(
     x: Tensor, xi: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scalar, exact: bool, limit: float
 ) -> Tensor:
     """The slope of the noise term, beta |x|^(q/2 - 1) xi (times q/2): at x = 0 it is xi for q = 2 and 0 otherwise."""
-    a = _in_units(x, scale_unit)
+    a = _in_units(x, scale_unit).clamp(max=torch.finfo(x.dtype).max)  # for q < 2 the slope at infinity is 0, not NaN
     zero = a == 0
     at_zero = (q == 2).to(x.dtype) if isinstance(q, Tensor) else float(q == 2)
     # The inner `where` keeps the infinite derivative of the power at 0 out of the graph.
@@ -142,4 +142,5 @@ def limit(
     if room:
         factor = max(factor, 1)
     steepest = math.log2(factor) + max((q / 2 - 1) * end for end in ends)
-    return largest if steepest > math.log2(largest) - 1 else math.inf  # a factor of 2 for what is rounded
+    # A factor of 6 for what is rounded, and since native.c computes the term itself from a factor of 4 on.
+    return largest if steepest > math.log2(largest) - 2.5 else math.inf
