@@ -10,13 +10,14 @@ from sparseout import SparsityMonitor
 from sparseout._utils.distributed import all_reduce_sums, check_group
 
 SCRIPT = """
-import copy
+import copy, warnings
 import torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from sparseout import Sparseout, SparsityController, SparsityMonitor, measures
 from sparseout._utils.distributed import all_reduce_sums, data_parallel_group
+from sparseout.integrations._common import TrainingSession
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -77,6 +78,18 @@ for output in (True, False):
         record = monitor.report(sync=False)[0]
         assert (record["units"], record["dead_units"], record["rows"]) == (16, 8, 5)
         assert abs(record["hoyer"] - measures.hoyer(whole).mean().item()) < 1e-6
+
+# A callback logs what its own process has measured, and says so.
+session = TrainingSession(None, ("hoyer",), None, 1, None)
+session.begin(split)
+split(x)
+with warnings.catch_warnings(record=True) as caught:
+    values = session.values("train")
+assert ["different parameters" in str(warning.message) for warning in caught] == [True]
+assert abs(values["1/hoyer"] - measures.hoyer(whole).mean().item()) < 1e-6
+split(x)
+assert "1/hoyer" in session.values("train")  # and says it once
+session.close()
 
 noisy = nn.Sequential(copy.deepcopy(net[0]), nn.ReLU(), Sparseout(q=2.5, scale="matched"))
 parallelize_module(noisy, mesh, {"0": ColwiseParallel(use_local_output=False)})

@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from sparseout._utils.distributed import check_replicas, data_parallel_group, is_distributed
 from sparseout._utils.modules import Modules, choose, named_modules
 from sparseout._utils.validation import expected, type_name
 from sparseout.control._controller import SparsityController
@@ -40,7 +42,9 @@ class TrainingSession:
         self.target, self.modules, self.every, self.control = target, modules, every, dict(control or {})
         self.monitor: SparsityMonitor | None = None
         self.controller: SparsityController | None = None
+        self._model: nn.Module | None = None
         self._layers: dict[str, Sparseout] = {}
+        self._sync: bool | None = None  # whether reports are of all processes, once they have been compared
         self._names: dict[str, Any] = {}  # in place of arguments that choose modules
         self._pending: Mapping[str, Any] | None = None  # loaded before there was a controller
         self._last: dict[str, Any] | None = None  # of the controller that was
@@ -48,6 +52,7 @@ class TrainingSession:
     def begin(self, model: nn.Module) -> None:
         """Put monitor and controller on the model."""
         self.close()
+        self._model, self._sync = model, None
         monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
         pending, self._pending = self._pending, None
         if self.target is not None:
@@ -83,7 +88,10 @@ class TrainingSession:
         """
         if self.monitor is None:
             return {}
-        records = [r for r in self.monitor.report() if r["mode"] == mode and r["axis"] == "population"]
+        if self._sync is None:
+            self._sync = self._can_be_summed()
+        report = self.monitor.report(self._sync, self.control.get("group") if self._sync else None)
+        records = [r for r in report if r["mode"] == mode and r["axis"] == "population"]
         self.monitor.reset(mode)
         values: dict[str, float] = {}
         for record in records:
@@ -95,6 +103,22 @@ class TrainingSession:
         if mode == "train":
             values |= {f"{name or 'model'}/q": float(layer.q) for name, layer in self._layers.items()}
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _can_be_summed(self) -> bool:
+        """Whether sums over processes mean something. All processes must call this."""
+        assert self._model is not None
+        if not is_distributed() or self.control.get("group") is not None or data_parallel_group(self._model):
+            return True
+        try:
+            check_replicas(self._model)
+        except ValueError:
+            warnings.warn(
+                "processes have different parameters, as under tensor parallelism: what is logged was measured on "
+                "process 0 alone",
+                stacklevel=2,
+            )
+            return False
+        return True
 
     def state(self) -> dict[str, Any] | None:
         """The controller's, also after its end; None where there was none."""
@@ -114,7 +138,7 @@ class TrainingSession:
             self.monitor.detach()
         if self.controller is not None:
             self.controller.detach()
-        self.monitor, self.controller, self._layers = None, None, {}
+        self.monitor, self.controller, self._model, self._layers = None, None, None, {}
 
 
 class CallbackBase:
