@@ -50,6 +50,12 @@ assert monitor.report(group=dist.group.WORLD)[0]["rows"] == 6  # as the user say
 other = [dist.new_group([r]) for r in range(2)][1 - rank]
 assert "with this process in it" in error(lambda: monitor.report(group=other))
 
+# A sum over some of the rows over the number of all is no mean.
+same = nn.ReLU()
+with SparsityMonitor(same, measures=("hoyer", "gini")[: 1 + rank]) as monitor:
+    same(torch.randn(3, 4))
+assert "the same on all processes, but got (('hoyer',), 1) on process 0" in error(monitor.report)
+
 # Wrappers know their group.
 wrapped = nn.Sequential(nn.parallel.DistributedDataParallel(stage, process_group=alone), nn.ReLU())
 assert data_parallel_group(wrapped) is alone

@@ -249,7 +249,8 @@ class SparsityMonitor:
 
         Raises:
             ValueError: on all processes, if the group is not known and the processes have different parameters, as the
-                stages of a pipeline and tensor-parallel ones have; for a group without this process.
+                stages of a pipeline and tensor-parallel ones have; if their monitors differ in `measures` or `every`; for
+                a group without this process.
             TypeError: for a group of another type.
         """
         check_group(group)
@@ -286,7 +287,11 @@ class SparsityMonitor:
         for (owner, name), value in all_reduce_sums(sums, self._device(), group).items():
             parts.setdefault(owner, {})[name] = value
         calls = {key: at.calls for key, at in self._accumulators.items()}
-        everyone = all_gather((self._counter.counts, self._called, calls), group)
+        everyone = all_gather((self._counter.counts, self._called, calls, (self.measures, self.every)), group)
+        for rank, (*_, settings) in enumerate(everyone):
+            if settings != everyone[0][-1]:
+                got = f"{everyone[0][-1]} on process 0 and {settings} on process {rank}"
+                raise ValueError(expected("(measures, every)", "the same on all processes", got))
         accumulators: dict[Key, Accumulators] = {}
         moments: dict[str, dict[str, Tensor]] = {}
         for owner, part in parts.items():
@@ -295,9 +300,9 @@ class SparsityMonitor:
                 continue
             accumulators[owner] = Accumulators(self.measures)
             accumulators[owner].load_state(part)
-            accumulators[owner].calls = max(theirs.get(owner, 0) for _, _, theirs in everyone)
-        counts = {mode: max((theirs[mode] for theirs, _, _ in everyone), key=tuple) for mode in MODES}
-        return accumulators, moments, counts, set().union(*(theirs for _, theirs, _ in everyone))
+            accumulators[owner].calls = max(theirs.get(owner, 0) for _, _, theirs, _ in everyone)
+        counts = {mode: max((theirs[mode] for theirs, *_ in everyone), key=tuple) for mode in MODES}
+        return accumulators, moments, counts, set().union(*(theirs for _, theirs, *_ in everyone))
 
     def _device(self) -> torch.device:
         tensors = chain(self._model.parameters(), self._model.buffers())
