@@ -249,8 +249,8 @@ class SparsityMonitor:
 
         Raises:
             ValueError: on all processes, if the group is not known and the processes have different parameters, as the
-                stages of a pipeline and tensor-parallel ones have; if their monitors differ in `measures` or `every`; for
-                a group without this process.
+                stages of a pipeline and tensor-parallel ones have; if their monitors differ in `measures` or `every`;
+                for a group without this process.
             TypeError: for a group of another type.
         """
         check_group(group)
