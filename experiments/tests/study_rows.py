@@ -8,7 +8,7 @@ from typing import Any
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.studies.engine.pool import Job, Outcome, Train
+from sparseout_experiments.studies.engine.cluster import Job, Outcome, Train
 
 
 def wobble(seed: float, size: float) -> float:
@@ -68,10 +68,10 @@ def fake_train(task: Task, options: dict[str, Any], folder: Path) -> None:
 
 
 class Inline:
-    """Stands in for a pool of processes: trains in this one, a job whenever its outcome is waited for."""
+    """Stands in for a cluster: trains in this one, a job whenever its outcome is waited for."""
 
-    def __init__(self, workers: int, train: Train) -> None:
-        self._workers, self._train = workers, train
+    def __init__(self, workers: int, train: Train, scheduler: str | None = None) -> None:
+        self.workers, self._train = workers, train
         self._jobs: list[Job] = []
 
     def __enter__(self) -> "Inline":
@@ -82,7 +82,7 @@ class Inline:
 
     @property
     def free(self) -> bool:
-        return len(self._jobs) < self._workers
+        return len(self._jobs) < self.workers
 
     @property
     def busy(self) -> bool:

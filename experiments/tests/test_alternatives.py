@@ -20,7 +20,7 @@ EMPTY = "# Why\n\n<!-- begin: alternatives-digits -->\n<!-- end: alternatives-di
 
 @pytest.fixture(autouse=True)
 def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alternatives, "Pool", Inline)
+    monkeypatch.setattr(alternatives, "Cluster", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:

@@ -70,7 +70,7 @@ def stop(task: str, options: object, folder: Path) -> None:
 
 
 def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Pool", Inline)
+    monkeypatch.setattr(runner, "Cluster", Inline)
     results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"
     control.render(results, page)
     before = {path: path.read_bytes() for path in (page, *results.iterdir())}

@@ -14,6 +14,7 @@ from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import TUNING_SEED, Run, Setting, Value
 from sparseout_experiments.studies.control.runner import Ledger, Progress
+from sparseout_experiments.studies.engine.cluster import Outcome
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from study_rows import Inline, fake_train, result_of
 
@@ -29,7 +30,7 @@ def reproduce(tmp_path: Path, train: Any = fake_train, **options: Any) -> Ledger
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Pool", Inline)
+    monkeypatch.setattr(runner, "Cluster", Inline)
 
 
 def calls(work: Path) -> dict[str, int]:
@@ -72,6 +73,7 @@ def slowly(task: Any, options: dict[str, Any], folder: Path) -> None:
     fake_train(task, options, folder)
 
 
+@pytest.mark.usefixtures("inline")
 def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
     heard: list[Progress] = []
     ledger = reproduce(tmp_path, on_progress=heard.append)
@@ -148,25 +150,40 @@ def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path:
     assert first[0].digest == second[0].digest  # identity is that of the run, not of what was kept of its curve
 
 
-def test_failed_runs_are_recorded_and_lost_ones_repeated(tmp_path: Path) -> None:
+def test_failed_runs_are_recorded_and_those_whose_worker_died_are_run_again(tmp_path: Path) -> None:
     ledger = reproduce(tmp_path, failing)
     assert {(run.setting.q, run.seed) for run in ledger.failures} == {(3.0, 2), (3.0, TUNING_SEED)}
-    assert [run.seed for run in ledger.lost] == [4]
-    assert "status 9" in next(iter(ledger.lost.values()))
+    assert not ledger.lost
+    (repeated,) = [name for name, count in calls(tmp_path / "work").items() if count != 1]
+    assert "q=2.5" in repeated
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    reasons = sorted(one.reason for one in record.failures)
-    assert reasons == ["its process ended with status 9"] + ["the loss is NaN at step 7"] * (len(reasons) - 1)
+    assert {one.reason for one in record.failures} == {"the loss is NaN at step 7"}
     assert record.chosen[Setting("sparseout", 3.0, "matched", "detached")] == Value(
         "p", 0.3
     )  # the trial that failed lost
     page = (tmp_path / "docs" / "page.md").read_text()
     assert "failed: the loss is NaN at step 7" in page
     before = calls(tmp_path / "work")
-    again = reproduce(tmp_path, failing)
-    assert not again.lost
-    assert again.failures.keys() == ledger.failures.keys()
-    changed = {name for name, count in calls(tmp_path / "work").items() if count != before[name]}
-    assert changed == {run.key for run in ledger.lost}
+    assert reproduce(tmp_path, failing).failures.keys() == ledger.failures.keys()
+    assert calls(tmp_path / "work") == before
+
+
+def test_lost_runs_are_recorded_and_repeated_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Losing(Inline):
+        def wait(self) -> Outcome:
+            lost = (self._jobs[0].options.get("q"), self._jobs[0].options["seed"]) == (2.5, 4)
+            return Outcome(self._jobs.pop(0), None, "its worker died again and again", 0.0) if lost else super().wait()
+
+    monkeypatch.setattr(runner, "Cluster", Losing)
+    ledger = reproduce(tmp_path)
+    assert {run.seed for run in ledger.lost} == {4}
+    record = collect.load(tmp_path / "results" / "control-small-image.json")
+    assert {one.reason for one in record.failures} == {"its worker died again and again"}
+    monkeypatch.setattr(runner, "Cluster", Inline)
+    assert not reproduce(tmp_path).lost
+    assert {calls(tmp_path / "work")[run.key] for run in ledger.lost} == {1}
 
 
 @pytest.mark.usefixtures("inline")

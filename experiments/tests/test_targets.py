@@ -22,7 +22,7 @@ RANGE = "of the range 0.300 that fixed q's reach (the tolerance of 0.02 is 7% of
 
 @pytest.fixture(autouse=True)
 def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "Pool", Inline)
+    monkeypatch.setattr(targets, "Cluster", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sparseout import __version__
-from sparseout_experiments.commands import bench, demo, reproduce, run, theory
+from sparseout_experiments.commands import bench, demo, reproduce, run, sweep, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.message import tell
@@ -64,4 +64,6 @@ def _top(
 for _command in (demo.demo, bench.bench, theory.theory):
     app.command(cls=Command, context_settings=CONTEXT)(_command)
 app.add_typer(run.app, name="run")
+app.add_typer(sweep.app, name="sweep")
+app.command("report", cls=Command, context_settings=CONTEXT)(sweep.report)
 app.add_typer(reproduce.app, name="reproduce")

@@ -29,6 +29,9 @@ _SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
 Name = TypeVar("Name", bound=str)
 # What all have.
 Workers = Annotated[int, typer.Option(**reading(Count), help="Processes, each of one thread.")]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
+]
 Work = Annotated[Path, typer.Option(**reading(Folder), help="Where the runs go.")]
 Results = Annotated[Path, typer.Option(**reading(Folder), help="Where the files of results go.")]
 Page = Annotated[Path, typer.Option(**reading(File), help="The page that is made.")]
@@ -46,6 +49,7 @@ def control(
         typer.Option(**reading(Folder), help=f"Holds {', '.join(_SETS.values())}. [default: they come from the hub]"),
     ] = None,
     workers: Workers = 2,
+    scheduler: Scheduler = None,
     device: Annotated[Any, typer.Option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train.")] = "auto",
     work: Work = Path("runs/control"),
     results: Results = Path("results"),
@@ -95,6 +99,7 @@ def control(
                     watch,
                     sources=sources,
                     common={"device": device},
+                    scheduler=scheduler,
                 )
     wrote(Console(), [written[1], *sorted(written[0].glob("control-*.json"))])
 
@@ -103,6 +108,7 @@ def control(
 def targets(
     only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, language.")] = "",
     workers: Workers = 2,
+    scheduler: Scheduler = None,
     work: Work = Path("runs/targets"),
     results: Results = Path("results"),
     page: Page = Path("docs/targets.md"),
@@ -120,7 +126,7 @@ def targets(
         if render:
             study.render(*written)
         else:
-            study.reproduce(written[0], work, written[1], workers, names, watch)
+            study.reproduce(written[0], work, written[1], workers, names, watch, scheduler=scheduler)
     wrote(Console(), [written[1], *sorted(written[0].glob("targets-*.json"))])
 
 
@@ -130,6 +136,7 @@ def alternatives(
     only: Annotated[str, typer.Option(metavar="LIST", help="Of digits, mnist.")] = "",
     data: Annotated[Any, typer.Option(**reading(Folder), help="Holds mnist. [default: it comes from the hub]")] = None,
     workers: Workers = 2,
+    scheduler: Scheduler = None,
     work: Work = Path("runs/alternatives"),
     results: Results = Path("results"),
     page: Page = Path("docs/comparison.md"),
@@ -151,7 +158,8 @@ def alternatives(
             study.render(*written)
         else:
             sources = {"mnist": str(data / "mnist")} if data else {}
-            study.reproduce(budget, written[0], work, written[1], workers, names, watch, sources=sources)
+            options: dict[str, Any] = {"sources": sources, "scheduler": scheduler}
+            study.reproduce(budget, written[0], work, written[1], workers, names, watch, **options)
     wrote(Console(), [written[1], *sorted(written[0].glob("alternatives-*.json"))])
 
 
@@ -194,12 +202,13 @@ def _prepared(results: Path, page: Path, work: Path | None, study: str) -> Itera
 def _stopping() -> Iterator[None]:
     """Turn what ends a study into a sentence."""
     from sparseout_experiments.studies.control import StudyStopped
+    from sparseout_experiments.studies.engine.cluster import ClusterError
 
     try:
         yield
     except ValueError as error:  # a bad budget, or a file that holds no results
         fail(str(error))
-    except StudyStopped as error:
+    except (StudyStopped, ClusterError) as error:
         fail(str(error), FAILED)
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror}); the runs are kept", FAILED)

@@ -7,6 +7,7 @@ draws the same order and works on its part of every batch; evaluation is done wh
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -16,6 +17,7 @@ from sparseout_experiments.config import record
 from sparseout_experiments.options import Config, Target
 from sparseout_experiments.tasks import DistributedContext, Evaluation, Task, build, means
 from sparseout_experiments.training import health, runs
+from sparseout_experiments.training.lock import locked
 from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.runs import RunError, RunFailed
 from sparseout_experiments.training.target_control import TargetControl
@@ -44,18 +46,26 @@ OnProgress = Callable[[Progress], None]
 
 
 def perform(
-    config: Config, folder: Path, on_progress: OnProgress = lambda progress: None, *, resume: bool = True
+    config: Config,
+    folder: Path,
+    on_progress: OnProgress = lambda progress: None,
+    *,
+    resume: bool = True,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Train one run in its folder and return its result.
 
     A folder that holds this run goes on from its last checkpoint, and one that holds its result just gives it; with
-    `resume` false both are an error. Raises RunFailed where the run has no result, RunError where the folder cannot be
+    `resume` false both are an error. A folder in which another process trains is an error too; with `wait` its end is
+    waited for. Raises RunFailed where the run has no result, RunError where the folder cannot be
     used, DataError and ValueError where the options cannot be met.
     """
     accelerator = _accelerator(config, folder)
     withdraw: Callable[[], None] = _nothing
+    lock = ExitStack()
     try:
         if accelerator.is_main_process:
+            lock.enter_context(locked(folder, wait=wait))
             withdraw = runs.begin(folder, config, resume)
         accelerator.wait_for_everyone()
         if (folder / runs.RESULT).exists():
@@ -73,6 +83,7 @@ def perform(
         withdraw()
         raise
     finally:
+        lock.close()
         _release(accelerator)
 
 

@@ -25,6 +25,8 @@ from sparseout_experiments.config import FILE, write
 from sparseout_experiments.options import Config
 from sparseout_experiments.training import files
 from sparseout_experiments.training.environment import environment
+from sparseout_experiments.training.lock import LOCK
+from sparseout_experiments.training.lock import RunError as RunError  # one of the errors of a folder
 
 CONFIG = FILE
 ENVIRONMENT, METRICS, RESULT, FAILURE = "environment.json", "metrics.jsonl", "result.json", "failure.json"
@@ -37,10 +39,6 @@ _FREE = ("device", "checkpoint_minutes", "track", "data")
 
 class RunFailed(Exception):
     """A run that ended without a result; its text is one sentence."""
-
-
-class RunError(Exception):
-    """A folder that a run cannot work in; its text is one sentence."""
 
 
 class _NotCheckpoint(Exception):
@@ -58,7 +56,8 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
         if not (folder / CONFIG).exists():
-            if any(path.name != ENVIRONMENT for path in folder.iterdir()):  # what is there is not ours to write over
+            names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK)}
+            if names - {ENVIRONMENT}:  # what is there is not ours to write over
                 got = f"{str(folder)!r}, which holds other things and no {CONFIG}"
                 raise RunError(expected("out", "a new or empty folder, or that of a run", got))
             write_json(
@@ -94,7 +93,8 @@ def _withdraw(folder: Path, made: list[Path]) -> None:
     if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
         with disk(folder):
             for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if not path.name.startswith(LOCK):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             files.remove_empty(made)
 
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.alternatives.page import check, write
-from sparseout_experiments.studies.control import collect, runner
+from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import sweep
-from sparseout_experiments.studies.engine.jobs import StudyStopped
-from sparseout_experiments.studies.engine.pool import Job, Pool, Train
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
+from sparseout_experiments.studies.engine.jobs import StudyStopped, train
 
 __all__ = ["BUDGETS", "KIND", "METHODS", "Method", "StudyStopped", "load_all", "render", "reproduce"]
 
@@ -110,7 +110,8 @@ def reproduce(
     *,
     sources: Mapping[str, str] | None = None,
     seeds: Sequence[int] = SEEDS,
-    train: Train = runner.train,
+    scheduler: str | None = None,
+    train: Train = train,
 ) -> None:
     """Run what is missing, write a file of results for each data set, and fill the page.
 
@@ -124,6 +125,7 @@ def reproduce(
         on_progress: is told how many runs of how many are done, and what was started last.
         sources: a folder or hub id to take for a data set.
         seeds: how often each setting is trained.
+        scheduler: the address of a Dask scheduler, instead of workers of this machine.
         train: trains one run.
 
     Raises:
@@ -138,8 +140,8 @@ def reproduce(
         if on_progress is not None:
             on_progress(len(found), len(wanted), str(run))
 
-    with Pool(workers, train) as pool:
-        sweep.run_all(pool, jobs, found, report)
+    with Cluster(workers, train, scheduler) as cluster:
+        sweep.run_all(cluster, jobs, found, report)
     for one in data:
         mine = {run: found[run] for run in wanted if run.data == one}
         files.save(_path(results, budget, one), _head(budget, one, mine) | {"rows": list(_rows(mine))})

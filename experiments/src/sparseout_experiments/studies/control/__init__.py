@@ -10,8 +10,8 @@ from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Task
 from sparseout_experiments.studies.control.runner import Ledger, OnProgress, Progress
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine.jobs import StudyStopped
-from sparseout_experiments.studies.engine.pool import Train
+from sparseout_experiments.studies.engine.cluster import Train
+from sparseout_experiments.studies.engine.jobs import StudyStopped, train
 
 __all__ = ["BUDGETS", "TASKS", "Ledger", "Progress", "StudyStopped", "render", "reproduce"]
 
@@ -27,7 +27,8 @@ def reproduce(
     *,
     sources: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,
-    train: Train = runner.train,
+    scheduler: str | None = None,
+    train: Train = train,
 ) -> Ledger:
     """Run what is missing of the study, write the files of results, and make the page from all that are there.
 
@@ -70,6 +71,7 @@ def reproduce(
             sources=sources,
             common=common,
             on_progress=on_progress,
+            scheduler=scheduler,
             train=train,
         )
     except BaseException:

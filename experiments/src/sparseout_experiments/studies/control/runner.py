@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Setting, Task, Value
 from sparseout_experiments.studies.engine import jobs
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, Train
 from sparseout_experiments.studies.engine.jobs import StudyStopped
-from sparseout_experiments.studies.engine.pool import Job, Outcome, Pool, Train
 
 
 class Progress(NamedTuple):
@@ -63,16 +62,6 @@ def folder_of(run: Run, budget: str, work: Path) -> Path:
     return work / budget / run.task / run.key
 
 
-def train(task: str, options: dict[str, Any], folder: Path) -> None:
-    """Train one run; a failed one leaves `failure.json` in its folder."""
-    from sparseout_experiments.config import resolve
-    from sparseout_experiments.training.loop import perform
-    from sparseout_experiments.training.runs import RunFailed
-
-    with suppress(RunFailed):
-        perform(resolve(task, options), folder)
-
-
 def found(run: Run, budget: str, work: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a run, or the reason of its failure, from its folder. Raises StudyStopped where it is another's."""
     folder = folder_of(run, budget, work)
@@ -111,7 +100,8 @@ def run_all(
     sources: Mapping[str, str] | None = None,
     common: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
-    train: Train = train,
+    scheduler: str | None = None,
+    train: Train = jobs.train,
 ) -> None:
     """Run what `ledger` lacks and note it there. Raises StudyStopped; KeyboardInterrupt ends the workers and passes on.
 
@@ -139,9 +129,9 @@ def run_all(
         state.report(run, status, outcome.seconds)
         return missing()
 
-    with Pool(workers, train) as pool:
+    with Cluster(workers, train, scheduler) as cluster:
         first = dict(sorted(missing().items(), key=lambda item: item[0].role != "tuning"))
-        jobs.run_all(pool, first, started, ended)
+        jobs.run_all(cluster, first, started, ended)
 
 
 class _State:

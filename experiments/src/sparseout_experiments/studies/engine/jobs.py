@@ -1,11 +1,12 @@
-"""Jobs of a study: what their folders hold is read, and the rest is trained by a pool of workers."""
+"""Jobs of a study: what their folders hold is read, and the rest is trained by a cluster."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparseout_experiments.studies.engine.pool import Job, Outcome, Pool
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, is_cancelled
 from sparseout_experiments.training import runs
 
 Name = TypeVar("Name", bound=Hashable)
@@ -13,6 +14,23 @@ Name = TypeVar("Name", bound=Hashable)
 
 class StudyStopped(Exception):
     """The reason why a study cannot go on, in one sentence; whatever is finished stays."""
+
+
+def train(task: str, options: dict[str, Any], folder: Path) -> None:
+    """Train one run; a failed one leaves `failure.json` in its folder, and one that is taken back its checkpoint."""
+    from sparseout_experiments.config import resolve
+    from sparseout_experiments.training.loop import perform
+
+    def stop(progress: object) -> None:
+        if is_cancelled():
+            raise _Cancelled
+
+    with suppress(runs.RunFailed, _Cancelled):
+        perform(resolve(task, options), folder, stop, wait=True)
+
+
+class _Cancelled(Exception):
+    """The run is no longer wanted."""
 
 
 def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
@@ -42,7 +60,7 @@ def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] 
 
 
 def run_all(
-    pool: Pool,
+    cluster: Cluster,
     jobs: Mapping[Name, Job],
     started: Callable[[Name], None],
     ended: Callable[[Name, Outcome], Mapping[Name, Job]],
@@ -51,12 +69,12 @@ def run_all(
     queue = deque(jobs.items())
     known = set(jobs)
     names = {job.folder: name for name, job in jobs.items()}
-    while queue or pool.busy:
-        while queue and pool.free:
+    while queue or cluster.busy:
+        while queue and cluster.free:
             name, job = queue.popleft()
-            pool.start(job)
+            cluster.start(job)
             started(name)
-        outcome = pool.wait()
+        outcome = cluster.wait()
         new = {name: job for name, job in ended(names[outcome.job.folder], outcome).items() if name not in known}
         queue.extend(new.items())
         known |= new.keys()

@@ -1,16 +1,144 @@
-"""Named runs that must all finish: the first that fails stops the study."""
+"""Sweeps: every combination of options, with several seeds; and named runs of a study, which must all finish."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from sparseout._utils.validation import expected
 from sparseout_experiments import config
 from sparseout_experiments.studies.engine import jobs as engine
-from sparseout_experiments.studies.engine.jobs import Name, StudyStopped
-from sparseout_experiments.studies.engine.pool import Job, Outcome, Pool
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, Train
+from sparseout_experiments.studies.engine.jobs import Name, StudyStopped, train
+from sparseout_experiments.training import files, runs
+
+PLAN = "sweep.json"  # of a sweep's folder: the command, and the runs that it wants
+MOST = 100_000  # runs
+
+
+class Progress(NamedTuple):
+    """How far a sweep is."""
+
+    done: int
+    failed: int
+    running: int
+    total: int
+    left: float  # seconds until all are done, from the mean of those that ended; nan before the first
+    now: str  # what has ended last
+
+
+def grid(
+    task: str, options: Mapping[str, Sequence[Any]], seeds: int, folder: Path, named: config.Named = lambda name: name
+) -> dict[str, Job]:
+    """Every combination of the options' values with every seed, by the name from which its folder is named.
+
+    An option that a method has no use for does not multiply the runs of that method.
+
+    Raises:
+        ValueError: for an option or a value that the task does not take, or more than `MOST` runs.
+    """
+    if (count := seeds * math.prod(len(values) for values in options.values())) > MOST:
+        raise ValueError(expected("the sweep", f"at most {MOST} runs", count))
+    swept = [name for name, values in options.items() if len(values) > 1]
+    found: dict[str, Job] = {}
+    for values in itertools.product(*options.values()):
+        given = dict(zip(options, values, strict=True))
+        method = str(given.get("method", "sparseout"))
+        for name in options:
+            if len(options.get("method", ())) < 2 and not config.uses(method, name):
+                config.resolve(task, given, named)  # raises: no method of the sweep has a use for it
+        used = config.without_unused(given, method)
+        config.resolve(task, used, named)
+        for seed in range(seeds):
+            parts = [*(f"{option}={used[option]}" for option in swept if option in used), f"seed={seed}"]
+            found.setdefault(" ".join(parts), Job(task, {**used, "seed": seed}, folder / _folder("_".join(parts))))
+    return found
+
+
+def _folder(name: str) -> str:
+    """A name that every file system takes, different for different names."""
+    plain = re.sub(r"[^\w.=+-]", "_", name, flags=re.ASCII)
+    if plain == name and len(name) <= 100:
+        return name
+    return f"{plain[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run's folder holds a result or a failure."""
+    return any((folder / name).exists() for name in (runs.RESULT, runs.FAILURE))
+
+
+def plan_of(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
+    """The options of the runs that sweeps in these folders want, each with ``run``, and the command of the last."""
+    planned: list[dict[str, Any]] = []
+    command = ""
+    for folder in folders:
+        if (folder / PLAN).exists():
+            plan = runs.read_json(folder / PLAN)
+            command = str(plan["command"])
+            planned += [{**entry, "run": str(folder / entry["run"])} for entry in plan["runs"]]
+    return planned, command
+
+
+def perform(
+    jobs: Mapping[str, Job],
+    folder: Path,
+    workers: int,
+    scheduler: str | None,
+    command: str,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    train: Train = train,
+) -> dict[str, str]:
+    """Train the runs of a sweep that have not ended, and return how each ended: "finished" or "failed".
+
+    Raises:
+        StudyStopped, ClusterError: where it cannot go on; runs that have ended are kept.
+    """
+    files.prepare(folder)
+    wanted = {name: config.record(config.resolve(job.task, job.options)) for name, job in jobs.items()}
+    plan = [{**record, "run": jobs[name].folder.name} for name, record in wanted.items()]
+    files.write(folder / PLAN, json.dumps({"command": command, "runs": plan}, indent=1) + "\n")
+    ended: dict[str, str] = {}
+    seconds: list[float] = []
+
+    def look(name: str) -> bool:
+        result, reason = engine.outcome_of(jobs[name].folder, wanted[name])
+        if result is not None or reason is not None:
+            ended[name] = "finished" if reason is None else "failed"
+        return name in ended
+
+    missing = {name: job for name, job in jobs.items() if not look(name)}
+    if not missing:
+        return ended
+    with Cluster(min(workers, len(missing)), train, scheduler) as cluster:
+
+        def tell(now: str) -> None:
+            left = len(jobs) - len(ended)
+            mean = sum(seconds) / len(seconds) if seconds else math.nan
+            failed = list(ended.values()).count("failed")
+            running = min(cluster.workers, left)
+            on_progress(Progress(len(ended), failed, running, len(jobs), mean * left / cluster.workers, now))
+
+        def on_end(name: str, outcome: Outcome) -> dict[str, Job]:
+            if problem := outcome.problem or outcome.lost:
+                raise StudyStopped(f"{name}: {problem}")
+            if not look(name):
+                raise StudyStopped(f"{name}: the run ended without a result in {outcome.job.folder}")
+            seconds.append(outcome.seconds)
+            tell(f"{name} {ended[name]}")
+            return {}
+
+        tell("")
+        engine.run_all(cluster, missing, lambda name: None, on_end)
+    return ended
 
 
 def run_all(
-    pool: Pool, jobs: Mapping[Name, Job], found: dict[Name, dict[str, Any]], on_progress: Callable[[Name], None]
+    cluster: Cluster, jobs: Mapping[Name, Job], found: dict[Name, dict[str, Any]], on_progress: Callable[[Name], None]
 ) -> None:
     """Bring into `found` the results that it lacks; `on_progress` is called as each run starts and ends.
 
@@ -30,7 +158,7 @@ def run_all(
         on_progress(name)
         return {}
 
-    engine.run_all(pool, {name: job for name, job in jobs.items() if name not in found}, on_progress, ended)
+    engine.run_all(cluster, {name: job for name, job in jobs.items() if name not in found}, on_progress, ended)
 
 
 def result_of(name: object, job: Job) -> dict[str, Any] | None:

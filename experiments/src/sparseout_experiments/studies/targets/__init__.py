@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.studies.control import collect, runner
+from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.jobs import StudyStopped
-from sparseout_experiments.studies.engine.pool import Job, Pool, Train
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
+from sparseout_experiments.studies.engine.jobs import StudyStopped, train
 from sparseout_experiments.studies.targets.page import START, TITLE, write
 from sparseout_experiments.training import runs
 
@@ -83,7 +83,8 @@ def reproduce(
     on_progress: OnProgress | None = None,
     *,
     tasks: Mapping[str, Task] = TASKS,
-    train: Train = runner.train,
+    scheduler: str | None = None,
+    train: Train = train,
 ) -> None:
     """Run what is missing, write a file of results for each task, and make the page.
 
@@ -95,6 +96,7 @@ def reproduce(
         names: which tasks.
         on_progress: is told how many runs of how many are done, and what was started last.
         tasks: what each is.
+        scheduler: the address of a Dask scheduler, instead of workers of this machine.
         train: trains one run.
 
     Raises:
@@ -112,14 +114,14 @@ def reproduce(
     def jobs(plan: Sequence[_Run]) -> dict[_Run, Job]:
         return {run: run.job(tasks[run.name], work) for run in plan}
 
-    with Pool(workers, train) as pool:
+    with Cluster(workers, train, scheduler) as cluster:
         plan = [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
-        sweep.run_all(pool, jobs(plan), found, report)
+        sweep.run_all(cluster, jobs(plan), found, report)
         ranges = {name: _range(name, found, tasks[name]) for name in names}
         for name, (low, high) in ranges.items():
             aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
             plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
-        sweep.run_all(pool, jobs(plan), found, report)
+        sweep.run_all(cluster, jobs(plan), found, report)
     for name in names:
         mine = {
             run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name

@@ -1,0 +1,146 @@
+"""The commands `sweep TASK` and `report`: every combination of options, on a cluster, and the page of what came out."""
+
+import inspect
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparseout._utils.validation import expected
+from sparseout_experiments import config as options
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.commands.run import flag_name
+from sparseout_experiments.fields import reader
+from sparseout_experiments.options import TASKS
+
+if TYPE_CHECKING:
+    from sparseout_experiments.studies.engine.sweep import Progress
+
+app = typer.Typer(
+    help="Train every combination of options with several seeds, and write a page about them.",
+    cls=Group,
+    context_settings=CONTEXT,
+    rich_markup_mode=None,
+)
+SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
+
+
+def _command(task: str) -> Callable[..., None]:
+    """The command of a task: an option of a run takes a list."""
+
+    def command(out: Path | None, seeds: int, workers: int, scheduler: str | None, dry_run: bool, **given: Any) -> None:
+        chosen = {name: values for name, values in given.items() if values is not None}
+        _sweep(task, chosen, out or Path("runs") / f"sweep-{task}", seeds, workers, scheduler, dry_run)
+
+    option = typer.Option
+    parameters = [
+        _parameter("out", Path | None, option(metavar="FOLDER", help=f"[default: runs/sweep-{task}]"), None),
+        _parameter("seeds", int, option(metavar="N", min=1, help="Seeds of each setting, from 0 on."), 5),
+        _parameter("workers", int, option(metavar="N", min=1, help="Runs at a time."), os.cpu_count() or 1),
+        _parameter("scheduler", str | None, SCHEDULER, None),
+        _parameter("dry_run", bool, option("--dry-run", help="Print the plan and train nothing."), False),
+    ]
+    for name, entry in options.options_of(task).items():
+        if name != "seed":
+            kind = reading(entry.kind, _list_of(reader(entry.kind))) | {"show_default": False}
+            metavar = f"{kind.pop('metavar')},..."
+            help = option(flag_name(name), metavar=metavar, help=entry.help, rich_help_panel=entry.group, **kind)
+            parameters.append(_parameter(name, Any, help, None))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__doc__ = f"{TASKS[task].__doc__}\n\nOptions of a run take a list of values, separated by commas."
+    return command
+
+
+def _parameter(name: str, annotation: Any, option: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=Annotated[annotation, option])
+
+
+def _list_of(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: list({repr(value): value for value in map(read, text.split(","))}.values())
+
+
+for _task in TASKS:
+    app.command(_task, cls=Command, context_settings=CONTEXT)(_command(_task))
+
+
+def _sweep(
+    task: str, given: dict[str, list[Any]], out: Path, seeds: int, workers: int, scheduler: str | None, dry_run: bool
+) -> None:
+    from sparseout_experiments.studies.engine import sweep
+    from sparseout_experiments.studies.engine.cluster import ClusterError
+    from sparseout_experiments.studies.engine.jobs import StudyStopped
+
+    try:
+        jobs = sweep.grid(task, given, seeds, out, flag_name)
+    except ValueError as error:
+        fail(str(error))
+    console = Console()
+    if dry_run:
+        there = sum(sweep.has_ended(job.folder) for job in jobs.values())
+        settings = len({name.rpartition("seed=")[0] for name in jobs})
+        for name in jobs:
+            console.print(name, highlight=False, markup=False, soft_wrap=True)
+        says = f"{len(jobs)} runs: {settings} settings with {seeds} seeds each; {there} have ended."
+        console.print(says, highlight=False)
+        return
+    command = shlex.join(["sparseout", *sys.argv[1:]])
+    try:
+        with progress_bar() as bar:
+            row = bar.add_task("", total=None, count="", now="starting workers")
+
+            def show(progress: "Progress") -> None:
+                count = f"run {progress.done}/{progress.total}"
+                parts = [f"{progress.running} running", f"{progress.failed} failed" if progress.failed else ""]
+                if not math.isnan(progress.left):
+                    parts.append(f"{progress.left / 60:.0f} min left")
+                now = ", ".join(part for part in [*parts, progress.now] if part)
+                bar.update(row, completed=progress.done, total=progress.total, count=count, now=now)
+
+            sweep.perform(jobs, out, workers, scheduler, command, show)
+    except (StudyStopped, ClusterError) as error:
+        fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror}); runs that have ended are kept", FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted: runs that have ended are kept, and the same command goes on", INTERRUPTED)
+    finally:
+        _write([out], out, console)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of a run, of a sweep, or several.")],
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where it goes. [default: the first]")] = None,
+) -> None:
+    """Write the page of runs that there are: report.html, sweep.csv, table.tex and the figures."""
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        fail(expected("FOLDER", "a folder of runs", repr(str(missing[0]))))
+    if not _write(folders, out or folders[0], Console()):
+        fail(expected("FOLDER", "a folder of runs", ", ".join(map(str, folders))))
+
+
+def _write(folders: list[Path], out: Path, console: Console) -> bool:
+    """Write the page, if there is anything to show."""
+    from sparseout_experiments.studies.engine import frame, sweep
+    from sparseout_experiments.studies.engine import report as page
+
+    try:
+        planned, command = sweep.plan_of(folders)
+        found = frame.read(folders, planned, command)
+    except ValueError as error:
+        if any(folder.rglob(options.FILE) for folder in folders if folder.is_dir()):
+            fail(str(error))
+        return False
+    try:
+        wrote(console, page.write(found, out))
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror})", FAILED)
+    return True

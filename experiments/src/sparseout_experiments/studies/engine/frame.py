@@ -1,0 +1,143 @@
+"""Results of runs as a DataFrame: a row a run, with its options, its metric, its sparsity, and how it ended."""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sparseout._utils.validation import expected
+from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.tasks import shown_as
+from sparseout_experiments.training import runs
+
+# Options that say where and how long a run works, and not what it computes.
+TECHNICAL = ("device", "checkpoint_minutes", "track")
+MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
+
+
+@dataclass
+class Results:
+    """Runs that are looked at together.
+
+    Args:
+        task: what was trained.
+        frame: a row a run: its options, ``run`` (its folder), ``status``, ``reason`` (of a failure), ``metric`` (on
+            test data, in the unit it is read in), ``valid``, the measures (means over places), ``dead``, ``seconds``.
+        swept: the options that differ between runs, with their values; the seed is none of them.
+        common: the options that do not.
+        layers: per run, {place: measures}.
+        curves: per run, a record an epoch: ``epoch``, ``metric``, ``hoyer``.
+        environments: what the runs were made with.
+        command: the command that repeats them, if it is known.
+    """
+
+    task: str
+    frame: pd.DataFrame
+    swept: dict[str, list[Any]]
+    common: dict[str, Any]
+    layers: dict[str, dict[str, dict[str, Any]]]
+    curves: dict[str, list[dict[str, Any]]]
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    command: str = ""
+
+    @property
+    def metric(self) -> tuple[str, str]:
+        """The metric's name, and its unit: what it is multiplied by, or a percent sign."""
+        name, _, unit = shown_as(self.task)
+        return name, unit
+
+    def settings(self) -> pd.DataFrame:
+        """A row a setting, over its seeds: means of metric and Hoyer, half of their intervals, and counts."""
+        names, rows = list(self.swept), []
+        groups = self.frame.groupby(names, dropna=False, sort=False) if names else [((), self.frame)]
+        for key, group in groups:
+            row: dict[str, Any] = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
+            done = group[group["status"] == "finished"]
+            for name in ("metric", "valid", *MEASURES, "dead"):
+                interval = t_interval([float(value) for value in done[name].dropna()])
+                row |= {name: interval.mean, f"{name}_half": interval.half}
+            rows.append(row | {"seeds": len(done), "failed": int((group["status"] == "failed").sum())})
+        return pd.DataFrame(rows)
+
+
+def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), command: str = "") -> Results:
+    """The results in the folders of runs, or in folders that hold such folders.
+
+    Args:
+        folders: each a run's, or one with runs at any depth.
+        planned: options of runs that there may not be yet, each with ``run``, its folder.
+        command: what repeats them.
+
+    Raises:
+        ValueError: if there is no run, or runs of several tasks.
+    """
+    paths = {path.parent for folder in folders for path in sorted(folder.rglob(runs.CONFIG))}
+    wanted = {Path(entry["run"]): {k: v for k, v in entry.items() if k != "run"} for entry in planned}
+    if not paths and not wanted:
+        raise ValueError(expected("folder", "the folder of a run or of runs", ", ".join(map(str, folders))))
+    records = [_read(path, wanted.get(path)) for path in [*wanted, *sorted(paths - wanted.keys())]]
+    tasks = {record["options"].get("task") for record in records}
+    if len(tasks) > 1:
+        raise ValueError(expected("folder", "runs of one task", ", ".join(sorted(map(str, tasks)))))
+    options = [record["options"] for record in records]
+    names = list(dict.fromkeys(name for some in options for name in some if name not in ("task", "seed")))
+    # None is what a method has no use for, and no value of its own
+    values = {name: _distinct(some[name] for some in options if some.get(name) is not None) for name in names}
+    swept = {name: found for name, found in values.items() if len(found) > 1 and name not in TECHNICAL}
+    return Results(
+        task=tasks.pop(),
+        frame=pd.DataFrame([{**record["options"], **record["row"]} for record in records]),
+        swept=swept,
+        common={name: found[0] for name, found in values.items() if len(found) == 1},
+        layers={record["row"]["run"]: record["layers"] for record in records},
+        curves={record["row"]["run"]: record["curve"] for record in records},
+        environments=_distinct(record["environment"] for record in records if record["environment"]),
+        command=command,
+    )
+
+
+def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One run as its folder shows it."""
+    row: dict[str, Any] = {"run": str(folder), "status": "planned", "reason": ""}
+    row |= dict.fromkeys(("metric", "valid", *MEASURES, "dead", "seconds"))
+    options, layers, environment = dict(planned or {}), {}, None
+    if (folder / runs.CONFIG).exists():
+        options = options or tomllib.loads((folder / runs.CONFIG).read_text(encoding="utf-8"))
+        row["status"] = "unfinished"
+    if (folder / runs.FAILURE).exists():
+        failure = runs.read_json(folder / runs.FAILURE)
+        row |= {"status": "failed", "reason": str(failure["reason"])}
+        environment = failure.get("environment")
+    elif (folder / runs.RESULT).exists():
+        result = runs.read_json(folder / runs.RESULT)
+        metric, times, _ = shown_as(result["task"])
+        options, layers, environment = result["config"], result["sparsity"], result["environment"]
+        row |= {"status": "finished", "seconds": result["seconds"], "dead": result["mean"]["dead"]}
+        row |= {"metric": _times(result["test"][metric], times), "valid": _times(result["valid"][metric], times)}
+        row |= {name: _mean([place[name] for place in layers.values()]) for name in MEASURES}
+    curve = []
+    if "task" in options:
+        metric, times, _ = shown_as(options["task"])
+        curve = [
+            {"epoch": line["epoch"], "metric": _times(line["valid"][metric], times), "hoyer": line["mean"]["hoyer"]}
+            for line in runs.metrics(folder)
+        ]
+    return {"row": row, "options": options, "layers": layers, "environment": environment, "curve": curve}
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found = {json.dumps(value, sort_keys=True): value for value in values}
+    return list(found.values())

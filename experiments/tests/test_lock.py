@@ -1,0 +1,112 @@
+"""The lock on a run's folder: one owner at a time, freed by death."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from sparseout_experiments.training import lock
+from sparseout_experiments.training.lock import RunError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sparseout_experiments.training.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+# Each adds 1 to a number in a file, with a pause between reading and writing.
+COUNT = """
+import sys, time
+from pathlib import Path
+from sparseout_experiments.training.lock import locked
+number = Path(sys.argv[1]).parent / "number"
+for _ in range(15):
+    with locked(Path(sys.argv[1]), wait=True):
+        before = int(number.read_text())
+        time.sleep(0.003)
+        number.write_text(str(before + 1))
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_that_is_being_trained_is_refused_with_its_owner(tmp_path, owner):
+    with (
+        pytest.raises(RunError, match=rf"run is being trained by process {owner.pid} on \S+: wait for it, or stop"),
+        lock.locked(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_a_dead_owner_holds_nothing(tmp_path, owner):
+    waits = []
+    os.kill(owner.pid, signal.SIGSTOP)  # stopped is not dead
+    with pytest.raises(RunError), lock.locked(tmp_path / "run"):
+        pass
+    owner.kill()
+    begun = time.monotonic()
+    with lock.locked(tmp_path / "run", wait=True, on_wait=waits.append):
+        assert time.monotonic() - begun < 5
+        assert json.loads((tmp_path / "run/.lock").read_text())[1] == os.getpid()
+    assert not (tmp_path / "run").exists()  # nothing was written there
+
+
+def test_who_waits_is_told_once_and_goes_on(tmp_path, owner):
+    waits = []
+
+    def free(name):
+        waits.append(name)
+        os.kill(owner.pid, signal.SIGINT)  # which leaves the with-block
+
+    with lock.locked(tmp_path / "run", wait=True, on_wait=free):
+        pass
+    assert len(waits) == 1
+    assert f"process {owner.pid} on " in waits[0]
+
+
+@pytest.mark.parametrize(("age", "free"), [(0.0, False), (lock.STALE + 5, True)])
+def test_an_owner_on_another_machine_lives_as_long_as_it_touches_the_file(tmp_path, age, free):
+    (tmp_path / ".lock").write_text(json.dumps(["elsewhere", 1]))
+    os.utime(tmp_path / ".lock", (time.time() - age,) * 2)
+    if free:
+        with lock.locked(tmp_path):
+            pass
+        assert not tmp_path.exists()
+    else:
+        with pytest.raises(RunError, match="process 1 on elsewhere"), lock.locked(tmp_path):
+            pass
+
+
+def test_the_file_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
+    with lock.locked(tmp_path):
+        os.utime(tmp_path / ".lock", (0, 0))
+        deadline = time.monotonic() + 5
+        while (tmp_path / ".lock").stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / ".lock").stat().st_mtime > 0
+
+
+def test_never_two_owners(tmp_path):
+    (tmp_path / "number").write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", COUNT, tmp_path / "run"]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "45"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"), lock.locked(tmp_path / "file" / "run"):
+        pass
