@@ -260,6 +260,10 @@ def test_a_penalty_that_was_never_attached_is_an_error():
     model(torch.randn(8, 4))
     with pytest.raises(RuntimeError, match="with-block, but got one that never was"):
         penalty.loss()
+    with penalty:
+        model(torch.randn(8, 4))
+    with pytest.raises(RuntimeError, match="or no longer is"):  # its terms went with the hooks
+        penalty.loss()
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class ActivityPenalty:
         ValueError: for a value out of range, for `target` beside `q` or `eps`, if the names in `strength` are not those
             of the watched modules, or if there is nothing to watch.
         TypeError: for an argument of another type; later, for a watched output without a floating-point tensor.
-        RuntimeError: from :meth:`loss`, if it was never attached.
+        RuntimeError: from :meth:`loss`, if it was never attached, or if detaching dropped what it had collected.
 
     Warns:
         UserWarning: once, in backward, if what checkpoint(use_reentrant=True) ran was not collected.
@@ -203,7 +203,8 @@ class ActivityPenalty:
         return self
 
     def detach(self) -> None:
-        """Remove all hooks from the model, and what was collected."""
+        """Remove all hooks from the model, and what was collected: ask for :meth:`loss` before."""
+        self._attached = self._attached and not self._terms
         self._terms, self._again = [], []
         if self._hooks:
             self._hooks.remove()
@@ -219,7 +220,7 @@ class ActivityPenalty:
     def loss(self) -> Tensor:
         """The penalty collected since the last call, a 0-d tensor; 0 if there is none, as in evaluation."""
         if not self._attached:
-            raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was"))
+            raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was or no longer is"))
         terms, again, self._terms, self._again = self._terms, self._again, [], []
         if not torch.compiler.is_compiling():
             # Of what compiled code collected it is known only now whether a checkpoint computed it again.
