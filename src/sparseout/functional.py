@@ -209,7 +209,7 @@ def check_dims(dims: Any) -> tuple[int, ...]:
 
 
 def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The same as numbers >= 0, in order."""
+    """The dims as numbers >= 0, in order."""
     if not dims:
         return dims
     for dim in dims:
@@ -222,7 +222,7 @@ def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 def _torch_dropout(input: Tensor, dims: tuple[int, ...], inplace: bool) -> Callable[..., Tensor] | None:
-    """What drops in torch where one draw is shared along `dims`, if something does."""
+    """Torch's own dropout function with one draw along `dims`, or None where it has none."""
     ndim = input.dim()
     if input.is_nested and (dims or inplace or not input.is_contiguous()):
         return None
@@ -234,7 +234,7 @@ def _torch_dropout(input: Tensor, dims: tuple[int, ...], inplace: bool) -> Calla
 
 
 def _feature_dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
-    """What `F.dropout1d`, `2d` and `3d` call, for any number of dims."""
+    """Channel dropout as `F.dropout1d`, `2d` and `3d` call it, for any number of dims."""
     return (torch.feature_dropout_ if inplace else torch.feature_dropout)(input, p, training)
 
 

@@ -54,7 +54,7 @@ _PRODUCERS: dict[tuple[type[nn.Module], ...], tuple[Callable[[int], int], str]] 
 
 
 class Produced(NamedTuple):
-    """What is known of the units of a tensor from the module that made it."""
+    """Units of a tensor, as far as they are known from the module that made it."""
 
     dim: int
     ndim: int
@@ -73,14 +73,14 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def channel_dim(module: nn.Module, ndim: int) -> int | None:
-    """Where the channels of an input of `ndim` dims are, if `module` is of a class that knows; else None."""
+    """The dim of the channels in an input of `ndim` dims, if `module` is of a class that knows; else None."""
     own: Mapping[int, int] | None = getattr(module, "channel_dims", None)
     dims = own or next((dims for cls, dims in _CHANNELS.items() if isinstance(module, cls)), None)
     return None if dims is None else dims.get(ndim)
 
 
 def unit_dim(x: Tensor, given: int | None = None, module: nn.Module | None = None, made: Produced | None = None) -> int:
-    """Where the units of `x` lie.
+    """The dim of the units of `x`.
 
     As given; as `module`, which takes or gives it, has it; where the module that `made` it put them; else at dim 1 of
     maps and volumes and at the last dim of others.
@@ -110,7 +110,7 @@ def check_unit_dim(given: Any) -> None:
 
 
 class UnitTracker:
-    """Where the units of activations lie, from the modules that made them: the last producer that ran before.
+    """Tracks the dim of the units of activations by the modules that made them: the last producer that ran before.
 
     Linear, Embedding, LayerNorm, RMSNorm, recurrent and attention modules put units last; convolutions, batch, group
     and instance norm at dim 1. Activations and noise layers keep them there. A tensor that was permuted or reshaped in
@@ -146,7 +146,7 @@ class UnitTracker:
         self.made = None
 
     def dim(self, name: str, module: nn.Module, x: Tensor) -> int:
-        """Where the units of `x`, seen at the module of that name, lie, in [0, x.ndim).
+        """The dim of the units of `x`, seen at the module of that name, in [0, x.ndim).
 
         Raises:
             ValueError: if what was given is out of range for `x`.
@@ -186,7 +186,7 @@ class UnitTracker:
 
 
 def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | None:
-    """Where a producer puts its units and how many there are, if it says so; None for other modules."""
+    """The dim where a producer puts its units and their number, if it says so; None for other modules."""
     for types, (place, attribute) in _PRODUCERS.items():
         if isinstance(module, types):
             units: Any = getattr(module, attribute, None)
@@ -201,7 +201,7 @@ def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | No
 
 
 def _follow(x: Tensor, made: Produced) -> int | None:
-    """Where the units of a tensor are that was made as `made` says and perhaps permuted or reshaped since."""
+    """The dim of the units of a tensor that was made as `made` says and perhaps permuted or reshaped since."""
     last = made.dim == made.ndim - 1
     dim = x.ndim - 1 if last else made.dim
     if x.is_nested or made.shape is None:
@@ -253,7 +253,7 @@ def stride(rows: int) -> int:
 
 
 def local_rows(x: Tensor, dim: int) -> Tensor:
-    """Of a DTensor the rows that are here with all of their units, along `dim` < 0; other tensors as they are."""
+    """The local rows of a DTensor, with all of their units along `dim` < 0; other tensors as they are."""
     if not is_sharded(x):
         return x
     from torch.distributed.tensor import DTensor, Replicate

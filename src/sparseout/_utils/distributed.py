@@ -71,14 +71,14 @@ def check_replicas(model: nn.Module) -> None:
 
 
 def all_gather(value: Any, group: Group | None) -> list[Any]:
-    """What every process of the group gives, in their order; all of them must call."""
+    """The values of all processes of the group, in their order; all of them must call."""
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 
 def all_reduce_sums(sums: Mapping[Key, Tensor], device: torch.device, group: Group | None = None) -> dict[Key, Tensor]:
-    """Of each tensor the sum over the processes of a group, in one reduction, fp64 and on `device`.
+    """The sum of each tensor over the processes of a group, in one reduction, fp64 and on `device`.
 
     A key that some processes lack counts as zeros there. Without `torch.distributed` the sums are this process's own.
 

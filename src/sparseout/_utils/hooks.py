@@ -48,7 +48,7 @@ class EagerHook(Hook):
 
 
 class DeadHook:
-    """What is left of a hook in a copy of the model, or in a file."""
+    """A hook that does nothing: what is left of one in a copy of the model, or in a file."""
 
     def __call__(self, *given: Any) -> None:
         pass

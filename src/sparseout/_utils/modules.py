@@ -30,7 +30,7 @@ _FOREIGN = {"DeepSpeedEngine": "module", "_FabricModule": "_forward_module"}
 
 
 class Site(NamedTuple):
-    """Where a model is hooked: a module, at its input or at its output."""
+    """A hook point of a model: a module, at its input or at its output."""
 
     name: str
     module: nn.Module
@@ -56,7 +56,7 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:
-    """What filter_fn says of a module with these names."""
+    """The decision of filter_fn about a module with these names."""
     answers = [filter_fn(name, module) for name in names] if filter_fn else []
     for answer in answers:
         if answer is not None and not isinstance(answer, bool):
@@ -98,7 +98,7 @@ def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modul
 
 
 def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
-    """Where `model` is hooked, in its order: dropout-like modules at their input, others at their output.
+    """The hook points of `model`, in its order: dropout-like modules at their input, others at their output.
 
     Raises: TypeError, ValueError.
     """

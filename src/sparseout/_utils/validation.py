@@ -12,7 +12,7 @@ def expected(name: str, wanted: str, got: Any) -> str:
 
 
 def type_name(value: Any) -> str:
-    """How to name a value whose type is wrong: short ones in full, others by their type."""
+    """The name of a value whose type is wrong: short ones in full, others by their type."""
     if value is None or isinstance(value, (bool, str)):
         return repr(value)
     name = type(value).__name__

@@ -79,7 +79,7 @@ def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -
 
 
 class BridgeoutLinear(nn.Linear):
-    """What :func:`sparseout.baselines.bridgeout_` makes of a Linear."""
+    """A Linear after :func:`sparseout.baselines.bridgeout_`."""
 
     p: float
     q: float
@@ -102,7 +102,7 @@ class BridgeoutLinear(nn.Linear):
 
 
 class BridgeoutConv2d(nn.Conv2d):
-    """What :func:`sparseout.baselines.bridgeout_` makes of a Conv2d."""
+    """A Conv2d after :func:`sparseout.baselines.bridgeout_`."""
 
     p: float
     q: float

@@ -124,7 +124,7 @@ class KWinners(nn.Module):
         return self._tracker.dim("", self, x)
 
     def _winners(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
-        """Which elements win in tensors whose units lie along `dim`. What precedes it are rows, the rest competes."""
+        """The mask of the winners in tensors with units along `dim`: what precedes it are rows, the rest competes."""
         units = parts[0].shape[dim]
         if units == 0:
             raise ValueError(expected("x", "of at least one dim and one unit", f"shape {tuple(parts[0].shape)}"))
@@ -219,7 +219,7 @@ def _count(name: str, value: Any) -> float:
 
 
 def _of(k: float, competing: int, name: str) -> int:
-    """How many of so many win."""
+    """The number of winners among so many units."""
     count = k if isinstance(k, int) else max(1, round(k * competing))
     if count > competing:
         raise ValueError(expected(name, f"at most {competing}, the units that compete", count))

@@ -282,7 +282,7 @@ class ActivityPenalty:
 
 
 class _Hook(DeadHook):
-    """What is left of the hook in a model that the first version pickled."""
+    """The remains of the hook in a model that the first version pickled."""
 
     after = DeadHook.__call__
 

@@ -59,7 +59,7 @@ def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
 
 
 class ShakeoutLinear(nn.Linear):
-    """What :func:`sparseout.baselines.shakeout_` makes of a Linear."""
+    """A Linear after :func:`sparseout.baselines.shakeout_`."""
 
     p: float
     c: float
@@ -77,7 +77,7 @@ class ShakeoutLinear(nn.Linear):
 
 
 class ShakeoutConv2d(nn.Conv2d):
-    """What :func:`sparseout.baselines.shakeout_` makes of a Conv2d."""
+    """A Conv2d after :func:`sparseout.baselines.shakeout_`."""
 
     p: float
     c: float

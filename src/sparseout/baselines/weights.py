@@ -23,8 +23,8 @@ def change_(layer: Layer, classes: Mapping[type[nn.Module], type[nn.Module]], **
     """
     if type(layer) not in classes:
         got = type(layer).__name__
-        wish = " or ".join(kind.__name__ for kind in classes)
-        raise TypeError(expected("module", f"a {wish}, and nothing derived from it", f"a {got}"))
+        wanted = " or ".join(cls.__name__ for cls in classes)
+        raise TypeError(expected("module", f"a {wanted}, and nothing derived from it", f"a {got}"))
     if forward_replaced(layer):
         got = "one with another forward on the object, so that its class decides nothing"
         raise TypeError(expected("module", "a layer with the forward of its class", got))

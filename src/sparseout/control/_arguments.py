@@ -1,4 +1,4 @@
-"""What a controller can be asked for: which measures, which layers, which targets."""
+"""Checks of the arguments of a controller: measures, layers, targets, bounds, states."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -84,9 +84,9 @@ def separate_q(model: nn.Module, groups: Sequence[Sequence[Sparseout]]) -> None:
     device = torch.device("cpu") if first is None else first.device
     layers = [module for module in model.modules() if isinstance(module, Sparseout)]
     new = []
-    for mine in groups:
-        others = {id(layer.q) for layer in layers if layer not in mine}
-        new += [layer for layer in mine if not isinstance(q := layer.q, Tensor) or id(q) in others or q.is_inference()]
+    for group in groups:
+        others = {id(layer.q) for layer in layers if layer not in group}
+        new += [layer for layer in group if not isinstance(q := layer.q, Tensor) or id(q) in others or q.is_inference()]
     for layer in new:
         old = layer.q
         layer.q = q_tensor(float(old), old.device if isinstance(old, Tensor) else device)

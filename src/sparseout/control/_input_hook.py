@@ -1,4 +1,4 @@
-"""What a controller measures: sums over what its layers take in, on their device until they are read."""
+"""Measurements of a controller: sums over the inputs of its layers, on their device until they are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Source = tuple[str, int]  # a layer's name and its number of units: a layer may 
 
 
 class Measurement(NamedTuple):
-    """What one source gave since the last update."""
+    """The measurement of one source since the last update."""
 
     value: float  # of the measure; NaN where no unit is active in any sample
     active: Tensor  # in how many samples each unit was
@@ -101,7 +101,7 @@ class InputHook:
 
 
 class Eye(DeadHook):
-    """What is left of the hook in a model that the first version pickled."""
+    """The remains of the hook in a model that the first version pickled."""
 
 
 # Compiled code calls this op, which runs as Python at every call: so it knows when a checkpoint computes again, makes
@@ -152,7 +152,7 @@ def _rows(x: Tensor, dim: int) -> list[Tensor]:
 def read(
     hooks: Mapping[str, InputHook], measure: str, device: torch.device, group: Group | None
 ) -> tuple[dict[Source, Measurement], dict[Source, Measurement]]:
-    """What all processes of the group have measured since the last time, in the hooks' mode and in the other.
+    """The measurements of all processes of the group since the last time, in the hooks' mode and in the other.
 
     Waits for the device once.
     """
@@ -176,7 +176,7 @@ def _stream(measure: str) -> Streaming:
 
 
 def _measurement(measure: str, vector: Tensor) -> Measurement | None:
-    """What the sums say; None where no sample was seen."""
+    """The measurement that the sums give; None where no sample was seen."""
     stream = _stream(measure)
     stream.update(torch.zeros(0, 1, device="cpu"))
     keys = stream.state()

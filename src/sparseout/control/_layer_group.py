@@ -116,7 +116,7 @@ class LayerGroup:
         return "; ".join(filter(None, (sentence, idle, uncalled, self.problem, self.message)))
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`load` goes on from."""
+        """The state that :meth:`load` goes on from."""
         return {key: getattr(self, name) for key, name in _STATE.items()} | {
             "active": {source: value.clone() for source, value in self.active.items()},
             "recent": list(self.recent),

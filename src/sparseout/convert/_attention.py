@@ -36,7 +36,7 @@ _SCALINGS = {"mul", "truediv", "div"}
 
 
 def attention_reason(owner: nn.Module, path: str, graph: fx.Graph | None) -> str | None:
-    """Why `owner.path` is taken for dropout on attention probabilities, or None if it is not.
+    """The reason why `owner.path` is taken for dropout on attention probabilities, or None if it is not.
 
     Args:
         owner: the module whose forward applies the layer.

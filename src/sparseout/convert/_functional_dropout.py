@@ -37,7 +37,7 @@ _P_KEYWORDS = ("p", "dropout_p", "dropout")
 def unreached(
     model: nn.Module, graphs: Mapping[nn.Module, fx.Graph | None], on_attention: Collection[nn.Module]
 ) -> dict[str, str]:
-    """What drops inside each module and is no layer, by the module's dotted name.
+    """Dropout inside each module that is no layer, by the module's dotted name.
 
     Args:
         model: the model.

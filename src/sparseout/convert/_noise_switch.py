@@ -100,7 +100,7 @@ class NoiseSwitch:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """Of the forward that it stands for, since some read the names of a model's inputs from it."""
+        """The signature of the forward that it stands for, since some read the names of a model's inputs from it."""
         return inspect.signature(self._forward())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ ROOT = "(the model itself)"  # how the empty dotted name is shown
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What changed, what was skipped and what could not be reached, and why, each by dotted name.
+    """Report of a conversion: what changed, was skipped or could not be reached, and why, by dotted name.
 
     Printed, it is a table in which layers that differ only in numbers of their names share one line: ``h.*.drop``.
 

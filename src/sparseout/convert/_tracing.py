@@ -1,4 +1,4 @@
-"""What the forward of one module calls: as a torch.fx graph where it can be traced, else as its source."""
+"""The calls in the forward of one module: as a torch.fx graph where it can be traced, else as its source."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Names:
                 self._local[node.targets[0].id].append(node.value)
 
     def objects(self, node: ast.AST, around: tuple[str, ...] = ()) -> Iterator[Any]:
-        """What the expression may be."""
+        """The objects that the expression may be."""
         if path := self_path(node):
             yield attribute(self._module, path)
         elif isinstance(node, ast.Attribute):
@@ -130,7 +130,7 @@ def label(node: ast.AST) -> str:
 
 
 def attribute(root: Any, path: str) -> Any:
-    """What `root.a.b` is, or None."""
+    """The attribute `root.a.b`, or None."""
     for name in path.split("."):
         root = getattr(root, name, None)
     return root
@@ -146,7 +146,7 @@ def runs_own_code(module: nn.Module) -> bool:
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Some forwards draw before they can be stopped (layers dropped at random)."""
+    """Restores the random generators: some forwards draw while they are traced (layers dropped at random)."""
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Which implementation of the operation runs where: native on CPUs, Triton on NVIDIA GPUs, or torch."""
+"""Choice of the implementation of the operation: native on CPUs, Triton on NVIDIA GPUs, or torch."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _backend(device: torch.device) -> Backend:
 
 @functools.cache
 def _obstacle(index: int) -> str:
-    """Why the kernel does not run on the CUDA device of this `index`; empty if it does."""
+    """The reason why the kernel does not run on the CUDA device of this `index`; empty if it does."""
     if torch.version.hip is not None:
         return "the Triton kernel is for NVIDIA GPUs, and this is an AMD one"
     capability = torch.cuda.get_device_capability(index)

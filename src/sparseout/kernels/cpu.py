@@ -35,13 +35,13 @@ class _Plan(ctypes.Structure):
 
 
 def fingerprint() -> str:
-    """Of native.c: what is compiled from another one is not used."""
+    """A hash of native.c: what is compiled from another version is not used."""
     return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
 
 
 @functools.cache
 def obstacle() -> str:
-    """Why the kernel cannot be used, and what to do; empty if it can be."""
+    """The reason why the kernel cannot be used, and what to do; empty if it can be."""
     if not LIBRARY.exists():
         todo = "install a C compiler (or name one in CC) and install sparseout again"
         return f"the native kernel was not compiled when sparseout was installed; {todo}"
@@ -56,7 +56,7 @@ def obstacle() -> str:
 
 @functools.cache
 def threads() -> str:
-    """How the kernel runs here."""
+    """A sentence about the threads in which the kernel runs."""
     if torch_internals.parallel_for() is None:
         return f"compiled at installation, in one thread: torch {torch.__version__} cannot lend it more, as 2.10 does"
     return "compiled at installation, in torch's threads"
@@ -147,7 +147,7 @@ def _run(
 def _plan(
     what: int, dtype: torch.dtype, p: float, q: float, shape: Sequence[int], shared_dims: Sequence[int], exact: bool
 ) -> tuple[Any, Any]:
-    """What does not change from call to call, and the function: on small tensors the host's time is all there is."""
+    """The arguments that do not change from call to call, cached: on small tensors the host's time is all there is."""
     bits, threshold = masks.bits_and_threshold(p)
     effective = masks.effective_p(p)
     plan = _Plan(

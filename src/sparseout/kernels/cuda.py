@@ -62,7 +62,7 @@ def _arguments(
     backward: bool,
     exact: bool,
 ) -> dict[str, Any]:
-    """What the kernel is told besides tensors, kept between calls: on small tensors the host sets the time."""
+    """The arguments of the kernel besides tensors, kept between calls: on small tensors the host sets the time."""
     bits, threshold = masks.bits_and_threshold(p)
     loaded = 3 - len(floats)
     q, scale_unit, amplitude = params = NoiseParams(*floats or (0.0,)).numbers()  # for what is loaded nothing counts
@@ -95,7 +95,7 @@ def _arguments(
 
 
 class Sharing(NamedTuple):
-    """How the kernel comes from the number of an element to the number of its draw: in at most four steps.
+    """The way from the number of an element to the number of its draw: in at most four steps.
 
     `// STEP`; `% period` if OUTER; `// inner` if INNER; `// block * row + % row` if MIDDLE. What comes out is the
     number of a draw, or, if WHOLE, of a word whose draws the STEP neighbours take in turn.

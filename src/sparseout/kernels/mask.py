@@ -20,7 +20,7 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def bits_and_threshold(p: float) -> tuple[int, int]:
-    """How many bits a draw has, and below which draw an element is dropped, for 0 < p < 1."""
+    """The bits of a draw, and the threshold below which it drops an element, for 0 < p < 1."""
     bits = 16 if 0.01 <= p <= 0.99 else 32
     return bits, min(max(round(p * (1 << bits)), 1), (1 << bits) - 1)
 

@@ -94,7 +94,7 @@ def slope(x: Tensor, xi: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scala
 
 
 def _term(x: Tensor, q: Scalar, scale_unit: Scalar, amplitude: Scalar) -> Tensor:
-    """What the noise multiplies; beyond q = 2 as x times a power in two factors, which overflow only as all does."""
+    """The factor of the noise; for q > 2 x times a power in two factors, which overflow only if all does."""
     half, factor = _by_q(q, (q / 2, scale_unit), (q / 4 - 0.5, x.abs()))
     power = _in_units(x, scale_unit).pow(half)
     _, again = _by_q(q, (q, 1.0), (q, power))
@@ -118,7 +118,7 @@ def _noise_slope(
 
 
 def _by_q(q: Scalar, below: tuple[Scalar, Scalar], above: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-    """What is `above` if q > 2, else what is `below`."""
+    """`above` if q > 2, else `below`."""
     if not isinstance(q, Tensor):
         return above if q > 2 else below
     return torch.where(q > 2, above[0], below[0]), torch.where(q > 2, above[1], below[1])
@@ -131,7 +131,7 @@ def _in_units(x: Tensor, scale_unit: Scalar) -> Tensor:
 def limit(
     dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float, room: torch.dtype | None = None
 ) -> float:
-    """Where the slope of the noise saturates: at the largest number of the dtype, or infinite if no x takes it there.
+    """The bound of the slope of the noise: the largest number of the dtype, or infinity if no x takes the slope there.
 
     With `room` it is asked whether x of this dtype can take the slope beyond the largest number of that one, and the
     power in it before it is multiplied.

@@ -90,7 +90,7 @@ def _value(
 
 
 def totals_of(table: Table, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor) -> dict[str, Tensor]:
-    """Of each measure, the sum over the rows where it is defined."""
+    """The sum of each measure over the rows where it is defined."""
     return {k: _value(m, n, statistics, zero, 0).sum(dtype=torch.float64) for k, m in table.items()}
 
 

@@ -128,7 +128,7 @@ class Streaming:
         }
 
     def _chunk(self, x: Tensor) -> dict[str, Tensor]:
-        """What the samples `x`, (samples, units), add to the state."""
+        """The contribution of the samples `x`, (samples, units), to the state."""
         rows, zero = rows_of(x, -1, self.eps, self.relative)
         if self.axis == "population":
             table = {**self._table, "ratio": RATIO}
