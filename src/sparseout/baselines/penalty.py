@@ -220,7 +220,8 @@ class ActivityPenalty:
     def loss(self) -> Tensor:
         """The penalty collected since the last call, a 0-d tensor; 0 if there is none, as in evaluation."""
         if not self._attached:
-            raise RuntimeError(expected("penalty", "attached, by attach() or a with-block", "one that never was or no longer is"))
+            wanted, got = "attached, by attach() or a with-block", "one that never was or no longer is"
+            raise RuntimeError(expected("penalty", wanted, got))
         terms, again, self._terms, self._again = self._terms, self._again, [], []
         if not torch.compiler.is_compiling():
             # Of what compiled code collected it is known only now whether a checkpoint computed it again.
