@@ -279,6 +279,7 @@ def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ([], "`sparseout run` needs a command. The commands are autoencoder, image, language; `sparseout run --help`"),
         (["audio"], "No such command 'audio'. The commands are autoencoder, image, language; `sparseout run --help`"),
+        (["imag"], "No such command 'imag' (did you mean 'image'?). The commands are autoencoder, image, language"),
         (["image", "--foo"], "No such option: --foo"),
         (["image", "--q"], "Option '--q' requires an argument."),
         (["image", "extra"], "Got unexpected extra argument(s) (extra); `sparseout run image --help` tells more."),

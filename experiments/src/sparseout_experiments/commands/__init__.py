@@ -1,5 +1,6 @@
 """The commands, and the one sentence in which each ends that cannot be carried out."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ def _usage(error: Any) -> str:
         return f"expected `{error.param.opts[0]}`{error.message.removeprefix('expected')}"
     if context is None:
         return f"{sentence}."
+    sentence = re.sub(r"\.? Did you mean (.+)\?$", r" (did you mean \1?)", sentence)
     if sentence in ("", "Missing command"):
         sentence = f"`{context.command_path}` needs a command"
     if "command" in sentence and hasattr(context.command, "list_commands"):
