@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import arguments
-from sparseout_experiments import cli, config
+from sparseout_experiments import cli, config, fields
 from sparseout_experiments.commands import app
 from sparseout_experiments.training import runs
 from typer.testing import CliRunner
@@ -343,3 +343,13 @@ def test_what_needs_the_noise_before_a_convolution_has_it_there(method: str) -> 
 
 def test_a_penalty_is_l1_unless_said() -> None:
     assert config.resolve("image", {"method": "penalty"}) == config.resolve("image", {"method": "penalty", "q": 1})
+
+
+def test_a_folder_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert fields.reader(fields.Folder)("~/runs") == Path("/somewhere/runs")
+
+
+def test_bounds_of_q_in_the_wrong_order_name_the_bounds() -> None:
+    with pytest.raises(ValueError, match="expected `q_max` to be at least q_min 3, but got 2"):
+        resolve("autoencoder", {"target_sparsity": 0.4, "q_min": 3, "q_max": 2})

@@ -311,11 +311,26 @@ def missing_pictures(folder):
     save(folder, "test", [None], {"label": [0]}, {"label": NAMES})
 
 
+def no_class(folder, kind="float32", values=(0, 1)):
+    for split in ("train", "test"):
+        labels = {"label": [values[n % 2] for n in range(12)]}
+        save(folder, split, [png(array) for array in numbered(12)], labels, {"label": datasets.Value(kind)})
+
+
+def empty_split(folder):
+    (folder / "train" / "a").mkdir(parents=True)
+    (folder / "train" / "a" / "0.png").write_bytes(png(numbered(1)[0])["bytes"])
+    (folder / "test").mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (no_class, "write it as integers or texts"),
+        (lambda folder: no_class(folder, "int64", (4, 4)), "has pictures of one class only"),
+        (empty_split, "The folder .*test' is empty: put the files of its split there"),
         (broken_sizes, "should be of one size, but there are 4 x 4 and 4 x 5: resize them"),
-        (broken_columns, "one column of classes .*, but has the columns picture, label: name that column 'label'"),
+        (broken_columns, "one column of classes .*, but has the columns picture, label: write it as"),
         (broken_depth, "more than 8 bits a channel .*: convert the pictures to 8 bits first"),
         (broken_classes, "The split test of .* has pictures without a class"),
         (broken_pictures, "Picture 0 of the split test of .* cannot be read .*: replace it or leave it out"),
@@ -383,3 +398,16 @@ def test_augment_draws_equally_much_whatever_it_does():
 def test_augment_refuses_to_reflect_beyond_the_picture(pad):
     with pytest.raises(ValueError, match=f"expected `pad` to be from 0 to 4, but got {pad}"):
         images.augment(torch.zeros(1, 1, 6, 5, dtype=torch.uint8), torch.Generator(), pad=pad, flip=False)
+
+
+def test_links_to_the_folders_of_classes_are_followed(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "linked" / split).mkdir(parents=True)
+        for name in "ab":
+            folder = tmp_path / "real" / split / name
+            folder.mkdir(parents=True)
+            for n, array in enumerate(numbered(6)):
+                (folder / f"{n}.png").write_bytes(png(array)["bytes"])
+            (tmp_path / "linked" / split / name).symlink_to(folder)
+    found = images.load(str(tmp_path / "linked"))
+    assert (len(found.train.labels), len(found.test.labels), found.classes) == (11, 12, 2)

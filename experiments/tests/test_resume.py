@@ -119,7 +119,7 @@ def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "stopped" / runs.METRICS).read_text().count("\n") == 3
 
 
-def half_done(folder: Path, kind: str = "autoencoder") -> None:
+def half_done(folder: Path, kind: str = "autoencoder", **changed: Any) -> None:
     """A run with two of three epochs."""
 
     def watch(told: train.Progress) -> None:
@@ -127,7 +127,7 @@ def half_done(folder: Path, kind: str = "autoencoder") -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.perform(options(kind), folder, watch)
+        train.perform(options(kind, **changed), folder, watch)
 
 
 def test_an_interrupt_says_what_is_left(
@@ -262,3 +262,25 @@ def test_without_resume_a_run_is_left_alone(tmp_path: Path, capfd: pytest.Captur
     sentence = f"expected `--out` to be a new folder, or with --resume that of a run, but got '{tmp_path}'"
     assert (stopped.value.code, capfd.readouterr().err) == (1, f"sparseout: {sentence}\n")
     assert len(runs.metrics(tmp_path)) == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_cuts_nothing(tmp_path: Path) -> None:
+    half_done(tmp_path / "mine")
+    half_done(tmp_path / "other", q=0.5)
+    lines = (tmp_path / "mine" / runs.METRICS).read_text()
+    (tmp_path / "mine" / runs.CHECKPOINT).write_bytes((tmp_path / "other" / runs.CHECKPOINT).read_bytes())
+    with pytest.raises(RunError, match=r"checkpoint.pt is of a run with q = 0.5, not 1.5: put this run's own"):
+        run(tmp_path / "mine", "autoencoder")
+    assert (tmp_path / "mine" / runs.METRICS).read_text() == lines
+
+
+def test_a_method_of_a_file_contradicts_as_one_of_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    half_done(tmp_path / "run")
+    (tmp_path / "other.toml").write_text('method = "dropout"\n', encoding="utf-8-sig")
+    with pytest.raises(SystemExit):
+        cli.main(
+            ["run", "autoencoder", "--resume", "--out", str(tmp_path / "run"), "--config", f"{tmp_path}/other.toml"]
+        )
+    assert "has method = 'sparseout', not 'dropout'" in capfd.readouterr().err

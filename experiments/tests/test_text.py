@@ -226,3 +226,9 @@ def test_variable_windows_have_the_sizes_of_the_paper():
         assert some.std() == pytest.approx(5, abs=4 * 5 / np.sqrt(2 * len(some)))
     assert found == text.windows(1_000_000, 70, torch.Generator().manual_seed(3))
     assert min(size for _, size in text.windows(10_000, 6, torch.Generator())[:-1]) == 5
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_word(tmp_path):
+    (tmp_path / "a.txt").write_text("the cat\n" * 20, encoding="utf-8-sig")
+    found = text.load(str(tmp_path / "a.txt"))
+    assert found.vocabulary[found.train[0]] == "the"

@@ -1,14 +1,19 @@
 """The command line, `sparseout`: what must work before anything is imported that takes seconds."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 from sparseout_experiments.message import has_ended, tell
+
+TYPE_CHECKING = False  # typing takes a while to import, in which Ctrl-C would be a traceback
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import NoReturn
 
 INTERRUPTED = 130
 

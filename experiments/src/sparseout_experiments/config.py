@@ -151,7 +151,7 @@ def task_of(config: Config) -> str:
 def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, Any]:
     """The options of a task in a TOML file. Raises ValueError."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(
             expected(named("config"), "a file that can be read", f"{str(path)!r} ({error.strerror})")

@@ -1,5 +1,6 @@
 """The kinds of options: pydantic types that also know what completes "expected `p` to be ..."."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ def _number(value: Any) -> Any:
 def _path(value: Any) -> Any:
     if value == "":  # to Python the folder where one is
         raise ValueError
-    return value
+    return os.path.expanduser(value)  # a shell leaves the ~ of --out=~/runs as it is
 
 
 def _whole(value: Any) -> int:

@@ -90,6 +90,8 @@ class Sparseout(Method):
             for name, bound in (("q_min", low), ("q_max", high)):
                 if bound is not None:
                     raise Refused(name, "left out, as there is no target sparsity", bound)
+        elif low is not None and high is not None and low > high:
+            raise Refused("q_max", f"at least q_min {low:g}", high)
         elif low is not None and high is not None and not low <= self.q <= high:
             raise Refused("q", f"between q_min {low:g} and q_max {high:g}", self.q)
         return self

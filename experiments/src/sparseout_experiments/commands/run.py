@@ -105,10 +105,11 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
         if resume and out and (out / options.FILE).exists():
             task, values = options.of_folder(out, task)
         assert task is not None
-        values |= options.read(file, task, flag_name) if file else {}
-        if "method" in given:  # a file is for any method: what this one has no use for is not asked for
-            values = options.without_unused(values, given["method"])
-        config = options.resolve(task, values | given, flag_name)
+        for over in (options.read(file, task, flag_name) if file else {}, given):
+            if "method" in over:  # what was said before is for any method: what this one has no use for is dropped
+                values = options.without_unused(values, over["method"])
+            values |= over
+        config = options.resolve(task, values, flag_name)
     except ValueError as error:
         fail(str(error))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,11 +53,13 @@ def load(
     folders = split_folders(folder) if local else {}
     if local:
         _check_classes(folder)
-    files = {split: f"{glob.escape(str(path.absolute()))}/**" for split, path in folders.items()}
+    files = {split: _patterns(path) for split, path in folders.items()}
+    if empty := [path for split, path in folders.items() if not files[split]]:
+        raise DataError(f"The folder {str(empty[0])!r} is empty: put the files of its split there{advice}")
     try:
         with _quiet():
             found = (
-                datasets.load_dataset(str(folder), data_files=files or None)
+                datasets.load_dataset(str(folder.absolute()), data_files=files or None)
                 if local
                 else datasets.load_dataset(source, name)
             )
@@ -81,6 +85,16 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if split:
             found[split] = path
     return found if found or len(inside) != 1 else split_folders(inside[0])
+
+
+def _patterns(folder: Path) -> list[str]:
+    """What finds the files below a folder, also behind links to folders, which `**` does not follow."""
+    roots: set[Path] = set()
+    for at, folders, names in os.walk(folder.absolute()):
+        roots |= {Path(at, name) for name in folders if Path(at, name).is_symlink()}
+        if names:
+            roots.add(folder.absolute())
+    return [f"{glob.escape(str(path))}/**" for path in sorted(roots)]
 
 
 def _check_classes(folder: Path) -> None:
@@ -162,9 +176,13 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")  # that an environment variable decides about the bars
         datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.CRITICAL)  # it reports every retry
     try:
         yield
     finally:
+        client.setLevel(level)
         datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()

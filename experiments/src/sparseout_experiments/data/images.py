@@ -91,6 +91,8 @@ def load(
     labels = {split: _labels(parts[split], label, source) for split, _ in wanted}
     names = getattr(parts["train"].features[label], "names", None)
     values = sorted({value for some in labels.values() for value in some}) if names is None else range(len(names))
+    if len(values) < 2:
+        raise DataError(f"{source!r} has pictures of one class only: add those of another")
     number = {value: index for index, value in enumerate(values)}
     chosen_labels = (torch.tensor([number[labels[s][row]] for row in rows.tolist()]) for s, rows in wanted)
     train, valid, test = (Part(*pair) for pair in zip(pixels, chosen_labels, strict=True))
@@ -204,9 +206,9 @@ def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]
         return pictures[0], ""
     if len(labels) != 1:
         wanted = "one column of classes (a ClassLabel, or integers or texts named 'label')"
-        how = (
-            "name that column 'label'" if len(features) > 1 else "put pictures in a folder for each class, all as deep"
-        )
+        folders = "put pictures in a folder for each class, of which there are two at least, all as deep"
+        kinds = "write it as integers or texts" if "label" in features else "name that column 'label'"
+        how = kinds if len(features) > 1 else folders
         raise DataError(f"{source!r} should have {wanted}, {there}: {how}")
     return pictures[0], labels[0]
 

@@ -159,7 +159,7 @@ def _lines(path: Path) -> Iterator[str]:
     if path.suffix.lower() in hub.ARCHIVES:
         raise hub.DataError(f"The file {str(path)!r} is packed: unpack it, and name the text or its folder")
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise hub.DataError(f"The file {str(path)!r} is no text in UTF-8 ({error}): convert it to UTF-8") from error

@@ -315,29 +315,29 @@ class _Run:
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
             state["task"], state["data"] = self.task.state(), self.task.data
-            state["processes"] = processes
+            state["processes"], state["options"] = processes, runs.deciding(self.config)
             runs.save(self.folder, state)
         self.saved = self.seconds
 
     def _resume(self) -> None:
         state, message = runs.load(self.folder)
         self.accelerator.wait_for_everyone()  # all have read before one writes
-        if self.accelerator.is_main_process:
-            if message:
-                self._tell(0.0, math.nan, message)
-                runs.discard_newest(self.folder)
-            if damage := runs.cut(self.folder, state["lines"] if state else 0):
-                self._tell(0.0, math.nan, damage)
-        if state is None:
-            return
+        if self.accelerator.is_main_process and message:
+            self._tell(0.0, math.nan, message)
+            runs.discard_newest(self.folder)
         try:
-            self._load(state)
+            if state is not None:
+                self._load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             checkpoint = self.folder / runs.CHECKPOINT
             raise RunError(f"{checkpoint} is not of this run ({reason}): remove it, or start another folder") from error
+        # only now: a checkpoint that is refused must not have cut the lines of the run that is there
+        if self.accelerator.is_main_process and (damage := runs.cut(self.folder, self.lines)):
+            self._tell(0.0, math.nan, damage)
 
     def _load(self, state: dict[str, Any]) -> None:
+        runs.check_options(self.folder, state.get("options"), self.config)
         if len(state["processes"]) != self.context.processes:
             count = f"{len(state['processes'])} processes, not {self.context.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")

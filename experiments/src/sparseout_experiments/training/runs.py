@@ -79,13 +79,30 @@ def _check_same(folder: Path, config: Config) -> None:
         before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
-    now = tomllib.loads(write(config))
+    for name, was, now in _differing(before, config):
+        raise RunError(
+            f"the run in {folder} has {name} = {was!r}, not {now!r}: "
+            "resume it with the options it was started with, or start another folder"
+        )
+
+
+def check_options(folder: Path, before: dict[str, Any] | None, config: Config) -> None:
+    """Raise RunError where a checkpoint was written by a run with other options; older ones do not say."""
+    for name, was, now in _differing(before, config) if before else ():
+        what = f"{folder / CHECKPOINT} is of a run with {name} = {was!r}, not {now!r}"
+        raise RunError(f"{what}: put this run's own in its place, or start another folder")
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The options that decide about a run's numbers, as a file has them."""
+    return {name: value for name, value in tomllib.loads(write(config)).items() if name not in _FREE}
+
+
+def _differing(before: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+    now = deciding(config)
     for name in now | before:
         if name not in _FREE and before.get(name) != now.get(name):
-            raise RunError(
-                f"the run in {folder} has {name} = {before.get(name)!r}, not {now.get(name)!r}: "
-                "resume it with the options it was started with, or start another folder"
-            )
+            yield name, before.get(name), now.get(name)
 
 
 def _withdraw(folder: Path, made: list[Path]) -> None:
@@ -271,4 +288,4 @@ def disk(folder: Path, and_so: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror}){and_so}") from error
+        raise RunError(f"{error.filename or folder} cannot be written ({error.strerror}){and_so}") from error
