@@ -352,4 +352,4 @@ def test_a_folder_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch
 
 def test_bounds_of_q_in_the_wrong_order_name_the_bounds() -> None:
     with pytest.raises(ValueError, match="expected `q_max` to be at least q_min 3, but got 2"):
-        resolve("autoencoder", {"target_sparsity": 0.4, "q_min": 3, "q_max": 2})
+        config.resolve("autoencoder", {"target_sparsity": 0.4, "q_min": 3, "q_max": 2})
