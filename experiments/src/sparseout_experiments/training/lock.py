@@ -12,8 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from sparseout_experiments.training import files
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between touches of a lock
@@ -29,7 +31,7 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
     """Hold the lock of a run's folder.
 
     Args:
-        folder: made if it is not there, and removed again if it is left empty.
+        folder: made if it is not there, with those above it; what was made is removed again if it is left empty.
         wait: wait for the lock, instead of an error if it is taken.
         on_wait: called once with the owner of the lock if it has to be waited for.
 
@@ -37,6 +39,8 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
         RunError: if it is taken and `wait` is false, or the folder cannot be written.
     """
     path, waited = folder / LOCK, False
+    made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
+    made += [folder] if path.exists() else []  # its owner, if dead, could not remove it
     try:
         while (taken := _take(path)) is None:
             owner = _owner(path)
@@ -61,8 +65,7 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
         heart.join()
         path.unlink(missing_ok=True)
         os.close(taken)
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
+        files.remove_empty(made)
 
 
 def _take(path: Path) -> int | None:
