@@ -18,7 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path(__file__).resolve().parents[1] / "src" / "sparseout" / "kernels"
-SOURCE, LIBRARY = KERNELS / "native.c", KERNELS / "_native.so"
+SOURCE, LIBRARY = KERNELS / "cpu.c", KERNELS / "_native.so"
 
 # IEEE arithmetic, to the bit the same on every machine. The first two -fno let the compiler use vectors where it would
 # otherwise care for errno and for flags that nobody reads.

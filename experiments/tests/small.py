@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sparseout_experiments import config
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 # More than two looks (of 10 steps) an epoch, so that runs can be stopped within one.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -54,10 +54,10 @@ def unexpected(err: str) -> list[str]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a run found and left behind, but for the time it took and where."""
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in runs.metrics(folder)]
-    result = json.loads((folder / runs.RESULT).read_text())
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.metrics(folder)]
+    result = json.loads((folder / run_folder.RESULT).read_text())
     result = {k: v for k, v in result.items() if k not in ("seconds", "environment", "config")}
-    state = torch.load(folder / runs.CHECKPOINT, weights_only=True)
+    state = torch.load(folder / run_folder.CHECKPOINT, weights_only=True)
     return {"metrics": lines, "result": result, "state": {k: v for k, v in state.items() if k != "seconds"}}
 
 

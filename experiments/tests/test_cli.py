@@ -16,7 +16,7 @@ from small import arguments
 from sparseout_experiments import cli, demo
 from sparseout_experiments.commands import app
 from sparseout_experiments.demo import Options, Run, report
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 from typer.testing import CliRunner
 
 from sparseout import __version__
@@ -262,14 +262,14 @@ def test_extremes_are_reported_and_not_fatal(tmp_path: Path) -> None:
 
 
 def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.write(tmp_path / "a", "first")
+    atomic_files.write(tmp_path / "a", "first")
 
     def fail(*_: object) -> None:
         raise OSError
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):  # noqa: PT011
-        files.write(tmp_path / "a", "second")
+        atomic_files.write(tmp_path / "a", "second")
     assert (tmp_path / "a").read_text() == "first"
     assert os.listdir(tmp_path) == ["a"]
 

@@ -9,7 +9,7 @@ import torch
 from small import arguments
 from sparseout_experiments import cli, config, fields
 from sparseout_experiments.commands import app
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 from typer.testing import CliRunner
 
 # A value other than the default for every option.
@@ -284,12 +284,19 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     args = [*arguments("autoencoder", epochs=1), "--config", str(path), "--q", "2.5", "--out", str(tmp_path / "run")]
     found = CliRunner().invoke(app, args)
     assert found.exit_code == 0, found.output
-    written = tomllib.loads((tmp_path / "run" / runs.CONFIG).read_text())
+    written = tomllib.loads((tmp_path / "run" / run_folder.CONFIG).read_text())
     assert [written[name] for name in ("q", "p", "scale", "epochs", "units")] == [2.5, 0.25, "matched", 1, 16]
     # and what was written does the same run again
-    args = ["run", "autoencoder", "--config", str(tmp_path / "run" / runs.CONFIG), "--out", str(tmp_path / "again")]
+    args = [
+        "run",
+        "autoencoder",
+        "--config",
+        str(tmp_path / "run" / run_folder.CONFIG),
+        "--out",
+        str(tmp_path / "again"),
+    ]
     assert CliRunner().invoke(app, args).exit_code == 0
-    assert (tmp_path / "again" / runs.CONFIG).read_text() == (tmp_path / "run" / runs.CONFIG).read_text()
+    assert (tmp_path / "again" / run_folder.CONFIG).read_text() == (tmp_path / "run" / run_folder.CONFIG).read_text()
 
 
 @pytest.mark.parametrize("task", config.TASKS)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from small import OPTIONS, arguments, differences, outcome, run, unexpected
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 from sparseout_experiments.training.rng import Rng
-from sparseout_experiments.training.runs import RunError
+from sparseout_experiments.training.run_folder import RunError
 from test_kill import changed
 
 # The mean of two halves' gradients is the whole's but for rounding, 2^-24 of the largest term of sums of up to some
@@ -63,7 +63,7 @@ def test_two_processes_are_one_with_the_doubled_batch(kind: str, changed: dict[s
     assert two["result"]["steps"] == one["result"]["steps"]
     metric = "loss" if kind == "image" else one["result"]["metric"]  # of 50 images one more may be misclassified
     for name in ("one", "pair"):
-        losses = [line["train_loss"] for line in runs.metrics(tmp_path / name)]
+        losses = [line["train_loss"] for line in run_folder.metrics(tmp_path / name)]
         assert len(set(losses)) == 3
     for mine, other in zip(two["metrics"], one["metrics"], strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=ROUNDING)
@@ -105,13 +105,13 @@ def test_a_killed_pair_goes_on(tmp_path: Path) -> None:
     chance = random.Random(0)
     done = [0]
     for _ in range(2):
-        saved = changed(folder / runs.CHECKPOINT)
+        saved = changed(folder / run_folder.CHECKPOINT)
         process = started("language", folder, "--resume", **options)
         while process.poll() is None and not saved():
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.3))
         kill(process)
-        state, told = runs.load(folder)
+        state, told = run_folder.load(folder)
         assert (state is not None, told) == (True, "")
         done.append(state["steps"] if state else 0)
     assert done == sorted(set(done))

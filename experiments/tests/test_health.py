@@ -10,9 +10,9 @@ import pytest
 import torch
 from small import arguments, differences, options, outcome, run
 from sparseout_experiments import cli, tasks
-from sparseout_experiments.training import health, runs
+from sparseout_experiments.training import health, run_folder
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training.runs import RunFailed
+from sparseout_experiments.training.run_folder import RunFailed
 from torch import Tensor
 
 
@@ -98,7 +98,7 @@ def test_a_result_holds_its_warnings(tmp_path: Path, capfd: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stopped:
         cli.main([*args, "--out", str(tmp_path)])
     assert stopped.value.code == 0
-    found = runs.read_json(tmp_path / runs.RESULT)
+    found = run_folder.read_json(tmp_path / run_folder.RESULT)
     assert found["mean"]["dead"] > 0.5
     assert found["mean"]["undefined"] > 0.01
     assert [warning[warning.index("% of the") :].split(" are")[0] for warning in found["warnings"]] == [
@@ -143,13 +143,15 @@ def test_a_loss_that_is_no_number_stops_the_run(
     reason = "the loss of step 43 is nan"
     out, err = capfd.readouterr()
     assert (stopped.value.code, out) == (1, "")
-    checkpoint = folder / runs.CHECKPOINT
+    checkpoint = folder / run_folder.CHECKPOINT
     assert err == f"sparseout: the run failed: {reason}; {checkpoint} is the last good checkpoint\n"
-    assert not (folder / runs.RESULT).exists()
-    failure = runs.read_json(folder / runs.FAILURE)
+    assert not (folder / run_folder.RESULT).exists()
+    failure = run_folder.read_json(folder / run_folder.FAILURE)
     assert (failure["status"], failure["reason"]) == ("failed", reason)
     assert 43 <= failure["step"] < 53
-    assert failure["config"] == runs.read_json(tmp_path / "whole" / runs.RESULT)["config"] | {"checkpoint_minutes": 0.0}
+    assert failure["config"] == run_folder.read_json(tmp_path / "whole" / run_folder.RESULT)["config"] | {
+        "checkpoint_minutes": 0.0
+    }
     state = torch.load(checkpoint, weights_only=True)
     assert 33 <= state["steps"] < 43
     assert all(weight.isfinite().all() for weight in state["model"].values())
@@ -158,24 +160,24 @@ def test_a_loss_that_is_no_number_stops_the_run(
         cli.main([*args, "--resume"])
     assert stopped.value.code == 0
     assert differences(outcome(tmp_path / "whole"), outcome(folder)) == []
-    assert not (folder / runs.FAILURE).exists()
+    assert not (folder / run_folder.FAILURE).exists()
 
 
 def test_a_run_that_fails_at_once_names_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     breaking(monkeypatch, "autoencoder", 1, lambda loss: loss / 0)
     with pytest.raises(RunFailed, match=r"^the run failed: the loss of step 1 is inf$"):
         run(tmp_path, "autoencoder")
-    assert runs.load(tmp_path) == (None, "")
-    assert not (tmp_path / runs.METRICS).read_text()
+    assert run_folder.load(tmp_path) == (None, "")
+    assert not (tmp_path / run_folder.METRICS).read_text()
 
 
 def test_divergence_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     breaking(monkeypatch, "autoencoder", 51, lambda loss: loss * 1000)
     with pytest.raises(RunFailed, match=r"the run failed: training diverged: .* up to step 100 is .* checkpoint$"):
         run(tmp_path, "autoencoder", epochs=6)
-    assert runs.read_json(tmp_path / runs.FAILURE)["step"] == 100
-    assert not (tmp_path / runs.RESULT).exists()
-    assert torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)["epoch"] == 3
+    assert run_folder.read_json(tmp_path / run_folder.FAILURE)["step"] == 100
+    assert not (tmp_path / run_folder.RESULT).exists()
+    assert torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)["epoch"] == 3
 
 
 def test_a_validation_metric_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,5 +191,5 @@ def test_a_validation_metric_that_is_no_number_stops_the_run(tmp_path: Path, mon
     monkeypatch.setattr(train._Run, "_evaluate", broken)
     with pytest.raises(RunFailed, match=r"the validation mse after epoch 2 \(step 50\) is nan; .* checkpoint$"):
         run(tmp_path, "autoencoder")
-    assert torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)["epoch"] == 1
-    assert len(runs.metrics(tmp_path)) == 1
+    assert torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)["epoch"] == 1
+    assert len(run_folder.metrics(tmp_path)) == 1

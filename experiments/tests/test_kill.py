@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from small import arguments, differences, outcome, unexpected
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 MOMENTS = ("training", "saving", "anywhere")
 LONGER: dict[str, dict[str, Any]] = {
@@ -66,20 +66,20 @@ def changed(path: Path) -> Callable[[], bool]:
 
 def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Random) -> str:
     """Start or resume the run and kill it; "killed", or "killed while saving" if it left half a checkpoint."""
-    process = started(kind, folder, *(["--resume"] if (folder / runs.CONFIG).exists() else []))
-    saved = changed(folder / runs.CHECKPOINT)
+    process = started(kind, folder, *(["--resume"] if (folder / run_folder.CONFIG).exists() else []))
+    saved = changed(folder / run_folder.CHECKPOINT)
     if moment == "anywhere":
         time.sleep(chance.uniform(0, life))
     else:
         wait_for(process, saved)
         time.sleep(chance.uniform(0, 0.2))
     if moment == "saving":
-        temporary = folder / f".{runs.CHECKPOINT}-{process.pid}"
+        temporary = folder / f".{run_folder.CHECKPOINT}-{process.pid}"
         wait_for(process, temporary.exists)
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, unexpected(err)) == (-signal.SIGKILL, []), err
-    return "killed while saving" if any(folder.glob(f".{runs.CHECKPOINT}-*")) else "killed"
+    return "killed while saving" if any(folder.glob(f".{run_folder.CHECKPOINT}-*")) else "killed"
 
 
 @pytest.mark.slow
@@ -87,13 +87,13 @@ def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Rando
 def test_killed_again_and_again(kind: str, kills: int, tmp_path: Path) -> None:
     took = finished(kind, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
-    life = took - runs.read_json(tmp_path / "whole" / runs.RESULT)["seconds"] + 0.3  # to the first steps
+    life = took - run_folder.read_json(tmp_path / "whole" / run_folder.RESULT)["seconds"] + 0.3  # to the first steps
     chance = random.Random(0)
     folder = tmp_path / "killed"
     done, how = [], []
     for count in range(kills):
         how.append(kill(kind, folder, MOMENTS[count % len(MOMENTS)], life, chance))
-        state, told = runs.load(folder) if folder.exists() else (None, "")
+        state, told = run_folder.load(folder) if folder.exists() else (None, "")
         done.append(state["steps"] if state else 0)
         assert told == ""  # whatever it was doing, what it left is whole
     finished(kind, folder, "--resume")

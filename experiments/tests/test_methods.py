@@ -12,7 +12,7 @@ from sparseout_experiments import tasks
 from sparseout_experiments.commands import app
 from sparseout_experiments.commands.run import _name
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -39,8 +39,8 @@ def test_every_method_trains_the_autoencoder_from_the_command_line(method: str, 
     args = arguments("autoencoder", method=method, epochs=6)
     shown = CliRunner().invoke(app, [*args, "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    found = json.loads((tmp_path / runs.RESULT).read_text())
-    losses = [line["train_loss"] for line in runs.metrics(tmp_path)]
+    found = json.loads((tmp_path / run_folder.RESULT).read_text())
+    losses = [line["train_loss"] for line in run_folder.metrics(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]
     assert found["config"]["method"] == method
     assert found["sparsity"]["code"]["units"] == 16
@@ -51,7 +51,7 @@ def test_every_method_trains_the_autoencoder_from_the_command_line(method: str, 
 def test_what_is_measured_is_what_the_decoder_reads(method: str, tmp_path: Path) -> None:
     found = run(tmp_path, "autoencoder", method=method, **({"k_eval": 5, "k": 3} if method == "kwinners" else {}))
     task = task_for("autoencoder", method=method)
-    task.use(torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)["best"]["weights"])
+    task.use(torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)["best"]["weights"])
     read: list[Tensor] = []
     task.model.decoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     if method == "kwinners":
@@ -153,7 +153,7 @@ def test_a_run_that_is_stopped_goes_on(kind: str, method: str, tmp_path: Path, m
         patch.setattr(train._Run, "_look", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", kind, method=method, checkpoint_minutes=0.0)
-    state = torch.load(tmp_path / "stopped" / runs.CHECKPOINT, weights_only=True)
+    state = torch.load(tmp_path / "stopped" / run_folder.CHECKPOINT, weights_only=True)
     assert state["step"] > 0  # within an epoch
     duty = [tensor for name, tensor in state["model"].items() if name.endswith("duty_cycle")]
     assert all(cycle.max() > 0 for cycle in duty)

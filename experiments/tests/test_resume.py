@@ -9,8 +9,8 @@ import torch
 from small import arguments, differences, options, outcome, run
 from sparseout_experiments import cli, tasks
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
-from sparseout_experiments.training.runs import RunError
+from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.run_folder import RunError
 from torch import Tensor
 
 KINDS = ("autoencoder", "image", "language", "awd")
@@ -74,7 +74,7 @@ def test_stopped_again_and_again(kind: str, minutes: float, tmp_path: Path, monk
             run(folder, kind, checkpoint_minutes=minutes)
         taken += next(steps)
         list(steps)
-        assert not (folder / runs.RESULT).exists()
+        assert not (folder / run_folder.RESULT).exists()
     if minutes == 0.0:  # it went on from within an epoch: what was done again is less than a look each time
         assert taken < STOPS[-1] + 10 * len(STOPS)
     run(folder, kind, checkpoint_minutes=minutes)
@@ -111,12 +111,12 @@ def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pyte
         patch.setattr(train._Run, "_save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", "autoencoder")
-    assert len(runs.metrics(tmp_path / "stopped")) == 2
-    with open(tmp_path / "stopped" / runs.METRICS, "a") as file:
+    assert len(run_folder.metrics(tmp_path / "stopped")) == 2
+    with open(tmp_path / "stopped" / run_folder.METRICS, "a") as file:
         file.write('{"epoch": 3, "ste')  # and the next one half
     run(tmp_path / "stopped", "autoencoder")
     assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")) == []
-    assert (tmp_path / "stopped" / runs.METRICS).read_text().count("\n") == 3
+    assert (tmp_path / "stopped" / run_folder.METRICS).read_text().count("\n") == 3
 
 
 def half_done(folder: Path, kind: str = "autoencoder", **changed: Any) -> None:
@@ -212,13 +212,13 @@ def test_what_cannot_be_resumed_is_one_sentence(
 ) -> None:
     half_done(tmp_path)
     if content is not None:
-        (tmp_path / runs.CONFIG).write_text(content)
+        (tmp_path / run_folder.CONFIG).write_text(content)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", *args, "--resume", "--out", str(tmp_path)])
     err = capfd.readouterr().err
     assert (stopped.value.code, err.count("\n")) == (2, 1)
     assert err.startswith(f"sparseout: {says.format(tmp_path)}")
-    assert (tmp_path / runs.CHECKPOINT).exists()
+    assert (tmp_path / run_folder.CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("args", [["--resume"], ["--out", "x"], ["--resume", "--out", "x"]])
@@ -241,9 +241,9 @@ def test_another_task_is_not_resumed(tmp_path: Path) -> None:
 
 def test_another_number_of_processes_is_not_resumed(tmp_path: Path) -> None:
     half_done(tmp_path)
-    state = torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)
+    state = torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)
     state["processes"] *= 2
-    torch.save(state, tmp_path / runs.CHECKPOINT)
+    torch.save(state, tmp_path / run_folder.CHECKPOINT)
     with pytest.raises(RunError, match=r"was started with 2 processes, not 1: resume it with as many$"):
         run(tmp_path, "autoencoder")
 
@@ -261,17 +261,17 @@ def test_without_resume_a_run_is_left_alone(tmp_path: Path, capfd: pytest.Captur
         cli.main([*arguments("autoencoder"), "--out", str(tmp_path)])
     sentence = f"expected `--out` to be a new folder, or with --resume that of a run, but got '{tmp_path}'"
     assert (stopped.value.code, capfd.readouterr().err) == (1, f"sparseout: {sentence}\n")
-    assert len(runs.metrics(tmp_path)) == 2
+    assert len(run_folder.metrics(tmp_path)) == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_cuts_nothing(tmp_path: Path) -> None:
     half_done(tmp_path / "mine")
     half_done(tmp_path / "other", q=0.5)
-    lines = (tmp_path / "mine" / runs.METRICS).read_text()
-    (tmp_path / "mine" / runs.CHECKPOINT).write_bytes((tmp_path / "other" / runs.CHECKPOINT).read_bytes())
+    lines = (tmp_path / "mine" / run_folder.METRICS).read_text()
+    (tmp_path / "mine" / run_folder.CHECKPOINT).write_bytes((tmp_path / "other" / run_folder.CHECKPOINT).read_bytes())
     with pytest.raises(RunError, match=r"checkpoint.pt is of a run with q = 0.5, not 1.5: put this run's own"):
         run(tmp_path / "mine", "autoencoder")
-    assert (tmp_path / "mine" / runs.METRICS).read_text() == lines
+    assert (tmp_path / "mine" / run_folder.METRICS).read_text() == lines
 
 
 def test_a_method_of_a_file_contradicts_as_one_of_the_command_line(

@@ -14,8 +14,8 @@ from small import arguments, differences, options, outcome, run
 from sparseout_experiments import cli
 from sparseout_experiments.data import images
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
-from sparseout_experiments.training.runs import RunError
+from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.run_folder import RunError
 
 
 def half_done(folder: Path, epochs: int = 2) -> None:
@@ -46,10 +46,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -22, -1])
 def test_a_checkpoint_cut_short_is_passed_over(kept: float, tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    path = tmp_path / runs.CHECKPOINT
+    path = tmp_path / run_folder.CHECKPOINT
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if kept == 0.5 else int(kept)])
-    state, told = runs.load(tmp_path)
+    state, told = run_folder.load(tmp_path)
     assert state is not None
     assert (state["epoch"], state["lines"]) == (1, 1)
     assert told.startswith(f"{path} cannot be read (")
@@ -60,14 +60,14 @@ def test_a_checkpoint_cut_short_is_passed_over(kept: float, tmp_path: Path, whol
 
 def test_flipped_bytes_are_noticed_wherever_they_are(tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    path = tmp_path / runs.CHECKPOINT
+    path = tmp_path / run_folder.CHECKPOINT
     data = path.read_bytes()
-    good, _ = runs.load(tmp_path)
+    good, _ = run_folder.load(tmp_path)
     damaged = 0
     for start in range(0, len(data), len(data) // 40):
         flipped = bytes(byte ^ 0xFF for byte in data[start : start + 64])
         path.write_bytes(data[:start] + flipped + data[start + 64 :])
-        state, told = runs.load(tmp_path)
+        state, told = run_folder.load(tmp_path)
         assert state is not None
         if told:
             damaged += 1
@@ -86,7 +86,7 @@ def test_flipped_bytes_are_noticed_wherever_they_are(tmp_path: Path, whole: dict
 @pytest.mark.parametrize("foreign", [{"epoch": 7, "model": {}, "optimizer": {}}, {}, [1], torch.zeros(3)])
 def test_the_checkpoint_of_another_program_is_passed_over(foreign: Any, tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    torch.save(foreign, tmp_path / runs.CHECKPOINT)
+    torch.save(foreign, tmp_path / run_folder.CHECKPOINT)
     (told,) = resumed(tmp_path)
     assert told.endswith("cannot be read (it is another program's), so the run goes on from the one before it")
     assert differences(whole, outcome(tmp_path)) == []
@@ -94,12 +94,12 @@ def test_the_checkpoint_of_another_program_is_passed_over(foreign: Any, tmp_path
 
 def test_the_checkpoint_of_another_run_is_named(tmp_path: Path) -> None:
     half_done(tmp_path)
-    state = torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)
+    state = torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)
     state["model"]["decoder.weight"] = torch.zeros(3)
-    torch.save(state, tmp_path / runs.CHECKPOINT)
+    torch.save(state, tmp_path / run_folder.CHECKPOINT)
     with pytest.raises(RunError) as raised:
         run(tmp_path, "autoencoder")
-    assert str(raised.value).startswith(f"{tmp_path / runs.CHECKPOINT} is not of this run (")
+    assert str(raised.value).startswith(f"{tmp_path / run_folder.CHECKPOINT} is not of this run (")
     assert "\n" not in str(raised.value)
 
 
@@ -108,71 +108,73 @@ def test_a_result_that_is_something_else_is_one_sentence(
     result: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     half_done(tmp_path)
-    (tmp_path / runs.RESULT).write_text(result)
+    (tmp_path / run_folder.RESULT).write_text(result)
     with pytest.raises(SystemExit) as stopped:
         cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
     err = capfd.readouterr().err
     assert (stopped.value.code, err.count("\n")) == (1, 1)
-    assert err.startswith(f"sparseout: {tmp_path / runs.RESULT} cannot be read (")
+    assert err.startswith(f"sparseout: {tmp_path / run_folder.RESULT} cannot be read (")
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"3\n", b""])
 def test_damaged_metrics_are_said_and_the_run_goes_on(damage: bytes, tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    (tmp_path / runs.METRICS).write_bytes(damage)
+    (tmp_path / run_folder.METRICS).write_bytes(damage)
     assert resumed(tmp_path) == [
-        f"{tmp_path / runs.METRICS} is damaged: of 2 epochs 0 could be kept, and the run goes on"
+        f"{tmp_path / run_folder.METRICS} is damaged: of 2 epochs 0 could be kept, and the run goes on"
     ]
-    assert [line["epoch"] for line in runs.metrics(tmp_path)] == [3]
+    assert [line["epoch"] for line in run_folder.metrics(tmp_path)] == [3]
     assert differences(whole["state"], outcome(tmp_path)["state"]) == []
 
 
 @pytest.mark.parametrize("damage", [None, b"[]", b"\xff"])
 def test_an_environment_that_cannot_be_read_is_written_anew(damage: bytes | None, tmp_path: Path) -> None:
     half_done(tmp_path)
-    (tmp_path / runs.ENVIRONMENT).unlink() if damage is None else (tmp_path / runs.ENVIRONMENT).write_bytes(damage)
+    (tmp_path / run_folder.ENVIRONMENT).unlink() if damage is None else (tmp_path / run_folder.ENVIRONMENT).write_bytes(
+        damage
+    )
     resumed(tmp_path)
-    assert runs.result(tmp_path)["environment"]["torch"] == torch.__version__
+    assert run_folder.result(tmp_path)["environment"]["torch"] == torch.__version__
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half_done(tmp_path)
-    (tmp_path / runs.CHECKPOINT).write_bytes(b"damaged")
-    replace = runs.os.replace
+    (tmp_path / run_folder.CHECKPOINT).write_bytes(b"damaged")
+    replace = run_folder.os.replace
 
     def stopped(one: Path, other: Path) -> None:
         replace(one, other)
-        if Path(other).name == runs.PREVIOUS or Path(one).name.startswith(f".{runs.CHECKPOINT}"):
+        if Path(other).name == run_folder.PREVIOUS or Path(one).name.startswith(f".{run_folder.CHECKPOINT}"):
             raise KeyboardInterrupt  # in the middle of saving, or right after
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", stopped)
+        patch.setattr(run_folder.os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             resumed(tmp_path)
-    state, _ = runs.load(tmp_path)
+    state, _ = run_folder.load(tmp_path)
     assert state is not None
     assert state["epoch"] >= 1
-    assert torch.load(tmp_path / runs.PREVIOUS, weights_only=True)["epoch"] == 1
+    assert torch.load(tmp_path / run_folder.PREVIOUS, weights_only=True)["epoch"] == 1
 
 
 def test_a_stop_between_the_two_moves_of_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
     half_done(tmp_path)
-    replace = runs.os.replace
+    replace = run_folder.os.replace
 
     def stopped(one: Path, other: Path) -> None:
         replace(one, other)
-        if Path(other).name == runs.PREVIOUS:
+        if Path(other).name == run_folder.PREVIOUS:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", stopped)
+        patch.setattr(run_folder.os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             resumed(tmp_path)
-    assert not (tmp_path / runs.CHECKPOINT).exists()
+    assert not (tmp_path / run_folder.CHECKPOINT).exists()
     assert resumed(tmp_path) == []
     assert differences(whole, outcome(tmp_path)) == []
 
@@ -181,7 +183,7 @@ def test_without_a_whole_checkpoint_it_starts_over(
     tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     half_done(tmp_path)
-    for name in (runs.CHECKPOINT, runs.PREVIOUS):
+    for name in (run_folder.CHECKPOINT, run_folder.PREVIOUS):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
     with pytest.raises(SystemExit) as stopped:
         cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
@@ -211,13 +213,13 @@ def largest_file(size: int) -> Iterator[None]:
 )
 def test_a_full_disk(size: int, says: str, tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    assert 1000 < (tmp_path / runs.METRICS).stat().st_size < 1300
-    assert (tmp_path / runs.CHECKPOINT).stat().st_size > 10_000
+    assert 1000 < (tmp_path / run_folder.METRICS).stat().st_size < 1300
+    assert (tmp_path / run_folder.CHECKPOINT).stat().st_size > 10_000
     with largest_file(size), pytest.raises(RunError) as raised:
         run(tmp_path, "autoencoder")
     assert str(raised.value) == f"{tmp_path} {says}"
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-    for name, epoch in ((runs.CHECKPOINT, 2), (runs.PREVIOUS, 1)):
+    for name, epoch in ((run_folder.CHECKPOINT, 2), (run_folder.PREVIOUS, 1)):
         assert torch.load(tmp_path / name, weights_only=True)["epoch"] == epoch
     run(tmp_path, "autoencoder")
     assert differences(whole, outcome(tmp_path)) == []
@@ -228,7 +230,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, capfd: pytest.Captur
         cli.main([*arguments("autoencoder"), "--out", str(tmp_path / "run")])
     assert stopped.value.code == 1
     assert capfd.readouterr().err == f"sparseout: {tmp_path / 'run'} cannot be written (File too large)\n"
-    assert not (tmp_path / "run" / runs.RESULT).exists()
+    assert not (tmp_path / "run" / run_folder.RESULT).exists()
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
@@ -247,7 +249,7 @@ def test_a_folder_that_cannot_be_written(
 
 def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    ours = [f".{name}-4711" for name in (runs.CHECKPOINT, runs.METRICS, runs.RESULT, "probe")]
+    ours = [f".{name}-4711" for name in (run_folder.CHECKPOINT, run_folder.METRICS, run_folder.RESULT, "probe")]
     others = [".python-3.11", ".notes-1", "checkpoint.pt-4711"]
     for name in ours + others:
         (tmp_path / name).write_text("half")
@@ -257,7 +259,7 @@ def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path: 
     assert differences(whole, outcome(tmp_path)) == []
 
 
-@pytest.mark.parametrize("left", [[], [".environment.json-12"], [runs.ENVIRONMENT, ".config.toml-12"]])
+@pytest.mark.parametrize("left", [[], [".environment.json-12"], [run_folder.ENVIRONMENT, ".config.toml-12"]])
 def test_a_folder_that_was_killed_as_it_began_is_resumed(
     left: list[str], tmp_path: Path, whole: dict[str, Any]
 ) -> None:
@@ -265,11 +267,11 @@ def test_a_folder_that_was_killed_as_it_began_is_resumed(
         (tmp_path / name).write_text("{}")
     resumed(tmp_path)
     assert differences(whole, outcome(tmp_path)) == []
-    assert json.loads((tmp_path / runs.ENVIRONMENT).read_text())["torch"] == torch.__version__
+    assert json.loads((tmp_path / run_folder.ENVIRONMENT).read_text())["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-@pytest.mark.parametrize("name", ["thesis.tex", runs.METRICS, runs.CHECKPOINT])
+@pytest.mark.parametrize("name", ["thesis.tex", run_folder.METRICS, run_folder.CHECKPOINT])
 def test_the_folder_of_something_else_is_left_alone(
     name: str, resume: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,10 +296,10 @@ def test_other_data_of_the_same_shape_are_not_gone_on_with(tmp_path: Path, monke
     monkeypatch.setattr(images, "load", inverted)
     with pytest.raises(RunError, match="was started with other data than 'digits' holds now"):
         train.perform(options("autoencoder"), tmp_path)
-    assert (tmp_path / runs.CHECKPOINT).exists()
+    assert (tmp_path / run_folder.CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize("name", [runs.CONFIG, runs.RESULT])
+@pytest.mark.parametrize("name", [run_folder.CONFIG, run_folder.RESULT])
 def test_a_damaged_record_is_named(name: str, tmp_path: Path) -> None:
     run(tmp_path, "autoencoder", epochs=1)
     (tmp_path / name).write_bytes(b"\xff = {")
@@ -307,15 +309,17 @@ def test_a_damaged_record_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
-    runs.log(tmp_path, {"a": math.nan, "b": [1.5, (math.inf, -math.inf)], "c": {"d": True, "e": None, "f": "nan"}})
-    runs.log(tmp_path, {"a": 0.1})
-    assert runs.metrics(tmp_path) == [
+    run_folder.log(
+        tmp_path, {"a": math.nan, "b": [1.5, (math.inf, -math.inf)], "c": {"d": True, "e": None, "f": "nan"}}
+    )
+    run_folder.log(tmp_path, {"a": 0.1})
+    assert run_folder.metrics(tmp_path) == [
         {"a": None, "b": [1.5, [None, None]], "c": {"d": True, "e": None, "f": "nan"}},
         {"a": 0.1},
     ]
-    with open(tmp_path / runs.METRICS, "a") as file:
+    with open(tmp_path / run_folder.METRICS, "a") as file:
         file.write('{"a": 0.')
-    assert len(runs.metrics(tmp_path)) == 2
-    runs.cut(tmp_path, 1)
-    runs.log(tmp_path, {"a": 0.3})
-    assert [line["a"] for line in runs.metrics(tmp_path)] == [None, 0.3]
+    assert len(run_folder.metrics(tmp_path)) == 2
+    run_folder.cut(tmp_path, 1)
+    run_folder.log(tmp_path, {"a": 0.3})
+    assert [line["a"] for line in run_folder.metrics(tmp_path)] == [None, 0.3]

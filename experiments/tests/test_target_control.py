@@ -7,7 +7,7 @@ from rich.console import Console
 from small import differences, outcome, run
 from sparseout_experiments.commands.run import show
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 from sparseout import SparsityController
 
@@ -24,7 +24,7 @@ def test_the_target_is_met_and_all_of_it_recorded(tmp_path: Path) -> None:
     assert (found["best_epoch"], found["mean"]["hoyer"]) == (40, pytest.approx(0.6, abs=0.04))
     # the noise has had the power of Dropout's, but for chance: an interval sees 10 batches of 32
     assert 0.9 < control["noise_least"] < 1 < control["noise_most"] < 1.1
-    intervals = [entry for line in runs.metrics(tmp_path) for entry in line["control"]]
+    intervals = [entry for line in run_folder.metrics(tmp_path) for entry in line["control"]]
     assert [entry["step"] for entry in intervals] == list(range(10, found["steps"] + 1, 10))
     assert control["intervals"] == len(intervals)
     last = intervals[-(len(intervals) // 10) :]

@@ -16,7 +16,7 @@ from small import STEPS, arguments, differences, options, outcome, run
 from sparseout_experiments import cli, config, tasks
 from sparseout_experiments.commands import app
 from sparseout_experiments.training import loop as train
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -41,7 +41,7 @@ MEASURED = {
 def test_a_run_from_the_command_line(task: str, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*arguments(task, q=2.5), "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    found = json.loads((tmp_path / runs.RESULT).read_text())
+    found = json.loads((tmp_path / run_folder.RESULT).read_text())
     metrics, places = FOUND[task]
     told = {name: found[name] for name in ("status", "task", "metric", "epochs", "steps", "stopped_by", "processes")}
     assert told == {
@@ -64,11 +64,18 @@ def test_a_run_from_the_command_line(task: str, tmp_path: Path) -> None:
     assert found["mean"]["hoyer"] == pytest.approx(sum(hoyers) / len(hoyers), rel=1e-12)
     assert found["environment"]["torch"] == torch.__version__
     assert isinstance(found["warnings"], list)
-    lines = runs.metrics(tmp_path)
+    lines = run_folder.metrics(tmp_path)
     assert [(line["epoch"], line["steps"]) for line in lines] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
     assert found["train_loss"] == lines[-1]["train_loss"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [runs.CONFIG, runs.ENVIRONMENT, runs.METRICS, runs.RESULT, runs.CHECKPOINT, runs.PREVIOUS]
+        [
+            run_folder.CONFIG,
+            run_folder.ENVIRONMENT,
+            run_folder.METRICS,
+            run_folder.RESULT,
+            run_folder.CHECKPOINT,
+            run_folder.PREVIOUS,
+        ]
     )
     words = " ".join(shown.stdout.split())
     for place_, measured in found["sparsity"].items():
@@ -146,7 +153,7 @@ def test_augmentation_has_a_stream_of_its_own(tmp_path: Path) -> None:
 def test_without_noise_nothing_is_drawn(kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, kind, method="none", **FEWER[kind])
     assert [found["config"][name] for name in ("method", "p", "q", "scale", "gradient")] == ["none", *[None] * 4]
-    noise = torch.load(tmp_path / runs.CHECKPOINT, weights_only=True)["processes"][0]["streams"]["noise"]
+    noise = torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)["processes"][0]["streams"]["noise"]
     with torch.random.fork_rng():
         tasks.build(options(kind, method="none", **FEWER[kind]), train.Rng(0), place())
         assert torch.equal(noise[0], torch.get_rng_state())
@@ -196,14 +203,14 @@ def test_a_budget_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     args = arguments("language", epochs=200, budget_minutes=0.01)
     shown = CliRunner().invoke(app, [*args, "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    found = json.loads((tmp_path / runs.RESULT).read_text())
+    found = json.loads((tmp_path / run_folder.RESULT).read_text())
     assert found["stopped_by"] == "budget"
     assert found["epochs"] < 200
     assert found["seconds"] >= 0.6
     assert "ended by its budget" in " ".join(shown.stdout.split())
     assert rates == sorted(rates, reverse=True)  # the cosine follows the clock
     assert rates[-1] < 0.1 * 2e-3
-    assert runs.metrics(tmp_path)[-1]["epoch"] == found["epochs"]
+    assert run_folder.metrics(tmp_path)[-1]["epoch"] == found["epochs"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,7 +277,7 @@ def test_a_tracker_is_told(kind: str, tmp_path: Path) -> None:
     written.Reload()
     valid = f"valid/{found['metric']}"
     values = [event.value for event in written.Scalars(valid)]
-    assert values == pytest.approx([line["valid"][found["metric"]] for line in runs.metrics(tmp_path)])
+    assert values == pytest.approx([line["valid"][found["metric"]] for line in run_folder.metrics(tmp_path)])
     assert [event.step for event in written.Scalars(valid)][-1] == found["steps"]
     assert written.Scalars(f"test/{found['metric']}")[0].value == pytest.approx(found["test"][found["metric"]])
 

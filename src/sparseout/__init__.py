@@ -1,7 +1,7 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
 from sparseout import baselines, measures, theory
-from sparseout._utils import moved
+from sparseout._utils import old_names
 from sparseout.control import SparsityController, schedules
 from sparseout.convert import (
     ConversionReport,
@@ -40,4 +40,4 @@ __all__ = [
     "theory",
 ]
 __version__ = "0.1.0"
-moved.register()
+old_names.register()

@@ -48,7 +48,7 @@ def test_it_compiles_without_a_warning_wherever_there_are_headers_of_c_alone(bui
     command = [COMPILER, *flags, "-I", str(build.SOURCE.parent), str(build.SOURCE)]
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
     headers = [line.split()[1] for line in build.SOURCE.read_text().splitlines() if line.startswith("#include")]
-    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"native.c"'}
+    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"cpu.c"'}
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_a_wheel_is_of_this_platform_if_something_was_compiled_and_of_all_otherw
     assert path.name.endswith(f"-py3-none-{platform}.whl")
     with zipfile.ZipFile(path) as wheel:
         assert ("sparseout/kernels/_native.so" in wheel.namelist()) == compiled
-        assert "sparseout/kernels/native.c" in wheel.namelist()
+        assert "sparseout/kernels/cpu.c" in wheel.namelist()
     assert made == (cpu.LIBRARY.stat().st_mtime_ns if cpu.LIBRARY.exists() else None)  # the tree's own is left alone
 
 

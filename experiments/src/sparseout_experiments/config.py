@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_typ
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.fields import option, wanted
+from sparseout_experiments.option_types import option, wanted
 from sparseout_experiments.options import (
     METHODS,
     REFUSED,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from sparseout_experiments.fields import (
+from sparseout_experiments.option_types import (
     AtLeast2,
     AtLeast3,
     Count,

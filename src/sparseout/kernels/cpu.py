@@ -1,4 +1,4 @@
-"""The operation on a CPU: calls the compiled native.c through ctypes."""
+"""The operation on a CPU: calls the compiled cpu.c through ctypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparseout._utils import torch_internals
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseParams, Numbers
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCE = Path(__file__).with_name("cpu.c")
 LIBRARY = Path(__file__).with_name("_native.so")  # also on macOS: ctypes does not care
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -24,7 +24,7 @@ _VALUE, _SLOPE, _GRADIENT = range(3)
 
 
 class _Plan(ctypes.Structure):
-    """The struct of the same name in native.c."""
+    """The struct of the same name in cpu.c."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("what", "dtype", "exact", "bits", "threshold", "runs")),
@@ -35,7 +35,7 @@ class _Plan(ctypes.Structure):
 
 
 def fingerprint() -> str:
-    """A hash of native.c: what is compiled from another version is not used."""
+    """A hash of cpu.c: what is compiled from another version is not used."""
     return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
 
 

@@ -142,5 +142,5 @@ def limit(
     if room:
         factor = max(factor, 1)
     steepest = math.log2(factor) + max((q / 2 - 1) * end for end in ends)
-    # A factor of 6 for what is rounded, and since native.c computes the term itself from a factor of 4 on.
+    # A factor of 6 for what is rounded, and since cpu.c computes the term itself from a factor of 4 on.
     return largest if steepest > math.log2(largest) - 2.5 else math.inf

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparseout_experiments.bench import plot, store, table
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 PAGE = "bench.md"
 
@@ -20,8 +20,8 @@ def write(folder: Path) -> list[Path]:
         raise store.NotRows(f"{folder} holds no rows of {store.KIND}")
     pictures = [folder / f"{record.slug}.png" for record in records]
     for path, record in zip(pictures, records, strict=True):
-        files.write(path, plot.picture(record))
-    files.write(folder / PAGE, table.page(records, str(folder)))
+        atomic_files.write(path, plot.picture(record))
+    atomic_files.write(folder / PAGE, table.page(records, str(folder)))
     return [folder / PAGE, *pictures]
 
 

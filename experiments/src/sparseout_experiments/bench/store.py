@@ -16,7 +16,7 @@ import torch
 import sparseout
 from sparseout_experiments.bench.cases import PLANS, Case, cores
 from sparseout_experiments.bench.measure import Row, measure
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import processor, versions
 
 KIND = "sparseout bench"
@@ -107,10 +107,10 @@ def save(record: Record, folder: Path) -> Path:
     old = load(path) if path.exists() else Record({})
     finished_anew = old.environment == record.environment and not record.missing
     if record.cases >= old.cases or finished_anew:
-        files.write(path, content + "\n")
+        atomic_files.write(path, content + "\n")
         partial.unlink(missing_ok=True)
         return path
-    files.write(partial, content + "\n")
+    atomic_files.write(partial, content + "\n")
     return partial
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, reading, wrote
-from sparseout_experiments.fields import Folder
-from sparseout_experiments.training import files
+from sparseout_experiments.option_types import Folder
+from sparseout_experiments.training import atomic_files
 
 if TYPE_CHECKING:
     from sparseout_experiments.bench.cases import Case
@@ -42,7 +42,7 @@ def bench(
     if render and not any(folder.glob("*.json")):
         fail(expected("--out", "a folder with rows of sparseout bench", repr(str(out))))
     try:
-        with files.prepared(folder):
+        with atomic_files.prepared(folder):
             if render:
                 wrote(console, rendering.write(folder))
                 return

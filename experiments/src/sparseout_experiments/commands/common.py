@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from sparseout._utils.validation import expected
 from sparseout_experiments.cli import INTERRUPTED
-from sparseout_experiments.fields import choices, reader, wanted
 from sparseout_experiments.message import tell
+from sparseout_experiments.option_types import choices, reader, wanted
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan, run_all
-from sparseout_experiments.fields import Count, Folder, Positive, Probability, Wanted, reader
-from sparseout_experiments.training import files
+from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Wanted, reader
+from sparseout_experiments.training import atomic_files
 
 _Exponent = Annotated[
     float, Field(ge=0, allow_inf_nan=False), Wanted("finite numbers >= 0, separated by commas", "LIST")
@@ -57,7 +57,7 @@ def demo(
             before, whole = earlier(out)
         except ValueError as error:
             fail(str(error))
-        with files.prepared(out):
+        with atomic_files.prepared(out):
             _run(options, out, before, whole)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))

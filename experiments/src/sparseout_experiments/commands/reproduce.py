@@ -12,8 +12,8 @@ from rich.console import Console
 from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
-from sparseout_experiments.fields import Count, File, Folder
-from sparseout_experiments.training import files
+from sparseout_experiments.option_types import Count, File, Folder
+from sparseout_experiments.training import atomic_files
 
 if TYPE_CHECKING:
     from sparseout_experiments.studies.control import Progress
@@ -192,7 +192,7 @@ def _prepared(results: Path, page: Path, work: Path | None, study: str) -> Itera
     if work is None and not any(results.glob(f"{study}-*.json")):
         fail(expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(results))))
     try:
-        with files.prepared(results, page.parent, *([] if work is None else [work])):
+        with atomic_files.prepared(results, page.parent, *([] if work is None else [work])):
             yield results, page
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror})")

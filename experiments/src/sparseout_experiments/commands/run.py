@@ -1,4 +1,4 @@
-"""The commands `run autoencoder`, `run image` and `run language`: their options are the fields of `config`."""
+"""The commands `run autoencoder`, `run image` and `run language`: their options are those of `options`."""
 
 import inspect
 import math
@@ -16,11 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from sparseout._utils.validation import expected
-from sparseout_experiments import config as options
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
-from sparseout_experiments.fields import File, Folder
+from sparseout_experiments.config import (
+    FILE,
+    Option,
+    of_folder,
+    options_of,
+    read,
+    record,
+    resolve,
+    task_of,
+    without_unused,
+)
 from sparseout_experiments.message import tell
+from sparseout_experiments.option_types import File, Folder
 from sparseout_experiments.options import TASKS, Config
 
 if TYPE_CHECKING:
@@ -50,8 +60,8 @@ def _resumed(
         if resume or out:
             fail("expected `--resume` and `--out` to stand behind the task, but got them before it")
     elif resume and out:
-        if not (out / options.FILE).exists():
-            fail(expected("--out", f"the folder of a run, with a {options.FILE}", repr(str(out))))
+        if not (out / FILE).exists():
+            fail(expected("--out", f"the folder of a run, with a {FILE}", repr(str(out))))
         _run(None, {}, None, out, resume=True)
     else:
         context.fail("Missing command.")
@@ -71,7 +81,7 @@ def _command(task: str) -> Callable[..., None]:
         _parameter("out", Annotated[Path | None, out]),
         _parameter("config", Annotated[Path | None, config]),
         _parameter("resume", Annotated[bool, resume], default=False),
-        *(_parameter(name, _annotation(name, entry)) for name, entry in options.options_of(task).items()),
+        *(_parameter(name, _annotation(name, entry)) for name, entry in options_of(task).items()),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
@@ -83,7 +93,7 @@ def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Param
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _annotation(name: str, entry: options.Option) -> Any:
+def _annotation(name: str, entry: Option) -> Any:
     """How typer reads an option: None stands for "not given"."""
     shown = {True: "yes", False: "no"}[entry.default] if isinstance(entry.default, bool) else entry.default
     help = entry.help if shown is None else f"{entry.help} [default: {shown}]"
@@ -102,37 +112,37 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
     """Train; without a task that of the folder that is resumed."""
     try:
         values: dict[str, Any] = {}
-        if resume and out and (out / options.FILE).exists():
-            task, values = options.of_folder(out, task)
+        if resume and out and (out / FILE).exists():
+            task, values = of_folder(out, task)
         assert task is not None
-        for over in (options.read(file, task, flag_name) if file else {}, given):
+        for over in (read(file, task, flag_name) if file else {}, given):
             if "method" in over:  # what was said before is for any method: what this one has no use for is dropped
-                values = options.without_unused(values, over["method"])
+                values = without_unused(values, over["method"])
             values |= over
-        config = options.resolve(task, values, flag_name)
+        config = resolve(task, values, flag_name)
     except ValueError as error:
         fail(str(error))
 
     from sparseout_experiments.data.hub import DataError
     from sparseout_experiments.training import loop as train  # Accelerate takes seconds to import
-    from sparseout_experiments.training import runs
+    from sparseout_experiments.training import run_folder
 
     folder = out or Path("runs") / _name(config)
-    if resume and not (folder / options.FILE).exists() and _is_main():
+    if resume and not (folder / FILE).exists() and _is_main():
         tell(f"there is no run in {folder} to resume: it starts now")
     try:
         with _progress(task) as on_progress:
             result = train.perform(config, folder, on_progress, resume=resume)
     except (ValueError, DataError) as error:
         fail(_as_flag(error))
-    except (runs.RunError, runs.RunFailed) as error:
+    except (run_folder.RunError, run_folder.RunFailed) as error:
         fail(_as_flag(error), FAILED)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise  # a CPU has no exception of its own for it
         fail("out of memory: make the network or the batch smaller", FAILED)
     except KeyboardInterrupt:
-        there = (folder / options.FILE).exists()
+        there = (folder / FILE).exists()
         fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
     if _is_main():
         show(Console(), result, folder)
@@ -145,11 +155,11 @@ def _as_flag(error: Exception) -> str:
 
 def _name(config: Config) -> str:
     """The folder of a run that was given none: its task, its noise, its seed, and what else is not as usual."""
-    task = options.task_of(config)
+    task = task_of(config)
     parts = [task, config.method]
     parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in config.arguments()]
     parts += [f"seed{config.seed}"]
-    usual, chosen = (options.record(some) for some in (options.resolve(task, {"method": config.method}), config))
+    usual, chosen = (record(some) for some in (resolve(task, {"method": config.method}), config))
     others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
     said = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
     return "-".join([*parts, *said])

@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments import config as options
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.commands.run import flag_name
-from sparseout_experiments.fields import reader
+from sparseout_experiments.config import FILE, options_of
+from sparseout_experiments.option_types import reader
 from sparseout_experiments.options import TASKS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _command(task: str) -> Callable[..., None]:
         _parameter("scheduler", str | None, SCHEDULER, None),
         _parameter("dry_run", bool, option("--dry-run", help="Print the plan and train nothing."), False),
     ]
-    for name, entry in options.options_of(task).items():
+    for name, entry in options_of(task).items():
         if name != "seed":
             kind = reading(entry.kind, _list_of(reader(entry.kind))) | {"show_default": False}
             metavar = f"{kind.pop('metavar')},..."
@@ -136,7 +136,7 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
         planned, command = sweep.plan_of(folders)
         found = frame.read(folders, planned, command)
     except ValueError as error:
-        if any(folder.rglob(options.FILE) for folder in folders if folder.is_dir()):
+        if any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
             fail(str(error))
         return False
     try:

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
-from sparseout_experiments.fields import File, Folder
-from sparseout_experiments.training import files
+from sparseout_experiments.option_types import File, Folder
+from sparseout_experiments.training import atomic_files
 
 
 def theory(
@@ -26,7 +26,7 @@ def theory(
     from sparseout_experiments.studies import theory as checking
 
     try:
-        with files.prepared(results, page.parent):
+        with atomic_files.prepared(results, page.parent):
             checking.check_page(page)
             if not render:
                 _watch(results)

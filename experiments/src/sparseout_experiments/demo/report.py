@@ -26,7 +26,7 @@ from sparseout_experiments.demo import (
 from sparseout_experiments.demo.page import page
 from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment
 
 
@@ -40,7 +40,7 @@ def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -
         "report.html": page(options, rows, found),
     }
     for name, content in contents.items():
-        files.write(folder / name, content)
+        atomic_files.write(folder / name, content)
     return [folder / name for name in contents]
 
 

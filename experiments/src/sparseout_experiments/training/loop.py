@@ -16,10 +16,10 @@ import torch
 from sparseout_experiments.config import record
 from sparseout_experiments.options import Config, Target
 from sparseout_experiments.tasks import DistributedContext, Evaluation, Task, build, means
-from sparseout_experiments.training import health, runs
+from sparseout_experiments.training import health, run_folder
 from sparseout_experiments.training.lock import locked
 from sparseout_experiments.training.rng import Rng
-from sparseout_experiments.training.runs import RunError, RunFailed
+from sparseout_experiments.training.run_folder import RunError, RunFailed
 from sparseout_experiments.training.target_control import TargetControl
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def perform(
     try:
         if accelerator.is_main_process:
             lock.enter_context(locked(folder, wait=wait))
-            withdraw = runs.begin(folder, config, resume)
+            withdraw = run_folder.begin(folder, config, resume)
         accelerator.wait_for_everyone()
-        if (folder / runs.RESULT).exists():
-            return runs.result(folder)
+        if (folder / run_folder.RESULT).exists():
+            return run_folder.result(folder)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
                 run = _Run(config, folder, accelerator, on_progress)
@@ -241,7 +241,7 @@ class _Run:
         if self.target_control is not None:
             line["control"] = self.target_control.line()
         if self.accelerator.is_main_process:
-            runs.log(self.folder, line)
+            run_folder.log(self.folder, line)
         self.lines += 1
         if self.config.track:
             tracked = line | ({"control": line["control"][-1]} if line.get("control") else {})
@@ -283,21 +283,21 @@ class _Run:
             result["control"] = self.target_control.result()
             result["warnings"] += result["control"].pop("told")
         if self.accelerator.is_main_process:
-            result["environment"] = runs.read_json(self.folder / runs.ENVIRONMENT)
-            runs.write_json(self.folder / runs.RESULT, result)
+            result["environment"] = run_folder.read_json(self.folder / run_folder.ENVIRONMENT)
+            run_folder.write_json(self.folder / run_folder.RESULT, result)
         if self.config.track:
             self.accelerator.log(_flat({"test": test.metrics}), step=self.steps)
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
-        return cast(dict[str, Any], runs.plain(result))
+        return cast(dict[str, Any], run_folder.plain(result))
 
     def _fail(self, reason: str) -> NoReturn:
         sentence = f"the run failed: {reason}"
         if self.accelerator.is_main_process:
             failure = {"status": "failed", "reason": reason, "step": self.steps, "epoch": self.epoch}
-            runs.write_json(self.folder / runs.FAILURE, failure | {"config": record(self.config)})
-            if (self.folder / runs.CHECKPOINT).exists():
-                sentence += f"; {self.folder / runs.CHECKPOINT} is the last good checkpoint"
+            run_folder.write_json(self.folder / run_folder.FAILURE, failure | {"config": record(self.config)})
+            if (self.folder / run_folder.CHECKPOINT).exists():
+                sentence += f"; {self.folder / run_folder.CHECKPOINT} is the last good checkpoint"
         raise RunFailed(sentence)
 
     def _save(self) -> None:
@@ -315,29 +315,29 @@ class _Run:
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
             state["task"], state["data"] = self.task.state(), self.task.data
-            state["processes"], state["options"] = processes, runs.deciding(self.config)
-            runs.save(self.folder, state)
+            state["processes"], state["options"] = processes, run_folder.deciding(self.config)
+            run_folder.save(self.folder, state)
         self.saved = self.seconds
 
     def _resume(self) -> None:
-        state, message = runs.load(self.folder)
+        state, message = run_folder.load(self.folder)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.accelerator.is_main_process and message:
             self._tell(0.0, math.nan, message)
-            runs.discard_newest(self.folder)
+            run_folder.discard_newest(self.folder)
         try:
             if state is not None:
                 self._load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            checkpoint = self.folder / runs.CHECKPOINT
+            checkpoint = self.folder / run_folder.CHECKPOINT
             raise RunError(f"{checkpoint} is not of this run ({reason}): remove it, or start another folder") from error
         # only now: a checkpoint that is refused must not have cut the lines of the run that is there
-        if self.accelerator.is_main_process and (damage := runs.cut(self.folder, self.lines)):
+        if self.accelerator.is_main_process and (damage := run_folder.cut(self.folder, self.lines)):
             self._tell(0.0, math.nan, damage)
 
     def _load(self, state: dict[str, Any]) -> None:
-        runs.check_options(self.folder, state.get("options"), self.config)
+        run_folder.check_options(self.folder, state.get("options"), self.config)
         if len(state["processes"]) != self.context.processes:
             count = f"{len(state['processes'])} processes, not {self.context.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")

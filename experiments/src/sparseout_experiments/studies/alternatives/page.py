@@ -15,7 +15,7 @@ from sparseout._utils.validation import expected
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import Interval, holm, p_value, t_interval
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 SIGNIFICANT = 0.05
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8)  # of sparsity, at which errors are compared
@@ -52,13 +52,13 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
     blocks = {}
     for name, record in records.items():
         picture = images / f"alternatives-{name}.png"
-        files.write(picture, _drawn(record))
+        atomic_files.write(picture, _drawn(record))
         alt = f"{_TITLES[name]}: reconstruction error against Hoyer, one line a method"
         shown = f"![{alt}]({os.path.relpath(picture, page.parent)})"
         blocks[f"alternatives-{name}"] = pages.wrapped(
             [_what(name, record), "", shown, "", _CAPTION, "", *_equal(record), "", *_all(record)]
         )
-    files.write(page, pages.filled(text, blocks))
+    atomic_files.write(page, pages.filled(text, blocks))
 
 
 _CAPTION = (

@@ -12,7 +12,7 @@ from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, GRIDS, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 KIND = "sparseout control study"
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
@@ -199,7 +199,7 @@ def _float(value: float | None) -> float:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(runs.plain(value), allow_nan=False, sort_keys=False)
+    return json.dumps(run_folder.plain(value), allow_nan=False, sort_keys=False)
 
 
 def shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
         return {}
     first, *rest = configs
     return {
-        name: runs.plain(value)
+        name: run_folder.plain(value)
         for name, value in first.items()
         if name not in _LOCAL and all(other.get(name) == value for other in rest)
     }

@@ -10,7 +10,7 @@ from sparseout_experiments.studies.control.analysis import LEAST_SEEDS
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.grid import GRIDS, TITLE
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 _HEAD = (
     TITLE,
@@ -73,7 +73,7 @@ def _section(budget: str, records: list[Record], images: Path, page: Path) -> li
         lines += [f"### {title}", ""]
         for name, content in drawn.items():
             path = images / f"control-{budget}-{record.task}-{name}.png"
-            files.write(path, content)
+            atomic_files.write(path, content)
             caption = (
                 _CAPTIONS[name]
                 .format(

@@ -12,7 +12,7 @@ import pandas as pd
 from sparseout._utils.validation import expected
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.tasks import shown_as
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 # Options that say where and how long a run works, and not what it computes.
 TECHNICAL = ("device", "checkpoint_minutes", "track")
@@ -75,7 +75,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
     Raises:
         ValueError: if there is no run, or runs of several tasks.
     """
-    paths = {path.parent for folder in folders for path in sorted(folder.rglob(runs.CONFIG))}
+    paths = {path.parent for folder in folders for path in sorted(folder.rglob(run_folder.CONFIG))}
     wanted = {Path(entry["run"]): {k: v for k, v in entry.items() if k != "run"} for entry in planned}
     if not paths and not wanted:
         raise ValueError(expected("folder", "the folder of a run or of runs", ", ".join(map(str, folders))))
@@ -105,15 +105,15 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(folder), "status": "planned", "reason": ""}
     row |= dict.fromkeys(("metric", "valid", *MEASURES, "dead", "seconds"))
     options, layers, environment = dict(planned or {}), {}, None
-    if (folder / runs.CONFIG).exists():
-        options = options or tomllib.loads((folder / runs.CONFIG).read_text(encoding="utf-8"))
+    if (folder / run_folder.CONFIG).exists():
+        options = options or tomllib.loads((folder / run_folder.CONFIG).read_text(encoding="utf-8"))
         row["status"] = "unfinished"
-    if (folder / runs.FAILURE).exists():
-        failure = runs.read_json(folder / runs.FAILURE)
+    if (folder / run_folder.FAILURE).exists():
+        failure = run_folder.read_json(folder / run_folder.FAILURE)
         row |= {"status": "failed", "reason": str(failure["reason"])}
         environment = failure.get("environment")
-    elif (folder / runs.RESULT).exists():
-        result = runs.read_json(folder / runs.RESULT)
+    elif (folder / run_folder.RESULT).exists():
+        result = run_folder.read_json(folder / run_folder.RESULT)
         metric, times, _ = shown_as(result["task"])
         options, layers, environment = result["config"], result["sparsity"], result["environment"]
         row |= {"status": "finished", "seconds": result["seconds"], "dead": result["mean"]["dead"]}
@@ -124,7 +124,7 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
         metric, times, _ = shown_as(options["task"])
         curve = [
             {"epoch": line["epoch"], "metric": _times(line["valid"][metric], times), "hoyer": line["mean"]["hoyer"]}
-            for line in runs.metrics(folder)
+            for line in run_folder.metrics(folder)
         ]
     return {"row": row, "options": options, "layers": layers, "environment": environment, "curve": curve}
 

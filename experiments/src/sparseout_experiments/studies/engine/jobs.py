@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, is_cancelled
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -25,7 +25,7 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
         if is_cancelled():
             raise _Cancelled
 
-    with suppress(runs.RunFailed, _Cancelled):
+    with suppress(run_folder.RunFailed, _Cancelled):
         perform(resolve(task, options), folder, stop, wait=True)
 
 
@@ -39,15 +39,15 @@ def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] 
     Raises StudyStopped where the folder holds a run with other options than `wanted`, but for where the data lie, or
     something else.
     """
-    for name in (runs.RESULT, runs.FAILURE):
+    for name in (run_folder.RESULT, run_folder.FAILURE):
         path = folder / name
         if not path.exists():
             continue
         try:
-            record = runs.read_json(path)
+            record = run_folder.read_json(path)
             config = dict(record["config"])
-            reason = str(record["reason"]) if name == runs.FAILURE else None
-        except (runs.RunError, LookupError, TypeError, ValueError):
+            reason = str(record["reason"]) if name == run_folder.FAILURE else None
+        except (run_folder.RunError, LookupError, TypeError, ValueError):
             raise StudyStopped(f"{path} cannot be read: remove {folder} to repeat the run") from None
         for option, value in wanted.items():
             if option != "data" and config.get(option) != value:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 _RUNS = "<!-- made from {} runs -->"
 
@@ -41,7 +41,7 @@ def check(page: Path, title: str, runs: int | None = None) -> None:
 def write(page: Path, lines: Sequence[str], runs: int) -> None:
     """Write a page that begins with its title, unless `check` objects."""
     check(page, lines[0], runs)
-    files.write(page, wrapped([*lines, "", _RUNS.format(runs)]))
+    atomic_files.write(page, wrapped([*lines, "", _RUNS.format(runs)]))
 
 
 def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[str]:

@@ -14,7 +14,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine.frame import Results
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 # Okabe and Ito (2008): told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a")
@@ -26,12 +26,12 @@ _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write ``report.html``, ``sweep.csv``, ``table.tex`` and the figures as SVG and PNG; return their paths."""
-    files.prepare(folder)
+    atomic_files.prepare(folder)
     settings = results.settings()
     paths = [folder / name for name in ("report.html", "sweep.csv", "table.tex")]
-    files.write(paths[0], page(results, settings))
-    files.write(paths[1], results.frame.to_csv(index=False))
-    files.write(paths[2], latex(results, settings))
+    atomic_files.write(paths[0], page(results, settings))
+    atomic_files.write(paths[1], results.frame.to_csv(index=False))
+    atomic_files.write(paths[2], latex(results, settings))
     if settings["metric"].notna().any():
         figure = draw(results, settings)
         with warnings.catch_warnings():

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseout_experiments.training import files, runs
+from sparseout_experiments.training import atomic_files, run_folder
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write a whole file, with a line for each entry of its dicts and lists; NaN and infinity become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = ",\n".join(f" {json.dumps(name)}: {_lines(runs.plain(value))}" for name, value in content.items())
-    files.write(path, f"{{\n{entries}\n}}\n")
+    entries = ",\n".join(f" {json.dumps(name)}: {_lines(run_folder.plain(value))}" for name, value in content.items())
+    atomic_files.write(path, f"{{\n{entries}\n}}\n")
 
 
 def _lines(value: Any) -> str:

@@ -14,7 +14,7 @@ from sparseout_experiments import config
 from sparseout_experiments.studies.engine import jobs as engine
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, Train
 from sparseout_experiments.studies.engine.jobs import Name, StudyStopped, train
-from sparseout_experiments.training import files, runs
+from sparseout_experiments.training import atomic_files, run_folder
 
 PLAN = "sweep.json"  # of a sweep's folder: the command, and the runs that it wants
 MOST = 100_000  # runs
@@ -69,7 +69,7 @@ def _folder(name: str) -> str:
 
 def has_ended(folder: Path) -> bool:
     """Whether a run's folder holds a result or a failure."""
-    return any((folder / name).exists() for name in (runs.RESULT, runs.FAILURE))
+    return any((folder / name).exists() for name in (run_folder.RESULT, run_folder.FAILURE))
 
 
 def plan_of(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
@@ -78,7 +78,7 @@ def plan_of(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
     command = ""
     for folder in folders:
         if (folder / PLAN).exists():
-            plan = runs.read_json(folder / PLAN)
+            plan = run_folder.read_json(folder / PLAN)
             command = str(plan["command"])
             planned += [{**entry, "run": str(folder / entry["run"])} for entry in plan["runs"]]
     return planned, command
@@ -98,10 +98,10 @@ def perform(
     Raises:
         StudyStopped, ClusterError: where it cannot go on; runs that have ended are kept.
     """
-    files.prepare(folder)
+    atomic_files.prepare(folder)
     wanted = {name: config.record(config.resolve(job.task, job.options)) for name, job in jobs.items()}
     plan = [{**record, "run": jobs[name].folder.name} for name, record in wanted.items()]
-    files.write(folder / PLAN, json.dumps({"command": command, "runs": plan}, indent=1) + "\n")
+    atomic_files.write(folder / PLAN, json.dumps({"command": command, "runs": plan}, indent=1) + "\n")
     ended: dict[str, str] = {}
     seconds: list[float] = []
 

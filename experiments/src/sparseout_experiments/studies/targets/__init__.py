@@ -12,7 +12,7 @@ from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
 from sparseout_experiments.studies.engine.jobs import StudyStopped, train
 from sparseout_experiments.studies.targets.page import START, TITLE, write
-from sparseout_experiments.training import runs
+from sparseout_experiments.training import run_folder
 
 __all__ = ["KIND", "TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
 
@@ -187,7 +187,7 @@ def _rows(found: Mapping[_Run, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _course(folder: Path) -> list[list[float | None]]:
     """Step, q and Hoyer of every so many intervals, the last one among them."""
-    course = [entry for line in runs.metrics(folder) for entry in line["control"]]
+    course = [entry for line in run_folder.metrics(folder) for entry in line["control"]]
     some = course[::-1][:: max(1, len(course) // POINTS)][::-1]
     return [
         [entry["step"], *(None if entry[name] is None else round(entry[name], 4) for name in ("q", "hoyer"))]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 TITLE = "# Are targets met?"
 START = 2.5  # q at the beginning of a run to a target
@@ -36,7 +36,7 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
     lines = _head(records)
     for name, record in records.items():
         picture = images / f"targets-{name}.png"
-        files.write(picture, _drawn(record))
+        atomic_files.write(picture, _drawn(record))
         alt = f"{_TITLES[name]}: Hoyer and q against the step, one line a run"
         lines += [f"## {_TITLES[name]}", "", _what(record), "", *_table(record), ""]
         lines += [f"![{alt}]({os.path.relpath(picture, page.parent)})", "", _CAPTION, "", *_fixed(record), ""]

@@ -9,7 +9,7 @@ from sparseout._utils.validation import expected
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.theory import figures
 from sparseout_experiments.studies.theory.statements import SAMPLES, Check
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 Record = Mapping[str, Any]
 
@@ -56,8 +56,8 @@ def write(record: Record, checks: Sequence[Check], page: Path) -> list[Path]:
     written = [page]
     for name, content in figures.draw(record).items():
         written.append(images / f"theory-{name}.png")
-        files.write(written[-1], content)
-    files.write(page, fill(text, record, checks))
+        atomic_files.write(written[-1], content)
+    atomic_files.write(page, fill(text, record, checks))
     return written
 
 

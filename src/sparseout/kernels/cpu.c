@@ -129,12 +129,12 @@ static void add(Sums *sums, Sums more, double q) {
 #define ABSOLUTE(a) ((a) < 0 ? -(a) : (a))
 #define REAL float
 #define BITS uint32_t
-#include "native.c"
+#include "cpu.c"
 #undef REAL
 #undef BITS
 #define REAL double
 #define BITS uint64_t
-#include "native.c"
+#include "cpu.c"
 
 static Power power_of(double e, double scale, double log2_scale, double at_zero) {
     int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from sparseout._utils.validation import expected
 from sparseout_experiments.config import FILE, write
 from sparseout_experiments.options import Config
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment
 from sparseout_experiments.training.lock import LOCK
 from sparseout_experiments.training.lock import RunError as RunError  # one of the errors of a folder
@@ -51,7 +51,7 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
     Returns what takes it all back, for a run that ends before it has a checkpoint.
     """
     with disk(folder):
-        made = files.prepare(folder)
+        made = atomic_files.prepare(folder)
         for name in _OURS:  # what a killed process was writing
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             write_json(
                 folder / ENVIRONMENT, environment("accelerate", "datasets")
             )  # first, so that a folder with a configuration has it
-            files.write(folder / CONFIG, write(config))
+            atomic_files.write(folder / CONFIG, write(config))
             return partial(_withdraw, folder, made)
         if not resume:
             raise RunError(expected("out", "a new folder, or with --resume that of a run", f"{str(folder)!r}"))
@@ -112,7 +112,7 @@ def _withdraw(folder: Path, made: list[Path]) -> None:
             for path in folder.iterdir():
                 if not path.name.startswith(LOCK):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            files.remove_empty(made)
+            atomic_files.remove_empty(made)
 
 
 def log(folder: Path, record: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     with disk(folder, "; the checkpoint before it is still there" if (folder / CHECKPOINT).exists() else ""):
         new = folder / f".{CHECKPOINT}-{os.getpid()}"
         try:
-            files.write_synced(new, buffer.getvalue())
+            atomic_files.write_synced(new, buffer.getvalue())
             if (folder / CHECKPOINT).exists():
                 os.replace(folder / CHECKPOINT, folder / PREVIOUS)
             os.replace(new, folder / CHECKPOINT)
@@ -192,7 +192,7 @@ def cut(folder: Path, lines: int) -> str:
     """
     with disk(folder):
         kept = metrics(folder)[:lines]
-        files.write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        atomic_files.write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
     if len(kept) == lines:
         return ""
     return f"{folder / METRICS} is damaged: of {lines} epochs {len(kept)} could be kept, and the run goes on"
@@ -201,7 +201,7 @@ def cut(folder: Path, lines: int) -> str:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """A whole file of JSON or none; what is not finite becomes null."""
     with disk(path.parent):
-        files.write(path, json.dumps(plain(record), indent=1) + "\n")
+        atomic_files.write(path, json.dumps(plain(record), indent=1) + "\n")
 
 
 def read_json(path: Path, kind: type[BaseModel] | None = None) -> dict[str, Any]:
