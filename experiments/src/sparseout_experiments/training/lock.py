@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparseout_experiments.training import files
+from sparseout_experiments.training import atomic_files
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between touches of a lock
@@ -65,7 +65,7 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
         heart.join()
         path.unlink(missing_ok=True)
         os.close(taken)
-        files.remove_empty(made)
+        atomic_files.remove_empty(made)
 
 
 def _take(path: Path) -> int | None:
