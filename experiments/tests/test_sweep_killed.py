@@ -157,3 +157,4 @@ def test_no_scheduler_at_the_address(tmp_path):
     assert status == 1
     assert "expected `--scheduler` to be the address of a Dask scheduler, but got 'tcp://127.0.0.1:9'" in said
     assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()

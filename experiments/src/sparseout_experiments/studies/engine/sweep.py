@@ -98,10 +98,7 @@ def perform(
     Raises:
         StudyStopped, ClusterError: where it cannot go on; runs that have ended are kept.
     """
-    atomic_files.prepare(folder)
     wanted = {name: config.record(config.resolve(job.task, job.options)) for name, job in jobs.items()}
-    plan = [{**record, "run": jobs[name].folder.name} for name, record in wanted.items()]
-    atomic_files.write(folder / PLAN, json.dumps({"command": command, "runs": plan}, indent=1) + "\n")
     ended: dict[str, str] = {}
     seconds: list[float] = []
 
@@ -111,8 +108,14 @@ def perform(
             ended[name] = "finished" if reason is None else "failed"
         return name in ended
 
+    def plan() -> None:
+        atomic_files.prepare(folder)
+        entries = [{**record, "run": jobs[name].folder.name} for name, record in wanted.items()]
+        atomic_files.write(folder / PLAN, json.dumps({"command": command, "runs": entries}, indent=1) + "\n")
+
     missing = {name: job for name, job in jobs.items() if not look(name)}
     if not missing:
+        plan()
         return ended
     with Cluster(min(workers, len(missing)), train, scheduler) as cluster:
 
@@ -132,6 +135,7 @@ def perform(
             tell(f"{name} {ended[name]}")
             return {}
 
+        plan()  # now that there is a cluster: a command that is refused leaves nothing
         tell("")
         engine.run_all(cluster, missing, lambda name: None, on_end)
     return ended
