@@ -151,4 +151,4 @@ def test_the_command_ends_in_a_page(tmp_path, capsys, monkeypatch):
     assert "4 runs: 4 finished" in page
     assert len((out / "sweep.csv").read_text().splitlines()) == 5
     assert status("report", str(out / "q=1.0_seed=0"), "--out", str(tmp_path / "one")) == 0
-    assert "1 runs: 1 finished" in Path(tmp_path / "one/report.html").read_text()
+    assert "1 run: 1 finished" in Path(tmp_path / "one/report.html").read_text()

@@ -1,4 +1,7 @@
-"""Every private name of torch that the library uses, one function each: a torch that renames one breaks here only."""
+"""Private names of torch, one function each: a torch that renames one breaks here only.
+
+Attributes of modules that everybody relies on, `_modules` and the dicts of hooks, are read where they are needed.
+"""
 
 from __future__ import annotations
 
