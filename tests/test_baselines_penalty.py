@@ -183,9 +183,8 @@ def test_compiled_it_is_the_same():
 
 
 @needs_compiler
-def test_compiled_whole_with_checkpoints_it_is_the_same(monkeypatch):
-    setting = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-    monkeypatch.setattr(torch._dynamo.config, setting, True)  # as the docstring says
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)  # as the docstring says
+def test_compiled_whole_with_checkpoints_it_is_the_same():
     model, x = network(), torch.randn(8, 4)
     model[4].p = 0.0
     with ActivityPenalty(model, strength=0.1) as penalty:

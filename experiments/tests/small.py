@@ -58,7 +58,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     result = json.loads((folder / run_folder.RESULT).read_text())
     result = {k: v for k, v in result.items() if k not in ("seconds", "environment", "config")}
     state = torch.load(folder / run_folder.CHECKPOINT, weights_only=True)
-    return {"metrics": lines, "result": result, "state": {k: v for k, v in state.items() if k != "seconds"}}
+    state = {k: v for k, v in state.items() if k not in ("seconds", "options")}
+    return {"metrics": lines, "result": result, "state": state}
 
 
 def differences(one: Any, other: Any, at: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import arguments
-from sparseout_experiments import cli, config, fields
+from sparseout_experiments import cli, config, option_types
 from sparseout_experiments.commands import app
 from sparseout_experiments.training import run_folder
 from typer.testing import CliRunner
@@ -354,7 +354,7 @@ def test_a_penalty_is_l1_unless_said() -> None:
 
 def test_a_folder_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
-    assert fields.reader(fields.Folder)("~/runs") == Path("/somewhere/runs")
+    assert option_types.reader(option_types.Folder)("~/runs") == Path("/somewhere/runs")
 
 
 def test_bounds_of_q_in_the_wrong_order_name_the_bounds() -> None:
