@@ -21,7 +21,7 @@ SETTINGS = [
     {"q": torch.tensor(1.3), "scale": 0.5},
     {"q": 0.1, "scale": 0.5},
 ]
-LAYERS = {Sparseout: (4, 5), Sparseout1d: (3, 4, 5), Sparseout2d: (2, 3, 4, 5), Sparseout3d: (2, 3, 4, 5, 2)}
+LAYERS = {Sparseout: (4, 5), Sparseout1d: (3, 4, 5), Sparseout2d: (6, 3, 4, 5), Sparseout3d: (6, 3, 4, 5, 2)}
 
 
 def value_and_gradient(f, x):
