@@ -10,6 +10,7 @@ import pytest
 from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import targets
+from sparseout_experiments.studies.engine.jobs import train
 from sparseout_experiments.studies.targets import TASKS, StudyStopped, Task, page
 from study_rows import Inline
 from typer.testing import CliRunner
@@ -148,7 +149,7 @@ def test_targets_are_met(tmp_path: Path) -> None:
         "autoencoder": Task("autoencoder", {**TASKS["autoencoder"].options, "epochs": 30}, (1.0, 4.0), (0.5,), (0,)),
         "language": Task("language", language, (1.0, 4.0), (0.5,), (0,)),
     }
-    for name, record in reproduce(tmp_path, targets.runner.train, tasks).items():
+    for name, record in reproduce(tmp_path, train, tasks).items():
         low, high = record["range"]
         assert high - low > 0.05, name
         row = record["rows"][-1]

@@ -69,7 +69,7 @@ class Cluster:
                     self._local = LocalCluster(
                         n_workers=self._workers,
                         threads_per_worker=1,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",  # a free port: by default one that may be taken
                         silence_logs=logging.CRITICAL,
                     )
             self._client = Client(self._local or self._address, timeout=10)
