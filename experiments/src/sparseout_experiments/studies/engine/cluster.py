@@ -85,17 +85,19 @@ class Cluster:
     ) -> None:
         if self._jobs and self._client.status == "running":
             self._client.cancel(list(self._jobs), force=True)
-        with suppress(TimeoutError):  # on a busy machine; what is left ends with this process
-            self._client.close(timeout=10)
+        # Each may time out on a busy machine; what is left ends with this process.
+        with suppress(TimeoutError):
+            self._client.close(timeout=5)
+        with suppress(TimeoutError):
             if self._local is not None:
-                self._local.close(timeout=10)
+                self._local.close(timeout=5)
 
     @property
     def workers(self) -> int:
         """How many jobs run at a time, as far as there are workers now."""
         if self._address is None:
             return self._workers
-        return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        return max(1, len(self._client.scheduler_info(n_workers=-1).get("workers", ())))
 
     @property
     def free(self) -> bool:
