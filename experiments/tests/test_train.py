@@ -171,16 +171,17 @@ def peak(steps):
     run(text.with_suffix(""), "language", epochs=1, method="dropout", **changed)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-tenth = peak(8)
-print(peak(80) - tenth)
+tenth = peak(30)
+print(peak(300) - tenth)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps_of_an_epoch(tmp_path: Path) -> None:
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", _PEAKS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths})
-    assert float(done.stdout) < 100, done.stderr  # MB; a tensor kept for every step, and it is 350
+    assert float(done.stdout) < 200, done.stderr  # MB; a tensor kept for every step, and it is over 1000
 
 
 def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:
