@@ -5,9 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sparseout_experiments import config
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import frame
 from sparseout_experiments.studies.engine.cluster import Job, Outcome, Train
 
 
@@ -65,6 +67,18 @@ def fake_train(task: Task, options: dict[str, Any], folder: Path) -> None:
     lines.append({"epoch": epochs, "mean": last})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def trained(task: str, options: dict[str, Any], folder: Path) -> None:
+    """Stands in for a training too: a made-up result in the folder of a real run."""
+    found = config.resolve(task, options)
+    fake_train(task, options, folder)
+    record = json.loads((folder / "result.json").read_text())
+    sparsity = {"code": dict.fromkeys(frame.MEASURES, record["mean"]["hoyer"])}
+    (folder / "result.json").write_text(json.dumps({**record, "config": config.record(found), "sparsity": sparsity}))
+    lines = [{"epoch": epoch, "valid": record["valid"], "mean": record["mean"]} for epoch in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.toml").write_text(config.write(found))
 
 
 class Inline:

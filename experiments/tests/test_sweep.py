@@ -8,7 +8,7 @@ import pytest
 from sparseout_experiments import cli, config
 from sparseout_experiments.studies.engine import frame, sweep
 from sparseout_experiments.studies.engine.jobs import StudyStopped
-from study_rows import Inline, fake_train
+from study_rows import Inline, trained
 
 OPTIONS = {"method": ["sparseout", "dropout"], "q": [1.0, 1.5, 2.0], "epochs": [2], "units": [8]}
 
@@ -22,18 +22,6 @@ def status(*arguments):
 @pytest.fixture
 def inline(monkeypatch):
     monkeypatch.setattr(sweep, "Cluster", Inline)
-
-
-def trained(task, options, folder):
-    """A made-up result in a real folder."""
-    found = config.resolve(task, options)
-    fake_train(task, options, folder)
-    record = json.loads((folder / "result.json").read_text())
-    sparsity = {"code": dict.fromkeys(frame.MEASURES, record["mean"]["hoyer"])}
-    (folder / "result.json").write_text(json.dumps({**record, "config": config.record(found), "sparsity": sparsity}))
-    lines = [{"epoch": 1, "valid": record["valid"], "mean": record["mean"]}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.toml").write_text(config.write(found))
 
 
 def failing(task, options, folder):

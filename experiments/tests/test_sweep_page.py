@@ -7,25 +7,13 @@ import pytest
 from browser import CHROMIUM, browser
 from sparseout_experiments import config
 from sparseout_experiments.studies.engine import frame, report, sweep
-from study_rows import fake_train
+from study_rows import trained
 
 HOSTILE = ['<script>alert("x")</script>', "</script><img src=x onerror=alert(1)>", 'a"b&c' * 60, "naïve 数据", "a,b\nc"]
 WIDER = """[...document.querySelectorAll("main *")].filter(part => !part.parentElement.closest(".scroll, pre, .plot")
   && part.getBoundingClientRect().right > {} + 1).map(part => part.outerHTML.slice(0, 200))"""
 PLOTS = """[...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll('.main-svg').length
   && plot.querySelector('.main-svg').getBoundingClientRect().width)"""
-
-
-def trained(task, options, folder):
-    """A made-up result in a real folder."""
-    found = config.resolve(task, options)
-    fake_train(task, options, folder)
-    record = json.loads((folder / "result.json").read_text())
-    sparsity = {"code": dict.fromkeys(frame.MEASURES, record["mean"]["hoyer"])}
-    (folder / "result.json").write_text(json.dumps({**record, "config": config.record(found), "sparsity": sparsity}))
-    lines = [{"epoch": epoch, "valid": record["valid"], "mean": record["mean"]} for epoch in (1, 2)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.toml").write_text(config.write(found))
 
 
 def made(folder, options, seeds=3, missing=0, failed=0):

@@ -15,9 +15,10 @@ from sparseout_experiments.cli import INTERRUPTED
 from sparseout_experiments.message import tell
 from sparseout_experiments.option_types import choices, reader, wanted
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
+__all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
 
 USAGE, FAILED = 2, 1
+SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
 _EVERY = 30.0  # seconds between the lines of progress that stand in for a bar where there is no terminal
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.option_types import Count, File, Folder
 from sparseout_experiments.training import atomic_files
@@ -29,9 +29,7 @@ _SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
 Name = TypeVar("Name", bound=str)
 # What all have.
 Workers = Annotated[int, typer.Option(**reading(Count), help="Processes, each of one thread.")]
-Scheduler = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
-]
+Scheduler = Annotated[str | None, SCHEDULER]
 Work = Annotated[Path, typer.Option(**reading(Folder), help="Where the runs go.")]
 Results = Annotated[Path, typer.Option(**reading(Folder), help="Where the files of results go.")]
 Page = Annotated[Path, typer.Option(**reading(File), help="The page that is made.")]

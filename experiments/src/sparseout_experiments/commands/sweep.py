@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
@@ -29,7 +29,6 @@ app = typer.Typer(
     context_settings=CONTEXT,
     rich_markup_mode=None,
 )
-SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
 
 
 def _command(task: str) -> Callable[..., None]:

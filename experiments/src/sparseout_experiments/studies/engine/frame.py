@@ -1,6 +1,7 @@
 """Results of runs as a DataFrame: a row a run, with its options, its metric, its sparsity, and how it ended."""
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
         options, layers, environment = result["config"], result["sparsity"], result["environment"]
         row |= {"status": "finished", "seconds": result["seconds"], "dead": result["mean"]["dead"]}
         row |= {"metric": _times(result["test"][metric], times), "valid": _times(result["valid"][metric], times)}
-        row |= {name: _mean([place[name] for place in layers.values()]) for name in MEASURES}
+        row |= {name: mean([place[name] for place in layers.values()]) for name in MEASURES}
     curve = []
     if "task" in options:
         metric, times, _ = shown_as(options["task"])
@@ -133,8 +134,9 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are known and finite; None if there is none."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from sparseout_experiments.studies.engine.frame import Results
+from sparseout_experiments.studies.engine.frame import Results, mean
 from sparseout_experiments.training import atomic_files
 
 # Okabe and Ito (2008): told apart by colour-blind readers too.
@@ -261,7 +261,7 @@ def _layer_plot(results: Results) -> list[dict[str, Any]]:
     places = list(dict.fromkeys(place for layers in results.layers.values() for place in layers))
     traces = []
     for index, (name, runs) in enumerate(_by_setting(results)):
-        means = [_mean([results.layers[run].get(place, {}).get("hoyer") for run in runs]) for place in places]
+        means = [mean([results.layers[run].get(place, {}).get("hoyer") for run in runs]) for place in places]
         if any(value is not None for value in means):
             traces.append(_trace(index, name, places, means) | {"mode": "lines+markers"})
     if not traces or not places:
@@ -276,7 +276,7 @@ def _curve_plot(results: Results, label: str) -> list[dict[str, Any]]:
     for index, (name, runs) in enumerate(_by_setting(results)):
         curves = [results.curves[run] for run in runs if results.curves[run]]
         epochs = sorted({line["epoch"] for curve in curves for line in curve})
-        means = [_mean([line["metric"] for curve in curves for line in curve if line["epoch"] == e]) for e in epochs]
+        means = [mean([line["metric"] for curve in curves for line in curve if line["epoch"] == e]) for e in epochs]
         if epochs:
             traces.append(_trace(index, name, epochs, means) | {"mode": "lines"})
     if not traces:
@@ -284,8 +284,3 @@ def _curve_plot(results: Results, label: str) -> list[dict[str, Any]]:
     layout = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": label.replace("test", "validation")}}}
     text = "On validation data after every epoch, means over the seeds that got so far."
     return [{"heading": "Training", "text": text, "traces": traces, "layout": layout, "wide": False}]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else None
