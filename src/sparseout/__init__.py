@@ -1,6 +1,6 @@
 """The sparsity dial for PyTorch: Dropout with an exponent q that makes activations sparser or denser."""
 
-from sparseout import baselines, measures, theory
+from sparseout import baselines, inference, measures, theory
 from sparseout._utils import old_names
 from sparseout.control import SparsityController, schedules
 from sparseout.convert import (
@@ -30,6 +30,7 @@ __all__ = [
     "backend",
     "baselines",
     "convert_dropout_",
+    "inference",
     "insert_after_",
     "measures",
     "noise_",

@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from sparseout._utils.modules import unwrapped
-from sparseout.convert._tracing import attribute, label, self_path, source
+from sparseout._utils.tracing import attribute, label, self_path, source
 
 _PROBABILITIES = re.compile(r"soft_?max|entmax|sparsemax", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention|(^|_)att(_|\d|\.|$)", re.IGNORECASE)

@@ -14,12 +14,12 @@ from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_c
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
 from sparseout._utils.torch_internals import DROPOUT_BASE
+from sparseout._utils.tracing import runs_own_code, trace, untouched_random_state
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._attention import attention_reason
 from sparseout.convert._functional_dropout import unreached
 from sparseout.convert._insertion import RECORD, remove_inserted_
 from sparseout.convert._report import ConversionReport
-from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
 from sparseout.functional import Gradient, Scale, check_gradient, check_p, check_q, check_scale
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from sparseout._utils.modules import named_modules, select
-from sparseout.convert._tracing import Names, attribute, label, self_path, source
+from sparseout._utils.tracing import Names, attribute, label, self_path, source
 
 # The functions that drop, by name, and where among their positional arguments p is.
 _P_ARGUMENT = {

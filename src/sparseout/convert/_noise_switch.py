@@ -13,9 +13,9 @@ from torch import nn
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import check_model, is_noise, named_modules, select
+from sparseout._utils.tracing import runs_own_code, trace, untouched_random_state
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._functional_dropout import unreached
-from sparseout.convert._tracing import runs_own_code, trace, untouched_random_state
 
 _RECORD = "_noise_switch"  # the attribute of a module whose noise is switched
 _NAMES = re.compile("drop|noise|bridgeout|shakeout|stochasticdepth|zoneout", re.IGNORECASE)
