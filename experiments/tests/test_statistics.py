@@ -10,6 +10,7 @@ from sparseout_experiments.studies.engine.statistics import (
     falls_apart,
     holm,
     p_value,
+    paired,
     slope,
     slope_interval,
     t_interval,
@@ -86,3 +87,19 @@ def test_p_values_and_their_correction_are_the_textbooks() -> None:
 @pytest.mark.parametrize(("mean", "sign"), [(2.0, 1), (-2.0, -1), (0.5, 0), (1.0, 0), (math.nan, 0)])
 def test_a_direction_is_that_of_a_whole_interval(mean: float, sign: int) -> None:
     assert direction(Interval(mean, 1.0, 5)) == sign
+
+
+def test_a_paired_difference_is_scipys_within_the_seeds_that_both_have() -> None:
+    first = {0: 1.0, 1: 1.3, 2: 0.9, 3: 1.6, 7: 100.0}
+    second = {3: 1.1, 2: 0.7, 1: 1.2, 0: 0.6, 8: -100.0}
+    values = np.array([first[seed] - second[seed] for seed in range(4)])
+    found = paired(first, second)
+    wanted = stats.ttest_rel([first[seed] for seed in range(4)], [second[seed] for seed in range(4)])
+    low, high = wanted.confidence_interval()
+    assert (found.interval.low, found.interval.high, found.p) == pytest.approx((low, high, wanted.pvalue))
+    assert found.effect == pytest.approx(values.mean() / values.std(ddof=1))
+    assert found.interval.n == 4
+    same = paired({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.5})
+    assert (same.interval.half, same.p) == (0, 0)
+    assert math.isnan(same.effect)
+    assert paired({0: 1.0}, {1: 1.0}).interval.n == 0

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from sparseout_experiments.demo.svg import COLOURS
 from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import brief, collect, figures, grid, words
 from sparseout_experiments.studies.control.analysis import CONTRASTS, judge, rows_of
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.grid import TASKS, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine.style import COLOURS
 from study_rows import ledger_of, result_of
 
 
 @pytest.fixture(autouse=True)
 def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not painted, which would take most of the time."""
-    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
+    monkeypatch.setattr(figures, "png", lambda *_: b"")
 
 
 def record_of(tmp_path: Path, ledger: Ledger, task: Task = "autoencoder", budget: str = "small") -> Record:

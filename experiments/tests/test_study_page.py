@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not painted, which would take most of the time, where a test is not about them."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
+        monkeypatch.setattr(figures, "png", lambda *_: b"")
 
 
 def save(results: Path, *tasks: Task, effect: float = 1.0, seeds: int = 5, budget: str = "small") -> None:

@@ -212,7 +212,7 @@ def test_all_of_it(tmp_path):
 
 
 def test_rendering_needs_no_run_and_no_page(tmp_path, record, monkeypatch):
-    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
+    monkeypatch.setattr(figures, "png", lambda *_: b"")
     file = tmp_path / "new" / "page.md"
     done = CliRunner().invoke(app, ["theory", "--results", str(RESULTS), "--page", str(file), "--render"])
     assert done.exit_code == 0, done.output
@@ -230,7 +230,7 @@ def test_rendering_needs_no_run_and_no_page(tmp_path, record, monkeypatch):
 
 
 def test_what_does_not_hold_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "image", lambda *_, **__: b"")
+    monkeypatch.setattr(figures, "png", lambda *_: b"")
     found: dict[str, Any] = json.loads((RESULTS / theory.RESULTS).read_text())
     found["checks"][0]["measured"] = None  # no number
     (tmp_path / theory.RESULTS).write_text(json.dumps(found))

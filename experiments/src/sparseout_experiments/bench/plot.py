@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image
+from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 _MARKERS = ("o", "s", "D", "^")
 _ROW = 0.44  # inches an implementation
@@ -37,14 +36,14 @@ def picture(record: Record) -> bytes:
     panels = [panel for panel in panels if panel[0]]
     heights = [_ROW * max(len({row["implementation"] for row in rows}) - 1, 3) for rows, *_ in panels]
     device = record.environment["device"]["name"] + (" (quick run)" if record.quick else "")
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         extent = (9.2, sum(heights) + 0.95 * len(heights) + 0.1)
         figure = Figure(extent, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         grid: Any = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights) if panels else ()
         for (axes,), (rows, phase, series, title) in zip(grid, panels, strict=True):
             _draw(axes, rows, phase, series)
             axes.set_title(f"{title} on {device}")
-        return image(figure, "png", dpi=150, metadata={"Software": None})
+        return png(figure, dpi=150)
 
 
 def _of_operation(row: Row) -> tuple[str, str]:

@@ -12,8 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, Scale
 from sparseout_experiments.demo.summary import Row, dial
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image, inline
+from sparseout_experiments.demo.svg import inline
 from sparseout_experiments.demo.table import group_name, row_name
+from sparseout_experiments.studies.engine.style import COLOURS, STYLE, image, style
 
 _SIZE = (4.6, 3.6)
 _SERIES = ((COLOURS["first"], "o"), (COLOURS["second"], "s"))
@@ -32,7 +33,7 @@ def cost(rows: Sequence[Row], scales: Sequence[Scale]) -> str:
 
 def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:
     """Figures 1 and 2 side by side as PNG, 1600 pixels wide."""
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         figure = Figure((8.9, 3.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04))
         left, right = figure.subplots(1, 2)
         _sparsity(left, rows, scales)
@@ -80,7 +81,7 @@ def _alone(
         f"error {1000 * row.error.mean:.1f} thousandths"
         for row in rows
     )
-    with mpl.rc_context(STYLE):
+    with style("none"):
         figure = Figure(_SIZE, layout="constrained")
         draw(figure.subplots(), rows, scales)
         return inline(figure, name, f"{alt} {points}.")

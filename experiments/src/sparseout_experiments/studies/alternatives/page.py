@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sparseout._utils.validation import expected
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import Interval, holm, p_value, t_interval
+from sparseout_experiments.studies.engine.style import COLOURS, png, style
 from sparseout_experiments.training import atomic_files
 
 SIGNIFICANT = 0.05
@@ -56,7 +55,7 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
         alt = f"{_TITLES[name]}: reconstruction error against Hoyer, one line a method"
         shown = f"![{alt}]({os.path.relpath(picture, page.parent)})"
         blocks[f"alternatives-{name}"] = pages.wrapped(
-            [_what(name, record), "", shown, "", _CAPTION, "", *_equal(record), "", *_all(record)]
+            "\n".join([_what(name, record), "", shown, "", _CAPTION, "", *_equal(record), "", *_all(record)])
         )
     atomic_files.write(page, pages.filled(text, blocks))
 
@@ -195,7 +194,7 @@ def _settings(rows: Sequence[Row]) -> dict[tuple[str, float | None], list[Row]]:
 
 
 def _drawn(record: Mapping[str, Any]) -> bytes:
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         figure = Figure((9.2, 4.4), layout="constrained")
         for axes, (measure, units) in zip(figure.subplots(1, 2, sharey=True), _MEASURES.items(), strict=True):
             for method, (colour, marker) in _LOOKS.items():
@@ -218,7 +217,7 @@ def _drawn(record: Mapping[str, Any]) -> bytes:
             axes.label_outer()
         figure.axes[0].set_ylabel("test MSE x 1000")
         figure.legend(loc="outside lower center", ncols=4)
-        return image(figure, "png", dpi=160, metadata={"Software": None})
+        return png(figure)
 
 
 def _number(value: float | None) -> float:

@@ -4,18 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.control.analysis import COLLAPSED, PChoice, collapsed, rows_of
 from sparseout_experiments.studies.control.collect import Record, Row
 from sparseout_experiments.studies.control.describe import samples
 from sparseout_experiments.studies.control.grid import GRIDS, Setting
 from sparseout_experiments.studies.engine.statistics import Interval, t_interval
+from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
 HOLLOW = f"collapsed: over {100 * COLLAPSED:g}% of samples have no active unit"
@@ -28,12 +27,9 @@ def draw(record: Record) -> dict[str, bytes]:
     """Every figure of a task by name; those that have no run yet are left out."""
     if not any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows):
         return {}
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         drawn = {name: panels(record, name) for name in _PANELS} if record.task == "autoencoder" else {}
-        return {
-            name: image(figure, "png", dpi=160, metadata={"Software": None})
-            for name, figure in (drawn or {"overview": overview(record)}).items()
-        }
+        return {name: png(figure) for name, figure in (drawn or {"overview": overview(record)}).items()}
 
 
 def mean(rows: Sequence[Row], measure: str) -> Interval:

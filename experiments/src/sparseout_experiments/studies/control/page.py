@@ -57,7 +57,7 @@ def write(records: Sequence[Record], page: Path) -> None:
     lines = list(_HEAD)
     for budget, group in itertools.groupby(records, key=lambda record: record.budget):
         lines += _section(budget, list(group), images, page)
-    pages.write(page, lines, runs)
+    pages.write(page, pages.wrapped("\n".join(lines)), runs)
 
 
 def _section(budget: str, records: list[Record], images: Path, page: Path) -> list[str]:

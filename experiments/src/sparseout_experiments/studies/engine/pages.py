@@ -1,24 +1,87 @@
-"""Blocks, lines and checks of pages that are made from results."""
+"""Pages that are made from results: Markdown templates with numbers filled in, or parts of a page between markers."""
 
+import math
+import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from sparseout._utils.validation import expected
+from sparseout_experiments.studies.engine.statistics import Interval
 from sparseout_experiments.training import atomic_files
 
 _RUNS = "<!-- made from {} runs -->"
 
 
-def wrapped(lines: Sequence[str]) -> str:
-    """A page: prose in lines of 120 characters; tables, pictures and headings as they are."""
+def rendered(package: str, template: str, **values: Any) -> str:
+    """A Markdown template that lies in a package, with `values` filled in.
+
+    Sentences stand in the template. It fills in numbers by the filters `fixed`, `percent`, `interval` and `listed`,
+    each of which gives a dash for what is undefined; `one_line` joins lines, and `cell` makes any text fit a table.
+    A name without a value is an error.
+    """
+    environment = Environment(
+        loader=PackageLoader(package, ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "listed": listed}
+    environment.filters |= {"one_line": lambda text: " ".join(text.split()), "cell": _cell}
+    return wrapped(environment.get_template(template).render(values))
+
+
+def fixed(value: float | None, digits: int, signed: bool = False) -> str:
+    """A number with so many digits after the point."""
+    return "-" if value is None or math.isnan(value) else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def percent(value: float | Interval | None, digits: int = 0, signed: bool = False) -> str:
+    """A fraction, or an interval of it, as a percentage."""
+    if isinstance(value, Interval):
+        half = "" if math.isnan(value.half) else f" ± {100 * value.half:.{digits}f}%"
+        return percent(value.mean, digits, signed) + half
+    return "-" if value is None or math.isnan(value) else f"{100 * value:{'+' if signed else ''}.{digits}f}%"
+
+
+def interval(value: Interval, digits: int, signed: bool = False) -> str:
+    """A mean and half the width of its interval."""
+    half = "" if math.isnan(value.half) else f" ± {value.half:.{digits}f}"
+    return fixed(value.mean, digits, signed) + half
+
+
+def listed(values: Iterable[float]) -> str:
+    """Numbers with commas between them."""
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def wrapped(text: str) -> str:
+    """Markdown with its prose in lines of 120 characters; tables, pictures and headings stay as they are."""
     found: list[str] = []
-    for line in lines:
-        whole = not line or line[0] in "|!#<"
-        indent = "  " if line.startswith("- ") else ""
-        found += [line] if whole else textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False)
+    part: list[str] = []
+
+    def flush() -> None:
+        joined = " ".join(part)
+        indent = "  " if joined.startswith("- ") else ""
+        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        found.extend(textwrap.wrap(joined, 120, subsequent_indent=indent, **options))
+        part.clear()
+
+    for line in map(str.strip, text.splitlines()):
+        whole = line[:1] in ("|", "!", "#", "<")
+        if not line or whole or line.startswith("- "):
+            flush()
+        if whole or not line:
+            if line or found[-1:] not in ([], [""]):  # one blank line is enough
+                found.append(line)
+        else:
+            part.append(line)
+    flush()
     return "\n".join(found).rstrip() + "\n"
 
 
@@ -38,10 +101,19 @@ def check(page: Path, title: str, runs: int | None = None) -> None:
         raise ValueError(expected("--page", wanted, f"{str(page)!r}, which was made from {before[1]}"))
 
 
-def write(page: Path, lines: Sequence[str], runs: int) -> None:
+def write(page: Path, text: str, runs: int) -> None:
     """Write a page that begins with its title, unless `check` objects."""
-    check(page, lines[0], runs)
-    atomic_files.write(page, wrapped([*lines, "", _RUNS.format(runs)]))
+    check(page, text.partition("\n")[0], runs)
+    atomic_files.write(page, f"{text.rstrip()}\n\n{_RUNS.format(runs)}\n")
+
+
+def write_images(page: Path, images: Mapping[str, bytes]) -> dict[str, str]:
+    """Write figures to the folder `images` beside a page; where each is, as seen from the page."""
+    folder = page.parent / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in images.items():
+        atomic_files.write(folder / f"{name}.png", content)
+    return {name: os.path.relpath(folder / f"{name}.png", page.parent) for name in images}
 
 
 def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[str]:

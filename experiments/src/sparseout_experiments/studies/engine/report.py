@@ -14,10 +14,9 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine.frame import Results, mean
+from sparseout_experiments.studies.engine.style import CYCLE, image, style
 from sparseout_experiments.training import atomic_files
 
-# Okabe and Ito (2008): told apart by colour-blind readers too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
 SHOWN = 24  # settings that one plot shows
 LONGEST = 40  # characters of a name in a plot
@@ -33,12 +32,12 @@ def write(results: Results, folder: Path) -> list[Path]:
     atomic_files.write(paths[1], results.frame.to_csv(index=False))
     atomic_files.write(paths[2], latex(results, settings))
     if settings["metric"].notna().any():
-        figure = draw(results, settings)
-        with warnings.catch_warnings():
+        with style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box
+            figure = draw(results, settings)
             for suffix in ("svg", "png"):
                 paths.append(folder / f"sparsity.{suffix}")
-                figure.savefig(paths[-1], dpi=200)
+                atomic_files.write(paths[-1], image(figure, suffix, dpi=200))
     return paths
 
 
@@ -97,7 +96,7 @@ def draw(results: Results, settings: pd.DataFrame) -> Figure:
     axes.plot(front["hoyer"], front["metric"], color="0.6", linewidth=1, label="Pareto front", zorder=0)
     for index, (name, group) in enumerate(_families(results, settings)):
         style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
+            "color": CYCLE[index % len(CYCLE)],
             "marker": _MARKERS.get(SYMBOLS[index % len(SYMBOLS)], "o"),
         }
         errors: dict[str, Any] = {"xerr": group["hoyer_half"].fillna(0), "yerr": group["metric_half"].fillna(0)}
@@ -112,8 +111,7 @@ def draw(results: Results, settings: pd.DataFrame) -> Figure:
             label=label,
         )
     axes.set(xlabel="Hoyer sparsity in evaluation", ylabel=f"{metric} on test data{_in(unit)}")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(fontsize="small")
     return figure
 
 
@@ -242,7 +240,7 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
-    marker = {"color": COLOURS[index % len(COLOURS)], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8}
+    marker = {"color": CYCLE[index % len(CYCLE)], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8}
     return {"x": list(x), "y": list(y), "name": name, "marker": marker, "line": {"color": marker["color"]}}
 
 

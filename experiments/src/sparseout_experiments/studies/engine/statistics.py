@@ -1,7 +1,8 @@
-"""Means over seeds and slopes over q, each with a t interval."""
+"""Statistics over seeds: t intervals, slopes, paired differences with effect sizes, Holm's correction."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,8 +34,13 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = sum(kept) / n if n else math.nan
     if n < 2:
         return Interval(mean, math.nan, n)
-    variance = sum((value - mean) ** 2 for value in kept) / (n - 1)
-    return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * math.sqrt(variance / n), n)
+    return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * deviation(kept) / math.sqrt(n), n)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a sample; nan for fewer than two finite values."""
+    kept = [value for value in values if math.isfinite(value)]
+    return statistics.stdev(kept) if len(kept) > 1 else math.nan
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -74,11 +80,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def p_value(values: Sequence[float]) -> float:
     """Of the two-sided t test that the mean of `values` is 0; 0 or 1 where they do not vary."""
-    n, mean = len(values), sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
-    if n < 2 or variance == 0:
-        return float(n < 2 or mean == 0)
-    return 2 * float(stdtr(n - 1, -abs(mean) / math.sqrt(variance / n)))
+    found = t_interval(values)
+    spread = deviation(values)
+    if not spread > 0:
+        return float(found.n < 2 or found.mean == 0)
+    return 2 * float(stdtr(found.n - 1, -abs(found.mean) * math.sqrt(found.n) / spread))
+
+
+class Difference(NamedTuple):
+    """A difference within pairs: its interval, the p-value of "none", and Cohen's d_z, in deviations of the pairs."""
+
+    interval: Interval
+    p: float
+    effect: float
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """First minus second, within the seeds that both have: runs of one seed share weights and batches."""
+    found = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    interval, spread = t_interval(found), deviation(found)
+    return Difference(interval, p_value(found), interval.mean / spread if spread > 0 else math.nan)
 
 
 def equivalent(difference: Interval, margin: float) -> bool:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.studies.engine.style import COLOURS, png, style
 from sparseout_experiments.training import atomic_files
 
 TITLE = "# Are targets met?"
@@ -40,7 +39,7 @@ def write(records: Mapping[str, Mapping[str, Any]], page: Path) -> None:
         alt = f"{_TITLES[name]}: Hoyer and q against the step, one line a run"
         lines += [f"## {_TITLES[name]}", "", _what(record), "", *_table(record), ""]
         lines += [f"![{alt}]({os.path.relpath(picture, page.parent)})", "", _CAPTION, "", *_fixed(record), ""]
-    pages.write(page, lines, runs)
+    pages.write(page, pages.wrapped("\n".join(lines)), runs)
 
 
 _CAPTION = (
@@ -137,7 +136,7 @@ def _fixed(record: Mapping[str, Any]) -> list[str]:
 
 
 def _drawn(record: Mapping[str, Any]) -> bytes:
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         figure = Figure((9.2, 3.6), layout="constrained")
         sparsity, exponent = figure.subplots(1, 2)
         groups = _grouped(_steered(record), "part")
@@ -155,7 +154,7 @@ def _drawn(record: Mapping[str, Any]) -> bytes:
         sparsity.set(xlabel="step", ylabel="Hoyer sparsity while training")
         exponent.set(xlabel="step", ylabel="exponent q")
         figure.legend(loc="outside lower center", ncols=len(groups))
-        return image(figure, "png", dpi=160, metadata={"Software": None})
+        return png(figure)
 
 
 def _steered(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from sparseout_experiments.demo.svg import COLOURS, STYLE, image
+from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 Record = Mapping[str, Any]
 _DASHES: Any = (0, (4, 2))
@@ -21,9 +21,9 @@ _BALLS = {0.5: "#8a3a0e", 1.0: COLOURS["second"], 1.5: "#e6a178", 2.0: COLOURS["
 
 def draw(record: Record) -> dict[str, bytes]:
     """Every figure by name."""
-    with mpl.rc_context(STYLE | {"figure.facecolor": COLOURS["card"]}):
+    with style():
         return {
-            name: image(figure(record), "png", dpi=160, metadata={"Software": None})
+            name: png(figure(record))
             for name, figure in FIGURES.items()
         }  # fmt: skip
 

@@ -107,7 +107,7 @@ def _range(check: Check) -> str:
 def _summary(record: Record, checks: Sequence[Check]) -> str:
     holding = sum(check.holds for check in checks)
     made = pages.made_with([(record["environment"], True)])[0]
-    return pages.wrapped([f"{holding} of {len(checks)} checks hold. Made with {made}."])
+    return pages.wrapped(f"{holding} of {len(checks)} checks hold. Made with {made}.")
 
 
 def _table(record: Record, checks: Sequence[Check]) -> str:
