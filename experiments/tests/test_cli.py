@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from small import arguments
-from sparseout_experiments import cli, demo
+from sparseout_experiments import cli
 from sparseout_experiments.commands import app
-from sparseout_experiments.demo import Options, Run, report
+from sparseout_experiments.demo import Options, Run, report, training
 from sparseout_experiments.training import atomic_files
 from typer.testing import CliRunner
 
@@ -163,7 +163,7 @@ def test_a_bad_option_is_answered_with_one_sentence(
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     where: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "train", None)
+    monkeypatch.setattr(training, "train", None)
     (tmp_path / "file").touch()
     assert status_of("demo", "--out", str(tmp_path / where)) == 2
     err = capfd.readouterr().err
@@ -173,14 +173,14 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
 
 def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(count))
-    whole = demo.train
+    whole = training.train
 
     def train(*args: Any) -> Run:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(training, "train", train)
 
 
 def test_an_interrupt_keeps_what_is_finished(
@@ -406,6 +406,26 @@ def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:
     for args in ([], ["--help"], ["demo", "--help"]):
         assert status_of(*args) == 0
         assert "Usage" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "completing"),
+    [
+        (["--help"], {}),
+        (["run", "image", "--help"], {}),
+        (["sweep", "language", "--p", "2"], {}),  # refused
+        ([], {"_SPARSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "sparseout run image --norm ", "COMP_CWORD": "4"}),
+    ],
+)
+def test_help_and_completion_import_nothing_slow(args: list[str], completing: dict[str, str]) -> None:
+    code = (
+        "import atexit, sys; from sparseout_experiments import cli\n"
+        "slow = {'torch', 'numpy', 'pandas', 'matplotlib', 'scipy', 'distributed'}\n"
+        f"atexit.register(lambda: print(*sys.modules.keys() & slow)); cli.main({args})"
+    )
+    process = subprocess.run([sys.executable, "-c", code], env=os.environ | completing, capture_output=True, text=True)
+    assert process.stdout + process.stderr
+    assert process.stdout.splitlines()[-1] == "", process.stderr
 
 
 def test_the_command_line_defaults_are_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

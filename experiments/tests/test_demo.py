@@ -6,9 +6,11 @@ import pytest
 import torch
 from sparseout_experiments import demo
 from sparseout_experiments.data import Split, digits
-from sparseout_experiments.demo import Options, Run, Setting, plan, run_all, settings, train
+from sparseout_experiments.demo import Options, Run, Setting, plan, settings, training
 from sparseout_experiments.demo.summary import dial, summarise, trend, verdict
+from sparseout_experiments.demo.training import run_all, train
 from sparseout_experiments.models import Autoencoder
+from sparseout_experiments.training.environment import one_thread
 from torch import Tensor, nn
 
 from sparseout import Sparseout
@@ -18,7 +20,7 @@ SHORT = Options(epochs=2)
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with demo.one_thread():
+    with one_thread():
         yield
 
 
@@ -60,7 +62,7 @@ def test_weights_and_batches_are_the_same_at_every_setting(data: Split, monkeypa
                 batches.append(x)
             return super().code(x)
 
-    monkeypatch.setattr(demo, "Autoencoder", Recorded)
+    monkeypatch.setattr(training, "Autoencoder", Recorded)
     seen = {}
     for seed in (0, 1):
         for setting in settings(Options(q=(1.0, 3.0))):
@@ -103,7 +105,7 @@ def test_q_2_is_dropout_bit_for_bit(data: Split, scale: demo.Scale, gradient: de
     ],
 )
 def test_the_options_reach_the_layer(setting: Setting, layer: str) -> None:
-    assert repr(demo.noise_layer(setting, Options(p=0.3, gradient="exact"))) == layer
+    assert repr(training.noise_layer(setting, Options(p=0.3, gradient="exact"))) == layer
 
 
 def test_a_run_is_measured_on_the_test_digits(data: Split) -> None:
@@ -134,7 +136,7 @@ def test_the_noise_of_seeds_differs_where_weights_do_not_matter(data: Split) -> 
 
 def test_the_measures_are_of_the_code_in_evaluation(data: Split) -> None:
     model = Autoencoder(64, 256, nn.Dropout(0.5), torch.Generator().manual_seed(0))
-    run = demo.measure(model, Setting("dropout"), 0, data.test, 0.0)
+    run = training.measure(model, Setting("dropout"), 0, data.test, 0.0)
     code = torch.relu(model.encoder(data.test))
     norms = code.norm(dim=1)
     assert run.hoyer == pytest.approx(((16 - code.sum(1) / norms) / 15).mean().item(), rel=1e-5)
@@ -148,7 +150,7 @@ def test_the_measures_are_of_the_code_in_evaluation(data: Split) -> None:
 def test_a_dead_network_is_undefined_and_not_an_error(data: Split) -> None:
     model = Autoencoder(64, 256, nn.Identity(), torch.Generator().manual_seed(0))
     nn.init.constant_(model.encoder.bias, -100)
-    run = demo.measure(model, Setting("none"), 0, data.test, 0.0)
+    run = training.measure(model, Setting("none"), 0, data.test, 0.0)
     assert run.hoyer != run.hoyer
     assert (run.undefined_rows, run.rows, run.dead) == (450, 450, 1.0)
 
@@ -156,7 +158,7 @@ def test_a_dead_network_is_undefined_and_not_an_error(data: Split) -> None:
 def test_sparsity_falls_with_q(data: Split) -> None:
     """The claim of the page, at reduced size."""
     options = Options(q=(1.0, 3.0), epochs=5)
-    with demo.one_thread():
+    with one_thread():
         runs = [train(one, seed, options, data, quiet) for one, seed in demo.plan(options) if one.q is not None]
     rows = summarise(options, runs)
     for scale in options.scales:

@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 
 from sparseout_experiments.message import has_ended, tell
 
 TYPE_CHECKING = False  # typing takes a while to import, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
     from typing import NoReturn
 
@@ -41,6 +42,19 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             # the process ends now, in its own time; or the program that called goes on
             signal.signal(signal.SIGINT, signal.SIG_IGN if args is None else before)
     sys.exit(status)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A block that imports: Ctrl-C ends the command at once there, as `main` says."""
+    ours = signal.getsignal(signal.SIGINT) is _interrupt
+    if ours:
+        signal.signal(signal.SIGINT, _exit)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_typ
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import option, wanted
 from sparseout_experiments.options import (
     METHODS,

@@ -1,4 +1,8 @@
-"""What the command line says beside its results: one line on standard error."""
+"""What the command line says beside its results: one line on standard error.
+
+It imports nothing that takes time, nor does what is imported with it: the library would bring torch, and `--help` and
+the completion of a shell would take seconds.
+"""
 
 import sys
 
@@ -10,6 +14,11 @@ def tell(sentence: str, *, last: bool = False) -> None:
     global _ended
     _ended = _ended or last
     print(f"sparseout: {sentence}", file=sys.stderr, flush=True)
+
+
+def expected(name: str, wanted: str, got: object) -> str:
+    """The sentence "expected `name` to be wanted, but got got", which is the library's too."""
+    return f"expected `{name}` to be {wanted}, but got {got}"
 
 
 def has_ended() -> bool:

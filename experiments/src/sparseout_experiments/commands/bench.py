@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, reading, wrote
+from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Folder
 from sparseout_experiments.training import atomic_files
 

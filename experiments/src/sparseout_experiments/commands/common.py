@@ -5,14 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.cli import INTERRUPTED
-from sparseout_experiments.message import tell
+from sparseout_experiments.message import expected, tell
 from sparseout_experiments.option_types import choices, reader, wanted
 
 __all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
@@ -100,6 +98,8 @@ def reading(kind: Any, read: Callable[[str], Any] | None = None) -> dict[str, An
 
 def device_named(name: str | None) -> str:
     """The device that an option names, a GPU where there is one if it names none."""
+    import torch
+
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         fail(expected("--device", "cpu, since torch finds no CUDA device", repr(name)))

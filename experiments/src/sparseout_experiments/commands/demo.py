@@ -8,9 +8,9 @@ import typer
 from pydantic import Field
 from rich.console import Console
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
-from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan, run_all
+from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan
+from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Wanted, reader
 from sparseout_experiments.training import atomic_files
 
@@ -87,6 +87,7 @@ def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
 def _watch(options: Options, total: int) -> list[Run]:
     """Run everything under a progress bar; an interrupt keeps what is finished."""
     from sparseout_experiments.data import digits
+    from sparseout_experiments.demo.training import run_all
 
     runs: list[Run] = []
     progress = progress_bar()

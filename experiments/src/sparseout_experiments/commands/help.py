@@ -1,14 +1,25 @@
-"""The layout of help texts: whole names, options in groups, and the rest of the line for the sentence."""
+"""The layout of help texts: whole names, options in groups, and the rest of the line for the sentence.
+
+Help, completion and what is wrong with a command line come before anything is imported that takes seconds.
+"""
 
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from sparseout_experiments.cli import importing
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(TyperCommand):
     """A command whose options stand in the groups that `rich_help_panel` names."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, once torch is there."""
+        with importing():
+            import sparseout  # noqa: F401
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, group by group."""

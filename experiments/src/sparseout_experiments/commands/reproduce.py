@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, File, Folder
 from sparseout_experiments.training import atomic_files
 

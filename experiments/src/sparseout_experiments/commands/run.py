@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.config import (
@@ -29,7 +27,7 @@ from sparseout_experiments.config import (
     task_of,
     without_unused,
 )
-from sparseout_experiments.message import tell
+from sparseout_experiments.message import expected, tell
 from sparseout_experiments.option_types import File, Folder
 from sparseout_experiments.options import TASKS, Config
 
@@ -138,6 +136,8 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
     except (run_folder.RunError, run_folder.RunFailed) as error:
         fail(_as_flag(error), FAILED)
     except (MemoryError, RuntimeError) as error:
+        import torch
+
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise  # a CPU has no exception of its own for it
         fail("out of memory: make the network or the batch smaller", FAILED)

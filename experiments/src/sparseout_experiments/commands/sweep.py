@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
+from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import reader
 from sparseout_experiments.options import TASKS
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.data import hub, shuffled_digits
 from sparseout_experiments.data.hub import DataError
+from sparseout_experiments.message import expected
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.data import hub
+from sparseout_experiments.message import expected
 
 UNKNOWN, END = "<unk>", "<eos>"
 _SHARES = (0.8, 0.1, 0.1)

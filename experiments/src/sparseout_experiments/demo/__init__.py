@@ -5,22 +5,14 @@ three generators, so that the noise is all that differs.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from sparseout_experiments.message import expected
 
-from sparseout import Sparseout
-from sparseout._utils.validation import expected
-from sparseout.measures import Streaming
-from sparseout_experiments.data import Split
-from sparseout_experiments.models import Autoencoder
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch import Tensor
 
 Scale = float | Literal["paper", "matched"]
 Gradient = Literal["detached", "exact"]
@@ -65,8 +57,8 @@ class Setting:
 class Pictures:
     """Pictures of one trained model: rows of 64 pixels."""
 
-    filters: Tensor
-    reconstructions: Tensor
+    filters: "Tensor"
+    reconstructions: "Tensor"
 
 
 @dataclass(frozen=True)
@@ -104,13 +96,6 @@ def plan(options: Options) -> list[tuple[Setting, int]]:
     return [(setting, seed) for seed in range(options.seeds) for setting in settings(options)]
 
 
-def run_all(options: Options, data: Split, on_epoch: Callable[[Setting, int], None]) -> Iterator[Run]:
-    """Train and measure run after run; `on_epoch` hears of every epoch."""
-    with one_thread():
-        for setting, seed in plan(options):
-            yield train(setting, seed, options, data, on_epoch)
-
-
 def earlier(folder: Path) -> tuple[int, bool]:
     """Of how many runs the report in a folder is, and whether of all. Raises ValueError for another's file."""
     path = folder / RESULTS
@@ -124,83 +109,3 @@ def earlier(folder: Path) -> tuple[int, bool]:
     except (ValueError, LookupError, TypeError):
         wanted = "a new folder, or one of an earlier sparseout demo"
         raise ValueError(expected("--out", wanted, f"{str(folder)!r}, with another {RESULTS}")) from None
-
-
-def noise_layer(setting: Setting, options: Options) -> nn.Module:
-    """The layer on the code."""
-    if setting.method == "none":
-        return nn.Identity()
-    if setting.method == "dropout":
-        return nn.Dropout(options.p)
-    assert setting.q is not None
-    scale = None if setting.scale == "paper" else setting.scale
-    return Sparseout(options.p, setting.q, gradient=options.gradient, scale=scale)
-
-
-def train(setting: Setting, seed: int, options: Options, data: Split, on_epoch: Callable[[Setting, int], None]) -> Run:
-    """Train one autoencoder and measure its code."""
-    started = time.perf_counter()
-    weights, order = (torch.Generator().manual_seed(3 * seed + stream) for stream in range(2))
-    with torch.random.fork_rng(devices=[]):
-        model = Autoencoder(data.train.shape[1], UNITS, noise_layer(setting, options), weights)
-        torch.default_generator.manual_seed(3 * seed + 2)  # the noise
-        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-        for _ in range(options.epochs):
-            for batch in torch.split(torch.randperm(len(data.train), generator=order), BATCH):
-                x = data.train[batch]
-                loss = F.mse_loss(model(x), x)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            on_epoch(setting, seed)
-    return measure(model, setting, seed, data.test, time.perf_counter() - started)
-
-
-@torch.no_grad()
-def measure(model: Autoencoder, setting: Setting, seed: int, test: Tensor, seconds: float) -> Run:
-    """Measure a trained model; the pictures are kept for the first seed."""
-    model.eval()
-    code = model.code(test)
-    reconstruction = model(test)
-    streaming = Streaming(("hoyer", "gini", "density"))
-    streaming.update(code)
-    found = streaming.compute()
-    exponents = code[code > 0].log10().clamp(LOWEST, HIGHEST)
-    return Run(
-        setting=setting,
-        seed=seed,
-        hoyer=float(found["hoyer"]),
-        hoyer_live=float(found["hoyer_live"]),
-        gini=float(found["gini"]),
-        density=float(found["density"]),
-        dead=float(found["dead_units"] / found["units"]),
-        rows=int(found["rows"]),
-        undefined_rows=int(found["undefined_rows"]),
-        error=F.mse_loss(reconstruction, test).item(),
-        seconds=seconds,
-        histogram=[int(count) for count in torch.histc(exponents, BINS, LOWEST, HIGHEST)],
-        pictures=Pictures(_busiest_filters(model, code), reconstruction[:10].clone()) if seed == 0 else None,
-    )
-
-
-def mean_error(data: Split) -> float:
-    """The error of answering every test digit with the average training digit: what a network must beat."""
-    return F.mse_loss(data.train.mean(0).expand_as(data.test), data.test).item()
-
-
-def _busiest_filters(model: Autoencoder, code: Tensor, count: int = 10) -> Tensor:
-    """The decoder's weights of the units that contribute most to the reconstructions."""
-    weight = model.decoder.weight.t()
-    power = code.square().mean(0) * weight.square().sum(1)
-    return weight[power.topk(count).indices].clone()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for a block: at this size a second one doubles the processor time and saves none."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -9,9 +9,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sparseout_experiments.data import digits as digit_data
-from sparseout_experiments.demo import UNITS, Options, figures, mean_error, pictures
+from sparseout_experiments.demo import UNITS, Options, figures, pictures
 from sparseout_experiments.demo.summary import Row, caveats, notes, scale_name
 from sparseout_experiments.demo.table import HEADINGS, lines, row_name
+from sparseout_experiments.demo.training import mean_error
 
 
 class Strip(NamedTuple):

@@ -20,12 +20,12 @@ from sparseout_experiments.demo import (
     Options,
     Run,
     figures,
-    mean_error,
     plan,
 )
 from sparseout_experiments.demo.page import page
 from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
+from sparseout_experiments.demo.training import mean_error
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 
 State = list[tuple[Tensor, Tensor]]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 
 # From a number of channels, always a multiple of 16, to a layer. 16 channels a group: Wu & He (2018), Group
 # Normalization, table 3.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.validation import expected
 from sparseout.baselines import ActivityPenalty
 from sparseout.measures import MEASURES, Streaming
+from sparseout_experiments.message import expected
 from sparseout_experiments.training.rng import Rng
 
 

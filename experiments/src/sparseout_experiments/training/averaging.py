@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 
 
 def triggered(losses: Sequence[float], patience: int = 5) -> bool:

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 
-from sparseout._utils.validation import expected
 from sparseout_experiments.config import FILE, write
+from sparseout_experiments.message import expected
 from sparseout_experiments.options import Config
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.alternatives.page import check, write
 from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import results as files

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.statistics import Interval, holm, p_value, t_interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.tasks import shown_as
 from sparseout_experiments.training import run_folder

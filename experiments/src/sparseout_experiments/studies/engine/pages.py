@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine.statistics import Interval
 from sparseout_experiments.training import atomic_files
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseout._utils.validation import expected
 from sparseout_experiments import config
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import jobs as engine
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, Train
 from sparseout_experiments.studies.engine.jobs import Name, StudyStopped, train

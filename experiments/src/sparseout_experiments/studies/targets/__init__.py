@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files

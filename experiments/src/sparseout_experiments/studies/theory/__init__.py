@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparseout_experiments.demo import one_thread
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.theory import curves, statements, training
 from sparseout_experiments.studies.theory.statements import Check
-from sparseout_experiments.training.environment import environment
+from sparseout_experiments.training.environment import environment, one_thread
 
 __all__ = ["PARTS", "RESULTS", "Check", "check_page", "checks_of", "load", "render", "run"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.theory import figures
 from sparseout_experiments.studies.theory.statements import SAMPLES, Check
