@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparseout_experiments.message import expected
 from sparseout_experiments.training import atomic_files, run_folder
 
 
@@ -37,3 +38,12 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} does not hold results of {kind}") from error
     return found
+
+
+def some(records: dict[str, dict[str, Any]], folder: Path, study: str) -> dict[str, dict[str, Any]]:
+    """The results of a study. Raises ValueError where a folder has none."""
+    if not records:
+        raise ValueError(
+            expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(folder)))
+        )
+    return records

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +163,35 @@ def run_all(
         return {}
 
     engine.run_all(cluster, {name: job for name, job in jobs.items() if name not in found}, on_progress, ended)
+
+
+OnProgress = Callable[[int, int, str], None]
+
+
+def run_phases(
+    cluster: Cluster,
+    phases: Iterable[dict[Name, Job]],
+    found: dict[Name, dict[str, Any]],
+    total: int,
+    on_progress: OnProgress | None = None,
+) -> dict[Name, Job]:
+    """Run the jobs of one phase after another, each known once the one before it has its results in `found`.
+
+    `on_progress` is told how many runs of how many are done, and what was started last. Returns all jobs.
+
+    Raises:
+        StudyStopped: as `run_all` does.
+    """
+    jobs: dict[Name, Job] = {}
+
+    def tell(name: Name) -> None:
+        if on_progress is not None:
+            on_progress(len(found), total, str(name))
+
+    for phase in phases:
+        jobs |= phase
+        run_all(cluster, phase, found, tell)
+    return jobs
 
 
 def result_of(name: object, job: Job) -> dict[str, Any] | None:

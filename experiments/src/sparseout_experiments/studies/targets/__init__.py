@@ -1,77 +1,28 @@
 """Does a controller meet its targets? First the range that fixed q's reach, then runs to targets within it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseout_experiments.message import expected
+import pandas as pd
+
 from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
+from sparseout_experiments.studies.engine.cluster import Cluster, Train
 from sparseout_experiments.studies.engine.jobs import StudyStopped, train
-from sparseout_experiments.studies.targets.page import START, TITLE, write
+from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.studies.targets import figures
+from sparseout_experiments.studies.targets.grid import START, TASKS, Results, Run, Task, plan, reach
 from sparseout_experiments.training import run_folder
 
-__all__ = ["KIND", "TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
+__all__ = ["TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
 
+TITLE = "# Are targets met?"
 KIND = "sparseout targets"
 POINTS = 100  # of a run's course that are kept, evenly spaced
-
-
-@dataclass(frozen=True)
-class Task:
-    """A network to train, the q's and targets of its runs, and their seeds."""
-
-    task: str
-    options: Mapping[str, Any]
-    qs: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-    parts: tuple[float, ...] = (0.25, 0.5, 0.75)  # of the range
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-
-
-TASKS = {
-    "autoencoder": Task(
-        "autoencoder", {"data": "digits", "units": 256, "p": 0.4, "batch": 32, "epochs": 60, "device": "cpu"}
-    ),
-    "language": Task(
-        "language",
-        {
-            "data": "topics", "words": 1000, "train_size": 20_000, "valid_size": 4_000, "test_size": 4_000,
-            "units": 64, "embedding": 64, "p": 0.4, "batch": 20, "bptt": 20, "lr": 5e-3, "epochs": 30, "device": "cpu",
-        },
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One training: at a fixed q, which is the bounds' only value, or to a target in a part of the range."""
-
-    name: str
-    seed: int
-    q: float | None = None
-    part: float | None = None
-    target: float = 0.5
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.key}"
-
-    @property
-    def key(self) -> str:
-        """Its name among the runs of its task."""
-        return f"q={self.q:g} seed={self.seed}" if self.part is None else f"target={self.target:g} seed={self.seed}"
-
-    def job(self, task: Task, work: Path) -> Job:
-        """As options of `sparseout run`, and a folder."""
-        fixed = {} if self.q is None else {"q_min": self.q, "q_max": self.q}
-        start = START if self.q is None else self.q
-        options = {**task.options, "seed": self.seed, "target_sparsity": self.target, "q": start, **fixed}
-        return Job(task.task, options, work / self.name / self.key.replace(" ", "_"))
-
-
-OnProgress = Callable[[int, int, str], None]
+TOLERANCE = 0.02  # of the target, in Hoyer
+NOISE = 0.1  # of the power of Dropout's noise
 
 
 def reproduce(
@@ -80,7 +31,7 @@ def reproduce(
     page: Path,
     workers: int = 2,
     names: Sequence[str] = tuple(TASKS),
-    on_progress: OnProgress | None = None,
+    on_progress: sweep.OnProgress | None = None,
     *,
     tasks: Mapping[str, Task] = TASKS,
     scheduler: str | None = None,
@@ -102,31 +53,16 @@ def reproduce(
     Raises:
         StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
     """
-    total = sum(len(tasks[name].seeds) * (len(tasks[name].qs) + len(tasks[name].parts)) for name in names)
+    total = sum(tasks[name].runs for name in names)
     others = (len(record["rows"]) for name, record in load_all(results).items() if name not in names)
     pages.check(page, TITLE, total + sum(others))
-    found: dict[_Run, dict[str, Any]] = {}
-
-    def report(run: _Run) -> None:
-        if on_progress is not None:
-            on_progress(len(found), total, str(run))
-
-    def jobs(plan: Sequence[_Run]) -> dict[_Run, Job]:
-        return {run: run.job(tasks[run.name], work) for run in plan}
-
+    done: dict[Run, dict[str, Any]] = {}
     with Cluster(workers, train, scheduler) as cluster:
-        plan = [_Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
-        sweep.run_all(cluster, jobs(plan), found, report)
-        ranges = {name: _range(name, found, tasks[name]) for name in names}
-        for name, (low, high) in ranges.items():
-            aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
-            plan += [_Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
-        sweep.run_all(cluster, jobs(plan), found, report)
+        jobs = sweep.run_phases(cluster, plan(names, tasks, work, done), done, total, on_progress)
     for name in names:
-        mine = {
-            run: found[run] | {"course": _course(job.folder)} for run, job in jobs(plan).items() if run.name == name
-        }
-        files.save(_path(results, name), _head(name, mine, ranges[name]) | {"rows": list(_rows(mine))})
+        mine = {run: result for run, result in done.items() if run.name == name}
+        rows = [_row(run, result, jobs[run].folder) for run, result in mine.items()]
+        files.save(_path(results, name), _head(name, tasks[name], mine) | {"rows": rows})
     render(results, page)
 
 
@@ -135,12 +71,13 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
     """
-    records = load_all(results)
-    if not records:
-        raise ValueError(
-            expected("--results", "a folder with results of `sparseout reproduce targets`", repr(str(results)))
-        )
-    write(records, page)
+    records = files.some(load_all(results), results, "targets")
+    tasks = [summary(record) for record in records.values()]
+    runs = sum(task["count"] for task in tasks)
+    text = pages.rendered(__package__, "page.md.j2", tasks=tasks, start=START, tolerance=TOLERANCE, noise=NOISE)
+    pages.check(page, TITLE, runs)
+    pages.write_images(page, {f"targets-{task['name']}": figures.course(task["steered"], TOLERANCE) for task in tasks})
+    pages.write(page, text, runs)
 
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:
@@ -152,37 +89,71 @@ def _path(results: Path, name: str) -> Path:
     return results / f"targets-{name}.json"
 
 
-def _range(name: str, found: Mapping[_Run, Mapping[str, Any]], task: Task) -> tuple[float, float]:
-    """Hoyer at the q's that give least and most of it, means over seeds."""
-    means = [
-        sum(found[_Run(name, seed, q=q)]["control"]["hoyer"] for seed in task.seeds) / len(task.seeds) for q in task.qs
-    ]
-    return min(means), max(means)
-
-
-def _head(name: str, found: Mapping[_Run, Mapping[str, Any]], reached: tuple[float, float]) -> dict[str, Any]:
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a task."""
+    frame = pd.json_normalize(record["rows"])
+    frame["off"] = frame["control.hoyer"].astype(float) - frame["target"]
+    low, high = record["range"]
+    steered = frame[frame["part"].notna()]
     return {
-        "kind": KIND,
-        "task": name,
-        "config": collect.shared([result["config"] for result in found.values()]),
-        "environments": collect.distinct([result["environment"] for result in found.values()]),
-        "range": reached,
+        "name": record["task"],
+        "title": TASKS[record["task"]].title,
+        "config": record["config"],
+        "range": (low, high),
+        "width": (high - low) or float("nan"),
+        "count": len(frame),
+        "seeds": frame["seed"].nunique(),
+        "steps": int(frame["steps"].iloc[0]),
+        "minutes": frame["seconds"].sum() / 60,
+        "made_with": pages.made_with((environment, True) for environment in record["environments"]),
+        "steered": steered,
+        "runs": len(steered),
+        "met": int((steered["off"].abs() <= TOLERANCE).sum()),
+        "farthest": steered["off"].abs().max(),
+        "told": int(steered["told"].map(bool).sum()),
+        "noise": _noise(frame),
+        "constant": _noise(frame)[0] >= 1 - NOISE and _noise(frame)[1] <= 1 + NOISE,
+        "targets": [{"part": part, **_target(group)} for part, group in steered.groupby("part")],
+        "fixed": [{"q": q, "hoyer": t_interval(group["control.hoyer"])} for q, group in frame.groupby("q")],
     }
 
 
-def _rows(found: Mapping[_Run, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for run, result in found.items():
-        yield {
-            "q": run.q,
-            "part": run.part,
-            "target": None if run.part is None else run.target,
-            "seed": run.seed,
-            "control": result["control"],
-            "steps": result["steps"],
-            "seconds": result["seconds"],
-            "told": [warning for warning in result["warnings"] if "out of reach" in warning],
-            "course": None if run.part is None else result["course"],
-        }
+def _target(runs: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "target": runs["target"].iloc[0],
+        "hoyer": t_interval(runs["control.hoyer"]),
+        "off": max(runs["off"], key=abs),
+        "q": t_interval(runs["control.q"]),
+        "noise": _noise(runs),
+    }
+
+
+def _noise(runs: pd.DataFrame) -> tuple[float, float]:
+    return runs["control.noise_least"].min(), runs["control.noise_most"].max()
+
+
+def _head(name: str, task: Task, results: Results) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "task": name,
+        "config": collect.shared([dict(result["config"]) for result in results.values()]),
+        "environments": collect.distinct([dict(result["environment"]) for result in results.values()]),
+        "range": reach(name, task, results),
+    }
+
+
+def _row(run: Run, result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {
+        "q": run.q,
+        "part": run.part,
+        "target": None if run.part is None else run.target,
+        "seed": run.seed,
+        "control": result["control"],
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "told": [warning for warning in result["warnings"] if "out of reach" in warning],
+        "course": None if run.part is None else _course(folder),
+    }
 
 
 def _course(folder: Path) -> list[list[float | None]]:
