@@ -9,7 +9,7 @@ from tracked import hooks
 
 from conftest import needs_compiler
 from sparseout import Sparseout2d
-from sparseout._utils.activations import UnitTracker, rows_of
+from sparseout._utils.activations import UnitTracker, counted_rows
 
 
 class Step(nn.Module):
@@ -204,7 +204,7 @@ def test_it_works_in_compiled_code():
 def test_rows_of_nested_tensors_are_the_real_ones(layout):
     parts = [torch.randn(3, 4), torch.randn(1, 4), torch.randn(0, 4)]
     nested = torch.nested.nested_tensor(parts, layout=layout)
-    assert torch.equal(rows_of(nested, -1)[0], torch.cat(parts))
+    assert torch.equal(counted_rows(nested, -1)[0][0], torch.cat(parts))
     model = nn.Linear(4, 6)
     tracker = UnitTracker(model)
     tracker.attach()

@@ -2,6 +2,7 @@
 
 from sparseout import baselines, inference, measures, theory
 from sparseout._utils import old_names
+from sparseout._utils.row_mask import row_mask
 from sparseout.control import SparsityController, schedules
 from sparseout.convert import (
     ConversionReport,
@@ -36,6 +37,7 @@ __all__ = [
     "noise_",
     "recalibrate_norm_",
     "revert_",
+    "row_mask",
     "schedules",
     "set_q_",
     "theory",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sparseout._utils.hooks import Hook, Hooks
+from sparseout._utils.row_mask import Kept, kept_entries, kept_rows
 from sparseout._utils.torch_internals import allow_side_effect, is_sharded, is_tracing
 from sparseout._utils.validation import expected, type_name
 
@@ -241,12 +242,12 @@ def _resolve(given: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | N
     return dim
 
 
-def stride(rows: int) -> int:
-    """The least step that leaves at most `ROWS` of so many rows and has no factor in common with their number.
+def stride(rows: int, limit: int = ROWS) -> int:
+    """The least step that leaves at most `limit` of so many rows and has no factor in common with their number.
 
     With a common factor it could meet the same few positions of every image, borders only for one.
     """
-    step = max(1, -(-rows // ROWS))
+    step = max(1, -(-rows // limit))
     while math.gcd(step, rows) > 1 and rows:
         step += 1
     return step
@@ -263,25 +264,46 @@ def local_rows(x: Tensor, dim: int) -> Tensor:
     return x.redistribute(placements=whole).to_local()
 
 
-def rows_of(x: Tensor, dim: int) -> list[Tensor]:
-    """Rows of `x` as :func:`sampled` gives them; of a nested tensor the real ones, a tensor for each width."""
+def counted_rows(x: Tensor, dim: int, limit: int | None = ROWS) -> tuple[list[Tensor], bool]:
+    """The rows of `x` that an open :class:`row_mask` keeps, (rows, units), and whether masks are open and none fits.
+
+    What monitor and controller count. Of a nested tensor they are the real ones, a tensor for each width.
+
+    Args:
+        x: an activation, outside of functorch's transforms.
+        dim: where its units lie.
+        limit: the most rows, of those kept, that are taken: every `stride`-th; None: all.
+    """
     if not x.is_nested:
-        return [sampled(x if x.layout is torch.strided else x.to_dense(), dim)]
-    widths: dict[int, list[Tensor]] = {}
-    for part in x.detach().unbind():
-        rows = part.movedim(dim % x.ndim - 1, -1)
-        widths.setdefault(rows.shape[-1], []).append(rows.reshape(-1, rows.shape[-1]))
-    return [sampled(torch.cat(rows), -1) for _, rows in sorted(widths.items())]
+        x = x if x.layout is torch.strided else x.to_dense()
+        dim %= x.ndim
+        kept, misfit = kept_rows(x.shape[:dim] + x.shape[dim + 1 :])
+        return [sampled(x, dim, limit, kept)], misfit
+    parts = [part.movedim(dim % x.ndim - 1, -1) for part in x.detach().unbind()]
+    entries, misfit = kept_entries([math.prod(part.shape[:-1]) for part in parts])
+    # those of none kept too, so that a width that was seen is seen
+    widths: dict[int, list[Tensor]] = {part.shape[-1]: [] for part in parts}
+    for entry in entries:
+        part = parts[entry]
+        widths[part.shape[-1]].append(part.reshape(-1, part.shape[-1]))
+    return [
+        sampled(torch.cat(rows) if rows else parts[0].new_zeros(0, width), -1, limit)
+        for width, rows in sorted(widths.items())
+    ], misfit
 
 
-def sampled(x: Tensor, dim: int) -> Tensor:
-    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of them."""
+def sampled(x: Tensor, dim: int, limit: int | None = ROWS, kept: Kept | None = None) -> Tensor:
+    """Rows of `x`, (rows, units), with units along `dim`: every `stride`-th of those that are `kept`."""
     x = x.detach().movedim(dim, -1)
     shape = x.shape[:-1]
-    count = math.prod(shape)
-    if (step := stride(count)) == 1:
+    inner = 1 if kept is None else math.prod(shape[len(kept.shape) :])  # rows for each of the mask's
+    count = math.prod(shape) if kept is None else len(kept.numbers) * inner
+    step = 1 if limit is None else stride(count, limit)
+    if kept is None and step == 1:
         return x.reshape(count, x.shape[-1])
     number = torch.arange(0, count, step, device=x.device)
+    if kept is not None:
+        number = kept.numbers.to(x.device)[number // max(1, inner)] * inner + number % max(1, inner)
     places = []
     for size in reversed(shape):
         places.append(number % size)

@@ -10,6 +10,7 @@ from sparseout._utils.validation import expected, type_name
 from sparseout.measures._functions import (
     MEASURES,
     RATIO,
+    Measure,
     active,
     check_dim,
     check_eps,
@@ -38,10 +39,10 @@ class Streaming:
     Args:
         measures: names of what is taken.
         axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
-            samples of each unit, then the mean over units; without gini and `relative`, which need whole rows, and
-            for |x| in [1e-75, 1e75], for it sums raw powers.
+            samples of each unit, then the mean over units; without gini, which needs whole rows, and for |x| in
+            [1e-75, 1e75], for it sums raw powers.
         eps: what is no larger counts as zero.
-        relative: `eps` is in units of a row's root mean square.
+        relative: `eps` is in units of the root mean square of the sample, over its units, on either axis.
         unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
 
     >>> stream = Streaming(("hoyer", "density"))
@@ -69,11 +70,15 @@ class Streaming:
             raise ValueError(expected("axis", "'population' or 'lifetime'", repr(axis)))
         check_eps(eps, relative)
         check_dim(unit_dim, "unit_dim")
-        if axis == "lifetime" and ("gini" in names or relative):
-            raise ValueError(expected("axis", "'population' for gini or `relative`", "'lifetime'"))
-        self._table = {name: MEASURES[name] for name in names}
+        if axis == "lifetime" and "gini" in names:
+            raise ValueError(expected("axis", "'population' for gini", "'lifetime'"))
+        self._names = names
         self.axis, self.eps, self.relative, self.unit_dim = axis, eps, relative, unit_dim
         self.reset()
+
+    @property
+    def _table(self) -> dict[str, Measure]:  # its functions cannot be pickled
+        return {name: MEASURES[name] for name in self._names}
 
     def reset(self) -> None:
         """Forget all chunks."""

@@ -28,9 +28,12 @@ class Norm(NamedTuple):
 class Accumulators:
     """Sums over the rows of one module in one mode at one width: tensors on their device, which merge by adding."""
 
-    def __init__(self, measures: Iterable[str]) -> None:
+    def __init__(self, measures: Iterable[str], eps: float = 0.0, relative: bool = False) -> None:
         lifetime = [name for name in measures if name != "gini"]
-        self.streams = {"population": Streaming(measures), "lifetime": Streaming(lifetime, axis="lifetime")}
+        self.streams = {
+            "population": Streaming(measures, eps=eps, relative=relative),
+            "lifetime": Streaming(lifetime, axis="lifetime", eps=eps, relative=relative),
+        }
         self.sums: dict[str, Tensor] = {}
         self.calls = 0  # the most in one step
         self._step = self._in_step = 0

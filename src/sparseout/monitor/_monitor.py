@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
+from threading import RLock, get_ident
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparseout._utils.activations import UnitDim, UnitTracker, first_tensor, local_rows, rows_of, sampled
+from sparseout._utils.activations import UnitDim, UnitTracker, counted_rows, first_tensor, local_rows, sampled
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.distributed import (
     Group,
@@ -48,9 +49,10 @@ class SparsityMonitor:
     the mode of the watched module at the time of the call: a frozen part that is kept in evaluation mode has records of
     evaluation, and so has a decoder that is evaluated alone.
 
-    **What counts.** Not what activation checkpointing computes again in backward, nor passes without values: over meta
-    or fake tensors, in `torch.export`, `make_fx`, `torch.jit.trace` and `torch.fx`. Inside `torch.func` transforms the
-    values are counted: under `vmap` those of all examples. Of nested tensors the real rows are counted, no padding.
+    **What counts.** In a block of :class:`sparseout.row_mask` the rows that its mask keeps. Not what activation
+    checkpointing computes again in backward, nor passes without values: over meta or fake tensors, in `torch.export`,
+    `make_fx`, `torch.jit.trace` and `torch.fx`. Inside `torch.func` transforms the values are counted: under `vmap`
+    those of all examples. Of nested tensors the real rows are counted, no padding.
 
     **Units** lie where the module that made a tensor put them: last after Linear, Embedding, LayerNorm, recurrent and
     attention modules, along dim 1 after convolutions, batch, group and instance norm; activations, noise layers and
@@ -75,6 +77,9 @@ class SparsityMonitor:
             tensor, if it is a tuple or a dict.
         measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
         every: watch every `every`-th step.
+        eps: a value no larger in magnitude counts as zero: in the measures sparsity and density, for dead and always-on
+            units and so for which units hoyer_live is over. GELU, SiLU and tanh have hardly any exact zeros.
+        relative: `eps` is in units of the root mean square of the row, the units of one sample.
         unit_dim: where units lie, for all modules; or a mapping from names or types of modules to dims, or a function
             (name, module, tensor) -> dim or None, for some of them. A module that is called at several widths has a
             record for each.
@@ -103,6 +108,8 @@ class SparsityMonitor:
         measures: Iterable[str] = ("hoyer", "gini", "density"),
         every: int = 1,
         unit_dim: UnitDim = None,
+        eps: float = 0.0,
+        relative: bool = False,
     ) -> None:
         check_model(model)
         if isinstance(every, bool) or not isinstance(every, int):
@@ -110,15 +117,15 @@ class SparsityMonitor:
         if every < 1:
             raise ValueError(expected("every", "at least 1", every))
         self.measures = measures if isinstance(measures, str) else tuple(measures)
-        Streaming(self.measures)  # says what is wrong with them
-        self.every = every
-        self.unit_dim = unit_dim
+        Streaming(self.measures, eps=eps, relative=relative)  # says what is wrong with them
+        self.every, self.unit_dim, self.eps, self.relative = every, unit_dim, eps, relative
         self._given, self._model = model, unwrapped(model)  # the wrappers know their process group
         self._units = UnitTracker(self._model, unit_dim)
         self._sites, self._chosen = choose(self._model, modules), modules is not None
         self._norms = batch_norms(self._model)
         self._hooks = Hooks(EagerHook)
         self._compared = False  # the parameters with those of other processes, once
+        self._lock = RLock()  # of what is added to, for threads that share the model
         self.reset()
 
     def reset(self, mode: str | None = None) -> None:
@@ -128,9 +135,11 @@ class SparsityMonitor:
             self._moments: dict[str, dict[str, Tensor]] = {}  # of what batch norms are given, by name
             self._counter = StepCounter(self.every)
             self._called: set[str] = set()  # in steps that are watched and in others
-            self._inputs: dict[str, Tensor] = {}  # of noise layers, until they return
+            self._misfits: set[tuple[str, str]] = set()  # name and mode where open row masks were for other sizes
+            self._inputs: dict[tuple[str, int], Tensor] = {}  # of noise layers, by thread, until they return
         elif mode in MODES:
             self._accumulators = {key: value for key, value in self._accumulators.items() if key[1] != mode}
+            self._misfits = {(name, its) for name, its in self._misfits if its != mode}
             if mode == "eval":
                 self._moments = {}
             self._counter.forget(mode)
@@ -166,6 +175,12 @@ class SparsityMonitor:
         self._inputs = {}
         reset_compiler()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_inputs": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": RLock()}
+
     def __enter__(self) -> Self:
         return self.attach()
 
@@ -173,31 +188,34 @@ class SparsityMonitor:
         self.detach()
 
     def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        self._counter.enter(model.training, is_counted(args, kwargs))
+        with self._lock:
+            self._counter.enter(model.training, is_counted(args, kwargs))
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._counter.leave()
+        with self._lock:
+            self._counter.leave()
 
     def _output(self, site: Site, module: nn.Module, args: Any, output: Any) -> None:
         self._update(site, output)
 
     def _input(self, site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inputs.pop(site.name, None)
+        self._inputs.pop((site.name, get_ident()), None)
         x = self._update(site, (args, kwargs))
         if x is not None and module.training and dropout_variance(module):
-            self._inputs[site.name] = x.clone() if getattr(module, "inplace", False) else x
+            self._inputs[site.name, get_ident()] = x.clone() if getattr(module, "inplace", False) else x
 
     def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
-        x = self._inputs.pop(site.name, None)
+        x = self._inputs.pop((site.name, get_ident()), None)
         if x is None:
             return
         dim = self._units.dim(site.name, module, x) - x.ndim
         with outside_transforms():
             together = rows_that_share(module, x, dim)
             x, y = (local_rows(without_transforms(t), dim) for t in (x, output))
-            for before, after in zip(rows_of(x, dim), rows_of(y, dim), strict=True):
+            for before, after in zip(counted_rows(x, dim)[0], counted_rows(y, dim)[0], strict=True):
                 sums = noise_sums(noise_powers(module, before, after), together * len(before))
-                add_to(self._at(site, module, before.shape[1]).sums, "noise", sums)
+                with self._lock:
+                    add_to(self._at(site, module, before.shape[1]).sums, "noise", sums)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = first_tensor((args, kwargs))
@@ -206,17 +224,20 @@ class SparsityMonitor:
         if self._counter.watches("eval"):
             with outside_transforms():
                 x = without_transforms(x)
+                # of all rows, padding too, as the running statistics are
                 for key, value in norm_moments(sampled(x, 1), x.shape[0]).items():
-                    add_to(self._moments.setdefault(name, {}), key, value)
+                    with self._lock:
+                        add_to(self._moments.setdefault(name, {}), key, value)
 
     def _update(self, site: Site, value: Any) -> Tensor | None:
         """Add what a module takes or gives to its accumulators; returns the tensor if it was added."""
         x = first_tensor(value)
         if not is_counted(value if x is None else x):
             return None
-        self._called.add(site.name)
-        if not self._counter.part(site.name, site.module.training):
-            return None
+        with self._lock:
+            self._called.add(site.name)
+            if not self._counter.part(site.name, site.module.training):
+                return None
         if x is None and not self._chosen:
             return None
         if x is None:
@@ -224,15 +245,19 @@ class SparsityMonitor:
             raise TypeError(expected(site.name or "model", wanted, "one without"))
         dim = self._units.dim(site.name, site.module, x) - x.ndim
         with outside_transforms():
-            for rows in rows_of(local_rows(without_transforms(x), dim), dim):
-                self._at(site, site.module, rows.shape[1]).update(rows, self._counter.number(site.module.training))
+            parts, misfit = counted_rows(local_rows(without_transforms(x), dim), dim)
+            with self._lock:
+                for rows in parts:
+                    self._at(site, site.module, rows.shape[1]).update(rows, self._counter.number(site.module.training))
+                if misfit:
+                    self._misfits.add((site.name, MODES[not site.module.training]))
         return x
 
     def _at(self, site: Site, module: nn.Module, units: int) -> Accumulators:
         # a module may be called at several widths, as the one ReLU of a ResNet's block is
         key = (site.name, MODES[not module.training], units)
         if key not in self._accumulators:
-            self._accumulators[key] = Accumulators(self.measures)
+            self._accumulators[key] = Accumulators(self.measures, self.eps, self.relative)
         return self._accumulators[key]
 
     def report(self, sync: bool = True, group: Group | None = None) -> SparsityReport:
@@ -255,14 +280,14 @@ class SparsityMonitor:
         """
         check_group(group)
         accumulators, moments = self._accumulators, self._moments
-        counts, called = self._counter.counts, self._called
+        counts, called, misfits = self._counter.counts, self._called, self._misfits
         if sync and is_distributed():
             if group is None:
                 group = data_parallel_group(self._given)
                 if group is None and not self._compared:
                     check_replicas(self._model)
                     self._compared = True
-            accumulators, moments, counts, called = self._together(group)
+            accumulators, moments, counts, called, misfits = self._together(group)
         records = []
         for site in self._sites:
             for mode in MODES:
@@ -275,10 +300,12 @@ class SparsityMonitor:
         skipped = called - {name for name, _, _ in accumulators}
         skipped_names = [site.name for site in self._sites if site.name in skipped]
         steps = {mode: (n[0], n[1]) for mode, n in counts.items()}
-        return SparsityReport(records, steps, norms, silent, skipped_names)
+        unmasked = [site.name for site in self._sites if any(name == site.name for name, _ in misfits)]
+        zero = (self.eps, self.relative)
+        return SparsityReport(records, steps, norms, silent, skipped_names, unmasked, zero)
 
     def _together(self, group: Group | None) -> Any:
-        """Accumulators, moments, counts of steps and names of modules that were called, of all processes of a group."""
+        """Accumulators, moments, counts of steps, modules called and those no mask fitted, of all of a group."""
         sums: dict[tuple[Key | str, str], Tensor] = {
             (key, name): value for key, at in self._accumulators.items() for name, value in at.state().items()
         }
@@ -287,22 +314,24 @@ class SparsityMonitor:
         for (owner, name), value in all_reduce_sums(sums, self._device(), group).items():
             parts.setdefault(owner, {})[name] = value
         calls = {key: at.calls for key, at in self._accumulators.items()}
-        everyone = all_gather((self._counter.counts, self._called, calls, (self.measures, self.every)), group)
-        for rank, (*_, settings) in enumerate(everyone):
-            if settings != everyone[0][-1]:
-                got = f"{everyone[0][-1]} on process 0 and {settings} on process {rank}"
-                raise ValueError(expected("(measures, every)", "the same on all processes", got))
+        settings = (self.measures, self.every, self.eps, self.relative)
+        everyone = all_gather((self._counter.counts, self._called, calls, self._misfits, settings), group)
+        for rank, (*_, theirs) in enumerate(everyone):
+            if theirs != everyone[0][-1]:
+                got = f"{everyone[0][-1]} on process 0 and {theirs} on process {rank}"
+                raise ValueError(expected("(measures, every, eps, relative)", "the same on all processes", got))
         accumulators: dict[Key, Accumulators] = {}
         moments: dict[str, dict[str, Tensor]] = {}
         for owner, part in parts.items():
             if isinstance(owner, str):
                 moments[owner] = part
                 continue
-            accumulators[owner] = Accumulators(self.measures)
+            accumulators[owner] = Accumulators(self.measures, self.eps, self.relative)
             accumulators[owner].load_state(part)
-            accumulators[owner].calls = max(theirs.get(owner, 0) for _, _, theirs, _ in everyone)
-        counts = {mode: max((theirs[mode] for theirs, *_ in everyone), key=tuple) for mode in MODES}
-        return accumulators, moments, counts, set().union(*(theirs for _, theirs, *_ in everyone))
+            accumulators[owner].calls = max(calls.get(owner, 0) for _, _, calls, *_ in everyone)
+        counts = {mode: max((counts[mode] for counts, *_ in everyone), key=tuple) for mode in MODES}
+        called, misfits = (set().union(*(theirs[at] for theirs in everyone)) for at in (1, 3))
+        return accumulators, moments, counts, called, misfits
 
     def _device(self) -> torch.device:
         tensors = chain(self._model.parameters(), self._model.buffers())

@@ -36,13 +36,18 @@ class SparsityReport(Sequence[dict[str, Any]]):
       n samples (not positions);
     - activations that are NaN or infinite;
     - several calls of one module in a step, at one width, which share a record;
-    - modules that were never called, or only in steps that were not watched.
+    - modules that were never called, or only in steps that were not watched;
+    - activations whose leading dims were not those of the :class:`sparseout.row_mask` in force: all rows were counted.
 
-    `norms` holds the figures of the batch norms, `steps` the window, `silent` the modules that were never called.
+    `norms` holds the figures of the batch norms, `steps` the window, `silent` the modules that were never called,
+    `unmasked` those that no mask fitted, `zero` the monitor's (eps, relative).
     `str` gives :meth:`table` and the sentences.
     """
 
-    skipped: list[str] = []  # of reports that were pickled before there was this
+    # of reports that were pickled before there were these
+    skipped: list[str] = []
+    unmasked: list[str] = []
+    zero: tuple[float, bool] = (0.0, False)
 
     def __init__(
         self,
@@ -51,9 +56,11 @@ class SparsityReport(Sequence[dict[str, Any]]):
         norms: Sequence[Norm] = (),
         silent: Sequence[str] = (),
         skipped: Sequence[str] = (),
+        unmasked: Sequence[str] = (),
+        zero: tuple[float, bool] = (0.0, False),
     ) -> None:
         self._records, self.steps, self.norms = list(records), dict(steps), list(norms)
-        self.silent, self.skipped = list(silent), list(skipped)
+        self.silent, self.skipped, self.unmasked, self.zero = list(silent), list(skipped), list(unmasked), zero
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -90,6 +97,11 @@ class SparsityReport(Sequence[dict[str, Any]]):
             for start, unseen in (("Never called", self.silent), ("Called only in steps not watched", self.skipped)):
                 if unseen:
                     sentences.append(f"{start}: {_listed([_name(name) for name in unseen])}.")
+        if self.unmasked:
+            sentences.append(
+                f"Row mask: all rows are counted of {_listed([_name(name) for name in self.unmasked])}, whose leading "
+                "dims are not those of the mask."
+            )
         return sentences
 
     def table(self, axes: bool = False) -> str:
@@ -105,7 +117,10 @@ class SparsityReport(Sequence[dict[str, Any]]):
         sentences = map(_folded, self.diagnosis)
         if not self._records:
             return "\n".join([f"Sparsity: {window or 'no step seen'}", *sentences])
-        return "\n".join([f"Sparsity over {window}. Measures over the units of a row.", "", self.table(), *sentences])
+        eps, relative = self.zero
+        zero = f" Zero is up to {eps:g}{' root mean squares of the row' if relative else ''}." if eps else ""
+        head = f"Sparsity over {window}. Measures over the units of a row.{zero}"
+        return "\n".join([head, "", self.table(), *sentences])
 
     __repr__ = __str__
 
