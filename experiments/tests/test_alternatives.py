@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import alternatives
-from sparseout_experiments.studies.alternatives import BUDGETS, METHODS, page, plan
+from sparseout_experiments.studies.alternatives import BUDGETS, METHODS, comparison, frame_of, plan
 from sparseout_experiments.studies.engine import pages
 from study_rows import Inline
 from typer.testing import CliRunner
@@ -57,21 +58,15 @@ def test_every_method_has_five_settings_and_every_run_its_options() -> None:
 
 
 def test_errors_are_compared_at_equal_sparsity() -> None:
-    points = [(0.4, 2.0), (0.6, 4.0), (0.9, 1.0)]
-    assert page.error_at(points, 0.5) == pytest.approx(3.0)
-    assert page.error_at(points, 0.8) == pytest.approx(2.0)
-    assert math.isnan(page.error_at(points, 0.39))
-    assert math.isnan(page.error_at(points, 0.91))
-    both = page.at_level({0: points, 1: [(0.4, 4.0), (0.6, 6.0)]}, 0.5)
-    assert both is not None
-    assert both.mean == pytest.approx(4.0)
-    assert page.at_level({0: points, 1: [(0.4, 4.0), (0.6, 6.0)]}, 0.7) is None  # one seed does not reach it
-    rows = [
-        {"method": "a", "seed": 0, "hoyer": 0.5, "mse": 2.0},
-        {"method": "a", "seed": 0, "hoyer": 0.3, "mse": 1.0},
-        {"method": "a", "seed": 0, "hoyer": None, "mse": 1.0},
-    ]
-    assert page.curves(rows, "hoyer") == {"a": {0: [(0.3, 1.0), (0.5, 2.0)]}}
+    points = {"a": ((0, 0.9, 1.0), (0, 0.4, 2.0), (0, 0.6, 4.0), (1, 0.4, 4.0), (1, 0.6, 6.0)), "b": ((0, 0.5, 1.0),)}
+    rows = [(method, *point) for method, some in points.items() for point in some] + [("a", 0, None, 1.0)]
+    runs = pd.DataFrame(rows, columns=["method", "seed", "hoyer", "mse"])
+    for level, expected in {0.5: (3, 5), 0.8: (2, None), 0.4: (2, 4), 0.39: (None, None), 0.91: (None, None)}.items():
+        found = comparison.errors_at(level, runs, "hoyer")
+        assert list(found.index) == ["a", "b"]
+        wanted = [math.nan if value is None else value for value in expected]
+        assert found.loc["a"].tolist() == pytest.approx(wanted, nan_ok=True)
+    assert comparison.errors_at(0.5, runs, "hoyer").loc["b"].tolist() == pytest.approx([1.0, math.nan], nan_ok=True)
 
 
 def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path) -> None:
@@ -112,13 +107,9 @@ def test_what_the_page_says_is_what_the_results_show() -> None:
     compared = 0
     for name, record in alternatives.load_all(ROOT / "results").items():
         assert len(record["rows"]) == 185
-        for measure in ("hoyer", "hoyer_live"):
-            for level in page.LEVELS:
-                found = {
-                    method: one.mean
-                    for method, seeds in page.curves(record["rows"], measure).items()
-                    if (one := page.at_level(seeds, level))
-                }
+        for measure in comparison.MEASURES:
+            for level in comparison.LEVELS:
+                found = dict(comparison.errors_at(level, frame_of(record), measure).dropna().mean(axis=1))
                 if "sparseout" not in found:
                     continue
                 compared += 1
@@ -158,8 +149,8 @@ def test_its_costs_are_those_of_the_benchmark() -> None:
 
 def test_bold_are_the_least_and_what_is_level_with_it() -> None:
     """On MNIST at 0.7 three methods: the penalty and k-winners are higher by 0.17 ± 0.13 and 0.17 ± 0.16."""
-    found = page.against_least(alternatives.load_all(ROOT / "results")["mnist"])["hoyer", 0.7]
-    assert {name for name, p in found.items() if p > page.SIGNIFICANT} == {"sparseout", "penalty", "kwinners"}
+    found = comparison.against_least(frame_of(alternatives.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
+    assert {name for name, p in found.items() if p > comparison.SIGNIFICANT} == {"sparseout", "penalty", "kwinners"}
     assert found["penalty"] == pytest.approx(0.1, abs=0.02)
     text = (ROOT / "docs/comparison.md").read_text()
     assert "| kwinners | - | - | 9.3 ± 0.1 | **11.8 ± 0.1** | **16.6 ± 0.2** |" in text

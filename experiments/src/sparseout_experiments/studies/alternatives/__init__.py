@@ -1,102 +1,33 @@
 """The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import pandas as pd
 
 from sparseout_experiments.message import expected
-from sparseout_experiments.studies.alternatives.page import check, write
+from sparseout_experiments.studies.alternatives import figures
+from sparseout_experiments.studies.alternatives.comparison import (
+    LEVELS,
+    MEASURES,
+    SIGNIFICANT,
+    against_least,
+    errors_at,
+)
+from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, SEEDS, Run, plan
 from sparseout_experiments.studies.control import collect
+from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine import sweep
-from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
+from sparseout_experiments.studies.engine.cluster import Cluster, Train
 from sparseout_experiments.studies.engine.jobs import StudyStopped, train
+from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.training import atomic_files
 
-__all__ = ["BUDGETS", "KIND", "METHODS", "Method", "StudyStopped", "load_all", "render", "reproduce"]
+__all__ = ["BUDGETS", "METHODS", "StudyStopped", "load_all", "plan", "render", "reproduce"]
 
 KIND = "sparseout alternatives"
-SEEDS = (0, 1, 2, 3, 4)
-
-
-class Method(NamedTuple):
-    """One method: its knob, the settings of it, and what else it is given."""
-
-    knob: str
-    settings: tuple[float, ...]
-    fixed: Mapping[str, Any] = {}
-
-
-_P = (0.1, 0.2, 0.35, 0.5, 0.7)
-# Methods of two knobs have a p that was chosen among 0.02 to 0.2 on validation data of seed 100, not one of SEEDS.
-METHODS = {
-    "none": Method("", (math.nan,)),
-    "dropout": Method("p", _P),
-    "gaussian": Method("p", _P),
-    "sparseout": Method("q", (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), {"p": 0.05, "scale": "matched"}),
-    "bridgeout": Method("q", (0.5, 1.0, 1.5, 2.0, 3.0), {"p": 0.05}),
-    "shakeout": Method("c", (0.0, 0.01, 0.03, 0.1, 0.3), {"p": 0.05}),
-    "penalty": Method("strength", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), {"q": 1.0}),
-    "kwinners": Method("k", (0.05, 0.1, 0.2, 0.4, 0.6), {"boost": 1.0}),
-}
-_DIGITS = {"data": "digits", "units": 256, "batch": 32, "device": "cpu"}
-_MNIST = {"data": "mnist", "units": 256, "batch": 128, "device": "cpu"}
-# Noise for each example of an autoencoder on MNIST takes 100 MB and minutes a run: only the larger budget has it.
-BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {
-        "digits": _DIGITS | {"epochs": 40, "per_example": True},
-        "mnist": _MNIST
-        | {"epochs": 14, "train_size": 10_000, "valid_size": 1_000, "test_size": 10_000, "per_example": False},
-    },
-    "full": {
-        "digits": _DIGITS | {"epochs": 200, "per_example": True},
-        "mnist": _MNIST | {"epochs": 50, "valid_size": 6_000, "per_example": True},
-    },
-}
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One training."""
-
-    budget: str
-    data: str
-    method: str
-    setting: float | None
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.data}: {self.key}"
-
-    @property
-    def key(self) -> str:
-        """Its name among the runs on its data set."""
-        knob = "" if self.setting is None else f" {METHODS[self.method].knob}={self.setting:g}"
-        return f"{self.method}{knob} seed={self.seed}"
-
-    def job(self, work: Path, sources: Mapping[str, str]) -> Job:
-        """As options of `sparseout run autoencoder`, and a folder."""
-        method, common = METHODS[self.method], dict(BUDGETS[self.budget][self.data])
-        per_example = common.pop("per_example")
-        options = {**common, **method.fixed, "method": self.method, "seed": self.seed}
-        options["data"] = sources.get(self.data, options["data"])
-        if self.method == "bridgeout":
-            options["per_example"] = per_example
-        if self.setting is not None:
-            options[method.knob] = self.setting
-        return Job("autoencoder", options, work / self.budget / self.data / self.key.replace(" ", "_"))
-
-
-def plan(budget: str, data: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[_Run]:
-    """Every run, seed by seed, so that what is interrupted has compared all methods on the seeds it did."""
-    return [
-        _Run(budget, one, name, None if math.isnan(setting) else setting, seed)
-        for one in data
-        for seed in seeds
-        for name, method in METHODS.items()
-        for setting in method.settings
-    ]
+TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
 
 
 def reproduce(
@@ -106,7 +37,7 @@ def reproduce(
     page: Path,
     workers: int = 2,
     data: Sequence[str] = ("digits", "mnist"),
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: sweep.OnProgress | None = None,
     *,
     sources: Mapping[str, str] | None = None,
     seeds: Sequence[int] = SEEDS,
@@ -133,19 +64,24 @@ def reproduce(
     """
     check(page, data)
     wanted = plan(budget, data, seeds)
-    jobs = {run: run.job(work, sources or {}) for run in wanted}
-    found: dict[_Run, dict[str, Any]] = {}
-
-    def report(run: _Run) -> None:
-        if on_progress is not None:
-            on_progress(len(found), len(wanted), str(run))
-
+    done: dict[Run, dict[str, Any]] = {}
     with Cluster(workers, train, scheduler) as cluster:
-        sweep.run_all(cluster, jobs, found, report)
-    for one in data:
-        mine = {run: found[run] for run in wanted if run.data == one}
-        files.save(_path(results, budget, one), _head(budget, one, mine) | {"rows": list(_rows(mine))})
+        phase = {run: run.job(work, sources or {}) for run in wanted}
+        sweep.run_phases(cluster, [phase], done, len(wanted), on_progress)
+    for name in data:
+        mine = {run: done[run] for run in wanted if run.data == name}
+        rows = [_row(run, result) for run, result in mine.items()]
+        files.save(_path(results, budget, name), _head(budget, name, mine) | {"rows": rows})
     render(results, page)
+
+
+def check(page: Path, data: Iterable[str]) -> str:
+    """The text of a page that has places for the results on these data. Raises ValueError."""
+    if not page.is_file():
+        raise ValueError(expected("--page", "a file that is there, whose marked parts are filled in", repr(str(page))))
+    text = page.read_text(encoding="utf-8")
+    pages.filled(text, {f"alternatives-{name}": "" for name in data})
+    return text
 
 
 def render(results: Path, page: Path) -> None:
@@ -153,12 +89,15 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
     """
-    records = load_all(results)
-    if not records:
-        raise ValueError(
-            expected("--results", "a folder with results of `sparseout reproduce alternatives`", repr(str(results)))
-        )
-    write(records, page)
+    records = files.some(load_all(results), results, "alternatives")
+    text = check(page, records)
+    parts, images = {}, {}
+    for name, record in records.items():
+        runs = frame_of(record)
+        images[f"alternatives-{name}"] = figures.price(runs, MEASURES)
+        parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, runs))
+    pages.write_images(page, images)
+    atomic_files.write(page, pages.filled(text, parts))
 
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:
@@ -171,28 +110,67 @@ def _path(results: Path, budget: str, data: str) -> Path:
     return results / f"alternatives-{budget}-{data}.json"
 
 
-_MEASURES = ("hoyer", "hoyer_live", "dead", "undefined")
+def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs of a record; what is undefined is nan."""
+    return pd.DataFrame(record["rows"]).astype(dict.fromkeys(("setting", "mse", *MEASURES), float))
 
 
-def _head(budget: str, data: str, found: Mapping[_Run, Mapping[str, Any]]) -> dict[str, Any]:
+def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
+    """What the page shows of a data set."""
+    name, config, p_values = record["data"], record["config"], against_least(runs)
+    tables = []
+    for measure, units in MEASURES.items():
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for level in LEVELS:
+            for method, errors in errors_at(level, runs, measure).drop(index="none", errors="ignore").iterrows():
+                # where not every seed reaches the level there is no mean
+                error = t_interval([]) if errors.hasnans else t_interval(1000 * errors)
+                least = p_values[measure, level].get(str(method), 0.0) > SIGNIFICANT
+                rows.setdefault(str(method), []).append({"error": error, "least": least})
+        tables.append({"units": units, "rows": rows})
+    return {
+        "data": name,
+        "title": TITLES[name],
+        "config": config,
+        "count": len(runs),
+        "seeds": runs["seed"].nunique(),
+        "minutes": runs["seconds"].sum() / 60,
+        "made_with": pages.made_with((environment, True) for environment in record["environments"]),
+        "samples": config.get("test_size") or {"digits": 450, "mnist": 10_000}[name],
+        "levels": LEVELS,
+        "tables": tables,
+        "settings": [
+            {
+                "method": method,
+                "setting": "" if setting != setting else f"{record['methods'][method]['knob']} = {setting:g}",
+                "hoyer": t_interval(group["hoyer"]),
+                "hoyer_live": t_interval(group["hoyer_live"]),
+                "error": t_interval(1000 * group["mse"]),
+                **group[["dead", "undefined", "seconds"]].mean(),
+            }
+            for (method, setting), group in runs.groupby(["method", "setting"], sort=False, dropna=False)
+        ],
+    }
+
+
+def _head(budget: str, data: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "kind": KIND,
         "budget": budget,
         "data": data,
-        "config": collect.shared([result["config"] for result in found.values()]),
+        "config": collect.shared([dict(result["config"]) for result in results.values()]),
         "methods": {name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()},
-        "environments": collect.distinct([result["environment"] for result in found.values()]),
+        "environments": collect.distinct([dict(result["environment"]) for result in results.values()]),
     }
 
 
-def _rows(found: Mapping[_Run, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for run, result in found.items():
-        yield {
-            "method": run.method,
-            "setting": run.setting,
-            "seed": run.seed,
-            "mse": result["test"]["mse"],
-            **{name: result["mean"][name] for name in _MEASURES},
-            "best_epoch": result["best_epoch"],
-            "seconds": result["seconds"],
-        }
+def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "method": run.method,
+        "setting": run.setting,
+        "seed": run.seed,
+        "mse": result["test"]["mse"],
+        **{name: result["mean"][name] for name in (*MEASURES, "dead", "undefined")},
+        "best_epoch": result["best_epoch"],
+        "seconds": result["seconds"],
+    }
