@@ -25,18 +25,20 @@ class _OneLevel(fx.Tracer):
         return True
 
 
-def trace(module: nn.Module) -> fx.Graph | None:
-    """The graph of the module's own forward in training, or None if it cannot be traced."""
+def trace(module: nn.Module, training: bool = True, method: str = "forward") -> fx.Graph | None:
+    """The graph of the module's own forward, or of another method, in a mode; None if it cannot be traced."""
     # A twin, so that a forward that keeps its activations as attributes leaves none of the tracer's in the model.
     try:
         twin = object.__new__(type(module))
         copied = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
-        vars(twin).update(vars(module), **copied, training=True)
+        vars(twin).update(vars(module), **copied, training=training)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parameters = inspect.signature(type(module).forward).parameters.values()
+            parameters = inspect.signature(getattr(type(module), method)).parameters.values()
             defaults = {x.name: x.default for x in parameters if x.default is not x.empty}
-            return _OneLevel().trace(twin, concrete_args=defaults or None)
+            tracer = _OneLevel()
+            tracer.traced_func_name = method
+            return tracer.trace(twin, concrete_args=defaults or None)
     except Exception:  # whatever a forward raises when it is given stand-ins for tensors
         return None
 

@@ -1,0 +1,283 @@
+"""Chains: hidden units between two layers that nothing else reads, and what stands between the layers.
+
+A chain is Linear or convolution -> (batch norm, activation, dropout, pooling, flatten)* -> Linear or convolution. Each
+hidden unit is a row of the first layer's weight and a column of the second's. In a gated chain the units of two layers
+are multiplied. That nobody else reads the units is seen in the graphs of torch.fx, in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparseout._utils.class_swap import forward_replaced
+from sparseout._utils.dataflow import Flow, Step, Value, flows, is_shape, reads_no_units
+from sparseout._utils.hooks import DeadHook
+from sparseout._utils.modules import named_modules, unwrapped
+from sparseout._utils.unit_steps import (
+    LAYERS,
+    flattens_units,
+    in_dim,
+    module_kind,
+    out_dim,
+    spatial_dims,
+    step_kind,
+    weight,
+)
+
+
+class _Space:
+    """Tensors with the same units: those that come of a layer's output unit by unit."""
+
+    def __init__(self, producer: Step) -> None:
+        self.producers = [producer]
+        self.steps: list[Step] = []
+        self.consumers: list[Step] = []
+        self.reasons: list[str] = []
+
+    def absorb(self, other: _Space) -> None:
+        for name in ("producers", "steps", "consumers", "reasons"):
+            getattr(self, name).extend(getattr(other, name))
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Hidden units that nobody outside of these modules reads.
+
+    Args:
+        producers: the layers that make them: one, or those whose outputs are multiplied.
+        consumer: the layer that reads them.
+        steps: what stands between, in order, the producers included.
+        norms: the batch norms among it.
+        units: how many there are.
+        block: how many columns of the consumer belong to a unit: the positions of a map that was flattened.
+    """
+
+    producers: tuple[nn.Module, ...]
+    consumer: nn.Module
+    steps: tuple[Step, ...]
+    norms: tuple[nn.Module, ...]
+    units: int
+    block: int
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Every module of it that keeps something for each unit."""
+        return [*self.producers, *self.norms, self.consumer]
+
+
+@dataclass
+class Chains:
+    """What was found in a model.
+
+    Args:
+        chains: in the order of the model.
+        left: name of a layer -> why its units are in no chain.
+        names: the name of each module.
+    """
+
+    chains: list[Chain] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    names: dict[nn.Module, str] = field(default_factory=dict)
+
+
+def find_chains(model: nn.Module) -> Chains:
+    """The chains of a model, and why the other layers are in none.
+
+    Layers are torch's own classes of Linear, Conv and ConvTranspose, and the Conv1D of `transformers`; nothing derived.
+    """
+    result = Chains()
+    for name, module in named_modules(model):
+        result.names.setdefault(module, name)
+    facts = _Facts(model, result.names)
+    found: list[dict[Any, Chain]] = []
+    reasons: list[dict[nn.Module, str]] = []
+    for training in (False, True):
+        chains, why = _in_mode(facts, training)
+        found.append(chains)
+        reasons.append(why)
+    result.chains = [chain for key, chain in found[0].items() if key in found[1]]
+    inside = {producer for chain in result.chains for producer in chain.producers}
+    for module, name in result.names.items():
+        if module_kind(module) == "layer" and module not in inside:
+            other = "is used in another way in training than in evaluation"
+            unseen = "its forward, or that of what it is in, cannot be traced"
+            evaluated = [why[module] for why in reasons if module in why]
+            seen = any(module in chain.producers for chains in found for chain in chains.values())
+            result.left[name] = evaluated[0] if evaluated else other if seen else unseen
+        elif isinstance(module, LAYERS) and module_kind(module) != "layer":
+            result.left[name] = f"is a {type(module).__name__}, not torch's own layer"
+    return result
+
+
+class _Facts:
+    """What is true of the modules of a model whatever the graph: names, parameters in common, hooks."""
+
+    def __init__(self, model: nn.Module, names: dict[nn.Module, str]) -> None:
+        self.model, self.names = model, names
+        self.owners: dict[int, list[str]] = defaultdict(list)
+        for module, name in names.items():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    self.owners[id(parameter)].append(f"{name}.{key}" if name else key)
+
+    def name(self, module: nn.Module) -> str:
+        return f"`{self.names.get(module) or '(the model)'}`"
+
+    def reason(self, module: nn.Module) -> str | None:
+        """The reason why a module is not changed."""
+        name = self.name(module)
+        if has_hooks(module):
+            return f"{name} has hooks, which may read its units"
+        if forward_replaced(module):
+            return f"{name} has another forward on the object"
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            if type(parameter) is not nn.Parameter:
+                return f"a parameter of {name} is a {type(parameter).__name__}"
+            if parameter.is_meta:
+                return f"{name} is on the meta device"
+            if len(self.owners[id(parameter)]) > 1:
+                return f"a parameter of {name} is shared: {', '.join(self.owners[id(parameter)])}"
+            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+                return f"a parameter of {name} has hooks"
+        return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks, but those that are dead."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not isinstance(hook, DeadHook) for some in hooks for hook in some.values())
+
+
+def _in_mode(facts: _Facts, training: bool) -> tuple[dict[Any, Chain], dict[nn.Module, str]]:
+    """The chains in a mode by what they are of, and the reason of every producer that has none."""
+    every = flows(facts.model, training)
+    calls: Counter[nn.Module] = Counter()
+    read: dict[int, str] = {}
+    for flow in every:
+        for step in flow.steps:
+            if step.module is not None and not step.inlined:
+                calls[step.module] += 1
+            if not reads_no_units(step) and not step.inlined:
+                read.update({id(x.parameter): _word(step) for x in step.inputs if isinstance(x.parameter, Tensor)})
+    chains: dict[Any, Chain] = {}
+    why: dict[nn.Module, str] = {}
+    for flow in every:
+        for space in _spaces(facts, flow):
+            modules = [p.module for p in space.producers if p.module is not None]
+            chain = _chain(facts, space, calls, read)
+            if isinstance(chain, str):
+                why.update(dict.fromkeys(modules, chain))
+            else:
+                chains[tuple(map(id, chain.modules))] = chain
+    return chains, why
+
+
+def _spaces(facts: _Facts, flow: Flow) -> Iterable[_Space]:
+    """The spaces of a flow, with all that reads them."""
+    of: dict[Value, _Space] = {}
+    spaces: list[_Space] = []
+    for step in flow.steps:
+        inside = list(dict.fromkeys(of[x] for x in step.inputs if x in of))
+        kind = "boundary" if step.inlined else step_kind(step)
+        reads_shape = any(map(is_shape, step.inputs))
+        if kind == "layer":
+            for space in inside:
+                space.consumers.append(step)
+            of[step.output] = _Space(step)
+            spaces.append(of[step.output])
+        elif kind == "boundary":
+            if step.module is not None and (has_hooks(step.module) or forward_replaced(step.module)):
+                for space in inside:
+                    space.reasons.append(f"{facts.name(step.module)} has hooks, which may read its units")
+        elif kind == "metadata":
+            if is_shape(step.output) and inside:
+                of[step.output] = inside[0]
+        elif not inside:
+            continue
+        elif kind != "other" and all(x in of for x in step.inputs) and not reads_shape:
+            if len(inside) > 1 and step.word not in ("mul", "multiply"):
+                for space in inside:
+                    space.reasons.append(f"is put together with the output of another layer by {step.word}")
+            for other in inside[1:]:
+                inside[0].absorb(other)
+                spaces.remove(other)
+                of.update({value: inside[0] for value, space in of.items() if space is other})
+            inside[0].steps.append(step)
+            of[step.output] = inside[0]
+        else:
+            for space in inside:
+                space.reasons.append(f"is read by {_word(step, facts)}")
+    for value in flow.returned:
+        if value in of:
+            whole = flow.owner is unwrapped(facts.model)
+            owner = facts.name(flow.owner)
+            of[value].reasons.append(
+                "is what the model returns" if whole else f"is what {owner} returns to a forward that cannot be traced"
+            )
+    return spaces
+
+
+def _chain(facts: _Facts, space: _Space, calls: Counter[nn.Module], read: dict[int, str]) -> Chain | str:
+    """The chain of a space, or the reason why there is none."""
+    if space.reasons:
+        return space.reasons[0]
+    if len(space.consumers) != 1:
+        readers = ", ".join(facts.name(step.module) for step in space.consumers if step.module is not None)
+        return f"is read by several layers: {readers}" if readers else "is read by no layer"
+    consumer = space.consumers[0].module
+    producers = [step.module for step in space.producers if step.module is not None]
+    assert consumer is not None
+    middle = [step.module for step in space.steps if step.module is not None]
+    norms = [module for module in middle if module_kind(module) == "norm"]
+    for module in (*producers, *norms, consumer):
+        if calls[module] > 1:
+            return f"{facts.name(module)} is called more than once"
+        for parameter in module._parameters.values():
+            if id(parameter) in read:
+                return f"a parameter of {facts.name(module)} is also read by {read[id(parameter)]}"
+        if getattr(module, "groups", 1) != 1:
+            return f"{facts.name(module)} is a convolution of {module.groups} groups"
+    for module in (*producers, *middle, consumer):
+        if reason := facts.reason(module):
+            return reason
+    return _with_geometry(facts, space, producers, norms, consumer)
+
+
+def _with_geometry(
+    facts: _Facts, space: _Space, producers: list[nn.Module], norms: list[nn.Module], consumer: nn.Module
+) -> Chain | str:
+    units = {weight(module).shape[out_dim(module)] for module in producers}
+    dims = {spatial_dims(module) for module in producers}
+    flat = [step for step in space.steps if step_kind(step) == "flatten"]
+    pools = [step for step in space.steps if step_kind(step) == "pool"]
+    if len(units) != 1 or len(dims) != 1:
+        return "is multiplied by the output of a layer of another size"
+    count, spatial = units.pop(), dims.pop()
+    for step in (*flat, *pools):
+        if spatial == 0 or (step in flat and not flattens_units(step, spatial)):
+            return f"is read by {_word(step, facts)}"
+    if len(flat) > 1 or (spatial_dims(consumer) != spatial and not (flat and spatial_dims(consumer) == 0)):
+        return f"is read along another dim by {facts.name(consumer)}"
+    if flat and spatial_dims(consumer):
+        return f"is read along another dim by {facts.name(consumer)}"
+    columns = weight(consumer).shape[in_dim(consumer)]
+    if columns % count or (not flat and columns != count):
+        return f"is read by {facts.name(consumer)}, which has {columns} inputs"
+    for norm in norms:
+        if (features := getattr(norm, "num_features", 0)) != count:
+            return f"is read by {facts.name(norm)}, which has {features} features"
+    steps = (*space.producers, *space.steps)
+    return Chain(tuple(producers), consumer, steps, tuple(norms), count, columns // count)
+
+
+def _word(step: Step, facts: _Facts | None = None) -> str:
+    if step.module is None:
+        return step.word or str(step.function)
+    return f"{facts.name(step.module)}, a {type(step.module).__name__}" if facts else type(step.module).__name__
