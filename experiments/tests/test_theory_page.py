@@ -13,7 +13,7 @@ import torch
 from sparseout_experiments import cli
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import theory
-from sparseout_experiments.studies.theory import curves, figures, masks, page, statements, training
+from sparseout_experiments.studies.theory import curves, figures, masks, statements, training
 from sparseout_experiments.studies.theory.statements import Check
 from typer.testing import CliRunner
 
@@ -43,13 +43,13 @@ def status_of(*args: str) -> int:
 
 
 def test_the_page_is_that_of_the_results(record):
-    assert page.fill(TEXT, record, theory.checks_of(record)) == TEXT
+    assert theory.filled(TEXT, record, theory.checks_of(record)) == TEXT
 
 
 def test_a_changed_result_changes_the_page(record):
     checks = theory.checks_of(record)
     changed = [checks[0]._replace(measured=0.5), *checks[1:]]
-    text = page.fill(TEXT, record, changed)
+    text = theory.filled(TEXT, record, changed)
     assert text != TEXT
     assert f"{len(checks) - 1} of {len(checks)} checks hold" in text
     assert "| 0.5 |" in text
@@ -66,8 +66,9 @@ def test_every_committed_check_holds_and_none_is_missing(record, fresh):
     assert len(record["rescaling"]) == len(training.KINDS)
 
 
-def test_the_page_has_every_block_and_figure_once():
-    assert sorted(re.findall(r"<!-- begin: (.*?) -->", TEXT)) == sorted(page.BLOCKS)
+def test_the_page_has_every_block_and_figure_once(record):
+    begun = re.compile(r"<!-- begin: (.*?) -->")
+    assert begun.findall(TEXT) == begun.findall(theory.filled(None, record, theory.checks_of(record)))
     for name in figures.FIGURES:
         assert TEXT.count(f"images/theory-{name}.png") == 1
         assert (PAGE.parent / f"images/theory-{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -94,7 +95,14 @@ def test_formulas_begin_and_end_on_a_line():
 
 def test_every_statement_holds(fresh):
     assert [check for check in fresh if not check.holds] == []
-    assert {check.statement for check in fresh} < set(page._STATEMENTS)
+
+
+def test_every_check_has_a_line_of_the_table(record):
+    checks = theory.checks_of(record)
+    table = theory.filled(None, record, checks).split("<!-- begin: statements -->")[1]
+    assert table.count("\n| ") == 1 + len(checks)  # a heading
+    for check in checks:
+        assert check.of.replace("|", "\\|") in table
 
 
 def test_a_check_can_fail():

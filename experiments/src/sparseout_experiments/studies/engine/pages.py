@@ -132,12 +132,12 @@ def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[st
     ]
 
 
-_BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
 
 
-def places(text: str) -> list[str]:
-    """The names of a page's generated parts."""
-    return [found[1] for found in _BLOCK.findall(text)]
+def parts(text: str) -> dict[str, str]:
+    """The generated parts of a page, by name."""
+    return {found[2]: found[3] for found in _BLOCK.finditer(text)}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
@@ -145,11 +145,11 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
     Raises ValueError where it has no place for one of them.
     """
-    if missing := [name for name in blocks if name not in places(text)]:
+    if missing := [name for name in blocks if name not in parts(text)]:
         wanted = f"one with <!-- begin: {missing[0]} --> and <!-- end: {missing[0]} -->"
         raise ValueError(expected("--page", wanted, "one without"))
 
     def made(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{blocks[found[2]].strip()}\n\n{found[3]}" if found[2] in blocks else found[0]
+        return f"{found[1]}\n{blocks[found[2]].strip()}\n\n{found[4]}" if found[2] in blocks else found[0]
 
     return _BLOCK.sub(made, text)

@@ -1,18 +1,24 @@
 """The theory of docs/theory.md as numbers: check every statement, train what is to be trained, and fill in the page."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sparseout_experiments.message import expected
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.theory import curves, statements, training
 from sparseout_experiments.studies.theory.statements import Check
+from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment, one_thread
 
 __all__ = ["PARTS", "RESULTS", "Check", "check_page", "checks_of", "load", "render", "run"]
 
 RESULTS = "theory.json"
+TEMPLATE = "page.md.j2"
 KIND = "sparseout theory"
 PARTS = statements.COUNT + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
 
@@ -77,15 +83,57 @@ def checks_of(record: Record) -> list[Check]:
     ]
 
 
-def check_page(page: Path) -> None:
-    """Raise ValueError for a page that cannot be filled in: to be known before the work, not after it."""
-    from sparseout_experiments.studies.theory import page as rendering  # matplotlib takes a second to import
+def check_page(page: Path) -> str | None:
+    """The text of a page; None where there is none.
 
-    rendering.read(page)
+    Raises ValueError for a page without our blocks, or with one that is none of ours or does not end: to be known
+    before the work, not after it.
+    """
+    if not page.exists():
+        return None
+    text = page.read_text(encoding="utf-8")
+    begun, ours = _begun(text), _begun(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    wanted = "a page with blocks of sparseout theory, from <!-- begin: NAME --> to <!-- end: NAME -->"
+    if not begun:
+        raise ValueError(expected("--page", wanted, f"{str(page)!r}, which has none"))
+    if wrong := [name for name in begun if name not in ours or name not in pages.parts(text)]:
+        raise ValueError(expected("--page", wanted, f"{str(page)!r}, with {wrong[0]!r}"))
+    return text
+
+
+def _begun(text: str) -> list[str]:
+    return re.findall(r"<!-- begin: (.*?) -->", text)
+
+
+def filled(text: str | None, record: Record, checks: Sequence[Check]) -> str:
+    """A page whose blocks are made anew; where there is no text, blocks without prose."""
+    made = pages.rendered(
+        __package__,
+        TEMPLATE,
+        **record | {"checks": checks},
+        made_with=pages.made_with([(record["environment"], True)])[0],
+        samples=statements.SAMPLES,
+        infinity=math.inf,
+        number=_number,
+    )
+    if text is None:
+        return made
+    there = pages.parts(text)
+    return pages.filled(text, {name: part for name, part in pages.parts(made).items() if name in there})
+
+
+def _number(value: float) -> str:
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    digits, _, exponent = f"{value:.2g}".partition("e")
+    return f"{digits}e{int(exponent)}" if exponent else digits
 
 
 def render(record: Record, page: Path) -> list[Path]:
     """Fill in the page and draw its figures, which lie in a folder `images` beside it; return what was written."""
-    from sparseout_experiments.studies.theory import page as rendering
+    from sparseout_experiments.studies.theory import figures  # matplotlib takes a second to import
 
-    return rendering.write(record, checks_of(record), page)
+    text = filled(check_page(page), record, checks_of(record))
+    images = pages.write_images(page, {f"theory-{name}": image for name, image in figures.draw(record).items()})
+    atomic_files.write(page, text)
+    return [page, *(page.parent / image for image in images.values())]
