@@ -22,18 +22,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OPTIONS["awd"] = OPTIONS["language"] | {"model": "awd", "layers": 2, "lr": 1.0}
+OPTIONS["transformer"] = OPTIONS["language"] | {"model": "transformer", "units": 24, "heads": 2}
+LANGUAGE = ("language", "awd", "transformer")
 STEPS = 25  # an epoch, of all but "awd", whose windows vary
 
 
 def options(kind: str, **changed: Any) -> config.Config:
-    """The options of a small run: of a task, or of the language task with AWD-LSTM."""
-    task = "language" if kind == "awd" else kind
+    """The options of a small run: of a task, or of the language task with another model."""
+    task = "language" if kind in LANGUAGE else kind
     return config.resolve(task, OPTIONS[kind] | {"device": "cpu"} | changed)
 
 
 def arguments(kind: str, **changed: Any) -> list[str]:
     """The same for the command line."""
-    task = "language" if kind == "awd" else kind
+    task = "language" if kind in LANGUAGE else kind
     given = OPTIONS[kind] | {"device": "cpu"} | changed
     return [
         "run",

@@ -32,6 +32,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "q_input": 1.0, "p_between": 0.2, "q_between": 2.0, "p_output": 0.3, "q_output": 3.0, "locked": False,
         "weight_drop": 0.4, "embedding_drop": 0.05, "activation_penalty": 0.0, "temporal_penalty": 0.125,
     },
+    "transformer": {"model": "transformer", "heads": 8, "activation": "gelu", "place": "residual"},
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def other(task: str, method: str = "sparseout") -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", config.TASKS)
 def test_every_option_is_tried(task: str) -> None:
-    given = OTHER["common"] | OTHER[task]
+    given = OTHER["common"] | OTHER[task] | (OTHER["transformer"] if task == "language" else {})
     assert given.keys() | {"method"} == config.options_of(task).keys()
 
 
@@ -118,9 +119,9 @@ SIGNED = "the states of an LSTM have both signs, and the largest are not the mos
 WINNERS = "a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"
 BAD: list[tuple[str, str, Any, str]] = [
     ("autoencoder", "method", "dropconnect", METHODS),
-    ("language", "method", "bridgeout", f"another for language, as {FUSED}"),
-    ("language", "method", "shakeout", f"another for language, as {FUSED}"),
-    ("language", "method", "kwinners", f"another for language, as {SIGNED}"),
+    ("language", "method", "bridgeout", f"another for lstm, as {FUSED}"),
+    ("language", "method", "shakeout", f"another for lstm, as {FUSED}"),
+    ("language", "method", "kwinners", f"another for lstm, as {SIGNED}"),
     ("autoencoder", "p", 1, "a number >= 0 and < 1"),
     ("autoencoder", "p", "-0.1", "a number >= 0 and < 1"),
     ("autoencoder", "p", True, "a number >= 0 and < 1"),
@@ -148,7 +149,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("language", "words", 2, "a whole number >= 3"),
     ("language", "weight_drop", 1.0, "a number >= 0 and < 1"),
     ("language", "q_between", -1, "a finite number >= 0"),
-    ("language", "model", "gru", "lstm or awd"),
+    ("language", "model", "gru", "lstm, awd or transformer"),
 ]  # fmt: skip
 
 
@@ -186,6 +187,38 @@ def test_the_language_model_brings_its_defaults() -> None:
     assert (given.units, given.locked) == (9, False)  # type: ignore[attr-defined]
     assert [getattr(given, f"q_{site}") for site in ("input", "between", "output")] == [2.5, 2.5, 1.0]
     assert [getattr(given, f"p_{site}") for site in ("input", "between", "output")] == [0.1, 0.1, 0.1]
+
+
+OF_ONE_MODEL = [
+    ("lstm", "heads", 8),
+    ("awd", "activation", "gelu"),
+    ("lstm", "place", "residual"),
+    ("transformer", "weight_drop", 0.5),
+    ("transformer", "embedding_drop", 0.1),
+    ("transformer", "p_output", 0.3),
+    ("transformer", "q_input", 2.0),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "value"), OF_ONE_MODEL)
+def test_what_a_model_has_no_use_for_is_refused(model: str, name: str, value: Any) -> None:
+    sentence = f"expected `{name}` to be left out, as the model is {model}, but got {value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        config.resolve("language", {"model": model, name: value})
+
+
+def test_a_transformer_takes_every_method_where_its_place_allows(tmp_path: Path) -> None:
+    transformer = {"model": "transformer"} | OTHER["transformer"]
+    for method in USES:
+        made = config.resolve("language", {"model": "transformer", "method": method})
+        (tmp_path / "config.toml").write_text(config.write(made))
+        assert config.resolve("language", config.read(tmp_path / "config.toml", "language")) == made
+    made = config.resolve("language", transformer | {"method": "gaussian"})
+    assert [getattr(made, name) for name in transformer] == list(transformer.values())
+    with pytest.raises(ValueError, match=r"^expected `place` to be ffn, as shakeout acts on the hidden activations"):
+        config.resolve("language", transformer | {"method": "shakeout"})
+    with pytest.raises(ValueError, match=r"^expected `activation` to be relu, as kwinners takes the largest of acti"):
+        config.resolve("language", transformer | {"method": "kwinners", "place": "ffn"})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sparseout_experiments.training import run_folder
 from sparseout_experiments.training.run_folder import RunError
 from torch import Tensor
 
-KINDS = ("autoencoder", "image", "language", "awd")
+KINDS = ("autoencoder", "image", "language", "awd", "transformer")
 # Steps, of 25 an epoch, before which the run is stopped, one after the other: before anything was saved, in the first
 # epoch after a save at step 10, at the end of an epoch, in the second and in the last.
 STOPS = (7, 14, 25, 38, 71)

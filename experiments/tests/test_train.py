@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from conftest import needs_compiler
 
-KINDS = ("autoencoder", "image", "language", "awd")
+KINDS = ("autoencoder", "image", "language", "awd", "transformer")
 # 11 steps an epoch: enough for two looks, where what is asked is not how far a run gets.
-FEWER = {kind: {"train_size": size} for kind, size in zip(KINDS, (176, 88, 440, 440), strict=True)}
+FEWER = {kind: {"train_size": size} for kind, size in zip(KINDS, (176, 88, 440, 440, 440), strict=True)}
 # Metrics of valid and test, their headline first, and the places that are measured.
 FOUND = {
     "autoencoder": (("mse",), ("code",)),
@@ -127,8 +127,8 @@ def test_runs_at_different_q_share_first_weights_and_batches(
         assert differences(first, seen(**changed)) == []
     weights, batches = seen(seed=1)
     assert len(differences(first[0], weights)) > 1
-    # a plain LSTM reads its text from beginning to end, whatever the seed
-    assert (differences(first[1], batches) == []) == (kind == "language")
+    # a plain LSTM and a transformer read their text from beginning to end, whatever the seed
+    assert (differences(first[1], batches) == []) == (kind in ("language", "transformer"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,7 +243,7 @@ def test_the_best_epoch_is_chosen_on_validation_and_tested_with_its_weights(
 WELL_POSED: dict[str, dict[str, Any]] = {"image": {"train_size": 40}}
 
 
-@pytest.mark.parametrize("kind", ["image", "awd"])
+@pytest.mark.parametrize("kind", ["image", "awd", "transformer"])
 def test_bf16(kind: str, tmp_path: Path) -> None:
     same: dict[str, Any] = {"method": "none", "epochs": 1, **WELL_POSED.get(kind, {})}
     plain = run(tmp_path / "plain", kind, **same)
@@ -256,7 +256,7 @@ def test_bf16(kind: str, tmp_path: Path) -> None:
 @needs_compiler
 # the compiler's own, where it enters again behind the LSTM, which it leaves out
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("kind", ["autoencoder", "image", "awd"])
+@pytest.mark.parametrize("kind", ["autoencoder", "image", "awd", "transformer"])
 def test_compiled(kind: str, tmp_path: Path) -> None:
     # dropped words are drawn elsewhere in compiled code
     without_words = {"embedding_drop": 0.0} if kind == "awd" else {}

@@ -14,7 +14,6 @@ from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import option, wanted
 from sparseout_experiments.options import (
     METHODS,
-    REFUSED,
     TASKS,
     Config,
     Data,
@@ -59,10 +58,7 @@ def _combined(task: str, method: str) -> type[Config]:
 
 
 # A class of options for every task and method.
-_CLASSES = {
-    task: {method: _combined(task, method) for method in METHODS if method not in REFUSED.get(task, {})}
-    for task in TASKS
-}
+_CLASSES = {task: {method: _combined(task, method) for method in METHODS} for task in TASKS}
 
 
 # The classes of a task differ in their field `method`, by which pydantic chooses.
@@ -130,8 +126,6 @@ def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: nam
 def _refused(task: str, method: Any, error: Any) -> tuple[str, str, Any]:
     """The name of an option, what it should be, what it is."""
     if error["type"] == "union_tag_invalid":
-        if reason := REFUSED.get(task, {}).get(method):
-            return "method", f"another for {task}, as {reason}", repr(method)
         names = tuple(METHODS)
         return "method", f"{', '.join(names[:-1])} or {names[-1]}", repr(method)
     if isinstance(refused := error.get("ctx", {}).get("error"), Refused):

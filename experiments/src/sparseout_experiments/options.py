@@ -243,12 +243,13 @@ def _if_moving(given: Mapping[str, Any], moving: Any, fixed: Any) -> Any:
     return fixed if given.get("target_sparsity") is None else moving
 
 
-def _by_model(lstm: Any, awd: Any, description: str) -> Any:
-    """A field with a default for each kind of language model."""
-    shown = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}" for value in (lstm, awd)]
-    return option(
-        lambda given: awd if given.get("model") == "awd" else lstm, description, shown=f"{shown[0]}, awd {shown[1]}"
-    )
+def _by_model(description: str, lstm: Any, **others: Any) -> Any:
+    """A field with a default for each kind of language model; those that are not named have the LSTM's."""
+    shown = [
+        (f"{name} " if name else "") + ({True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}")
+        for name, value in {"": lstm, **others}.items()
+    ]
+    return option(lambda given: others.get(given.get("model"), lstm), description, shown=", ".join(shown))
 
 
 def _as(name: str, description: str) -> Any:
@@ -275,41 +276,75 @@ class PlacesOfQ(BaseModel):
 class LanguageKind(BaseModel):
     """What decides about other defaults, and so is read before them."""
 
-    model: Literal["lstm", "awd"] = option("lstm", "A plain LSTM, or AWD-LSTM (Merity, Keskar & Socher 2017).")
+    model: Literal["lstm", "awd", "transformer"] = option(
+        "lstm", "A plain LSTM, AWD-LSTM (Merity, Keskar & Socher 2017) or a transformer decoder."
+    )
 
 
 class Language(Config, LanguageKind):
-    """Predict the next word with LSTM layers, with the noise on the input and on every layer's output."""
+    """Predict the next word, with the noise between LSTM layers or in the blocks of a transformer."""
 
     data: Text = option(
         "topics",
         "topics (Python's help texts), wikitext-2, a hub id, a folder or a file of text; for the Penn "
         "Treebank a folder.",
     )
-    embedding: Count = _by_model(200, 400, "Width of the embedding and of the last layer.")
-    units: Count = _by_model(200, 1150, "Width of the other layers.")
-    layers: Count = _by_model(2, 3, "Number of layers.")
+    embedding: Count = _by_model(
+        "Width of the embedding and of the last layer; of a transformer's residual stream.",
+        200,
+        awd=400,
+        transformer=128,
+    )
+    units: Count = _by_model(
+        "Width of the other layers; hidden units of a transformer's FFNs.", 200, awd=1150, transformer=512
+    )
+    layers: Count = _by_model("Number of layers.", 2, awd=3)
+    heads: Count = option(4, "Attention heads of a transformer's block.")
+    activation: Literal["relu", "gelu"] = option("relu", "Non-linearity of a transformer's FFNs.")
+    place: Literal["ffn", "residual"] = option(
+        "ffn",
+        "Place of a transformer's noise: the hidden activations of the FFNs, or what attention and FFN add to the "
+        "residual stream.",
+    )
     words: AtLeast3 | None = option(None, "Size of the vocabulary.", shown="all words of the training text")
-    bptt: AtLeast2 = _by_model(35, 70, "Words a window; of awd the mean.")
+    bptt: AtLeast2 = _by_model("Words a window; of awd the mean.", 35, awd=70, transformer=64)
     batch: Count = option(20, "Columns of text side by side, of each process.")
     epochs: Count = option(10, "Epochs of the schedule.")
-    lr: NonNegative = _by_model(2e-3, 30.0, "Learning rate at its highest: Adam's, down to 0; awd: NT-ASGD's.")
-    clip: NonNegative = option(0.25, "Largest norm of the gradient, 0 for none.")
-    weight_decay: NonNegative = _by_model(0.0, 1.2e-6, "Weight decay.")
-    locked: Flag = _by_model(False, True, "One mask for all times of a window.")
-    weight_drop: Probability = _by_model(0.0, 0.5, "Drop probability of recurrent weights.")
-    embedding_drop: Probability = _by_model(0.0, 0.1, "Drop probability of whole words.")
-    activation_penalty: NonNegative = _by_model(0.0, 2.0, "Factor on the squares of the last layer, after noise.")
-    temporal_penalty: NonNegative = _by_model(0.0, 1.0, "Factor on the squares of its changes in time.")
+    lr: NonNegative = _by_model("Learning rate at its highest: Adam's, down to 0; awd: NT-ASGD's.", 2e-3, awd=30.0)
+    clip: NonNegative = _by_model("Largest norm of the gradient, 0 for none.", 0.25, transformer=1.0)
+    weight_decay: NonNegative = _by_model("Weight decay.", 0.0, awd=1.2e-6)
+    locked: Flag = _by_model("One mask for all times of a window.", False, awd=True)
+    weight_drop: Probability = _by_model("Drop probability of recurrent weights.", 0.0, awd=0.5)
+    embedding_drop: Probability = _by_model("Drop probability of whole words.", 0.0, awd=0.1)
+    activation_penalty: NonNegative = _by_model("Factor on the squares of the last layer, after noise.", 0.0, awd=2.0)
+    temporal_penalty: NonNegative = _by_model("Factor on the squares of its changes in time.", 0.0, awd=1.0)
 
+    @model_validator(mode="after")
+    def _of_the_model(self) -> Self:
+        others = _TRANSFORMER_ONLY if self.model != "transformer" else _LSTM_ONLY
+        for name, default in others.items():
+            default = getattr(self, default, None) if isinstance(default, str) and default in "pq" else default
+            if (value := getattr(self, name, default)) != default:
+                raise Refused(name, f"left out, as the model is {self.model}", repr(value))
+        if self.model != "transformer":
+            if reason := _NOT_IN_LSTM.get(self.method):
+                raise Refused("method", f"another for {self.model}, as {reason}", repr(self.method))
+        elif self.method in _NOT_IN_LSTM and self.place == "residual":
+            raise Refused("place", f"ffn, as {self.method} acts on the hidden activations of an FFN", "'residual'")
+        elif self.method == "kwinners" and self.activation != "relu":
+            raise Refused("activation", f"relu, as kwinners {_AFTER_RELU['kwinners']}", repr(self.activation))
+        return self
+
+
+# Options that one kind of language model alone has a use for, each with the value that changes nothing.
+_TRANSFORMER_ONLY = {"heads": 4, "activation": "relu", "place": "ffn"}
+_LSTM_ONLY = {"weight_drop": 0.0, "embedding_drop": 0.0} | {
+    f"{name}_{place}": name for name in "pq" for place in ("input", "between", "output")
+}
+_NOT_IN_LSTM = {
+    "bridgeout": (fused := "the weights after the noise are inside LSTM layers, out of its reach"),
+    "shakeout": fused,
+    "kwinners": "the states of an LSTM have both signs, and the largest are not the most active",
+}
 
 TASKS: dict[str, type[Config]] = {"autoencoder": Autoencoder, "image": Image, "language": Language}
-_FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
-# What a task cannot have, and why.
-REFUSED = {
-    "language": {
-        "bridgeout": _FUSED,
-        "shakeout": _FUSED,
-        "kwinners": "the states of an LSTM have both signs, and the largest are not the most active",
-    }
-}

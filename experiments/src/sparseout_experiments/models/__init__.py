@@ -2,6 +2,7 @@
 
 from sparseout_experiments.models.autoencoder import Autoencoder
 from sparseout_experiments.models.language import LanguageModel
+from sparseout_experiments.models.transformer import Transformer
 from sparseout_experiments.models.wide_resnet import WideResNet
 
-__all__ = ["Autoencoder", "LanguageModel", "WideResNet"]
+__all__ = ["Autoencoder", "LanguageModel", "Transformer", "WideResNet"]

@@ -102,6 +102,10 @@ class LanguageModel(nn.Module):
         """The modules whose first output is a layer's hidden states, before the noise."""
         return {f"layer{number}": layer for number, layer in enumerate(self.layers, 1)}
 
+    def following(self) -> list[nn.Module]:
+        """No layer: the weights that read the hidden states are inside the LSTMs."""
+        return []
+
     def _embed(self, text: Tensor) -> Tensor:
         vectors: Tensor = self.embedding(text)
         if not self.training or self.embedding_drop == 0:

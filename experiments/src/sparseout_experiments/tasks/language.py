@@ -1,4 +1,4 @@
-"""Prediction of the next word by LSTM layers, with the noise on the embedding and on the output of every layer."""
+"""Prediction of the next word by LSTM layers or a transformer, with the noise between layers or in the blocks."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparseout.baselines import ActivityPenalty
 from sparseout_experiments import options
 from sparseout_experiments.data import text
-from sparseout_experiments.models import LanguageModel
+from sparseout_experiments.models import LanguageModel, Transformer
 from sparseout_experiments.tasks.base import (
     DistributedContext,
     Evaluation,
@@ -35,9 +35,14 @@ State = list[tuple[Tensor, Tensor]]
 
 
 class Predict(Task):
-    """Perplexity. A plain LSTM learns by Adam, its rate falling on a cosine; AWD-LSTM by NT-ASGD."""
+    """Perplexity. AWD-LSTM learns by NT-ASGD, the other models by Adam, its rate falling on a cosine.
+
+    The state of an LSTM is carried from window to window. A transformer reads every window for itself, in evaluation
+    too, so that its perplexity depends on `bptt`.
+    """
 
     metric = "perplexity"
+    model: LanguageModel | Transformer
 
     def __init__(self, config: options.Language, rng: Rng, context: DistributedContext) -> None:
         self._config, self._rng = config, rng
@@ -48,18 +53,8 @@ class Predict(Task):
         self.data = fingerprint(columns)
         columns["train"] = local_shard(columns["train"].t(), context).t()
         self.parts: dict[str, Tensor] = {name: part.contiguous().to(context.device) for name, part in columns.items()}
-        shared = (0,) if config.locked else ()
-        self.model = LanguageModel(
-            len(corpus.vocabulary),
-            config.embedding,
-            config.units,
-            config.layers,
-            lambda site: noise(config, shared_dims=shared, **_at(config, site)),
-            rng.init,
-            weight_drop=config.weight_drop,
-            embedding_drop=config.embedding_drop,
-        ).to(context.device)
-        penalty = attached(config, self.model, self.model.activations().values())
+        self.model = _model(config, len(corpus.vocabulary), rng.init).to(context.device)
+        penalty = attached(config, self.model, self.model.activations().values(), self.model.following())
         self.objective = _Loss(self.model, config.activation_penalty, config.temporal_penalty, penalty)
         self._varied = config.model == "awd"
         self._bptt = config.bptt
@@ -103,7 +98,7 @@ class Predict(Task):
 
     @torch.no_grad()
     def evaluate(self, part: str) -> Evaluation:
-        model = cast(LanguageModel, self.evaluated())
+        model = cast(LanguageModel | Transformer, self.evaluated())
         model.eval()
         words = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
@@ -151,7 +146,7 @@ class _Loss(nn.Module):
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | Transformer,
         activation_penalty: float,
         temporal_penalty: float,
         penalty: ActivityPenalty | None,
@@ -168,6 +163,32 @@ class _Loss(nn.Module):
         if self.temporal_penalty and len(raw) > 1:
             loss = loss + self.temporal_penalty * raw.float().diff(dim=0).square().mean()
         return penalised(loss, self.penalty), after
+
+
+def _model(config: options.Language, words: int, generator: torch.Generator) -> LanguageModel | Transformer:
+    shared = (0,) if config.locked else ()
+    if config.model == "transformer":
+        return Transformer(
+            words,
+            config.embedding,
+            config.units,
+            config.layers,
+            config.heads,
+            lambda: noise(config, shared_dims=shared, units=config.units),
+            generator,
+            activation=config.activation,
+            place=config.place,
+        )
+    return LanguageModel(
+        words,
+        config.embedding,
+        config.units,
+        config.layers,
+        lambda site: noise(config, shared_dims=shared, **_at(config, site)),
+        generator,
+        weight_drop=config.weight_drop,
+        embedding_drop=config.embedding_drop,
+    )
 
 
 def _at(config: options.Language, site: str) -> dict[str, float]:
