@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparseout_experiments.studies.control import describe, grid
+from sparseout_experiments.studies.control import grid, page
 from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TUNING_SEED, Run, Setting, Task, Value
 
 from sparseout import Sparseout
@@ -23,7 +23,7 @@ def tuned(task: Task, **low: float) -> dict[Setting, Value]:
 
 def test_the_protocol_has_the_tables_of_the_grid() -> None:
     text = PROTOCOL.read_text()
-    for line in [*describe.grid_table(), *describe.budget_table(), describe.seeds()]:
+    for line in page.protocol_tables().splitlines():
         assert line in text
     assert "about two hours" in text
     assert len([line for line in text.splitlines() if re.match(r"\| (small|gpu|full) \|", line)]) == 9

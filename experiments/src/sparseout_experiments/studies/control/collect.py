@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.studies.control import grid
-from sparseout_experiments.studies.control.grid import ALWAYS, GRIDS, Role, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.training import run_folder
@@ -124,6 +124,19 @@ def load_all(results: Path) -> list[Record]:
     """Every record in a folder, the largest budget first."""
     paths = [path_of(results, budget, task) for budget in reversed(grid.BUDGETS) for task in grid.TASKS]
     return [load(path) for path in paths if path.exists()]
+
+
+def options(record: Record) -> dict[str, Any]:
+    """The options of a task: those that its runs had, and the budget's where these are not known."""
+    return ALWAYS[record.task] | BUDGETS[record.budget][record.task] | record.config
+
+
+def samples(record: Record, part: str = "test") -> int | None:
+    """Over how many samples sparsity and dead units were measured; None: over all there are."""
+    from sparseout_experiments.tasks import image, language  # which import torch
+
+    measured = {"image": image.MEASURED[part], "language": language.MEASURED}
+    return measured.get(record.task, options(record).get(f"{part}_size"))
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from sparseout_experiments.studies.control.analysis import COLLAPSED, PChoice, collapsed, rows_of
-from sparseout_experiments.studies.control.collect import Record, Row
-from sparseout_experiments.studies.control.describe import samples
+from sparseout_experiments.studies.control.collect import Record, Row, samples
 from sparseout_experiments.studies.control.grid import GRIDS, Setting
 from sparseout_experiments.studies.engine.statistics import Interval, t_interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
@@ -68,7 +67,8 @@ def _dial(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
 def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     _against_q(axes, record, gradient, p, "dead")
     _references(axes, record, p, "dead")
-    axes.set(ylabel=f"% of units dead over {samples(record)}", ylim=(0, 102))
+    count = samples(record)
+    axes.set(ylabel=f"% of units dead over {count or 'all':{',' if count else ''}} test images", ylim=(0, 102))
 
 
 def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:

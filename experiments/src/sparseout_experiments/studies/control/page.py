@@ -1,133 +1,340 @@
-"""The page of results as Markdown: figures, verdicts, limits, tables; for whatever part of the study is there."""
+"""The page of results: the numbers that its template, results.md.j2, fills in."""
 
 import itertools
-import os
-from collections.abc import Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from sparseout_experiments.studies.control import brief, describe, figures, limits, words
-from sparseout_experiments.studies.control.analysis import LEAST_SEEDS
-from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.grid import GRIDS, TITLE
-from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.training import atomic_files
-
-_HEAD = (
+from sparseout_experiments.studies.control import analysis, figures
+from sparseout_experiments.studies.control.analysis import CONTRASTS, POST_HOC, Contrast, ContrastResult, PChoice
+from sparseout_experiments.studies.control.collect import Record, Row, options, samples
+from sparseout_experiments.studies.control.grid import (
+    ALWAYS,
+    BUDGETS,
+    GRIDS,
+    SEEDS,
     TITLE,
-    "",
-    "Does q control sparsity, and at what cost? [protocol.md](protocol.md) fixes what was run and what the verdicts "
-    "mean. `sparseout reproduce control` makes this page from the files in `results/`; no "
-    "number on it was typed.",
-    "",
+    TUNING_SEED,
+    Setting,
+    count,
+    settings,
 )
-_CAPTIONS = {
-    "dial": "**What q does.** Hoyer sparsity of the code against q (test data, evaluation mode, mean over seeds with "
-    "95% intervals). Grey: without noise, and with Dropout of the same p.",
-    "price": "**What it costs.** Reconstruction error against *measured* sparsity. Down is better, right is sparser; "
-    "along a line q rises from right to left.",
-    "dead": "**How many units are dead.** Units that fire for none of {samples}: they add to Hoyer over all units, not "
-    "to that over live ones. {by_samples}",
-    "overview": "Left: sparsity against q, at matched noise all q's at one p. Middle and right: the {metric} against q "
-    "and against *measured* sparsity, each setting at its own p. Bars are 95% intervals over seeds; runs of one seed "
-    "share weights and batches, so that the contrasts below, taken within seeds, can be sharper than the bars.",
-}
-_NEXT = {
-    "small": "`--budget gpu` trains larger networks on all of MNIST, CIFAR-10 and WikiText-2, and tests on all test "
-    "data. It can say whether the trends of error and perplexity are those of a network that needs regularisation, and "
-    "shrinks the part of the intervals that comes from small test sets. It does not train the paper's own networks.",
-    "gpu": "`--budget full` runs the paper's kinds of networks and schedules. It can say whether C2 and C3 hold where "
-    "they were claimed.",
-    "full": "This is the largest budget; what is undecided here needs more seeds.",
-}
-_LIMITS = {
-    "small": "This budget can decide C1 and C4, for these networks. It cannot settle C2 and C3: networks are trained "
-    "briefly on subsets, an under-fitted network does best with no noise or with the weaker one, and test sets are "
-    "small. Their verdicts hold for this budget alone.",
-    "gpu": "Networks and schedules are smaller than the paper's: the verdicts on C2 and C3 hold for this budget alone.",
-    "full": "Options other than p are the networks' usual ones and were not tuned for any q.",
-}
+from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine.statistics import Interval, direction, paired
+
+_NUMBER = re.compile(r"\d+(?:,\d\d\d)*(?:\.\d+)?")
+_KINDS = 3  # of warnings are shown, the most frequent
+_DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
+_TRENDS = {-1: "falls", 1: "rises", 0: "has no clear trend"}
 
 
 def write(records: Sequence[Record], page: Path) -> None:
     """Write the page and its figures, which lie in a folder `images` beside it."""
     runs = sum(len(record.rows) + len(record.failures) for record in records)
     pages.check(page, TITLE, runs)
-    images = page.parent / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    lines = list(_HEAD)
-    for budget, group in itertools.groupby(records, key=lambda record: record.budget):
-        lines += _section(budget, list(group), images, page)
-    pages.write(page, pages.wrapped("\n".join(lines)), runs)
+    sections = [
+        Section(budget, [Task(record) for record in some])
+        for budget, some in itertools.groupby(records, key=lambda record: record.budget)
+    ]
+    for task in (task for section in sections for task in section.tasks):
+        name = f"control-{task.record.budget}-{task.record.task}"
+        drawn = {f"{name}-{figure}": content for figure, content in figures.draw(task.record).items()}
+        written = pages.write_images(page, drawn)
+        task.images = {path.removeprefix(f"{name}-"): where for path, where in written.items()}
+    pages.write(page, text(sections), runs)
 
 
-def _section(budget: str, records: list[Record], images: Path, page: Path) -> list[str]:
-    lines = [f"## Budget `{budget}`", "", _what(records), ""]
-    lines += ["### Verdicts", "", *words.verdicts(records), "", _LIMITS[budget], "", *brief.notes(records), ""]
-    if said := brief.in_short(records):
-        lines += ["### In short", "", *(f"- {sentence}" for sentence in said), ""]
-    for record in records:
-        drawn = figures.draw(record)
-        if not drawn:
-            continue
-        title = describe.title(record.task, record.data)
-        lines += [f"### {title}", ""]
-        for name, content in drawn.items():
-            path = images / f"control-{budget}-{record.task}-{name}.png"
-            atomic_files.write(path, content)
-            caption = (
-                _CAPTIONS[name]
-                .format(
-                    metric=GRIDS[record.task].metric,
-                    samples=describe.samples(record),
-                    by_samples=brief.by_samples(record),
-                )
-                .rstrip()
-            )
-            if name == "overview" and brief.nothing_dead(record):
-                caption += " No unit is dead in any run, so live units are all units."
-            caption += " Drawn by `sparseout reproduce control --render`."
-            lines += [
-                f"![{title}. {brief.picture(record, name)}]({os.path.relpath(path, page.parent)})",
-                "",
-                caption,
-                "",
-            ]
-    lines += ["### Warnings and secondary contrasts", "", *words.secondary(records)]
-    lines += [f"- {sentence}" for sentence in words.cautions(records)]
-    lines += words.failures(records) or ["- No run failed."]
-    lines += ["", "### Limits", ""]
-    lines += [f"- {sentence}" for sentence in limits.limits(records)]
-    lines += ["", "### What the next larger budget would settle", "", _NEXT[budget], "", *words.undecided(records), ""]
-    lines += ["### Every contrast", "", _explained(), "", *words.contrast_table(records), ""]
-    for record in records:
-        lines += [f"### {describe.title(record.task, record.data)}: every setting", "", *words.table(record), ""]
-        if GRIDS[record.task].tuned:
-            lines += [*words.tuning(record), ""]
-    return lines
+def text(sections: Sequence["Section"]) -> str:
+    """The page as Markdown."""
+    from sparseout_experiments.tasks.image import REESTIMATED  # imports torch
 
-
-def _what(records: Sequence[Record]) -> str:
-    finished = sum(len(record.rows) for record in records)
-    planned = sum(record.planned for record in records)
-    failed = sum(len(record.failures) for record in records)
-    return (
-        f"{finished} of {planned} runs finished, {failed} failed; {words.hours(records):.1f} hours of running, one "
-        f"after the other. Made with {' and with '.join(_places(records))}."
+    return pages.rendered(
+        __package__,
+        "results.md.j2",
+        title_of_page=TITLE,
+        sections=sections,
+        analysis=analysis,
+        grids=GRIDS,
+        reestimated=REESTIMATED["test"],
     )
 
 
-def _places(records: Sequence[Record]) -> list[str]:
-    return pages.made_with(
-        (one, record.config.get("device") == "cpu") for record in records for one in record.environments
-    )
+def protocol_tables() -> str:
+    """The tables of docs/protocol.md, which a test compares with it."""
+    plan = {"grids": GRIDS, "budgets": BUDGETS, "always": ALWAYS, "count": count}
+    return pages.rendered(__package__, "protocol.md.j2", **plan, seeds=SEEDS, tuning_seed=TUNING_SEED)
 
 
-def _explained() -> str:
-    return (
-        "± is half of a 95% t interval over seeds; n is the number of seeds with a value at every q, of which a "
-        f"verdict takes {LEAST_SEEDS}. Slopes are per unit of q; the span is between the largest and the smallest "
-        "mean. Own p is what tuning chose for each q, common p what it chose for q = 2; where all q's chose the same, "
-        "the two are the same runs. Only the primary contrasts decide a claim; no level is corrected for their "
-        "number. *Post hoc* contrasts were added after data had been seen (see Changes in the protocol) and decide "
-        "nothing."
-    )
+class Group(NamedTuple):
+    """A setting at one value, with its rows."""
+
+    setting: Setting
+    value: str
+    rows: list[Row]
+
+    def mean(self, measure: str) -> Interval:
+        """A measure over seeds."""
+        return figures.mean(self.rows, measure)
+
+    @property
+    def most_empty(self) -> float:
+        """The largest share of samples without an active unit, over seeds."""
+        return max(row.undefined for row in self.rows)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the protocol calls it collapsed."""
+        return analysis.collapsed(self.rows)
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs after which the tested weights were taken."""
+        return sorted({row.best_epoch for row in self.rows if row.best_epoch is not None})
+
+
+class Task:
+    """One task at one budget."""
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.grid, self.images = record, GRIDS[record.task], dict[str, str]()
+        self.data = record.data or ALWAYS[record.task]["data"]
+        self.digits = _DIGITS[self.grid.metric]
+        self.options = options(record)
+
+    def samples(self, part: str = "test") -> int | None:
+        """Over how many samples sparsity and dead units are measured; None: over all."""
+        return samples(self.record, part)
+
+    def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> "Dial":
+        """The runs at all q's."""
+        return Dial(analysis.rows_of(self.record, scale, gradient, p))
+
+    @property
+    def plain(self) -> Group:
+        """The runs without noise."""
+        return Group(Setting("none"), "", figures.plain_rows(self.record, "none", "own"))
+
+    @property
+    def none_is_best(self) -> bool | None:
+        """Whether no q at matched noise does better on validation data."""
+        return analysis.none_is_best(self.record)
+
+    @property
+    def nothing_dead(self) -> bool:
+        """Whether live units are all units in every contrast."""
+        some = (one for one in CONTRASTS if one.task == self.record.task and one.measure != "metric")
+        return all(analysis.alive(self.record, one) for one in some)
+
+    @property
+    def emptiest(self) -> Row:
+        """The run with the largest share of samples without an active unit."""
+        return max(self.record.rows, key=lambda row: row.undefined)
+
+    @property
+    def undefined(self) -> list[float]:
+        """The shares of samples without a measure where they are many, by run."""
+        return [share for _, share in analysis.warned(self.record)]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Every setting, in the order of the table."""
+        found: dict[tuple[Setting, str], list[Row]] = {}
+        for row in self.record.rows:
+            if row.run.role != "tuning":
+                note = ", p of q = 2" if row.run.role == "common" else ""
+                found.setdefault((row.run.setting, _value(row) + note), []).append(row)
+        methods = ("none", "dropout", "sparseout")
+
+        def order(key: tuple[Setting, str]) -> tuple[int, str, str, str, float]:
+            setting, value = key
+            return methods.index(setting.method), setting.scale or "", setting.gradient or "", value, setting.q or 0.0
+
+        return [Group(*key, found[key]) for key in sorted(found, key=order)]
+
+    @property
+    def tuning(self) -> list[tuple[Setting, list[tuple[str, float]], float | None]]:
+        """The trials of each setting with their score, and the value that they chose."""
+        trials = [row for row in self.record.rows if row.run.role == "tuning" and row.run.value]
+        found = []
+        for setting in settings(self.record.task):
+            scores = [(_value(row), row.valid) for row in trials if row.run.setting == setting]
+            chosen = self.record.chosen.get(setting)
+            found += [(setting, scores, chosen.value if chosen else None)] if scores else []
+        return found
+
+    @property
+    def chosen(self) -> list[float]:
+        """The p that each setting chose."""
+        return [value.value for setting, value in self.record.chosen.items() if setting.method != "none"]
+
+    @property
+    def lowest(self) -> int:
+        """How many settings chose the smallest p that was tried."""
+        return self.chosen.count(min(self.grid.p))
+
+    @property
+    def warnings(self) -> list[tuple[int, str]]:
+        """The most frequent kinds of warnings: how many runs have one, and the first."""
+        kinds: dict[str, list[str]] = {}
+        for warning in (warning for row in self.record.rows for warning in row.warnings):
+            kinds.setdefault(_NUMBER.sub("", warning), []).append(warning)
+        return [(len(some), some[0]) for some in sorted(kinds.values(), key=len, reverse=True)[:_KINDS]]
+
+    @property
+    def failures(self) -> list[tuple[str, str, str, int]]:
+        """Setting, value and reason of failed runs, and how many there are."""
+        found = Counter((one.run.setting.name, _value(one), one.reason) for one in self.record.failures)
+        return [(*key, count) for key, count in found.items()]
+
+
+class Dial:
+    """Runs that differ in q and seed alone."""
+
+    def __init__(self, rows: Mapping[float, list[Row]]) -> None:
+        self.rows, self.q = rows, tuple(rows)
+        self.collapsed = tuple(q for q, some in rows.items() if analysis.collapsed(some))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are rows at every q, with a metric and a measure."""
+        return all(self.rows.values()) and all(math.isfinite(self.at(q, "hoyer").mean) for q in self.q)
+
+    @property
+    def every(self) -> Group:
+        """All rows."""
+        return Group(Setting("sparseout"), "", [row for some in self.rows.values() for row in some])
+
+    @property
+    def lost(self) -> list[Row]:
+        """The rows of collapsed settings."""
+        return [row for q in self.collapsed for row in self.rows[q]]
+
+    def at(self, q: float, measure: str) -> Interval:
+        """A measure at one q, over seeds."""
+        return figures.mean(self.rows[q], measure)
+
+    @property
+    def price(self) -> bool:
+        """Whether Hoyer and the metric both fall from the smallest q and from q = 2 to the largest."""
+        ends = ((self.q[-1], self.q[0]), (self.q[-1], 2.0))
+        return all(direction(self._between(name, *pair)) < 0 for name in ("hoyer", "metric") for pair in ends)
+
+    def change(self, measure: str) -> Interval:
+        """The difference between the largest and the smallest q, within seeds."""
+        return self._between(measure, self.q[-1], self.q[0])
+
+    def minus(self, other: "Dial", measure: str, q: float) -> Interval:
+        """The difference to another dial at one q, within seeds."""
+        return paired(_by_seed(self.rows[q], measure), _by_seed(other.rows[q], measure)).interval
+
+    def _between(self, measure: str, first: float, second: float) -> Interval:
+        return paired(_by_seed(self.rows[first], measure), _by_seed(self.rows[second], measure)).interval
+
+    def trend(self, measure: str) -> str:
+        """A word for `change`, by its interval."""
+        change = self.change(measure)
+        return "goes" if math.isnan(change.half) else _TRENDS[direction(change)]
+
+
+class Line(NamedTuple):
+    """The result of a contrast, over which units, and how many digits its numbers get."""
+
+    result: ContrastResult
+    units: str
+    digits: int
+
+
+class Section:
+    """Everything at one budget."""
+
+    def __init__(self, budget: str, tasks: Sequence[Task]) -> None:
+        self.budget, self.tasks = budget, tasks
+        self.by_name = {task.record.task: task for task in tasks}
+        self.identity = analysis.identity(task.record for task in tasks)
+
+    def count(self, name: str) -> int:
+        """How many runs are "planned", "missing", "rows" (finished) or "failures"."""
+        found = [getattr(task.record, name) for task in self.tasks]
+        return sum(one if isinstance(one, int) else len(one) for one in found)
+
+    @property
+    def hours(self) -> float:
+        """The time that the runs took, one after the other."""
+        return sum(row.seconds for task in self.tasks for row in task.record.rows) / 3600
+
+    @property
+    def made_with(self) -> list[str]:
+        """Versions and processors."""
+        return pages.made_with(
+            (one, task.record.config.get("device") == "cpu") for task in self.tasks for one in task.record.environments
+        )
+
+    def primary(self, claim: str) -> list[Line]:
+        """The contrasts that decide a claim: of C1 two, over all and over live units."""
+        return [self._line(one) for one in CONTRASTS if one.primary and one.claim == claim]
+
+    def verdict(self, claim: str) -> str:
+        """The word for a claim."""
+        return self.identity.verdict if claim == "C4" else analysis.both(line.result for line in self.primary(claim))
+
+    def post_hoc(self, kind: str) -> list[Line]:
+        """The contrasts beside C1 that were added when its data had been seen."""
+        return [self._line(one) for one in POST_HOC if one.post_hoc == kind]
+
+    def post_hoc_verdict(self, kind: str) -> str:
+        """The word that these share."""
+        return analysis.both(line.result for line in self.post_hoc(kind))
+
+    @property
+    def undecided(self) -> list[Line]:
+        """The primary contrasts that are undecided although there are numbers."""
+        some = [self._line(one) for one in CONTRASTS if one.primary]
+        return [one for one in some if one.result.verdict == "undecided" and not math.isnan(one.result.ends.half)]
+
+    def secondary(self, claim: str, task: str, measure: str) -> Line:
+        """The contrast at matched noise and the p of q = 2, which does not decide."""
+        wanted = (claim, task, measure, "matched", "detached", "common", False)
+        return next(self._line(one) for one in CONTRASTS if one[:7] == wanted)
+
+    @property
+    def lines(self) -> list[Line]:
+        """Every contrast. Where no unit is dead, that over live units is that over all, and is not repeated."""
+        count = sum(one.claim == "C1" and one.primary for one in CONTRASTS)
+        found = []
+        for contrast in [*CONTRASTS[:count], *POST_HOC, *CONTRASTS[count:]]:
+            line = self._line(contrast)
+            task = self.by_name.get(contrast.task)
+            if line.units and analysis.alive(task.record if task else None, contrast):
+                if line.units == "live units":
+                    continue
+                line = line._replace(units="all = live units")
+            found.append(line)
+        return found
+
+    @property
+    def counts(self) -> dict[tuple[str, str], Counter[str]]:
+        """The verdicts on secondary contrasts by claim and task."""
+        found: dict[tuple[str, str], Counter[str]] = {}
+        for result in (line.result for line in self.lines):
+            if not (result.contrast.primary or result.contrast.post_hoc) and result.slope.n:
+                found.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
+        return found
+
+    def _line(self, contrast: Contrast) -> Line:
+        task = self.by_name.get(contrast.task)
+        live = "live units" if contrast.measure.endswith("_live") else "all units"
+        units, digits = ("", _DIGITS[GRIDS[contrast.task].metric]) if contrast.measure == "metric" else (live, 4)
+        return Line(analysis.evaluate(contrast, task.record if task else None), units, digits)
+
+
+def _by_seed(rows: Sequence[Row], measure: str) -> dict[int, float]:
+    return {row.run.seed: getattr(row, measure) for row in rows}
+
+
+def _value(one: Any) -> str:
+    value = one.run.value
+    return "" if value is None else f"{value.option.replace('_', ' ')} = {value.value:g}"

@@ -20,15 +20,15 @@ _RUNS = "<!-- made from {} runs -->"
 def rendered(package: str, template: str, **values: Any) -> str:
     """A Markdown template that lies in a package, with `values` filled in.
 
-    Sentences stand in the template. It fills in numbers by the filters `fixed`, `percent`, `interval` and `listed`,
-    each of which gives a dash for what is undefined; `one_line` joins lines, and `cell` makes any text fit a table.
-    A name without a value is an error.
+    Sentences stand in the template, numbers come through its filters, which give a dash for what is undefined: `fixed`,
+    `percent`, `interval`, `short` (as with `:g`), `listed` and `range` of several numbers. `one_line` joins lines, and
+    `cell` makes any text fit a table. A name without a value is an error.
     """
     environment = Environment(
         loader=PackageLoader(package, ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "listed": listed}
-    environment.filters |= {"one_line": lambda text: " ".join(text.split()), "cell": _cell}
+    environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "short": "{:g}".format}
+    environment.filters |= {"listed": listed, "range": spread, "one_line": _one_line, "cell": _cell}
     return wrapped(environment.get_template(template).render(values))
 
 
@@ -56,8 +56,21 @@ def listed(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
+def spread(values: Iterable[float], digits: int | None = None, times: float = 1) -> str:
+    """The least and the largest of numbers, each times a factor."""
+    ends = sorted(times * value for value in values)
+    shown = (
+        [f"{value:g}" if digits is None else fixed(value, digits) for value in (ends[0], ends[-1])] if ends else ["-"]
+    )
+    return " to ".join(dict.fromkeys(shown))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return _one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def wrapped(text: str) -> str:
