@@ -18,9 +18,11 @@ LAYERS = {
     "sparseout": sparseout.Sparseout,
     "gaussian": baselines.GaussianDropout,
     "kwinners": baselines.KWinners,
+    "relu2": baselines.ReLUSquared,
+    "statistical_topk": baselines.StatisticalTopK,
 }
 WEIGHTS = ("bridgeout", "shakeout")
-NAMES = "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty, kwinners"
+NAMES = "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty, kwinners, l1_warmup, relu2, statistical_topk"
 
 
 def test_every_name_makes_a_layer_or_says_how_it_is_attached():
@@ -32,7 +34,7 @@ def test_every_name_makes_a_layer_or_says_how_it_is_attached():
             assert made(torch.rand(3, 20)).shape == (3, 20)
         else:
             assert isinstance(made, Attachment)
-            assert made.acts_on == ("loss" if name == "penalty" else "weights")
+            assert made.acts_on == ("loss" if name in ("penalty", "l1_warmup") else "weights")
             assert str(made).startswith(f"{name} (")
             assert f"acts on the {made.acts_on}" in str(made)
 
@@ -43,6 +45,7 @@ def test_every_name_makes_a_layer_or_says_how_it_is_attached():
         ("dropout", {"p": 0.25, "inplace": True}),
         ("sparseout", {"p": 0.25, "q": 3.0, "gradient": "exact", "scale": "matched", "shared_dims": (0,)}),
         ("gaussian", {"p": 0.25, "shared_dims": (0,)}),
+        ("statistical_topk", {"k": 3}),
         ("kwinners", {"k": 3, "k_eval": 0.5, "boost": 2.0, "momentum": 0.5}),
     ],
 )
@@ -64,6 +67,11 @@ def test_what_is_attached_does_what_it_says():
     penalty = make("penalty", target=0.3).attach(model, modules=["2"])
     out = model(x)
     torch.testing.assert_close(penalty.loss(), 1e-3 * baselines.kl_penalty(out, 0.3))
+    penalty.detach()
+    penalty = make("l1_warmup", strength=2.0, warmup=2).attach(model, modules=["1"])
+    for part in (0.0, 0.5, 1.0, 1.0):
+        out = model[:2](x)
+        torch.testing.assert_close(penalty.loss(), part * 2 * baselines.lq_penalty(out))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,13 @@ def test_what_is_attached_does_what_it_says():
         ("shakeout", {"c": -0.1}, ValueError, "expected `c` to be a finite number >= 0, but got -0.1"),
         ("shakeout", {"p": "half"}, TypeError, "expected `p` to be a number >= 0 and < 1, but got 'half'"),
         ("gaussian", {"p": 1.0}, ValueError, "expected `p` to be a number >= 0 and < 1, but got 1.0"),
+        ("l1_warmup", {"warmup": 0.05}, TypeError, "expected `warmup` to be an int >= 0, but got a float"),
+        (
+            "statistical_topk",
+            {"p": 0.5},
+            TypeError,
+            "expected `parameters` to be among k, unit_dim for statistical_topk, but got 'p'",
+        ),
         ("penalty", {"q": 0}, ValueError, "expected `q` to be a finite number > 0, but got 0"),
         ("penalty", {"target": 0}, ValueError, "expected `target` to be a number > 0 and < 1, but got 0"),
     ],

@@ -17,7 +17,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "common": {
         "target_sparsity": 0.7, "q_min": 0.5, "q_max": 5.0,
         "p": 0.25, "q": 3.5, "gradient": "exact", "scale": 0.75, "seed": 7, "epochs": 3, "budget_minutes": 0.5,
-        "per_example": False, "c": 0.5, "strength": 0.125, "k": 7, "k_eval": 0.5, "boost": 0.0,
+        "per_example": False, "c": 0.5, "strength": 0.125, "warmup": 0.5, "k": 7, "k_eval": 0.5, "boost": 0.0,
         "data": 'a folder/of "dätä" \\ \U0001f600', "train_size": 100, "valid_size": 11, "test_size": 12,
         "split_seed": 2, "batch": 9, "lr": 1e-05, "weight_decay": 0.01, "clip": 1.5, "device": "cpu",
         "precision": "bf16", "compile": True, "checkpoint_minutes": 0.0, "track": "tensorboard",
@@ -50,15 +50,19 @@ USES: dict[str, set[str]] = {
     "gaussian": {"p", *(f"p_{site}" for site in SITES)},
     "penalty": {"q", "strength"},
     "kwinners": {"k", "k_eval", "boost"},
+    "l1_warmup": {"strength", "warmup"},
+    "relu2": set(),
+    "statistical_topk": {"k"},
 }  # fmt: skip
 OF_SOME = set.union(*USES.values())
-CANNOT = {("language", method) for method in ("bridgeout", "shakeout", "kwinners")}
+AFTER_RELU = ("bridgeout", "shakeout", "kwinners", "relu2", "statistical_topk")
+CANNOT = {("language", method) for method in AFTER_RELU}
 BOTH = [(task, method) for task in config.TASKS for method in USES if (task, method) not in CANNOT]
 
 
 def other(task: str, method: str = "sparseout") -> dict[str, Any]:
     given = {"method": method} | OTHER["common"] | OTHER[task]
-    if method in ("bridgeout", "shakeout", "kwinners"):
+    if method in AFTER_RELU:
         given.pop("place", None)
     return {name: value for name, value in given.items() if name not in OF_SOME - USES[method]}
 
@@ -113,7 +117,9 @@ def test_what_a_method_does_not_use_is_neither_written_nor_taken(task: str, meth
 
 
 SCALE = "paper (beta = 1), matched (the power of Dropout's noise) or a number > 0 (the unit of x)"
-METHODS = "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty or kwinners"
+METHODS = (
+    "none, dropout, sparseout, bridgeout, shakeout, gaussian, penalty, kwinners, l1_warmup, relu2 or statistical_topk"
+)
 FUSED = "the weights after the noise are inside LSTM layers, out of its reach"
 SIGNED = "the states of an LSTM have both signs, and the largest are not the most active"
 WINNERS = "a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"
@@ -219,6 +225,8 @@ def test_a_transformer_takes_every_method_where_its_place_allows(tmp_path: Path)
         config.resolve("language", transformer | {"method": "shakeout"})
     with pytest.raises(ValueError, match=r"^expected `activation` to be relu, as kwinners takes the largest of acti"):
         config.resolve("language", transformer | {"method": "kwinners", "place": "ffn"})
+    with pytest.raises(ValueError, match=r"^expected `activation` to be left out, as relu2 takes its place, but got 'g"):
+        config.resolve("language", transformer | {"method": "relu2", "place": "ffn"})
 
 
 @pytest.mark.parametrize(
@@ -374,7 +382,7 @@ def test_winners_are_a_fraction_or_a_number(name: str, value: Any) -> None:
     assert [repr(getattr(one, name)) for one in read] == ["25", "1", "0.25"]
 
 
-@pytest.mark.parametrize("method", ["bridgeout", "shakeout", "kwinners"])
+@pytest.mark.parametrize("method", AFTER_RELU)
 def test_what_needs_the_noise_before_a_convolution_has_it_there(method: str) -> None:
     assert config.resolve("image", {"method": method}).method == method
     with pytest.raises(ValueError, match=f"^expected `place` to be post-relu, as {method} .*, but got 'pre-norm'$"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import arguments, differences, options, outcome, run
+from small import STEPS, arguments, differences, options, outcome, run
 from sparseout_experiments import tasks
 from sparseout_experiments.commands import app
 from sparseout_experiments.commands.run import _name
@@ -24,9 +24,10 @@ from sparseout.baselines.shakeout import ShakeoutConv2d, ShakeoutLinear
 METHODS = tuple(baselines.METHODS)
 ON_WEIGHTS = {"bridgeout": (BridgeoutLinear, BridgeoutConv2d), "shakeout": (ShakeoutLinear, ShakeoutConv2d)}
 ELSEWHERE = [
-    *(("image", method) for method in ("bridgeout", "shakeout", "gaussian", "penalty", "kwinners")),
+    *(("image", method) for method in METHODS if method not in ("none", "dropout", "sparseout", "l1_warmup")),
     *((kind, method) for kind in ("language", "awd") for method in ("gaussian", "penalty")),
-    *(("transformer", method) for method in ("bridgeout", "shakeout", "gaussian", "penalty", "kwinners")),
+    *(("transformer", method) for method in ("bridgeout", "shakeout", "gaussian", "penalty", "kwinners", "statistical_topk")),
+    ("language", "l1_warmup"),
 ]
 
 
@@ -103,6 +104,29 @@ def test_options_arrive() -> None:
     assert (layer.k, layer.k_eval, layer.boost, len(layer.duty_cycle)) == (3, 0.5, 2, 16)
     noises = task_for("awd", method="gaussian", p_input=0.1, p=0.4).model.noises
     assert [(noise.p, noise.shared_dims) for noise in noises] == [(0.1, (0,)), (0.4, (0,)), (0.4, (0,))]
+
+
+def test_an_activation_takes_the_place_of_relu() -> None:
+    for method, function in (("relu2", baselines.relu_squared), ("statistical_topk", baselines.statistical_topk)):
+        model = task_for("autoencoder", method=method).model
+        x = torch.rand(5, 64)
+        assert torch.equal(model(x), model.decoder(function(model.encoder(x))))
+        ffn = task_for("transformer", method=method).model.blocks[0].ffn
+        assert type(ffn.activation) is nn.Identity
+        block = task_for("image", method=method).model.blocks[0]
+        assert torch.equal(block.noise(block.relu(x - 0.5)), function(x - 0.5))
+
+
+def test_the_strength_of_l1_rises_over_a_fraction_of_the_steps(tmp_path: Path) -> None:
+    weak, late, whole = (
+        run(tmp_path / name, "autoencoder", method="l1_warmup", strength=0.003, warmup=warmup)
+        for name, warmup in (("weak", 1.0), ("late", 0.4), ("whole", 0.0))
+    )
+    assert weak["mean"]["hoyer"] < late["mean"]["hoyer"] < whole["mean"]["hoyer"]
+    plain = run(tmp_path / "plain", "autoencoder", method="penalty", strength=0.003)
+    assert whole["train_loss"] == plain["train_loss"]
+    state = torch.load(tmp_path / "late" / run_folder.CHECKPOINT, weights_only=True)
+    assert state["penalty"] == {"steps": 3 * STEPS}
 
 
 def test_the_penalty_is_added_in_training_alone() -> None:

@@ -15,6 +15,7 @@ from sparseout_experiments.option_types import (
     Count,
     Depth,
     Flag,
+    Fraction,
     NonNegative,
     Positive,
     Probability,
@@ -36,6 +37,7 @@ class Method(BaseModel):
     """What makes activations sparser or denser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    is_activation: ClassVar[bool] = False  # takes the place of the ReLU before
     method: str
 
 
@@ -133,14 +135,49 @@ class KWinners(Method):
     """Only the k largest activations stay."""
 
     method: Literal["kwinners"]
-    k: Winners = option(0.1, "k-winners: how many units win, or what fraction.")
+    k: Winners = option(0.1, "k-winners and statistical top-k: how many units win, or what fraction.")
     k_eval: Winners | None = option(None, "k-winners: the same in evaluation.", shown="as k")
     boost: NonNegative = option(1.0, "k-winners: how much units are preferred that seldom won.")
 
 
+class L1Warmup(Method):
+    """An L1 penalty on activations whose strength rises from 0."""
+
+    method: Literal["l1_warmup"]
+    strength: NonNegative = option(1e-3, "Penalty: factor on the L_q^q of the activations.")
+    warmup: Fraction = option(0.05, "L1 with warm-up: the fraction of the epochs' steps in which the strength rises.")
+
+
+class ReLUSquared(Method):
+    """ReLU squared as activation."""
+
+    is_activation = True
+    method: Literal["relu2"]
+
+
+class StatisticalTopK(Method):
+    """Activations above a Gaussian quantile of their row, in place of ReLU."""
+
+    is_activation = True
+    method: Literal["statistical_topk"]
+    k: Winners = option(0.1, "k-winners and statistical top-k: how many units win, or what fraction.")
+
+
 METHODS: dict[str, type[Method]] = {
     kind.model_fields["method"].annotation.__args__[0]: kind  # type: ignore[union-attr]
-    for kind in (NoNoise, Dropout, Sparseout, Bridgeout, Shakeout, Gaussian, Penalty, KWinners)
+    for kind in (
+        NoNoise,
+        Dropout,
+        Sparseout,
+        Bridgeout,
+        Shakeout,
+        Gaussian,
+        Penalty,
+        KWinners,
+        L1Warmup,
+        ReLUSquared,
+        StatisticalTopK,
+    )
 }
 
 
@@ -236,6 +273,8 @@ _AFTER_RELU = {
     "bridgeout": "acts on the convolution after the noise",
     "shakeout": "acts on the convolution after the noise",
     "kwinners": "takes the largest of activations that are not negative",
+    "relu2": "is the activation, which comes after the norm",
+    "statistical_topk": "is the activation, which comes after the norm",
 }
 
 
@@ -331,6 +370,8 @@ class Language(Config, LanguageKind):
                 raise Refused("method", f"another for {self.model}, as {reason}", repr(self.method))
         elif self.method in _NOT_IN_LSTM and self.place == "residual":
             raise Refused("place", f"ffn, as {self.method} acts on the hidden activations of an FFN", "'residual'")
+        elif METHODS[self.method].is_activation and self.activation != "relu":
+            raise Refused("activation", f"left out, as {self.method} takes its place", repr(self.activation))
         elif self.method == "kwinners" and self.activation != "relu":
             raise Refused("activation", f"relu, as kwinners {_AFTER_RELU['kwinners']}", repr(self.activation))
         return self
@@ -345,6 +386,8 @@ _NOT_IN_LSTM = {
     "bridgeout": (fused := "the weights after the noise are inside LSTM layers, out of its reach"),
     "shakeout": fused,
     "kwinners": "the states of an LSTM have both signs, and the largest are not the most active",
+    "relu2": (own := "an LSTM has its own activations"),
+    "statistical_topk": own,
 }
 
 TASKS: dict[str, type[Config]] = {"autoencoder": Autoencoder, "image": Image, "language": Language}

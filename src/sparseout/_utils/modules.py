@@ -115,6 +115,11 @@ def is_noise(module: nn.Module) -> bool:
     return isinstance(module, DROPOUT_BASE) or getattr(module, "_is_noise", False)
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether it is an activation module: of torch, or of this library, which says so itself."""
+    return isinstance(module, ACTIVATIONS) or getattr(module, "_is_activation", False)
+
+
 def _wrapped(module: nn.Module) -> nn.Module | None:
     children = module._modules
     inner = next((children[name] for name in _WRAPPED if name in children), None)
@@ -147,9 +152,7 @@ def _matches(candidates: Mapping[str, nn.Module], item: Any, wanted: str, noun: 
 
 def _default(module: nn.Module) -> bool:
     leaf = next(module.children(), None) is None
-    return (
-        isinstance(module, ACTIVATIONS) or is_noise(module) or (leaf and type(module).__name__.endswith("Activation"))
-    )
+    return is_activation(module) or is_noise(module) or (leaf and type(module).__name__.endswith("Activation"))
 
 
 def _such_as(names: Collection[str], near: str = "") -> str:

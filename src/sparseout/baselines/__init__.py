@@ -1,5 +1,6 @@
 """The alternatives to Sparseout, each with its equation and its source, behind one interface."""
 
+from sparseout.baselines.activations import ReLUSquared, StatisticalTopK, relu_squared, statistical_topk
 from sparseout.baselines.bridgeout import bridgeout_
 from sparseout.baselines.gaussian import GaussianDropout, gaussian_dropout
 from sparseout.baselines.kwinners import KWinners
@@ -14,11 +15,15 @@ __all__ = [
     "Attachment",
     "GaussianDropout",
     "KWinners",
+    "ReLUSquared",
+    "StatisticalTopK",
     "bridgeout_",
     "gaussian_dropout",
     "kl_penalty",
     "lq_penalty",
     "make",
+    "relu_squared",
     "revert_",
     "shakeout_",
+    "statistical_topk",
 ]

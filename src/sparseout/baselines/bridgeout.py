@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout._utils.validation import check_bool, check_positive, check_probability
-from sparseout.baselines.nested import with_parts
+from sparseout.baselines.rows import with_parts
 from sparseout.baselines.weights import Layer, change_
 from sparseout.functional import sparseout
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from sparseout._utils.torch_internals import is_sharded
 from sparseout._utils.validation import check_probability, expected
-from sparseout.baselines.nested import with_parts
+from sparseout.baselines.rows import with_parts
 from sparseout.functional import check_dims, normalise_dims
 from sparseout.kernels.mask import variance
 

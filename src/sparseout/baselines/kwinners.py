@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from numbers import Integral
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -17,7 +16,6 @@ from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.torch_internals import (
     checkpoint_number,
     in_backward,
-    is_sharded,
     is_transformed,
     may_be_recomputed,
     outside_transforms,
@@ -25,9 +23,7 @@ from sparseout._utils.torch_internals import (
     without_transforms,
 )
 from sparseout._utils.validation import check_int, check_number, check_positive, expected
-from sparseout.baselines.nested import with_parts
-
-_COUNT = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
+from sparseout.baselines.rows import check_count, map_rows
 
 
 class KWinners(nn.Module):
@@ -97,8 +93,8 @@ class KWinners(nn.Module):
         unit_dim: UnitDim = None,
     ) -> None:
         super().__init__()
-        self.k = _count("k", k)
-        self.k_eval = None if k_eval is None else _count("k_eval", k_eval)
+        self.k = check_count("k", k)
+        self.k_eval = None if k_eval is None else check_count("k_eval", k_eval)
         self.boost = check_positive("boost", boost, zero=True)
         self.momentum = check_number("momentum", momentum, "a number > 0 and <= 1", lambda momentum: 0 < momentum <= 1)
         if units is not None:
@@ -111,23 +107,20 @@ class KWinners(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 0:
             raise ValueError(expected("x", "of at least one dim and one unit", "shape ()"))
-        if is_sharded(x):
-            return self._sharded(x)
-        if x.is_nested:
-            return self._nested(x)
-        return torch.where(self._winners([x], self._unit_dim(x))[0], x, 0.0)
+        return map_rows(x, self._unit_dim(x), self._keep)
+
+    def _keep(self, parts: list[Tensor], dim: int) -> list[Tensor]:
+        return [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
 
     def _unit_dim(self, x: Tensor) -> int:
-        units = len(self.duty_cycle)
-        if self._tracker.given is None and x.dim() in (4, 5) and x.shape[-1] == units != x.shape[1]:
+        units, plain = len(self.duty_cycle), self._tracker.given is None and not x.is_nested
+        if plain and x.dim() in (4, 5) and x.shape[-1] == units != x.shape[1]:
             return x.dim() - 1
         return self._tracker.dim("", self, x)
 
     def _winners(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
         """The mask of the winners in tensors with units along `dim`: what precedes it are rows, the rest competes."""
         units = parts[0].shape[dim]
-        if units == 0:
-            raise ValueError(expected("x", "of at least one dim and one unit", f"shape {tuple(parts[0].shape)}"))
         if self.duty_cycle.numel() == 0:
             self.duty_cycle.resize_(units).zero_()
         if len(self.duty_cycle) != units:
@@ -165,27 +158,6 @@ class KWinners(nn.Module):
             move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
             self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
 
-    def _nested(self, x: Tensor) -> Tensor:
-        """A nested tensor: its rows are rows, however many each example has."""
-        parts, dim = x.unbind(), self._tracker.dim("", self, x) - 1
-        if dim < 0:
-            raise ValueError(
-                expected("unit_dim", "a dim within the examples of a nested tensor", "that of the examples")
-            )
-        kept = [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
-        return with_parts(x, kept)
-
-    def _sharded(self, x: Any) -> Tensor:
-        """A DTensor: each process chooses for the rows that it holds, of which it needs all units."""
-        from torch.distributed.tensor import DTensor, Replicate
-
-        dim = self._tracker.dim("", self, x)
-        placements = [p if p.is_shard() and p.dim < dim else Replicate() for p in x.placements]
-        whole = x.redistribute(placements=placements)
-        y = self(whole.to_local())
-        y = DTensor.from_local(y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=whole.stride())
-        return y.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.duty_cycle
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -210,12 +182,6 @@ class KWinners(nn.Module):
     def extra_repr(self) -> str:
         more = f", k_eval={self.k_eval}" if self.k_eval is not None else ""
         return f"k={self.k}{more}, boost={self.boost}, momentum={self.momentum}"
-
-
-def _count(name: str, value: Any) -> float:
-    """The number as it was given: an int, or a float below 1."""
-    check_number(name, value, _COUNT, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _of(k: float, competing: int, name: str) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 from sparseout._utils.activations import UnitDim
 from sparseout._utils.validation import expected, type_name
 from sparseout.baselines import bridgeout, penalty, shakeout
+from sparseout.baselines.activations import ReLUSquared, StatisticalTopK
 from sparseout.baselines.gaussian import GaussianDropout
 from sparseout.baselines.kwinners import KWinners
 from sparseout.layers import Sparseout
@@ -56,7 +57,12 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
     | kwinners | k, k_eval, boost, momentum, units, unit_dim | activations | `KWinners` |
     | bridgeout | p, q, per_example | weights | `Attachment` |
     | shakeout | p, c | weights | `Attachment` |
-    | penalty | strength, q, eps, target, unit_dim | loss | `Attachment` |
+    | penalty | strength, q, eps, target, unit_dim, warmup | loss | `Attachment` |
+    | l1_warmup | strength, warmup, eps, unit_dim | loss | `Attachment` |
+    | relu2 | | activations | `ReLUSquared` |
+    | statistical_topk | k, unit_dim | activations | `StatisticalTopK` |
+
+    The last two are activation functions themselves: `statistical_topk` takes the place of ReLU, too, and `relu2` can.
 
     Args:
         name: of the method.
@@ -102,8 +108,17 @@ def _penalty(
     eps: float | None = None,
     target: float | None = None,
     unit_dim: UnitDim = None,
+    warmup: int = 0,
 ) -> Attachment:
-    return Attachment("penalty", "loss", penalty.ActivityPenalty, penalty.check(strength, q, eps, target, unit_dim))
+    checked = penalty.check(strength, q, eps, target, unit_dim, warmup)
+    return Attachment("penalty", "loss", penalty.ActivityPenalty, checked)
+
+
+def _l1_warmup(
+    strength: Any = 1e-3, warmup: int = 1000, eps: float | None = None, unit_dim: UnitDim = None
+) -> Attachment:
+    checked = penalty.check(strength, 1.0, eps, None, unit_dim, warmup)
+    return Attachment("l1_warmup", "loss", penalty.ActivityPenalty, checked)
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -115,4 +130,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gaussian": GaussianDropout,
     "penalty": _penalty,
     "kwinners": KWinners,
+    "l1_warmup": _l1_warmup,
+    "relu2": ReLUSquared,
+    "statistical_topk": StatisticalTopK,
 }

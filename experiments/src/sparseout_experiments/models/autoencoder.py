@@ -5,15 +5,17 @@ from torch import Tensor, nn
 
 
 class Autoencoder(nn.Module):
-    """Linear, ReLU, `noise`, linear. Weights by He et al. (2015) from `generator`, biases 0.
+    """Linear, `activation` (ReLU), `noise`, linear. Weights by He et al. (2015) from `generator`, biases 0.
 
     With `nn.Linear`'s own initialisation many units start out dead, and how many differs from seed to seed.
     """
 
-    def __init__(self, pixels: int, units: int, noise: nn.Module, generator: torch.Generator) -> None:
+    def __init__(
+        self, pixels: int, units: int, noise: nn.Module, generator: torch.Generator, activation: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = _linear(pixels, units, generator, gain=2**0.5)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU() if activation is None else activation
         self.noise = noise
         self.decoder = _linear(units, pixels, generator)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparseout._utils.validation import expected
 from sparseout_experiments.models.language import Features, State
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "none": nn.Identity}
 
 
 class Transformer(nn.Module):
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         heads: attention heads of a block; each has an even width.
         noise: makes one layer of noise.
         generator: the source of the initial weights.
-        activation: non-linearity of the FFN.
+        activation: non-linearity of the FFN; "none" where `noise` is one itself.
         place: "ffn" puts the noise on the hidden activations of every FFN; "residual" on the embedding and on what
             attention and FFN add to the residual stream, as in Vaswani et al. (2017), section 5.4.
 
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
         noise: Callable[[], nn.Module],
         generator: torch.Generator,
         *,
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Literal["relu", "gelu", "none"] = "relu",
         place: Literal["ffn", "residual"] = "ffn",
     ) -> None:
         super().__init__()

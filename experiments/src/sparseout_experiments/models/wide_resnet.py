@@ -39,6 +39,7 @@ class WideResNet(nn.Module):
         norm: `batch`, `group` (of 16 channels) or `none`.
         place: of the noise. `post-relu`: after the ReLU that follows the second norm, as in the source. `pre-norm`:
             between the first convolution and that norm, as in the code of Khan & Stavness (2019).
+        activation: makes the activation between the second norm and the noise of each block.
 
     Shape:
         - Input: (batch, channels, height, width).
@@ -56,6 +57,7 @@ class WideResNet(nn.Module):
         channels: int = 3,
         norm: str = "batch",
         place: str = "post-relu",
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
@@ -71,7 +73,7 @@ class WideResNet(nn.Module):
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for number in range((depth - 4) // 6):
                 stride = 2 if group > 0 and number == 0 else 1
-                blocks.append(Block(inputs, outputs, stride, noise(outputs), norm, place))
+                blocks.append(Block(inputs, outputs, stride, noise(outputs), norm, place, activation()))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.norm = NORMS[norm](inputs)
@@ -112,13 +114,15 @@ class Block(nn.Module):
     With the place `pre-norm` the noise comes right after the first convolution.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, noise: nn.Module, norm: str, place: str) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, noise: nn.Module, norm: str, place: str, activation: nn.Module
+    ) -> None:
         super().__init__()
         bare = norm == "none"
         self.norm1 = NORMS[norm](inputs)
         self.conv1 = _convolution(inputs, outputs, stride, bias=bare)
         self.norm2 = NORMS[norm](outputs)
-        self.relu = nn.ReLU()
+        self.relu = activation
         self.noise = noise
         self.conv2 = _convolution(outputs, outputs, bias=bare)
         same = inputs == outputs and stride == 1

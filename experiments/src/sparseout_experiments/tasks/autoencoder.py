@@ -21,7 +21,7 @@ from sparseout_experiments.tasks.base import (
     penalised,
     shuffled,
 )
-from sparseout_experiments.training.noise import attached, noise
+from sparseout_experiments.training.noise import activation, attached, noise
 from sparseout_experiments.training.rng import Rng
 
 
@@ -48,7 +48,8 @@ class Reconstruct(Task):
         }
         self.data = fingerprint(self.parts)
         pixels = self.parts["train"].shape[1]
-        model = Autoencoder(pixels, config.units, noise(config, units=config.units), rng.init).to(context.device)
+        layer = noise(config, units=config.units)
+        model = Autoencoder(pixels, config.units, layer, rng.init, activation(config)).to(context.device)
         self.model, self._activations = model, model.activations()
         penalty = attached(config, model, self._activations.values(), [model.decoder])
         self.objective = _Error(self.model, penalty)

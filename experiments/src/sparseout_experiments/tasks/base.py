@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, part: str) -> Evaluation:
         """Measure the model in evaluation mode on "valid" or "test"."""
+
+    @property
+    def penalty(self) -> ActivityPenalty | None:
+        """The penalty on activations, where the method is one."""
+        return cast(ActivityPenalty | None, self.objective.penalty)
 
     def rate(self, progress: float) -> float:
         """The factor on the learning rate once this fraction of training is done."""

@@ -22,7 +22,7 @@ from sparseout_experiments.tasks.base import (
     penalised,
     shuffled,
 )
-from sparseout_experiments.training.noise import attached, noise
+from sparseout_experiments.training.noise import activation, attached, noise
 from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.schedules import SCHEDULES
 
@@ -77,6 +77,7 @@ class Classify(Task):
             channels=channels,
             norm=config.norm,
             place=config.place,
+            activation=lambda: activation(config),
         )
         self.model = model.to(context.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()

@@ -176,7 +176,7 @@ def _model(config: options.Language, words: int, generator: torch.Generator) -> 
             config.heads,
             lambda: noise(config, shared_dims=shared, units=config.units),
             generator,
-            activation=config.activation,
+            activation="none" if options.METHODS[config.method].is_activation else config.activation,
             place=config.place,
         )
     return LanguageModel(

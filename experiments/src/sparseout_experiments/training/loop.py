@@ -143,7 +143,9 @@ class _Run:
         self.train_loss = float("nan")  # mean of the last epoch
         self.seconds = 0.0  # of training, up to the last look at the clock
         self.shuffle_state = self.rng.shuffle.get_state()  # as the epoch began
-        self.task.plan()  # says now, and not in the first epoch, if there is none
+        steps = len(self.task.plan())  # says now, and not in the first epoch, if there is no plan
+        if self.task.penalty is not None:
+            self.task.penalty.warmup = round(getattr(config, "warmup", 0) * config.epochs * steps)
         self.rng.shuffle.set_state(self.shuffle_state)
         for note in self.task.notes:
             self._tell(0.0, math.nan, note)
@@ -311,6 +313,7 @@ class _Run:
             state = {key: getattr(self, name) for key, name in _KEPT.items()}
             state["losses"] = torch.tensor(self.losses, dtype=torch.float32)
             state["guard"] = self.loss_check.state()
+            state["penalty"] = None if self.task.penalty is None else self.task.penalty.state_dict()
             state["model"] = self.task.model.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
@@ -347,6 +350,8 @@ class _Run:
             setattr(self, name, state[key])
         self.losses = state["losses"].tolist()
         self.loss_check = health.LossCheck(**state["guard"])
+        if self.task.penalty is not None and state.get("penalty") is not None:  # older checkpoints have none
+            self.task.penalty.load_state_dict(state["penalty"])
         self.task.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from sparseout.baselines import ActivityPenalty, Attachment, make
-from sparseout_experiments.options import Config
+from sparseout_experiments.options import METHODS, Config
 
 
 def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:
@@ -23,6 +23,11 @@ def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float)
         given["shared_dims"] = shared_dims
     made = make(name, **given)
     return nn.Identity() if isinstance(made, Attachment) else made
+
+
+def activation(config: Config) -> nn.Module:
+    """The activation before the noise: ReLU, or nothing where the method is an activation itself."""
+    return nn.Identity() if METHODS[config.method].is_activation else nn.ReLU()
 
 
 def attached(
@@ -55,4 +60,5 @@ def attach(
 
 def _arguments(config: Config) -> dict[str, Any]:
     given = config.arguments()
+    given.pop("warmup", None)  # a fraction of training, whose steps only the loop knows
     return given | {"scale": None} if given.get("scale") == "paper" else given
