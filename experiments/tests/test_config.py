@@ -225,7 +225,9 @@ def test_a_transformer_takes_every_method_where_its_place_allows(tmp_path: Path)
         config.resolve("language", transformer | {"method": "shakeout"})
     with pytest.raises(ValueError, match=r"^expected `activation` to be relu, as kwinners takes the largest of acti"):
         config.resolve("language", transformer | {"method": "kwinners", "place": "ffn"})
-    with pytest.raises(ValueError, match=r"^expected `activation` to be left out, as relu2 takes its place, but got 'g"):
+    with pytest.raises(
+        ValueError, match=r"^expected `activation` to be left out, as relu2 takes its place, but got 'g"
+    ):
         config.resolve("language", transformer | {"method": "relu2", "place": "ffn"})
 
 

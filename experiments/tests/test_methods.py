@@ -26,7 +26,10 @@ ON_WEIGHTS = {"bridgeout": (BridgeoutLinear, BridgeoutConv2d), "shakeout": (Shak
 ELSEWHERE = [
     *(("image", method) for method in METHODS if method not in ("none", "dropout", "sparseout", "l1_warmup")),
     *((kind, method) for kind in ("language", "awd") for method in ("gaussian", "penalty")),
-    *(("transformer", method) for method in ("bridgeout", "shakeout", "gaussian", "penalty", "kwinners", "statistical_topk")),
+    *(
+        ("transformer", method)
+        for method in ("bridgeout", "shakeout", "gaussian", "penalty", "kwinners", "statistical_topk")
+    ),
     ("language", "l1_warmup"),
 ]
 
