@@ -138,8 +138,8 @@ class _Facts:
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
-            if type(parameter) is not nn.Parameter:
-                return f"a parameter of {name} is a {type(parameter).__name__}"
+            if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+                return f"a parameter of {name} is a {type(parameter).__name__} of {parameter.dtype}"
             if parameter.is_meta:
                 return f"{name} is on the meta device"
             if len(self.owners[id(parameter)]) > 1:

@@ -14,7 +14,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *_CONVS, *_TRANSPOSED)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_POOLS = ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "LPPool", "Upsample", "UpsamplingNearest")
+_POOLS = ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "Upsample", "UpsamplingNearest")
 _ACROSS_UNITS = (nn.GLU, nn.PReLU)
 # Functions of one tensor, element by element; of two; and of each channel of a map.
 _POINTWISE = re.compile(

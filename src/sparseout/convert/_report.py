@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from dataclasses import dataclass, field
 
-ROOT = "(the model itself)"  # how the empty dotted name is shown
+from sparseout._utils.outcome_table import aligned, outcome_rows
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,10 @@ class ConversionReport:
 
     def __str__(self) -> str:
         rows = [
-            *_rows("changed", {name: " -> ".join(pair) for name, pair in self.changed.items()}),
-            *_rows("skipped", self.skipped),
-            *_rows("unreached", self.unreached),
+            *outcome_rows("changed", {name: " -> ".join(pair) for name, pair in self.changed.items()}),
+            *outcome_rows("skipped", self.skipped),
+            *outcome_rows("unreached", self.unreached),
         ]
         if not self.changed:
             rows.append(("changed", "nothing", "no layer to change" if not self.skipped else "all layers were skipped"))
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
-
-
-def _rows(outcome: str, entries: dict[str, str]) -> list[tuple[str, str, str]]:
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, text in entries.items():
-        groups[re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", name), text].append(name)
-    return [
-        (outcome, (names[0] or ROOT) if len(names) == 1 else f"{pattern} ({len(names)}x)", text)
-        for (pattern, text), names in groups.items()
-    ]
+        return aligned(rows)

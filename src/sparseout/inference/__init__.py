@@ -1,3 +1,5 @@
 """What sparsity buys: units that never fire removed, and the cost of inference counted."""
 
-__all__: list[str] = []
+from sparseout.inference._compact import CompactedChain, CompactionPlan, compact
+
+__all__ = ["CompactedChain", "CompactionPlan", "compact"]
