@@ -25,7 +25,7 @@ from sparseout.inference._compact_ranges import Seen, proven, watched
 
 @dataclass(frozen=True)
 class CompactedChain:
-    """Hidden units of one chain of layers, and which of them go.
+    """Chain of layers in a `CompactionPlan`: its hidden units, and which of them go.
 
     Args:
         producers: the layers that make the units; several if their outputs are multiplied, as in a gated network.
@@ -63,16 +63,14 @@ class CompactedChain:
 
 
 class CompactionPlan:
-    """What :func:`compact` would remove, why, and what it could not reach. Printed, it is a table.
+    """Plan of what `compact` would remove, why, and what it could not reach. Printed, it is a table.
 
-    Args:
-        chains: the chains of layers that were found, with what goes of each.
-        unreached: name of a layer -> why its outputs are no hidden units that can go.
-        parameters: how many the model has.
-        parameters_after: how many it would have.
-        difference: the largest difference of the outputs, with and without the units, on the rows given.
-        largest_output: the largest output, for comparison.
-        new_biases: names of the parameters that would be there and are not now.
+    - `chains`: a `CompactedChain` for each chain of layers that was found, with what goes of it.
+    - `unreached`: name of a layer -> why its outputs are no hidden units that can go.
+    - `parameters`, `parameters_after`: how many the model has, and how many it would have.
+    - `difference`: the largest difference of the outputs with and without the units on the rows given;
+      `largest_output` is there for comparison.
+    - `new_biases`: names of the parameters that would be there and are not now.
     """
 
     def __init__(
@@ -118,7 +116,7 @@ class CompactionPlan:
         Modules and parameters stay the objects that they are, with smaller tensors; gradients are dropped, and sizes
         such as ``in_features`` follow. The configuration of a model, such as ``config.intermediate_size`` of
         `transformers`, does not: layers may differ in width now, so keep the model, not only its ``state_dict``. The
-        state of an optimizer is not carried over: make a new one, or cut its tensors by :attr:`parameter_masks`.
+        state of an optimizer is not carried over: make a new one, or cut its tensors by `parameter_masks`.
 
         Raises:
             RuntimeError: if the plan was applied before, or its layers have changed since it was made. Nothing is
@@ -195,7 +193,7 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
     called twice, are left, and the plan says so. Lastly the model is run with and without the units, and what changes
     its outputs beyond rounding is left too.
 
-    Nothing is changed but by :meth:`CompactionPlan.apply_`. The model runs in evaluation mode; modes, buffers, hooks
+    Nothing is changed but by `CompactionPlan.apply_()`. The model runs in evaluation mode; modes, buffers, hooks
     and random generators are afterwards as before.
 
     Args:
