@@ -15,7 +15,7 @@ import torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from sparseout import Sparseout, SparsityController, SparsityMonitor, measures
+from sparseout import Sparseout, SparsityController, SparsityMonitor, measures, row_mask
 from sparseout._utils.distributed import all_reduce_sums, data_parallel_group
 from sparseout.integrations._common import TrainingSession
 
@@ -54,7 +54,14 @@ assert "with this process in it" in error(lambda: monitor.report(group=other))
 same = nn.ReLU()
 with SparsityMonitor(same, measures=("hoyer", "gini")[: 1 + rank]) as monitor:
     same(torch.randn(3, 4))
-assert "the same on all processes, but got (('hoyer',), 1) on process 0" in error(monitor.report)
+assert "the same on all processes, but got (('hoyer',), 1, 0.0, False) on process 0" in error(monitor.report)
+
+# A mask of its own on each process: of process 1 one that fits nothing, which both say.
+with SparsityMonitor(same) as monitor, row_mask(torch.tensor([1, 0, 0, 1])[: 3 + rank]):
+    same(torch.randn(3, 4))
+report = monitor.report()
+assert (report[0]["rows"], report.unmasked) == (1 + 3, [""])
+assert monitor.report(sync=False).unmasked == [""][:rank]
 
 # Wrappers know their group.
 wrapped = nn.Sequential(nn.parallel.DistributedDataParallel(stage, process_group=alone), nn.ReLU())

@@ -11,9 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
+from torch.utils.data import DataLoader
 from tracked import hooks, on_two_processes, plain, run, scalars
 
-from sparseout import Sparseout, measures
+from sparseout import Sparseout, measures, row_mask
+from sparseout._utils.row_mask import any_mask, kept_rows
+from sparseout.integrations._common import BatchMasks
 from sparseout.integrations.lightning import SparsityCallback
 
 SEEN = {"hoyer", "gini", "density", "hoyer_live", "dead"}
@@ -280,3 +283,49 @@ def test_two_processes_move_q_alike_and_one_logs(tmp_path):
 def test_errors_come_where_the_callback_is_made(options, error, says):
     with pytest.raises(error, match=f"^expected {says}"):
         SparsityCallback(**options)
+
+
+class Padded(Autoencoder):
+    """Of batches of vectors beside which a mask stands."""
+
+    def training_step(self, batch, index):
+        return super().training_step(batch[1]["x"], index)
+
+    def validation_step(self, batch, index):
+        self.net(batch[1]["x"])
+
+
+def test_rows_that_an_attention_mask_leaves_out_are_not_counted(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    x, mask = torch.rand(10, 16, 6, generator=generator), torch.rand(10, 16, generator=generator) < 0.3
+    padded = [("id", {"x": rows, "attention_mask": keep.long()}) for rows, keep in zip(x, mask, strict=True)]
+    callback = SparsityCallback(every=1)
+    record = Record(callback)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options |= {"logger": TensorBoardLogger(tmp_path), "enable_checkpointing": False, "log_every_n_steps": 5}
+    trainer = Trainer(max_epochs=1, callbacks=[callback, record], default_root_dir=tmp_path, **options)
+    trainer.fit(Padded(), *(DataLoader(data, batch_size=None) for data in (padded, padded[:3])))
+    logged = scalars(tmp_path)
+    for tag, seen, keep in (
+        ("sparsity/net.1/hoyer", record.codes[5:10], mask[5:]),
+        ("sparsity/eval/net.1/hoyer", record.validated, mask[:3]),
+    ):
+        value = measures.hoyer(torch.cat(seen)[keep.flatten()]).nanmean().item()
+        assert logged[tag][9] == pytest.approx(value, rel=1e-5)
+        assert logged[tag][9] != pytest.approx(measures.hoyer(torch.cat(seen)).nanmean().item(), rel=1e-5)
+    assert not any_mask()
+
+
+def test_an_attention_mask_that_is_none_is_said_once_and_all_rows_count():
+    masks = BatchMasks()
+    with pytest.warns(UserWarning, match="all rows are counted, for `attention_mask` is no mask: expected `mask`"):
+        masks.open({"attention_mask": torch.tensor([0.0, -1e9])})
+    masks.open([{"attention_mask": torch.tensor([[1.0, -1e9]])}, {}])
+    masks.close()
+    with row_mask(torch.ones(2)):  # one's own comes first
+        masks.open({"attention_mask": torch.zeros(2)})
+        assert kept_rows((2,))[0].numbers.tolist() == [0, 1]
+        masks.detach()
+        assert any_mask()
+    masks.close()
+    assert not any_mask()

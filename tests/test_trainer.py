@@ -12,6 +12,7 @@ from tracked import hooks, on_two_processes, plain, run, scalars
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sparseout import Sparseout, convert_dropout_, measures
+from sparseout._utils.row_mask import any_mask
 from sparseout.integrations.transformers import SparsityCallback
 
 SEEN = {"hoyer", "gini", "density", "hoyer_live", "dead"}
@@ -269,3 +270,19 @@ def test_two_in_a_trainer_are_refused(tmp_path):
 def test_errors_come_where_the_callback_is_made():
     with pytest.raises(ValueError, match=r"^expected `every` to be at least 1, but got 0$"):
         SparsityCallback(every=0)
+
+
+def test_rows_that_an_attention_mask_leaves_out_are_not_counted(tmp_path):
+    lengths = torch.randint(1, 4, (48,), generator=torch.Generator().manual_seed(2))
+    masks = [(torch.arange(8) < length).long() for length in lengths]
+    data = [text | {"attention_mask": mask} for text, mask in zip(texts(), masks, strict=True)]
+    callback = SparsityCallback(modules=[ACT], every=1)
+    record = Record(callback)
+    trained = trainer(tmp_path, callback, record, train_sampling_strategy="sequential", max_steps=3, report_to="none")
+    trained.train_dataset = data
+    trained.train()
+    keep = torch.cat(masks[:12]).bool()
+    value = measures.hoyer(torch.cat(record.codes)[keep]).nanmean().item()
+    assert trained.state.log_history[0][f"sparsity/{ACT}/hoyer"] == pytest.approx(value, rel=1e-5)
+    assert hooks(trained.model) == 0
+    assert not any_mask()

@@ -16,11 +16,12 @@ from sparseout.convert import (
 from sparseout.functional import sparseout as sparseout  # not for a star import, where it would hide the package
 from sparseout.kernels.backends import Backend, backend
 from sparseout.layers import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d
-from sparseout.monitor import SparsityMonitor, SparsityReport
+from sparseout.monitor import RevivalReport, SparsityMonitor, SparsityReport, revive_
 
 __all__ = [
     "Backend",
     "ConversionReport",
+    "RevivalReport",
     "Sparseout",
     "Sparseout1d",
     "Sparseout2d",
@@ -37,6 +38,7 @@ __all__ = [
     "noise_",
     "recalibrate_norm_",
     "revert_",
+    "revive_",
     "row_mask",
     "schedules",
     "set_q_",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.class_swap import forward_replaced
 from sparseout._utils.dataflow import Flow, Step, Value, flows, is_shape, reads_no_units
-from sparseout._utils.hooks import DeadHook
+from sparseout._utils.hooks import DeadHook, Hook
 from sparseout._utils.modules import named_modules, unwrapped
 from sparseout._utils.unit_steps import (
     LAYERS,
@@ -150,9 +150,9 @@ class _Facts:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks, but those that are dead."""
+    """Whether a call of the module runs hooks, but those that are dead or only observe, as a monitor's."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(not isinstance(hook, DeadHook) for some in hooks for hook in some.values())
+    return any(not isinstance(hook, (DeadHook, Hook)) for some in hooks for hook in some.values())
 
 
 def _in_mode(facts: _Facts, training: bool) -> tuple[dict[Any, Chain], dict[nn.Module, str]]:

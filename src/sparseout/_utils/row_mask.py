@@ -132,3 +132,9 @@ def kept_entries(lengths: Sequence[int]) -> tuple[Sequence[int], bool]:
             return everything, False  # its rows are those that the mask keeps
         block, misfit = block.outer, True
     return everything, misfit
+
+
+def any_mask() -> bool:
+    """Whether a mask is in force in this thread."""
+    block = _open.get()
+    return block is not None and block.kept is not None

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from sparseout._utils.distributed import check_replicas, data_parallel_group, is_distributed
-from sparseout._utils.modules import Modules, choose, named_modules
+from sparseout._utils.hooks import EagerHook, Hooks
+from sparseout._utils.modules import Modules, choose, named_modules, unwrapped
+from sparseout._utils.row_mask import any_mask, row_mask
 from sparseout._utils.validation import expected, type_name
 from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
@@ -43,6 +46,7 @@ class TrainingSession:
         self.monitor: SparsityMonitor | None = None
         self.controller: SparsityController | None = None
         self._model: nn.Module | None = None
+        self._masks = BatchMasks()
         self._layers: dict[str, Sparseout] = {}
         self._sync: bool | None = None  # whether reports are of all processes, once they have been compared
         self._names: dict[str, Any] = {}  # in place of arguments that choose modules
@@ -69,6 +73,19 @@ class TrainingSession:
         if self.controller is not None and "modules" in self.control:
             self._names["control"] = self.control | {"modules": list(self.controller.q)}
         self.monitor = monitor.attach()
+
+    def open_mask(self, batch: Any) -> None:
+        """Count the rows that the `attention_mask` of a batch keeps, if it has one, until `close_mask`."""
+        self._masks.open(batch)
+
+    def close_mask(self) -> None:
+        """Count all rows again."""
+        self._masks.close()
+
+    def mask_calls(self) -> None:
+        """Count the rows that the `attention_mask` keeps which the model is called with, if it is, in each call."""
+        assert self._model is not None
+        self._masks.attach(unwrapped(self._model))
 
     def arguments(self) -> dict[str, Any]:
         """Those of the constructor, as JSON can hold them: for modules, once there is a model, the names they have."""
@@ -134,11 +151,61 @@ class TrainingSession:
     def close(self) -> None:
         """Take everything off the model. q stays where it is."""
         self._last = self.state()
+        self._masks.detach()
         if self.monitor is not None:
             self.monitor.detach()
         if self.controller is not None:
             self.controller.detach()
         self.monitor, self.controller, self._model, self._layers = None, None, None, {}
+
+
+class BatchMasks:
+    """Blocks of :class:`row_mask` for the time of a batch, each in the thread that opened it."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[row_mask | None]] = {}  # by thread: the replicas of nn.DataParallel have their own
+        self._hooks = Hooks(EagerHook)
+        self._warned = False
+
+    def open(self, batch: Any) -> None:
+        """Open a block for the batch; none if it has no mask, or in a block of the user's own."""
+        mask = attention_mask(batch)
+        block = None
+        if mask is not None and not any_mask():
+            try:
+                block = row_mask(mask).__enter__()
+            except (TypeError, ValueError) as error:
+                if not self._warned:
+                    warnings.warn(f"all rows are counted, for `attention_mask` is no mask: {error}", stacklevel=3)
+                self._warned = True
+        self._blocks.setdefault(threading.get_ident(), []).append(block)
+
+    def close(self) -> None:
+        """Close the block that this thread opened last, if one is open."""
+        blocks = self._blocks.get(threading.get_ident())
+        if blocks and (block := blocks.pop()) is not None:
+            block.__exit__()
+
+    def attach(self, model: nn.Module) -> None:
+        """Open and close with each call of the model, by the arguments that it has."""
+        self._hooks.before(model, lambda module, args, kwargs: self.open(kwargs))
+        self._hooks.after(model, lambda module, args, output: self.close(), always=True)
+
+    def detach(self) -> None:
+        """Close what is open in this thread, and open no more."""
+        self._hooks.remove()
+        while self._blocks.get(threading.get_ident()):
+            self.close()
+        self._blocks.clear()
+
+
+def attention_mask(batch: Any) -> Any:
+    """The `attention_mask` of a batch that is a mapping, or of the first one with it in a tuple or list; else None."""
+    if isinstance(batch, Mapping):
+        return batch.get("attention_mask")
+    parts = batch if isinstance(batch, (tuple, list)) else ()
+    masks = (part.get("attention_mask") for part in parts if isinstance(part, Mapping))
+    return next((mask for mask in masks if mask is not None), None)
 
 
 class CallbackBase:

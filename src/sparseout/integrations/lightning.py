@@ -26,6 +26,9 @@ class SparsityCallback(CallbackBase, Callback):
     widths has names ``{module}/{units}``. What is undefined, such as Hoyer of rows that are all zero, is not
     logged.
 
+    Of a batch with an `attention_mask`, a mapping or a tuple or list with one in it, only the rows that the mask keeps
+    are counted, as in a block of :class:`sparseout.row_mask`.
+
     Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is changed as by
     :class:`sparseout.SparsityController`, which is stepped after each batch in which an optimizer stepped. The
     controller's state is in the checkpoint, and ``fit(..., ckpt_path=...)`` continues from it as if training had not
@@ -76,9 +79,14 @@ class SparsityCallback(CallbackBase, Callback):
         if self._session.monitor is not None:
             self._session.monitor.reset()  # of the rows of Lightning's sanity check
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._session.close_mask()  # of a batch that was given up
+        self._session.open_mask(batch)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._session.close_mask()
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
@@ -86,6 +94,23 @@ class SparsityCallback(CallbackBase, Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (_logged_at(trainer) + 1) % every == 0:
             self._log(trainer, "train", "sparsity")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._session.close_mask()
+        self._session.open_mask(batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._session.close_mask()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

@@ -37,6 +37,9 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
     that are all zero, is not logged. When training begins the callback moves itself to the front of the Trainer's
     callbacks, since these receive the line in their order, trackers included.
 
+    In a call of the model with an `attention_mask` only the rows that it keeps are counted, as in a block of
+    :class:`sparseout.row_mask`; in a block of your own, those of that.
+
     Modules are watched as by :class:`sparseout.SparsityMonitor`, and q is changed as by
     :class:`sparseout.SparsityController`, which is stepped after each step of the optimizer. The controller's state is
     in the checkpoint, and ``train(resume_from_checkpoint=...)`` continues from it as if training had not been
@@ -103,6 +106,7 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
             self._session.load(_decoded(saved["attributes"]["saved"]))
         if model is not None:
             self._session.begin(model)
+            self._session.mask_calls()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._session.step()

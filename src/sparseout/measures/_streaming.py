@@ -132,6 +132,11 @@ class Streaming:
             "always_on_units": (live & (active == rows)).sum(),
         }
 
+    def dead_units(self) -> Tensor:
+        """The indices of the units that were active in no sample, of which there was at least one."""
+        state = self._state or self._chunk(torch.zeros(0, 0))
+        return ((state["active"] == 0) & (state["rows"] > 0)).nonzero().flatten()
+
     def _chunk(self, x: Tensor) -> dict[str, Tensor]:
         """The contribution of the samples `x`, (samples, units), to the state."""
         rows, zero = rows_of(x, -1, self.eps, self.relative)

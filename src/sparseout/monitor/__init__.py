@@ -4,5 +4,6 @@
 from sparseout._utils.hooks import DeadHook as _Unwatched  # noqa: F401
 from sparseout.monitor._monitor import SparsityMonitor
 from sparseout.monitor._report import SparsityReport
+from sparseout.monitor._revive import RevivalReport, revive_
 
-__all__ = ["SparsityMonitor", "SparsityReport"]
+__all__ = ["RevivalReport", "SparsityMonitor", "SparsityReport", "revive_"]

@@ -64,6 +64,7 @@ class Accumulators:
     def records(self, head: dict[str, Any], measures: Iterable[str]) -> list[dict[str, Any]]:
         """One record for each axis."""
         counts = [int(count) for count in self.sums["histogram"].tolist()]
+        dead = tuple(self.streams["population"].dead_units().tolist())
         noise, error = noise_ratio(self.sums.get("noise"))
         return [
             {"module": head["module"], "tensor": head["tensor"], "mode": head["mode"], "axis": axis}
@@ -72,7 +73,7 @@ class Accumulators:
             | {name: value.item() for name, value in stream.compute().items()}
             | {"noise": noise, "noise_error": error}
             | {"zeros": counts[0], "histogram": tuple(counts[1:-1]), "not_finite": counts[-1]}
-            | {"calls": self.calls}
+            | {"calls": self.calls, "dead_indices": dead}
             for axis, stream in self.streams.items()
         ]
 

@@ -24,7 +24,7 @@ class SparsityReport(Sequence[dict[str, Any]]):
     noise in training over that of Dropout at its p, mean (y - x)^2 / (V mean x^2) with V = p / (1 - p), and its
     standard error noise_error, None where there is no such layer; zeros, histogram and not_finite: how many values are
     0, have log10|x| in [-8, -7.5), ..., [3.5, 4) (what is beyond counts in the outermost), are NaN or infinite; calls,
-    how often the module was called in one step, at most.
+    how often the module was called in one step, at most; dead_indices, which units are dead.
 
     `diagnosis` is a list of sentences, empty when nothing is off:
 

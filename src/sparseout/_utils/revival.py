@@ -1,0 +1,319 @@
+"""Revival of dead units: fresh weights into them, none out of them, so that the function computed stays as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparseout._utils.chains import Chain, Chains, find_chains
+from sparseout._utils.dataflow import Flow, Step, Value, flows, values_in
+from sparseout._utils.distributed import Group, all_gather, is_distributed
+from sparseout._utils.modules import named_modules
+from sparseout._utils.unit_steps import in_dim, out_dim, spatial_dims, step_kind, weight
+from sparseout._utils.validation import expected, type_name
+
+
+class Site(NamedTuple):
+    """Units that were measured: at the input or output of a module, by its name, and how many there are."""
+
+    name: str
+    tensor: str
+    units: int
+
+
+@dataclass(frozen=True)
+class RevivalReport:
+    """Report of a revival: which units have new weights, and which dead ones were left as they were.
+
+    Printed, it is a table.
+
+    Args:
+        revived: name of the layer whose outputs the units are -> their indices.
+        left: name of a module where dead units were measured -> how many were left, and why.
+    """
+
+    revived: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    left: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [("revived", name, _units(len(units))) for name, units in self.revived.items()]
+        rows += [("left", name or "(the model itself)", f"{_units(n)}: {why}") for name, (n, why) in self.left.items()]
+        rows = rows or [("revived", "nothing", "no unit is dead")]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+
+
+@dataclass
+class _Revival:
+    """What is to be done to the dead units of a chain."""
+
+    chain: Chain
+    units: Tensor  # indices
+    constant: Tensor  # what each unit of the chain gives its consumer while it is dead
+    fresh: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def revive_units(
+    model: nn.Module, dead: Mapping[Site, set[int]], optimizer: Any = None, group: Group | None = None
+) -> RevivalReport:
+    """Revive the dead units that were seen at these sites, as :func:`sparseout.revive_` does."""
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(expected("optimizer", "a torch.optim.Optimizer or None", type_name(optimizer)))
+    dead = {site: units for site, units in dead.items() if units}
+    if is_distributed():
+        everyone = all_gather(sorted((site, sorted(units)) for site, units in dead.items()), group)
+        if any(theirs != everyone[0] for theirs in everyone):
+            got = "others on some: sum the report over them (sync=True)"
+            raise ValueError(expected("report", "one with the same dead units on all processes", got))
+    report = RevivalReport()
+    if not dead:
+        return report
+    chains = find_chains(model)
+    revivals = _plan(model, chains, dead, report)
+    with torch.no_grad():
+        for revival in revivals:
+            for producer in revival.chain.producers:
+                revival.fresh[producer] = _shared(_fresh(producer), group)
+        for revival in revivals:  # all of these first: a layer may read dead units and make others
+            _replace_incoming(revival, optimizer)
+        for revival in revivals:
+            _clear_outgoing(revival, optimizer)
+            for producer in revival.chain.producers:
+                report.revived[chains.names[producer]] = tuple(revival.units.tolist())
+    return report
+
+
+def _plan(model: nn.Module, chains: Chains, dead: Mapping[Site, set[int]], report: RevivalReport) -> list[_Revival]:
+    """What to do, with what is to be left in the report. Nothing is changed."""
+    modules = dict(named_modules(model))
+    every = flows(model, training=False)
+    seen: dict[int, list[tuple[_Path, Value, Site]]] = defaultdict(list)
+    paths = [path for chain in chains.chains if (path := _path(chain, every)) is not None]
+    for site, units in dead.items():
+        if site.name not in modules:
+            raise ValueError(expected("report", "one of this model", f"one with a module {site.name!r}"))
+        values = [value for flow in every for value in _values_at(flow, modules[site.name], site.tensor)]
+        fitting = [path for path in paths if path.chain.units == site.units]
+        inside = [(path, value) for value in values for path in fitting if value in path.values]
+        for path, value in inside:
+            seen[id(path)].append((path, value, site))
+        if not inside:
+            report.left[site.name] = (len(units), _why_not(chains, values))
+    revivals = []
+    for found in seen.values():
+        path = found[0][0]
+        constants: dict[int, Tensor] = {}
+        for _, value, site in found:
+            why = _untouchable(path.chain, chains)
+            constant = None if why else path.constant(value)
+            if constant is None:
+                why = why or "a dead unit gives the next layer a constant that its bias cannot take over"
+                report.left[site.name] = (len(dead[site]), why)
+                continue
+            constants |= {unit: constant[unit] for unit in dead[site]}
+        if constants:
+            chosen = sorted(constants)
+            given = torch.stack([constants[unit] for unit in chosen])
+            revivals.append(_Revival(path.chain, torch.tensor(chosen), given))
+    return revivals
+
+
+class _Path:
+    """The steps between the producers of a chain and its consumer, in evaluation."""
+
+    def __init__(self, chain: Chain, steps: list[Step], end: Value) -> None:
+        self.chain, self.steps, self.end = chain, steps, end
+        self.values = {step.output for step in steps}
+
+    def constant(self, start: Value) -> Tensor | None:
+        """What each unit gives the consumer if it is 0 at `start`; None if the consumer's bias cannot stand for it."""
+        layer = self.chain.producers[0]
+        known: dict[Value, Tensor] = {start: torch.zeros(self.chain.units, dtype=weight(layer).dtype)}
+        for step in self.steps:
+            inputs = [known[x] for x in step.inputs if x in known]
+            if not inputs or step.output in known:
+                continue
+            kind = step_kind(step)
+            zero = not any(x.any() for x in inputs)
+            if zero and (kind in ("pool", "flatten") or len(step.inputs) > 1):
+                known[step.output] = inputs[0]  # also where the other factor of a gate is none
+            elif kind == "flatten" and step.word in ("", "flatten", "view", "reshape", "mean"):  # "" of a module
+                known[step.output] = inputs[0]
+            elif len(step.inputs) == 1 and kind in ("unit", "norm"):
+                value = _run(step, known, spatial_dims(layer))
+                if value is None:
+                    return None
+                known[step.output] = value
+            else:
+                return None
+        result = known.get(self.end)
+        if result is None or not result.any():
+            return result
+        consumer = self.chain.consumer
+        padded = any(p != 0 for p in _tuple(getattr(consumer, "padding", 0)))
+        transposed = "Transpose" in type(consumer).__name__
+        if padded or transposed or consumer._parameters.get("bias") is None:
+            return None
+        return result if result.isfinite().all() else None
+
+
+def _run(step: Step, known: Mapping[Value, Tensor], spatial: int) -> Tensor | None:
+    """A step of one tensor, on what is known of each unit."""
+    x = known[step.inputs[0]]
+    shaped = x.reshape(1, -1, *[1] * spatial)
+    args = tuple(shaped if isinstance(arg, Value) else arg for arg in step.args)
+    kwargs = {name: shaped if isinstance(arg, Value) else arg for name, arg in step.kwargs.items()}
+    module, function = step.module, step.function
+    if module is not None:
+        module = copy.copy(module)
+        vars(module).update(training=False, _forward_hooks={}, _forward_pre_hooks={})
+        tensors = {**module._parameters, **module._buffers}
+        device = next((t.device for t in tensors.values() if t is not None), x.device)
+        args = tuple(arg.to(device) if arg is shaped else arg for arg in args)
+    try:
+        if module is not None:
+            result = module.forward(*args, **kwargs)
+        elif isinstance(function, str):
+            result = getattr(args[0], function)(*args[1:], **kwargs)
+        elif getattr(function, "__name__", "") in ("dropout", "dropout1d", "dropout2d", "dropout3d", "sparseout"):
+            result = shaped  # as in evaluation
+        else:
+            assert function is not None
+            result = function(*args, **kwargs)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    fits = isinstance(result, Tensor) and result.numel() == x.numel()
+    return result.detach().to("cpu", x.dtype).flatten() if fits else None
+
+
+def _path(chain: Chain, every: Iterable[Flow]) -> _Path | None:
+    """The steps of a chain in the flow where its consumer is called."""
+    for flow in every:
+        for step in flow.steps:
+            if step.module is chain.consumer and not step.inlined:
+                inside: set[Step] = set()
+                waiting = list(step.inputs)
+                while waiting:
+                    source = waiting.pop().source
+                    if source is not None and source not in inside:
+                        inside.add(source)
+                        waiting += [] if source.module in chain.producers else source.inputs
+                return _Path(chain, [s for s in flow.steps if s in inside], step.inputs[0])
+    return None
+
+
+def _values_at(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:
+    """The values that a module is given, or gives, in a flow."""
+    found = []
+    for step in flow.steps:
+        if step.module is module:
+            given = step.inputs[:1] if tensor == "input" else [step.output]
+            if step.inlined:  # (arguments, result)
+                given = list(values_in(step.args[0]))[:1] if tensor == "input" else list(values_in(step.args[1]))[:1]
+            found += given
+    return found
+
+
+def _why_not(chains: Chains, values: Iterable[Value]) -> str:
+    """The reason why the layer that made some units is in no chain."""
+    for value in values:
+        while (source := value.source) is not None and step_kind(source) not in ("layer", "other", "metadata"):
+            value = source.inputs[0]
+        if source is not None and source.module in chains.names:
+            name = chains.names[source.module]
+            return f"`{name}` {chains.left.get(name, 'is no layer whose units can be told apart')}"
+    return "the layer that makes these units is not seen: a forward around it cannot be traced"
+
+
+def _untouchable(chain: Chain, chains: Chains) -> str | None:
+    for module in (*chain.producers, chain.consumer):
+        if not weight(module).requires_grad:
+            return f"`{chains.names[module]}` is frozen: its weight requires no gradient"
+    return None
+
+
+def _fresh(layer: nn.Module) -> dict[str, Tensor]:
+    """Parameters as the layer's own initialisation draws them."""
+    new = copy.copy(layer)
+    parameters = {k: None if p is None else nn.Parameter(torch.empty_like(p)) for k, p in layer._parameters.items()}
+    vars(new)["_parameters"] = parameters
+    reset = getattr(new, "reset_parameters", None)
+    if reset is not None:
+        reset()
+    else:  # the Conv1D of transformers, which does this where it is made
+        nn.init.normal_(weight(new), std=0.02)
+        nn.init.zeros_(new.get_parameter("bias"))
+    return {name: p.detach() for name, p in parameters.items() if p is not None}
+
+
+def _shared(parameters: dict[str, Tensor], group: Group | None) -> dict[str, Tensor]:
+    """The parameters that the first process of a group has drawn."""
+    if is_distributed():
+        for value in parameters.values():
+            torch.distributed.broadcast(value, group_src=0, group=group)
+    return parameters
+
+
+def _replace_incoming(revival: _Revival, optimizer: Any) -> None:
+    for layer, fresh in revival.fresh.items():
+        for name, value in fresh.items():
+            parameter = layer.get_parameter(name)
+            dim = out_dim(layer) if name == "weight" else 0
+            units = revival.units.to(parameter.device)
+            parameter.index_copy_(dim, units, value.index_select(dim, units))
+            _forget(optimizer, parameter, dim, units)
+    for norm in revival.chain.norms:
+        for name, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            kept = norm._parameters.get(name, norm._buffers.get(name))
+            if kept is not None:
+                units = revival.units.to(kept.device)
+                kept.index_fill_(0, units, start)
+                _forget(optimizer, kept, 0, units)
+
+
+def _clear_outgoing(revival: _Revival, optimizer: Any) -> None:
+    layer, block = revival.chain.consumer, revival.chain.block
+    parameter, dim = weight(layer), in_dim(layer)
+    units = (revival.units[:, None] * block + torch.arange(block)).flatten().to(parameter.device)
+    if revival.constant.any():
+        constant = revival.constant.repeat_interleave(block).to(parameter.device, torch.float64)
+        columns = parameter.index_select(dim, units).double().movedim(dim, -1)  # (outputs, ..., units)
+        given = columns @ constant if columns.ndim == 2 else (columns.flatten(1, -2).sum(1)) @ constant
+        layer.get_parameter("bias").add_(given.to(parameter.dtype))
+    parameter.index_fill_(dim, units, 0.0)
+    _forget(optimizer, parameter, dim, units)
+
+
+def _forget(optimizer: Any, parameter: Tensor, dim: int, units: Tensor) -> None:
+    """Clear the gradient, and what the optimizer keeps, of some rows or columns of a parameter."""
+    if parameter.grad is not None:
+        parameter.grad.index_fill_(dim, units.to(parameter.grad.device), 0.0)
+    state = {} if optimizer is None else optimizer.state.get(parameter, {})
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.ndim:
+            continue
+        units = units.to(value.device)
+        if name == "ax":  # of ASGD, an average of weights
+            value.index_copy_(dim, units, parameter.index_select(dim, units).to(value))
+        elif name == "step_size":  # of Rprop
+            value.index_fill_(dim, units, next(g["lr"] for g in optimizer.param_groups if _holds(g, parameter)))
+        else:
+            value.index_fill_(dim, units, 0.0)
+
+
+def _holds(group: Mapping[str, Any], parameter: Tensor) -> bool:
+    return any(parameter is other for other in group["params"])
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _units(count: int) -> str:
+    return "1 unit" if count == 1 else f"{count} units"
