@@ -469,3 +469,23 @@ def test_a_layer_that_is_not_called_is_left():
     plan = compact(model, [torch.ones(2, 3)])
     assert not plan.chains
     assert plan.unreached["unused.0"]
+
+
+def test_padding_is_no_row():
+    model, batch = architectures.transformer("bert")
+    model = model.double().eval()
+    del batch["labels"]
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    layer = model.bert.encoder.layer[0].intermediate
+    layer.intermediate_act_fn = nn.ReLU()
+    full = compact(model, [batch])
+    batch["attention_mask"][:, 3:] = 0
+    plan = compact(model, [batch])
+    assert (full.chains[0].rows, plan.chains[0].rows) == (12, 6)
+    assert len(plan.chains[0].removed) > len(full.chains[0].removed)
+    before = model(**batch).logits[:, :3]
+    plan.apply_()
+    torch.testing.assert_close(model(**batch).logits[:, :3], before, rtol=0, atol=1e-12)
+    other = compact(mlp(), [torch.randn(8, 5).double()])
+    with sparseout.row_mask(torch.tensor([1] * 6 + [0] * 2)):
+        assert compact(mlp(), [torch.randn(8, 5).double()]).chains[0].rows == other.chains[0].rows - 2 == 6

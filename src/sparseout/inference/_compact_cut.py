@@ -151,5 +151,5 @@ def fingerprint(modules: Iterable[nn.Module]) -> list[Any]:
 def _sum_of_bits(x: Tensor) -> int:
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.detach().contiguous().view(whole).flatten().long()
-    bits *= torch.arange(1, 2 * len(bits), 2, device=x.device) * 0x5851F42D4C957F2D  # each its own odd factor
+    bits = bits * (torch.arange(1, 2 * len(bits), 2, device=x.device) * 0x5851F42D4C957F2D)  # each its own odd factor
     return int((bits ^ (bits >> 32)).sum())  # mixed, as doubling many numbers adds a multiple of 2^64 to their bits

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparseout._utils.chains import Chain
 from sparseout._utils.dataflow import Step, Value
 from sparseout._utils.hooks import Hooks
+from sparseout._utils.row_mask import kept_rows
 from sparseout._utils.unit_steps import out_dim, spatial_dims, step_kind, unit_dim, weight
 
 _KEEPS_RANGE = re.compile("max|adaptive|flatten|view|reshape|mean|amax")
@@ -33,13 +34,25 @@ class Range:
         """Take in `x`, whose units are along `dim` < 0, each in a block of so many columns."""
         self.calls += 1
         self.ndims.add(x.ndim)
+        x = masked(x.detach().movedim(dim, -1), 1)
         if not x.numel():
             return
-        x = x.detach().unflatten(dim, (-1, block)).movedim(dim - 1, 0).flatten(1)
-        self.rows += x.shape[1] // block
+        self.rows += x.numel() // x.shape[-1]
+        x = x.unflatten(-1, (-1, block)).movedim(-2, 0).flatten(1)
         low, high = x.amin(1), x.amax(1)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+
+
+def masked(x: Tensor, last: int = 0) -> Tensor:
+    """The rows of `x` that the row mask in force keeps, if there is one whose dims `x` begins with.
+
+    Args:
+        x: a tensor.
+        last: how many dims at the end are none of rows.
+    """
+    kept, _ = kept_rows(x.shape[: x.ndim - last])
+    return x if kept is None else x.flatten(0, len(kept.shape) - 1)[kept.numbers.to(x.device)]
 
 
 class Seen(NamedTuple):

@@ -1,0 +1,113 @@
+"""Trial of a compaction: what a model returns with and without the units that would go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparseout._utils.modules import unwrapped
+from sparseout._utils.row_mask import row_mask
+from sparseout._utils.torch_internals import compiler_loaded
+from sparseout._utils.tracing import untouched_random_state
+from sparseout.inference._batches import call, evaluation
+from sparseout.inference._compact_cut import Cut, State
+from sparseout.inference._compact_ranges import masked
+
+
+class Trial(NamedTuple):
+    """What cuts do to a model."""
+
+    difference: float
+    largest: float
+    parameters: int
+    tolerance: float = math.inf
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs are the same but for rounding."""
+        return self.difference <= self.tolerance * max(self.largest, 1.0)
+
+
+def try_cuts(model: nn.Module, batches: Collection[Any], cuts: Sequence[Cut]) -> Trial | str:
+    """Run the model with and without the units; the model is put back. A string is an error of the model without."""
+    modules = [module for cut in cuts for module in cut.chain.modules]
+    difference = largest = 0.0
+    count = size(model)
+    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=1e-15)
+    for batch in batches:
+        before = _outputs(model, batch)
+        state = State(modules)
+        try:
+            for cut in cuts:
+                cut.apply_()
+            count = size(model)
+            after = _outputs(model, batch)
+        except Exception as error:  # whatever a forward raises when a width is not what it thinks
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            state.restore()
+        difference = max(difference, _difference(before, after))
+        largest = max([largest, *(float(x.abs().nan_to_num(0, 0, 0).max()) for x in before if x.numel())])
+    return Trial(difference, largest, count, math.sqrt(coarsest))
+
+
+def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
+    """Every tensor of numbers that the model returns, in fp64, but for rows that are padding."""
+    with untouched_random_state(), batch_mask(model, batch):
+        return [masked(x.detach()).double() for x in tensors_in(call(model, batch)) if x.dtype != torch.bool]
+
+
+def batch_mask(model: nn.Module, batch: Any) -> AbstractContextManager[Any]:
+    """The mask of a batch's padding, but for an encoder and a decoder, whose rows only their sizes tell apart."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    two = getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False)
+    if two or not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_complex() or ((mask != 0) & (mask != 1)).any():
+        return nullcontext()
+    return row_mask(mask)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in mappings, tuples and lists; those in a nested tensor one by one."""
+    if isinstance(value, Tensor):
+        yield from value.unbind() if value.is_nested else [value]
+    elif isinstance(value, (Mapping, tuple, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
+
+
+def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    if [x.shape for x in first] != [x.shape for x in second]:
+        return math.inf
+    largest = 0.0
+    for a, b in zip(first, second, strict=True):
+        same = (a == b) | (a.isnan() & b.isnan())
+        gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(math.inf)
+        largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
+    return largest
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """A block of passes in evaluation mode, in eager code, that leave buffers and random generators as they are."""
+    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(x, x.clone()) for _, own in kept for x in own.values() if x is not None]
+    stance: Any = torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
+    with untouched_random_state(), evaluation(model), stance:
+        try:
+            yield
+        finally:
+            for module, own in kept:
+                module._buffers.update(own)
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def size(model: nn.Module) -> int:
+    """The number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
