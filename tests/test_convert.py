@@ -361,11 +361,11 @@ def test_set_q_of_all_of_some_and_of_tensors():
 @pytest.mark.parametrize(
     ("q", "error", "sentence"),
     [
-        ({"first": 1.0, "secnd": 2.0}, ValueError, "but got 'secnd'; close to it: 'second'"),
+        ({"first": 1.0, "secnd": 2.0}, ValueError, "such as 'second', but got 'secnd'"),
         (
             {"first": 1.0, "linear": 2.0},
             ValueError,
-            "expected `q` to be {name of a Sparseout layer: q}, but got 'linear'",
+            "expected `q` to be {name of a Sparseout layer: q}, such as 'first', 'second', but got 'linear'",
         ),
         ({"first": 1.0, 2: 2.0}, TypeError, "but got an int for a name"),
         ({"first": 1.0, "second": -1}, ValueError, "expected `q` to be a finite number >= 0, but got -1"),

@@ -177,7 +177,18 @@ class _ChannelSparseout(Sparseout):
 class Sparseout1d(_ChannelSparseout):
     r"""Sparseout with one draw for each channel of a sequence, as :class:`torch.nn.Dropout1d` drops them.
 
-    The arguments are those of :class:`Sparseout` without ``shared_dims``.
+    .. math:: y = x + \beta\,\operatorname{sign}(x)\,|x|^{q/2}\,\xi
+
+    with one :math:`\xi` for all elements of a channel of an example: :class:`Sparseout` with ``shared_dims`` the dims
+    within a channel.
+
+    Args:
+        p: probability that a channel's mask is 0, in [0, 1].
+        q: exponent, as in :class:`Sparseout`: below 2 sparser, above 2 denser, at 2 :class:`torch.nn.Dropout1d`.
+        inplace: overwrite the input with the result.
+        gradient: ``"detached"`` or ``"exact"``.
+        scale: ``None``, a float > 0, or ``"matched"``.
+        seed: an int or a 0-d int64 tensor for the same mask on every call, ``None`` for a new one each time.
 
     Shape:
         - Input: :math:`(N, C, L)` or :math:`(C, L)`.
@@ -192,6 +203,9 @@ class Sparseout1d(_ChannelSparseout):
         >>> layer = sparseout.Sparseout1d(p=0.5, q=1.0, seed=0)
         >>> layer(torch.ones(2, 3, 4)).std(dim=2).max()  # a channel moves as one
         tensor(0.)
+
+    Source: Khan & Stavness (2019), section 3; for whole channels Tompson et al. (2015), Efficient object localization
+    using convolutional networks.
     """
 
     channel_dims = {2: 0, 3: 1}
@@ -202,7 +216,18 @@ class Sparseout1d(_ChannelSparseout):
 class Sparseout2d(_ChannelSparseout):
     r"""Sparseout with one draw for each feature map, as :class:`torch.nn.Dropout2d` drops them.
 
-    The arguments are those of :class:`Sparseout` without ``shared_dims``.
+    .. math:: y = x + \beta\,\operatorname{sign}(x)\,|x|^{q/2}\,\xi
+
+    with one :math:`\xi` for all elements of a channel of an example: :class:`Sparseout` with ``shared_dims`` the dims
+    within a channel.
+
+    Args:
+        p: probability that a channel's mask is 0, in [0, 1].
+        q: exponent, as in :class:`Sparseout`: below 2 sparser, above 2 denser, at 2 :class:`torch.nn.Dropout2d`.
+        inplace: overwrite the input with the result.
+        gradient: ``"detached"`` or ``"exact"``.
+        scale: ``None``, a float > 0, or ``"matched"``.
+        seed: an int or a 0-d int64 tensor for the same mask on every call, ``None`` for a new one each time.
 
     Shape:
         - Input: :math:`(N, C, H, W)`, or :math:`(N, C, L)` as ``nn.Dropout2d`` takes it for historical reasons; with
@@ -218,6 +243,9 @@ class Sparseout2d(_ChannelSparseout):
         >>> layer = sparseout.Sparseout2d(p=0.2, q=2.5, scale="matched")
         >>> layer(torch.rand(2, 3, 4, 5)).shape
         torch.Size([2, 3, 4, 5])
+
+    Source: Khan & Stavness (2019), section 3; for whole channels Tompson et al. (2015), Efficient object localization
+    using convolutional networks.
     """
 
     channel_dims = {3: 1, 4: 1}
@@ -228,7 +256,18 @@ class Sparseout2d(_ChannelSparseout):
 class Sparseout3d(_ChannelSparseout):
     r"""Sparseout with one draw for each feature volume, as :class:`torch.nn.Dropout3d` drops them.
 
-    The arguments are those of :class:`Sparseout` without ``shared_dims``.
+    .. math:: y = x + \beta\,\operatorname{sign}(x)\,|x|^{q/2}\,\xi
+
+    with one :math:`\xi` for all elements of a channel of an example: :class:`Sparseout` with ``shared_dims`` the dims
+    within a channel.
+
+    Args:
+        p: probability that a channel's mask is 0, in [0, 1].
+        q: exponent, as in :class:`Sparseout`: below 2 sparser, above 2 denser, at 2 :class:`torch.nn.Dropout3d`.
+        inplace: overwrite the input with the result.
+        gradient: ``"detached"`` or ``"exact"``.
+        scale: ``None``, a float > 0, or ``"matched"``.
+        seed: an int or a 0-d int64 tensor for the same mask on every call, ``None`` for a new one each time.
 
     Shape:
         - Input: :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`; with the warning of ``nn.Dropout3d`` whatever else
@@ -244,6 +283,9 @@ class Sparseout3d(_ChannelSparseout):
         >>> layer = sparseout.Sparseout3d(p=0.2, q=1.5)
         >>> layer(torch.rand(2, 3, 4, 5, 6)).shape
         torch.Size([2, 3, 4, 5, 6])
+
+    Source: Khan & Stavness (2019), section 3; for whole channels Tompson et al. (2015), Efficient object localization
+    using convolutional networks.
     """
 
     channel_dims = {4: 0, 5: 1}

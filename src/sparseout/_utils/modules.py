@@ -88,7 +88,7 @@ def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modul
     else:
         raise TypeError(expected("modules", wanted, type_name(modules)))
     if not names:
-        near = _such_as(candidates)
+        near = such_as(candidates)
         raise ValueError(expected("modules", f"what matches some of the {noun}, such as {near}", "what matches none"))
     selected: dict[int, tuple[str, AnyModule]] = {}
     for name, module in candidates.items():
@@ -138,14 +138,14 @@ def _named(name: str, module: nn.Module, around: tuple[nn.Module, ...]) -> Itera
 def _matches(candidates: Mapping[str, nn.Module], item: Any, wanted: str, noun: str) -> set[str]:
     if isinstance(item, str):
         if item not in candidates:
-            raise ValueError(expected("modules", f"names of {noun}, such as {_such_as(candidates, item)}", repr(item)))
+            raise ValueError(expected("modules", f"names of {noun}, such as {such_as(candidates, item)}", repr(item)))
         return {item}
     if not (isinstance(item, type) and issubclass(item, nn.Module)):
         raise TypeError(expected("modules", wanted, f"one of {type_name(item)}"))
     matches = {name for name, module in candidates.items() if isinstance(module, item)}
     if not matches:
         types = {type(module).__name__: None for name, module in candidates.items() if name}
-        near = _such_as(types, item.__name__)
+        near = such_as(types, item.__name__)
         raise ValueError(expected("modules", f"types of {noun}, such as {near}", item.__name__))
     return matches
 
@@ -155,8 +155,8 @@ def _default(module: nn.Module) -> bool:
     return is_activation(module) or is_noise(module) or (leaf and type(module).__name__.endswith("Activation"))
 
 
-def _such_as(names: Collection[str], near: str = "") -> str:
-    """Up to three names, the closest to `near` if any is close."""
+def such_as(names: Collection[str], near: str = "") -> str:
+    """Up to three names for an error, the closest to `near` if any is close."""
     names = [name for name in names if name]
     close = get_close_matches(near, names, n=3, cutoff=0.5) or names[:3]
     return ", ".join(repr(name) for name in close) or "those of a model with submodules"

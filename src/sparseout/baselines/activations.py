@@ -39,7 +39,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class ReLUSquared(nn.Module):
-    """The layer of :func:`sparseout.baselines.relu_squared`, in place of an activation, or after a ReLU.
+    r"""ReLU squared, :math:`y = \max(0, x)^2`, in place of an activation, or after a ReLU.
 
     Shape:
         - Input: any.
@@ -49,7 +49,7 @@ class ReLUSquared(nn.Module):
         >>> ReLUSquared()(torch.tensor([-1.0, 2.0]))
         tensor([0., 4.])
 
-    Source: that of :func:`sparseout.baselines.relu_squared`.
+    Source: So et al. (2021), Primer: searching for efficient transformers for language modeling, section 4.
     """
 
     _is_activation = True
@@ -131,7 +131,10 @@ def _above(x: Tensor, k: float, dim: int) -> Tensor:
 
 
 class StatisticalTopK(nn.Module):
-    """The layer of :func:`sparseout.baselines.statistical_topk`, which has the equation and the source.
+    r"""Statistical top-k: the layer of :func:`sparseout.baselines.statistical_topk`, which says more about it.
+
+    .. math::
+        y_i = \max(0, x_i - \theta), \qquad \theta = \bar x + \sigma_x \, \Phi^{-1}(1 - k / n)
 
     Args:
         k: a fraction of the n units of a row in (0, 1), or a whole number >= 1 and < n.
@@ -152,6 +155,8 @@ class StatisticalTopK(nn.Module):
         >>> y = StatisticalTopK(0.1)(torch.randn(4, 10_000))
         >>> round(density(y).mean().item(), 2)
         0.1
+
+    Source: You et al. (2025), Spark Transformer: reactivating sparsity in FFN and attention.
     """
 
     _is_activation = True

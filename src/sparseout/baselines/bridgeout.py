@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.validation import check_bool, check_positive, check_probability
 from sparseout.baselines.rows import with_parts
-from sparseout.baselines.weights import Layer, change_
+from sparseout.baselines.weights import Layer, NoisyWeights, change_
 from sparseout.functional import sparseout
 
 
@@ -78,18 +78,25 @@ def perturbed(weight: Tensor, p: float, q: float, examples: int | None = None) -
     return (power * xi).add_(wide).to(weight.dtype)
 
 
-class BridgeoutLinear(nn.Linear):
-    """A Linear after :func:`sparseout.baselines.bridgeout_`."""
-
-    p: float
+class _Bridgeout(NoisyWeights):
+    weight: Tensor
+    bias: Any  # nn.Linear says a Tensor, though it can be None
     q: float
     per_example: bool
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return super().forward(input)
-        if not self.per_example:
-            return F.linear(input, perturbed(self.weight, self.p, self.q), self.bias)
+    def _noisy(self, input: Tensor) -> Tensor:
+        if self.per_example:
+            return self._for_each(input)
+        return self._product(input, perturbed(self.weight, self.p, self.q), self.bias)
+
+    def _for_each(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BridgeoutLinear(_Bridgeout, nn.Linear):
+    """A Linear after :func:`sparseout.baselines.bridgeout_`."""
+
+    def _for_each(self, input: Tensor) -> Tensor:
         if input.is_nested:
             return with_parts(input, [self(part) for part in input.unbind()])
         rows = input.reshape(-1, self.in_features)
@@ -97,23 +104,13 @@ class BridgeoutLinear(nn.Linear):
         out = torch.bmm(weights, rows.unsqueeze(-1)).view(*input.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}, q={self.q}, per_example={self.per_example}"
 
-
-class BridgeoutConv2d(nn.Conv2d):
+class BridgeoutConv2d(_Bridgeout, nn.Conv2d):
     """A Conv2d after :func:`sparseout.baselines.bridgeout_`."""
 
-    p: float
-    q: float
-    per_example: bool
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return super().forward(input)
-        if not self.per_example or input.dim() == 3:  # without a batch there is one example
-            whole: Tensor = self._conv_forward(input, perturbed(self.weight, self.p, self.q), self.bias)
-            return whole
+    def _for_each(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:  # without a batch there is one example
+            return self._product(input, perturbed(self.weight, self.p, self.q), self.bias)
         x, padding = input, self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
@@ -122,10 +119,6 @@ class BridgeoutConv2d(nn.Conv2d):
         out = F.conv2d(x.flatten(0, 1), weights, None, self.stride, padding, self.dilation, groups)
         out = out.view(len(x), self.out_channels, *out.shape[1:])
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
-
-    def extra_repr(self) -> str:
-        base: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{base}, p={self.p}, q={self.q}, per_example={self.per_example}"
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: BridgeoutLinear, nn.Conv2d: BridgeoutConv2d}

@@ -62,15 +62,27 @@ fx.wrap("gaussian_dropout")
 
 
 class GaussianDropout(nn.Module):
-    """The layer of :func:`sparseout.baselines.gaussian_dropout`, which says what the arguments mean.
+    r"""Multiplies by Gaussian noise in training: the layer of :func:`sparseout.baselines.gaussian_dropout`.
+
+    .. math:: y = x \, (1 + \sqrt{p / (1 - p)} \; n), \qquad n \sim \mathcal N(0, 1)
+
+    Args:
+        p: the drop probability of the Dropout that has the same variance, in [0, 1).
+        shared_dims: dims along which one draw is shared, as in :class:`sparseout.Sparseout`.
 
     Shape:
         - Input: any.
         - Output: the same.
 
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an argument of another type.
+
     Example:
         >>> GaussianDropout(0.2)
         GaussianDropout(p=0.2)
+
+    Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
 
     def __init__(self, p: float = 0.5, *, shared_dims: Sequence[int] = ()) -> None:

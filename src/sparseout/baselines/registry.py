@@ -18,7 +18,27 @@ from sparseout.layers import Sparseout
 
 @dataclass(frozen=True)
 class Attachment:
-    """A method that is not a layer: it acts on the weights of an existing layer, or on the loss of a model."""
+    """A method that is not a layer: it acts on the weights of an existing layer, or on the loss of a model.
+
+    :func:`sparseout.baselines.make` builds it. Printed, it says what it acts on and how it is attached.
+
+    Args:
+        name: of the method.
+        acts_on: ``"weights"`` or ``"loss"``.
+        function: is called with the module and the parameters.
+        parameters: by name.
+
+    Example:
+        >>> attachment = make("penalty", strength=0.1)
+        >>> attachment.acts_on
+        'loss'
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> penalty = attachment.attach(model)
+        >>> penalty.detach()
+
+    Source: those of :func:`sparseout.baselines.bridgeout_`, :func:`sparseout.baselines.shakeout_` and
+    :class:`sparseout.baselines.ActivityPenalty`.
+    """
 
     name: str
     acts_on: Literal["weights", "loss"]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout._utils.validation import check_positive, check_probability
-from sparseout.baselines.weights import Layer, change_
+from sparseout.baselines.weights import Layer, NoisyWeights, change_
 
 
 def shakeout_(module: Layer, p: float = 0.5, c: float = 0.01) -> Layer:
@@ -58,40 +58,24 @@ def check(p: float = 0.5, c: float = 0.01) -> dict[str, Any]:
     return {"p": check_probability(p), "c": check_positive("c", c, zero=True)}
 
 
-class ShakeoutLinear(nn.Linear):
-    """A Linear after :func:`sparseout.baselines.shakeout_`."""
-
-    p: float
+class _Shakeout(NoisyWeights):
+    weight: Tensor
+    bias: Any  # nn.Linear says a Tensor, though it can be None
     c: float
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return super().forward(input)
+    def _noisy(self, input: Tensor) -> Tensor:
         # with r = m / (1 - p) the weights are r w + c (r - 1) sign(w)
         dropped = F.dropout(input, self.p)
-        out = super().forward(dropped)
-        return out + F.linear(dropped - input, self.c * self.weight.detach().sign()) if self.c else out
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}, c={self.c}"
+        out = self._product(dropped, self.weight, self.bias)
+        return out + self._product(dropped - input, self.c * self.weight.detach().sign(), None) if self.c else out
 
 
-class ShakeoutConv2d(nn.Conv2d):
+class ShakeoutLinear(_Shakeout, nn.Linear):
+    """A Linear after :func:`sparseout.baselines.shakeout_`."""
+
+
+class ShakeoutConv2d(_Shakeout, nn.Conv2d):
     """A Conv2d after :func:`sparseout.baselines.shakeout_`."""
-
-    p: float
-    c: float
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return super().forward(input)
-        dropped = F.dropout(input, self.p)
-        out = super().forward(dropped)
-        return out + self._conv_forward(dropped - input, self.c * self.weight.detach().sign(), None) if self.c else out
-
-    def extra_repr(self) -> str:
-        base: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{base}, p={self.p}, c={self.c}"
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ShakeoutLinear, nn.Conv2d: ShakeoutConv2d}

@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
@@ -14,6 +15,29 @@ from sparseout._utils.validation import expected
 Layer = TypeVar("Layer", bound=nn.Module)
 _RECORD = "_before_baseline"
 _ATTRIBUTES = ("p", "q", "per_example", "c")
+
+
+class NoisyWeights(nn.Module):
+    """A layer that in training runs `_noisy` in place of the forward of its class; p = 0 is no noise."""
+
+    p: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._noisy(input) if self.training and self.p else super().forward(input)
+
+    def _noisy(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The forward of the layer's class with another weight."""
+        if isinstance(self, nn.Conv2d):
+            out: Tensor = self._conv_forward(input, weight, bias)
+            return out
+        return F.linear(input, weight, bias)
+
+    def extra_repr(self) -> str:
+        given = [f"{name}={vars(self)[name]}" for name in _ATTRIBUTES if name in vars(self)]
+        return ", ".join([super().extra_repr(), *given])
 
 
 def change_(layer: Layer, classes: Mapping[type[nn.Module], type[nn.Module]], **attributes: Any) -> Layer:

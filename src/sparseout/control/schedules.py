@@ -23,38 +23,64 @@ __all__ = ["cosine", "linear", "warmup"]
 
 
 def linear(progress: float, start: float, stop: float) -> float:
-    """Linear from start to stop: start + progress (stop - start).
+    r"""Linear from start to stop.
+
+    .. math:: q(t) = \mathrm{start} + t \, (\mathrm{stop} - \mathrm{start}), \qquad t = \mathrm{progress}
 
     Args:
         progress: fraction of training that is done, in [0, 1].
         start: q at progress 0, a finite number >= 0.
         stop: q at progress 1, likewise.
 
+    Returns:
+        q, a float.
+
     Raises:
         ValueError: for a value out of range.
         TypeError: for what is not a number.
 
-    >>> linear(0.25, 2.0, 1.0)
-    1.75
+    Example:
+        >>> linear(0.25, 2.0, 1.0)
+        1.75
+
+    Source: Morerio et al. (2017), Curriculum dropout, which changes p over training; the line is this library's.
     """
     _check(progress=progress, start=start, stop=stop)
     return start + progress * (stop - start)
 
 
 def cosine(progress: float, start: float, stop: float) -> float:
-    """Half a cosine from start to stop, flat at both ends: stop + (start - stop) (1 + cos(pi progress)) / 2.
+    r"""Half a cosine from start to stop, flat at both ends.
 
-    Arguments and errors are those of :func:`sparseout.schedules.linear`.
+    .. math:: q(t) = \mathrm{stop} + (\mathrm{start} - \mathrm{stop}) \, (1 + \cos \pi t) / 2
 
-    >>> round(cosine(0.25, 2.0, 1.0), 3)
-    1.854
+    Args:
+        progress: fraction of training that is done, in [0, 1].
+        start: q at progress 0, a finite number >= 0.
+        stop: q at progress 1, likewise.
+
+    Returns:
+        q, a float.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for what is not a number.
+
+    Example:
+        >>> round(cosine(0.25, 2.0, 1.0), 3)
+        1.854
+
+    Source: Loshchilov & Hutter (2017), SGDR: stochastic gradient descent with warm restarts, equation 5, for the
+    learning rate.
     """
     _check(progress=progress, start=start, stop=stop)
     return stop + (start - stop) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> float:
-    """Linear from start to stop while progress < `over`, then stop.
+    r"""Linear from start to stop while progress < `over`, then stop.
+
+    .. math:: q(t) = \mathrm{start} + \min(1, t / \mathrm{over}) \, (\mathrm{stop} - \mathrm{start})
 
     Args:
         progress: fraction of training that is done, in [0, 1].
@@ -62,10 +88,18 @@ def warmup(progress: float, start: float, stop: float, over: float = 0.1) -> flo
         stop: q from progress `over` on, likewise.
         over: the fraction of training that the way takes, in (0, 1].
 
-    Raises: as :func:`sparseout.schedules.linear`.
+    Returns:
+        q, a float.
 
-    >>> [round(warmup(progress, 2.0, 1.5, over=0.2), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
-    [2.0, 1.75, 1.5, 1.5]
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for what is not a number.
+
+    Example:
+        >>> [round(warmup(progress, 2.0, 1.5, over=0.2), 3) for progress in (0.0, 0.1, 0.2, 1.0)]
+        [2.0, 1.75, 1.5, 1.5]
+
+    Source: Sønderby et al. (2016), Ladder variational autoencoders, for the strength of a term in the loss.
     """
     _check(progress=progress, start=start, stop=stop, over=over)
     return stop if progress >= over else linear(progress / over, start, stop)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseout._utils.hooks import Hooks
 from sparseout._utils.modules import named_modules, select
 from sparseout._utils.torch_internals import BatchNormBase
 from sparseout._utils.validation import expected, type_name
@@ -76,7 +77,9 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
     flags = [(module, module.training) for module in model.modules()]
     kept = [(norm, norm.momentum, [(old, old.clone()) for old in norm.buffers(recurse=False)]) for norm in norms]
     sums = {norm: _Sums() for norm in norms}
-    handles = [norm.register_forward_hook(hook) for norm, hook in sums.items()]
+    hooks = Hooks()
+    for norm, means in sums.items():
+        hooks.after(norm, means.update)
     device = next(chain(model.parameters(), model.buffers())).device
     done: set[nn.Module] = set()
     try:
@@ -89,10 +92,9 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
             for batch in chain([first], source):
                 x: Any = batch[0] if isinstance(batch, (tuple, list)) else batch
                 model(x.to(device))
-        done = {norm for norm, hook in sums.items() if hook.write(norm)}
+        done = {norm for norm, means in sums.items() if means.write(norm)}
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
         for module, flag in flags:
             module.training = flag
         for norm, momentum, buffers in kept:
@@ -109,7 +111,7 @@ class _Sums:
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
-    def __call__(self, norm: BatchNormBase, args: object, output: object) -> None:
+    def update(self, norm: BatchNormBase, args: object, output: object) -> None:
         self.count += 1
         for name in ("running_mean", "running_var"):
             value = norm.get_buffer(name)

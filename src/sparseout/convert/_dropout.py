@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, unwrapped
+from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, such_as, unwrapped
 from sparseout._utils.torch_internals import DROPOUT_BASE
 from sparseout._utils.tracing import runs_own_code, trace, untouched_random_state
 from sparseout._utils.validation import expected, type_name
@@ -230,9 +229,7 @@ def _layer(name: Any, layers: Mapping[str, Sparseout]) -> Sparseout:
         raise TypeError(expected("q", wanted, f"{type_name(name)} for a name"))
     if name in layers:
         return layers[name]
-    close = difflib.get_close_matches(name, layers, n=3, cutoff=0.5)
-    hint = f"; close to it: {', '.join(map(repr, close))}" if close else ""
-    raise ValueError(expected("q", wanted, f"{name!r}{hint}"))
+    raise ValueError(expected("q", f"{wanted}, such as {such_as(layers, name)}", repr(name)))
 
 
 def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Reference]]:

@@ -18,7 +18,17 @@ _OLDEST = (8, 0)  # the oldest compute capability that the kernel is compiled fo
 
 
 class Backend(NamedTuple):
-    """The `name` of an implementation, ``"native"``, ``"triton"`` or ``"torch"``, and the `reason` for taking it."""
+    """The implementation that is taken on a device, as :func:`sparseout.backend` returns it.
+
+    Args:
+        name: ``"native"``, ``"triton"`` or ``"torch"``.
+        reason: for taking it, in a sentence.
+
+    Example:
+        >>> import sparseout
+        >>> sparseout.backend("meta").name
+        'torch'
+    """
 
     name: str
     reason: str

@@ -149,10 +149,15 @@ def hoyer(x: Tensor, dim: int = -1) -> Tensor:
         x: rows of n elements along `dim`; the result has the other dims.
         dim: where a row lies.
 
+    Raises:
+        ValueError: for a dim out of range.
+        TypeError: for another kind of x or argument.
+
     Source: Hoyer (2004), "Non-negative matrix factorization with sparseness constraints", JMLR 5.
 
-    >>> hoyer(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
-    tensor([1., 0.])
+    Example:
+        >>> hoyer(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+        tensor([1., 0.])
     """
     return _measure("hoyer", x, dim)
 
@@ -169,10 +174,15 @@ def gini(x: Tensor, dim: int = -1) -> Tensor:
         x: rows of n elements along `dim`; the result has the other dims.
         dim: where a row lies.
 
+    Raises:
+        ValueError: for a dim out of range.
+        TypeError: for another kind of x or argument.
+
     Source: Hurley & Rickard (2009), "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55, table I.
 
-    >>> gini(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
-    tensor([0.7500, 0.0000])
+    Example:
+        >>> gini(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+        tensor([0.7500, 0.0000])
     """
     return _measure("gini", x, dim)
 
@@ -191,10 +201,15 @@ def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
         x: rows of n elements along `dim`; the result has the other dims.
         dim: where a row lies.
 
+    Raises:
+        ValueError: for a dim out of range.
+        TypeError: for another kind of x or argument.
+
     Source: Treves & Rolls (1991), Network 2, for rates >= 0; of signed x the magnitudes are taken.
 
-    >>> treves_rolls(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
-    tensor([0.2500, 1.0000])
+    Example:
+        >>> treves_rolls(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+        tensor([0.2500, 1.0000])
     """
     return _measure("treves_rolls", x, dim)
 
@@ -216,10 +231,15 @@ def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fal
         eps: what is no larger counts as zero; finite, >= 0.
         relative: `eps` is in units of the root mean square of the row.
 
+    Raises:
+        ValueError: for a dim out of range or an eps < 0.
+        TypeError: for another kind of x or argument.
+
     Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions; a count breaks D4.
 
-    >>> sparsity(torch.tensor([0.0, 0.1, -3.0, 0.0]), eps=0.1)
-    tensor(0.7500)
+    Example:
+        >>> sparsity(torch.tensor([0.0, 0.1, -3.0, 0.0]), eps=0.1)
+        tensor(0.7500)
     """
     return _measure("sparsity", x, dim, eps, relative)
 
@@ -229,10 +249,23 @@ def density(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fals
 
     .. math:: \#\{i : |x_i| > \mathrm{eps}\} \, / \, n
 
-    In [0, 1]; 0 for all-zero rows. Arguments, axioms and source are those of :func:`sparseout.measures.sparsity`.
+    In [0, 1]; 0 for all-zero rows. The axioms are those of :func:`sparseout.measures.sparsity`, turned round.
 
-    >>> density(torch.tensor([0.0, 0.1, -3.0, 0.0]))
-    tensor(0.5000)
+    Args:
+        x: rows of n elements along `dim`; the result has the other dims.
+        dim: where a row lies.
+        eps: what is no larger counts as zero; finite, >= 0.
+        relative: `eps` is in units of the root mean square of the row.
+
+    Raises:
+        ValueError: for a dim out of range or an eps < 0.
+        TypeError: for another kind of x or argument.
+
+    Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions.
+
+    Example:
+        >>> density(torch.tensor([0.0, 0.1, -3.0, 0.0]))
+        tensor(0.5000)
     """
     return _measure("density", x, dim, eps, relative)
 
@@ -250,9 +283,14 @@ def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
         x: rows of n elements along `dim`; the result has the other dims.
         dim: where a row lies.
 
+    Raises:
+        ValueError: for a dim out of range.
+        TypeError: for another kind of x or argument.
+
     Source: n times kappa_4 of Hurley & Rickard (2009), table I, which without the n breaks D4 and P2 too.
 
-    >>> kurtosis(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
-    tensor([4., 1.])
+    Example:
+        >>> kurtosis(torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0]]))
+        tensor([4., 1.])
     """
     return _measure("kurtosis", x, dim)

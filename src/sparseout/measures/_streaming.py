@@ -45,11 +45,24 @@ class Streaming:
         relative: `eps` is in units of the root mean square of the sample, over its units, on either axis.
         unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
 
-    >>> stream = Streaming(("hoyer", "density"))
-    >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
-    >>> {name: round(value.item(), 3) for name, value in stream.compute().items()}
-    {'hoyer': 0.793, 'density': 0.25, 'hoyer_live': 0.5, 'rows': 3, 'undefined_rows': 1,
-     'units': 4, 'dead_units': 2, 'always_on_units': 0}
+    Shape:
+        - `update`: (*, units), or units along `unit_dim`; as many at every call.
+        - `compute`: 0-d.
+
+    Raises:
+        ValueError: for a name that is none of a measure's or a value out of range; from `update`, for another number
+            of units.
+        TypeError: for an argument of another type.
+
+    Example:
+        >>> stream = Streaming(("hoyer", "density"))
+        >>> stream.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+        >>> {name: round(value.item(), 3) for name, value in stream.compute().items()}
+        {'hoyer': 0.793, 'density': 0.25, 'hoyer_live': 0.5, 'rows': 3, 'undefined_rows': 1,
+         'units': 4, 'dead_units': 2, 'always_on_units': 0}
+
+    Source: those of the measures; population and lifetime sparseness: Willmore & Tolhurst (2001), Characterizing the
+    sparseness of neural codes.
     """
 
     def __init__(

@@ -30,6 +30,8 @@ class Family:
             (..., d) and p, with the noise :math:`\xi_j` of Sparseout. If None, all 2^d masks are enumerated, for up
             to 16 features.
 
+    None of the functions is checked: A' and A'' are those that are given.
+
     Example:
         >>> import torch
         >>> from sparseout import theory

@@ -13,7 +13,21 @@ from sparseout.theory.families import Family, enumerated
 
 
 class Estimate(NamedTuple):
-    """A Monte-Carlo mean and its standard error, each of the shape of theta."""
+    """A Monte-Carlo estimate, as :func:`sparseout.theory.monte_carlo_loss` returns it.
+
+    Args:
+        mean: over the draws, of the shape of theta and target.
+        standard_error: of that mean, of the same shape: the standard deviation over the draws by the root of their
+            number.
+
+    Example:
+        >>> import torch
+        >>> from sparseout import theory
+        >>> one = torch.ones(1)
+        >>> mean, error = theory.monte_carlo_loss(one, one, one[0], p=0.5, q=2.0, family=theory.GAUSSIAN, samples=100)
+        >>> mean.shape, error.item() < 0.1
+        (torch.Size([]), True)
+    """
 
     mean: Tensor
     standard_error: Tensor
@@ -37,6 +51,8 @@ def noise_moment(order: int, p: float) -> float:
         >>> from sparseout import theory
         >>> [theory.noise_moment(k, 0.5) for k in (1, 2, 3, 4)]
         [0.0, 1.0, 0.0, 1.0]
+
+    Source: the moments of a Bernoulli variable, shifted and scaled; the noise is that of Khan & Stavness (2019).
     """
     check_int("order", order, least=0)
     _check_noise(p, 2.0, None)
@@ -171,10 +187,14 @@ def monte_carlo_loss(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of the negative log-likelihood over draws of the library's own noise, with its standard error.
+    r"""The mean of the negative log-likelihood over draws of the library's own noise, with its standard error.
 
-    Applies :func:`sparseout.sparseout` to ``samples`` copies of the features, all at once: memory grows with
-    their number.
+    .. math::
+        \frac1S \sum_{s=1}^S \left[ A(\theta_s) - y \theta_s - \log g(y) \right], \qquad
+        \theta_s = b + \sum_j w_j \tilde h_{sj}
+
+    with :math:`\tilde h_s` the features after Sparseout in draw s. Applies :func:`sparseout.sparseout` to ``samples``
+    copies of the features, all at once: memory grows with their number.
 
     Args:
         features: h. The arguments down to ``scale`` are those of :func:`sparseout.theory.expected_loss`.
@@ -203,6 +223,8 @@ def monte_carlo_loss(
         >>> exact = theory.expected_loss(h, w, y, p=0.25, q=1.0, family=theory.POISSON)
         >>> bool((found.mean - exact).abs() < 4 * found.standard_error)
         True
+
+    Source: Khan & Stavness (2019), section 3, for what is estimated.
     """
     _check_target(target, _theta(features, weight, p, q, family, bias, scale))
     check_int("samples", samples, least=2)

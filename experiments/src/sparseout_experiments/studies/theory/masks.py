@@ -6,7 +6,7 @@ it from `sparseout.theory`.
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,19 +67,10 @@ def slopes_by_mask(
     return Slopes(*torch.autograd.grad(losses(h, w, b, xi, q, family, exact, beta).sum(), copies))
 
 
-def mean_slopes(
-    q: float,
-    p: float,
-    family: Family,
-    exact: bool,
-    features: Tensor = FEATURES,
-    weight: Tensor = WEIGHT,
-    beta: float = 1.0,
-) -> Slopes:
-    """The mean over all masks of the library's gradient."""
+def mean_slopes(q: float, p: float, family: Family, exact: bool, **at: Any) -> Slopes:
+    """The mean over all masks of `slopes_by_mask`, which has the arguments."""
     _, probability = every_noise(p)
-    found = slopes_by_mask(q, p, family, exact, features, weight, beta)
-    return Slopes(*(torch.tensordot(probability, one, 1) for one in found))
+    return Slopes(*(torch.tensordot(probability, slopes, 1) for slopes in slopes_by_mask(q, p, family, exact, **at)))
 
 
 def slopes_of(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Slopes:
