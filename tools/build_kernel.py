@@ -19,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path(__file__).resolve().parents[1] / "src" / "sparseout" / "kernels"
 SOURCE, LIBRARY = KERNELS / "cpu.c", KERNELS / "_native.so"
+PARTS = [SOURCE, KERNELS / "columns.c"]  # the second is included by the first
 
 # IEEE arithmetic, to the bit the same on every machine. The first two -fno let the compiler use vectors where it would
 # otherwise care for errno and for flags that nobody reads.
@@ -38,7 +39,7 @@ def compile_kernel(target: Path = LIBRARY, flags: Sequence[str] = FLAGS) -> str:
     target.unlink(missing_ok=True)
     if sys.platform == "win32":
         return "it has not been ported to Windows"
-    fingerprint = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in PARTS)).hexdigest()[:16]
     reasons = []
     for compiler in compilers():
         if not shutil.which(compiler[0]):

@@ -47,8 +47,9 @@ def test_it_compiles_without_a_warning_wherever_there_are_headers_of_c_alone(bui
     flags = ["-O0", *build.FLAGS[1:], "-Wall", "-Wextra", "-Werror", "-DONE_TARGET", "-fsyntax-only"]
     command = [COMPILER, *flags, "-I", str(build.SOURCE.parent), str(build.SOURCE)]
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
-    headers = [line.split()[1] for line in build.SOURCE.read_text().splitlines() if line.startswith("#include")]
-    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"cpu.c"'}
+    text = "".join(path.read_text() for path in build.PARTS)
+    headers = [line.split()[1] for line in text.splitlines() if line.startswith("#include")]
+    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"cpu.c"', '"columns.c"'}
 
 
 @pytest.mark.slow
@@ -63,7 +64,7 @@ def test_a_wheel_is_of_this_platform_if_something_was_compiled_and_of_all_otherw
     assert path.name.endswith(f"-py3-none-{platform}.whl")
     with zipfile.ZipFile(path) as wheel:
         assert ("sparseout/kernels/_native.so" in wheel.namelist()) == compiled
-        assert "sparseout/kernels/cpu.c" in wheel.namelist()
+        assert {"sparseout/kernels/cpu.c", "sparseout/kernels/columns.c"} <= set(wheel.namelist())
     assert made == (cpu.LIBRARY.stat().st_mtime_ns if cpu.LIBRARY.exists() else None)  # the tree's own is left alone
 
 
@@ -90,6 +91,13 @@ for dtype, (shape, dims), p in itertools.product(dtypes, shapes, (0.3, 1e-9)):
         for exact in (False, True):
             cpu.gradient(x, x, seed, p, params, dims, exact)
         cpu.matched(x, q)
+for dtype, rows, ins, outs in itertools.product(dtypes, (1, 3), (1, 9, 1024, 2500), (1, 17, 1025)):
+    w, b, info = torch.randn(ins, outs).to(dtype), torch.randn(outs).to(dtype), torch.finfo(dtype)
+    for density in (0, 0.1, 1):
+        x = (torch.randn(rows, ins) * (torch.rand(rows, ins) < density)).to(dtype)
+        x[0, 0] = math.nan if density else 0.0
+        cpu.linear(x, w, b, x.numel())
+        cpu.linear(x, w, None, 0)
 print("done")
 """
 

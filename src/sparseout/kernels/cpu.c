@@ -54,6 +54,14 @@ typedef struct {
     Sums *sums;
 } Call;
 
+typedef struct { /* a sparse linear layer, see columns.c */
+    int32_t dtype;
+    void *y;
+    const void *x, *w, *bias;
+    int64_t ins, outs, width, parts; /* width: outputs of a task, of which there are `parts` a row */
+} Linear;
+enum { WIDTH = 1024 };
+
 INLINE uint64_t mix(uint64_t z) { /* SplitMix64 */
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
@@ -201,6 +209,9 @@ void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit,
     *gain = fits ? beta : amplitude;
 }
 
+#undef REAL
+#include "columns.c"
+
 #else /* for one REAL */
 
 INLINE const REAL *NAME(load)(REAL *buffer, const void *from, int64_t start, int n, int dtype) {
@@ -322,5 +333,7 @@ TARGETS static void NAME(sums)(const Call *c, int64_t start, int n, Sums *sums) 
     for (int j = 0; j < LANES; j++) { block.square += square[j]; block.moment += moment[j]; }
     add(sums, block, c->plan->q);
 }
+
+#include "columns.c"
 
 #endif

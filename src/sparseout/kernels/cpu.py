@@ -16,7 +16,7 @@ from sparseout._utils import torch_internals
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseParams, Numbers
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "columns.c")]
 LIBRARY = Path(__file__).with_name("_native.so")  # also on macOS: ctypes does not care
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -35,8 +35,8 @@ class _Plan(ctypes.Structure):
 
 
 def fingerprint() -> str:
-    """A hash of cpu.c: what is compiled from another version is not used."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    """A hash of the sources: what is compiled from another version is not used."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
 
 
 @functools.cache
@@ -70,6 +70,7 @@ def _library() -> Any:
     library.sparseout_run.argtypes = [pointer] * 4 + [integer] * 2 + [real] * 2
     library.sparseout_matched.argtypes = [pointer] * 2 + [integer] + [pointer] * 2
     library.sparseout_set_parallel_for.argtypes = [pointer]
+    library.sparseout_linear.argtypes = [ctypes.c_int32] + [pointer] * 4 + [integer] * 5
     for function in (library.sparseout_run, library.sparseout_matched, library.sparseout_set_parallel_for):
         function.restype = None
     library.sparseout_set_parallel_for(torch_internals.parallel_for())
@@ -123,6 +124,21 @@ def matched(x: Tensor, q: float) -> tuple[float, float]:
     plan, _ = _plan(_VALUE, x.dtype, 0.5, q, (), (), False)
     _library().sparseout_matched(plan, x.data_ptr(), x.numel(), ctypes.byref(unit), ctypes.byref(amplitude))
     return unit.value, amplitude.value
+
+
+def linear(x: Tensor, columns: Tensor, bias: Tensor | None, most: int) -> Tensor | None:
+    """The output of a linear layer from the columns, rows of the contiguous `columns`, whose x is not 0.
+
+    None if more than `most` numbers of the contiguous `x` are not 0. All are of one dtype, and none is empty.
+    """
+    ins, outs = columns.shape
+    rows, threads = x.numel() // ins, torch.get_num_threads()
+    width = outs if threads == 1 or rows >= threads else max(64, -(-outs * rows // threads))
+    y = torch.empty((*x.shape[:-1], outs), dtype=x.dtype, device="cpu")
+    address = None if bias is None else bias.data_ptr()
+    call = _library().sparseout_linear
+    done = call(_DTYPES[x.dtype], y.data_ptr(), x.data_ptr(), columns.data_ptr(), address, rows, ins, outs, width, most)
+    return y if done else None
 
 
 def _run(

@@ -1,0 +1,349 @@
+"""Linear layers that read only the columns of their weight whose input is not 0."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from sparseout._utils.class_swap import forward_replaced, swap_class_
+from sparseout._utils.compiler import reset_compiler
+from sparseout._utils.hooks import Hooks
+from sparseout._utils.modules import Modules, check_model, named_modules, select
+from sparseout._utils.torch_internals import dispatch_mode_active, is_tracing, transforms_active
+from sparseout.inference._batches import call, check_batches, evaluation
+from sparseout.inference._speed_report import LayerSpeed, SparseLinearReport
+from sparseout.kernels.backends import kernels
+
+RECORD = "_before_sparse_linear"  # the attribute of a layer that says how to undo what made it
+ATTRIBUTES = ("break_even", "_was_contiguous")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ROWS = (1, 4, 16, 64)  # a call with more rows goes by the break-even of the last
+_DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+_DENSE = 0.9  # an input with more nonzeros is not worth a measurement
+_GAIN = 0.8  # of the time of dense is the most that a sparse call may take, since timings vary
+_SLACK = 1.15  # times its time as it was may a dense call take with the weight in columns, since timings vary
+_KEPT = 4  # numbers of rows for which an input of a layer is kept to be timed
+
+
+class Break(NamedTuple):
+    """The density up to which a call with so many rows is faster sparse."""
+
+    rows: int
+    density: float
+
+
+class SparseLinear(nn.Linear):
+    """A Linear after :func:`sparseout.inference.sparse_linear_`."""
+
+    break_even: tuple[Break, ...]
+    _was_contiguous: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and not self.training:
+            output = _sparse(input, self.weight, self.bias, self.break_even)
+            if output is not None:
+                return output
+        return super().forward(input)
+
+
+def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules | None = None) -> SparseLinearReport:
+    r"""Lets Linear layers read only the columns of their weight whose input is not 0, in evaluation, in place.
+
+    .. math:: y_i = \sum_{j : x_j \ne 0} W_{ij} \, x_j + b_i
+
+    which are the sums of ``F.linear`` in another order, equal to rounding. How fast each layer is either way is
+    measured here, on this machine with its present number of threads, on the inputs it has on `batches`; only a layer
+    that gains becomes sparse. At each call it counts the nonzeros of its input and is dense past the break-even that
+    was measured for its shape, its dtype and so many rows. A layer stays the same object with its parameters, hooks and
+    ``state_dict`` keys; its weight is laid out column by column, which BLAS takes as readily, and there is no copy.
+
+    A call is sparse in evaluation without gradients (in ``torch.no_grad()`` or ``torch.inference_mode()``, or where
+    neither input nor parameters require any), for plain CPU tensors of the layer's dtype (fp32, fp64, bf16 or fp16). It
+    is dense and right in training, under autograd, autocast, ``torch.compile``, ``torch.export``, ``torch.func`` and
+    tracing, on another device, and after the weight was given another layout, as by ``load_state_dict(assign=True)``.
+    Where x is 0 and W is infinite or NaN, ``F.linear`` gives NaN; a sparse call does not read that.
+
+    Left, with the reason in the report: projections of attention, unless `modules` names them; tied weights; layers
+    that are derived from Linear or whose weight is computed anew at each call; layers that torch's fused transformer
+    layers read without calling them; layers that gain nothing, as small ones, whose matrix is in the cache.
+
+    Args:
+        model: any module; it may itself be a Linear.
+        batches: inputs as they will come, in the number of their rows too: tensors, tuples or lists whose first element
+            is the input, or mappings of keyword arguments.
+        modules: which Linear layers instead of all: a function (name, module) -> bool, or a collection of dotted names
+            or of types.
+
+    Returns:
+        A report of the layers that changed, with their speed before and after, and of those that were left.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument; nothing is changed then, nor after an error in the model.
+
+    Warns:
+        UserWarning: if the model has no Linear layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 1024)).eval()
+        >>> _ = nn.init.constant_(model[0].bias, -2.0)  # few units are active
+        >>> report = sparse_linear_(model, [torch.randn(1, 64)])
+        >>> with torch.no_grad():
+        ...     y = model(torch.randn(1, 64))
+        >>> report.skipped
+        {'0': 'its input has hardly a zero on these batches'}
+
+    Source: Liu et al. (2023), Deja vu: contextual sparsity for efficient LLMs at inference time, ICML, and Liu et al.
+    (2025), TEAL, ICLR, for what is read. It is read by the native kernel, or without one by ``F.embedding_bag``.
+    """
+    check_model(model)
+    batches = check_batches(batches)
+    everything = dict(named_modules(model))
+    linears = {name: module for name, module in everything.items() if isinstance(module, nn.Linear)}
+    report = SparseLinearReport()
+    if not linears:
+        warnings.warn(f"nothing was changed: the {type(model).__name__} has no Linear layer", stacklevel=2)
+        return report
+    chosen = select(linears, modules, "Linear layers")
+    reasons = {name: _why_not(name, layer, everything, modules is not None) for name, layer in chosen.items()}
+    seen = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
+    breaks: dict[tuple[Any, ...], tuple[Break, ...]] = {}
+    for name, layer in chosen.items():
+        reason = reasons[name]
+        if reason is None:
+            reason = _measure(name, layer, seen[layer], breaks, report)
+        if reason is not None:
+            report.skipped[name] = reason
+    for name in report.changed:
+        layer = chosen[name]
+        if isinstance(layer, SparseLinear):
+            layer.break_even = breaks[_shape(layer)]
+        else:
+            attributes = {"break_even": breaks[_shape(layer)], "_was_contiguous": layer.weight.is_contiguous()}
+            swap_class_(layer, SparseLinear, attributes, RECORD)
+        layer.weight.data = _in_columns(layer.weight.data)
+    if report.changed:
+        reset_compiler()
+    return report
+
+
+def _sparse(x: Tensor, weight: Tensor, bias: Tensor | None, break_even: tuple[Break, ...]) -> Tensor | None:
+    """The output from the columns that x needs; None where the layer is to be dense."""
+    if type(x) is not Tensor or x.layout is not torch.strided or x.is_nested or not x.ndim or not x.numel():
+        return None
+    if x.dtype is not weight.dtype or not x.is_cpu or not weight.is_cpu or x.shape[-1] != weight.shape[1]:
+        return None
+    if not weight.t().is_contiguous() or type(weight) not in (nn.Parameter, Tensor):
+        return None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return None
+    if dispatch_mode_active() or transforms_active() or is_tracing() or torch.is_autocast_enabled("cpu"):
+        return None
+    rows = x.numel() // weight.shape[1]
+    most = int(_limit(break_even, rows) * x.numel())
+    if not most:
+        return None
+    native, x = kernels(x.device), x.resolve_neg().contiguous()
+    if native is not None:
+        y: Tensor | None = native.linear(x, weight.t(), bias, most)
+        return y
+    return _embedding_bag(x.view(rows, -1), weight.t(), bias, most, (*x.shape[:-1], weight.shape[0]))
+
+
+def _embedding_bag(x: Tensor, columns: Tensor, bias: Tensor | None, most: int, shape: Sequence[int]) -> Tensor | None:
+    """What the native kernel computes, where there is none: torch has an operation that sums chosen rows."""
+    if len(x) == 1:
+        active = x.view(-1).nonzero().view(-1)
+        if len(active) > most:
+            return None
+        offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
+    else:
+        mask = x != 0
+        if int(torch.count_nonzero(mask)) > most:  # soon said, where nonzero() is slow
+            return None
+        active = mask.view(-1).nonzero().view(-1)
+        counts = mask.sum(1)
+        offsets = counts.cumsum(0).sub_(counts)
+    values = x.view(-1).index_select(0, active)
+    y = F.embedding_bag(active.remainder_(len(columns)), columns, offsets, mode="sum", per_sample_weights=values)
+    return (y if bias is None else y.add_(bias)).view(shape)
+
+
+def _limit(break_even: tuple[Break, ...], rows: int) -> float:
+    """The density up to which a call with so many rows is sparse: between two that were measured, the lower one."""
+    place = min(bisect_left(break_even, (rows,)), len(break_even) - 1)
+    if break_even[place].rows > rows and place:
+        return min(break_even[place - 1].density, break_even[place].density)
+    return break_even[place].density
+
+
+def _in_columns(weight: Tensor) -> Tensor:
+    return weight.t().contiguous().t()
+
+
+def _shape(layer: nn.Linear) -> tuple[Any, ...]:
+    return layer.in_features, layer.out_features, layer.weight.dtype, layer.bias is None
+
+
+def _why_not(name: str, layer: nn.Linear, everything: dict[str, nn.Module], named: bool) -> str | None:
+    """Why a layer is left before anything is measured, if it is."""
+    above = [everything[path] for path in _prefixes(name)]
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention reads its weights and never calls it"
+    if type(layer) not in (nn.Linear, SparseLinear):
+        return f"{type(layer).__name__} is derived from Linear and may do something else"
+    if forward_replaced(layer):
+        return "its forward was replaced on the object, so its class decides nothing"
+    if not named and any("attention" in type(module).__name__.lower() for module in above):
+        return "a projection of attention"
+    if any(isinstance(module, nn.TransformerEncoderLayer) and not _has_hooks(module) for module in above):
+        return "torch's fused nn.TransformerEncoderLayer reads its weights and does not call it"
+    weight = layer._parameters.get("weight")
+    if weight is None or not isinstance(layer._parameters.get("bias", layer.bias), nn.Parameter | None):
+        return "its weight is computed anew at each call"
+    owners = {id(m) for m in everything.values() for p in m._parameters.values() if p is not None and _same(p, weight)}
+    if len(owners) > 1:
+        return "its weight is tied to that of another module"
+    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.layout is not torch.strided:
+        kind = type(weight).__name__ if type(weight) is not nn.Parameter else f"on {weight.device}"
+        return f"its weight is no plain CPU tensor: {kind}"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is of {weight.dtype}"
+    if weight.is_shared() or weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
+        return "its weight is part of a larger storage, or shared with other processes"
+    return None
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (type(one) is nn.Parameter and one.device == other.device and _begin(one) == _begin(other))
+
+
+def _begin(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr() or id(x)
+
+
+class _Inputs:
+    """What a layer was given: an input for some numbers of rows, and how many of all numbers were not 0."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}
+        self.nonzero = self.numbers = 0
+
+    def see(self, layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if type(x) is Tensor and x.is_cpu and x.numel() and x.layout is torch.strided and not x.is_nested:
+            rows = x.reshape(-1, x.shape[-1])
+            self.nonzero += int(torch.count_nonzero(rows))
+            self.numbers += rows.numel()
+            if x.dtype is layer.weight.dtype and (len(self.kept) < _KEPT or len(rows) in self.kept):
+                self.kept.setdefault(len(rows), rows[: _ROWS[-1]].clone())
+
+
+def _inputs(model: nn.Module, batches: Iterable[Any], layers: list[nn.Linear]) -> dict[nn.Linear, _Inputs]:
+    seen = {layer: _Inputs() for layer in layers}
+    hooks = Hooks()
+    try:
+        for layer, inputs in seen.items():
+            hooks.before(layer, inputs.see)
+        with evaluation(model):
+            for batch in batches:
+                call(model, batch)
+    finally:
+        hooks.remove()
+    return seen
+
+
+def _measure(
+    name: str,
+    layer: nn.Linear,
+    inputs: _Inputs,
+    breaks: dict[tuple[Any, ...], tuple[Break, ...]],
+    report: SparseLinearReport,
+) -> str | None:
+    """Why the layer is left, or None if it gains; its speed goes into the report."""
+    if not inputs.numbers:
+        return "it is not called on these batches"
+    if not inputs.kept:
+        return "its inputs are of another dtype than its weight"
+    if inputs.nonzero > _DENSE * inputs.numbers:
+        return "its input has hardly a zero on these batches"
+    bias = None if layer.bias is None else layer.bias.detach()
+    row, column = layer.weight.detach().contiguous(), _in_columns(layer.weight.detach())
+    with torch.no_grad():
+        if (key := _shape(layer)) not in breaks:
+            breaks[key] = _break_even(column, bias)
+        speeds = [_speed(x, row, column, bias, breaks[key]) for x in inputs.kept.values()]
+    for speed in speeds:
+        if speed.break_even < 1 and speed.dense_in_columns_us > _SLACK * speed.dense_us:
+            return "where it is dense it would be slower than now, with its weight in columns"
+    if sum(speed.sparse_us for speed in speeds) > _GAIN * sum(speed.dense_us for speed in speeds):
+        report.left[name] = speeds
+        return "dense is as fast on these batches"
+    report.changed[name] = speeds
+    return None
+
+
+def _speed(x: Tensor, row: Tensor, column: Tensor, bias: Tensor | None, breaks: tuple[Break, ...]) -> LayerSpeed:
+    def now() -> Tensor:
+        y = _sparse(x, column, bias, breaks)
+        return F.linear(x, column, bias) if y is None else y
+
+    dense, sparse, other = _times(lambda: F.linear(x, row, bias), now, lambda: F.linear(x, column, bias))
+    density = int(torch.count_nonzero(x)) / x.numel()
+    return LayerSpeed(len(x), density, dense * 1e6, sparse * 1e6, other * 1e6, _limit(breaks, len(x)))
+
+
+def _break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]:
+    """The densities up to which sparse is faster, by the number of rows; they fall with it."""
+    breaks: list[Break] = []
+    generator = torch.Generator().manual_seed(0)
+    candidates = [0.0, *_DENSITIES]
+    for rows in _ROWS:
+        low, high = 0, len(candidates)  # the best is one of candidates[low:high]
+        while high - low > 1:
+            middle = (low + high) // 2
+            x = torch.rand(rows, column.shape[1], generator=generator).lt(candidates[middle]).to(column.dtype)
+            if _gains(x, column, bias):
+                low = middle
+            else:
+                high = middle
+        breaks.append(Break(rows, candidates[low]))
+        candidates = candidates[: low + 1]
+    return tuple(breaks)
+
+
+def _gains(x: Tensor, column: Tensor, bias: Tensor | None) -> bool:
+    always = (Break(1, 1.0),)
+    dense, sparse = _times(lambda: F.linear(x, column, bias), lambda: _sparse(x, column, bias, always))
+    return sparse < _GAIN * dense
+
+
+def _times(*functions: Callable[[], Any], seconds: float = 0.005, rounds: int = 30) -> list[float]:
+    """The least time of each, called three times each in turn: two rounds, then until that took so long or so often."""
+    best, began = [float("inf")] * len(functions), time.perf_counter()
+    for done in range(rounds):
+        if done >= 2 and time.perf_counter() - began > seconds * len(functions):
+            break
+        for index, function in enumerate(functions):
+            for _ in range(3):  # after the first its matrix is in the cache, if it fits
+                start = time.perf_counter()
+                function()
+                best[index] = min(best[index], time.perf_counter() - start)
+    return best
