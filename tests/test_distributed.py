@@ -15,8 +15,8 @@ import torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from sparseout import Sparseout, SparsityController, SparsityMonitor, measures, row_mask
-from sparseout._utils.distributed import all_reduce_sums, data_parallel_group
+from sparseout import Sparseout, SparsityController, SparsityMonitor, measures, revive_, row_mask
+from sparseout._utils.distributed import all_reduce_sums, check_replicas, data_parallel_group
 from sparseout.integrations._common import TrainingSession
 
 dist.init_process_group("gloo")
@@ -62,6 +62,22 @@ with SparsityMonitor(same) as monitor, row_mask(torch.tensor([1, 0, 0, 1])[: 3 +
 report = monitor.report()
 assert (report[0]["rows"], report.unmasked) == (1 + 3, [""])
 assert monitor.report(sync=False).unmasked == [""][:rank]
+
+# Units revived get the same weights on all processes; reports that differ are an error on all.
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+net[0].bias.data[:] = torch.tensor([-9.0] * 3 + [9.0] * 5)
+twin = nn.parallel.DistributedDataParallel(net)
+torch.manual_seed(rank)
+with SparsityMonitor(twin) as monitor:
+    twin(torch.rand(3, 4))
+assert revive_(twin, monitor.report()).revived == {"0": (0, 1, 2)}
+check_replicas(net)
+net[0].bias.data[0] = (9.0, -9.0)[rank]
+monitor.reset()
+with monitor:
+    twin(torch.rand(3, 4))
+assert "the same dead units on all processes" in error(lambda: revive_(twin, monitor.report(sync=False)))
 
 # Wrappers know their group.
 wrapped = nn.Sequential(nn.parallel.DistributedDataParallel(stage, process_group=alone), nn.ReLU())
