@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 from sparseout_experiments import cli, config
@@ -133,10 +132,15 @@ def test_the_command_ends_in_a_page(tmp_path, capsys, monkeypatch):
     out = tmp_path / "sweep"
     assert status("sweep", "autoencoder", "--q", "1,2", "--seeds", "2", "--epochs", "2", "--out", str(out)) == 0
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        *("report.html", "sweep.csv", "table.tex", "sparsity.svg", "sparsity.png", "sweep.json")
+        *("report.html", "sweep.csv", "table.tex", "sparsity.svg", "sparsity.png", "sweep.json", "report.json")
     }
     page = (out / "report.html").read_text()
     assert "4 runs: 4 finished" in page
     assert len((out / "sweep.csv").read_text().splitlines()) == 5
     assert status("report", str(out / "q=1.0_seed=0"), "--out", str(tmp_path / "one")) == 0
-    assert "1 run: 1 finished" in Path(tmp_path / "one/report.html").read_text()
+    page = (tmp_path / "one/report.html").read_text()
+    assert "1 run: 1 finished" in page
+    (tmp_path / "one/report.html").unlink()
+    assert status("report", str(tmp_path / "one/report.json")) == 0
+    assert "1 run: 1 finished" in (tmp_path / "one/report.html").read_text()
+    assert status("report", str(tmp_path / "one/sweep.csv")) == 2

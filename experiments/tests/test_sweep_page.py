@@ -46,6 +46,23 @@ def test_the_files_say_what_the_runs_found(tmp_path):
     assert "<svg" in paths["sparsity.svg"].read_text()
 
 
+def test_the_small_file_gives_the_page_again(tmp_path):
+    results = made(tmp_path / "runs", {"q": [1.0, 2.0], "method": ["sparseout", "dropout"]}, missing=1, failed=1)
+    report.write(results, tmp_path / "out")
+    loaded = frame.load(tmp_path / "out/report.json")
+    assert vars(loaded).keys() == vars(results).keys()
+    kept = ("task", "metric", "swept", "common", "environments", "command")
+    assert [getattr(loaded, name) for name in kept] == [getattr(results, name) for name in kept]
+    again, page = (report.page(some).partition("<script>")[0] for some in (loaded, results))
+    assert again == page.replace(f"{tmp_path}/runs/", "")
+    for run, curve in results.curves.items():
+        for line, kept in zip(curve, loaded.curves[run.removeprefix(f"{tmp_path}/runs/")], strict=True):
+            assert kept == pytest.approx(line, rel=1e-5)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not hold results of sparseout report"):
+        frame.load(tmp_path / "other.json")
+
+
 def test_an_unfinished_sweep_with_failures_says_so(tmp_path):
     text = report.page(made(tmp_path, {"q": [1.0, 2.0]}, missing=2, failed=1))
     assert "6 runs: 3 finished, 1 failed, 2 not begun." in " ".join(text.split())

@@ -116,10 +116,16 @@ def _sweep(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of a run, of a sweep, or several.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of a run, of a sweep, or of several.")],
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where it goes. [default: the first]")] = None,
 ) -> None:
-    """Write the page of runs that there are: report.html, sweep.csv, table.tex and the figures."""
+    """Write the page of runs that there are: report.html, sweep.csv, table.tex and the figures.
+
+    It also writes report.json, a small file which, given in place of folders, makes all of it again without the runs.
+    """
+    if len(folders) == 1 and folders[0].is_file():
+        _write(folders, out or folders[0].parent, Console())
+        return
     if missing := [folder for folder in folders if not folder.is_dir()]:
         fail(expected("FOLDER", "a folder of runs", repr(str(missing[0]))))
     if not _write(folders, out or folders[0], Console()):
@@ -132,10 +138,13 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
     from sparseout_experiments.studies.engine import report as page
 
     try:
-        planned, command = sweep.plan_of(folders)
-        found = frame.read(folders, planned, command)
+        if folders[0].is_file():
+            found = frame.load(folders[0])
+        else:
+            planned, command = sweep.plan_of(folders)
+            found = frame.read(folders, planned, command)
     except ValueError as error:
-        if any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
+        if folders[0].is_file() or any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
             fail(str(error))
         return False
     try:

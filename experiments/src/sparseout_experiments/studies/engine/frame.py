@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ from typing import Any
 import pandas as pd
 
 from sparseout_experiments.message import expected
+from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.tasks import shown_as
 from sparseout_experiments.training import run_folder
 
 # Options that say where and how long a run works, and not what it computes.
 TECHNICAL = ("device", "checkpoint_minutes", "track")
+KIND = "sparseout report"
+POINTS = 50  # of a run's training that a file keeps
 MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
 
 
@@ -26,6 +30,7 @@ class Results:
 
     Args:
         task: what was trained.
+        metric: the metric's name, and its unit: what it is multiplied by, or a percent sign.
         frame: a row a run: its options, ``run`` (its folder), ``status``, ``reason`` (of a failure), ``metric`` (on
             test data, in the unit it is read in), ``valid``, the measures (means over places), ``dead``, ``seconds``.
         swept: the options that differ between runs, with their values; the seed is none of them.
@@ -37,6 +42,7 @@ class Results:
     """
 
     task: str
+    metric: tuple[str, str]
     frame: pd.DataFrame
     swept: dict[str, list[Any]]
     common: dict[str, Any]
@@ -44,12 +50,6 @@ class Results:
     curves: dict[str, list[dict[str, Any]]]
     environments: list[dict[str, Any]] = field(default_factory=list)
     command: str = ""
-
-    @property
-    def metric(self) -> tuple[str, str]:
-        """The metric's name, and its unit: what it is multiplied by, or a percent sign."""
-        name, _, unit = shown_as(self.task)
-        return name, unit
 
     def settings(self) -> pd.DataFrame:
         """A row a setting, over its seeds: means of metric and Hoyer, half of their intervals, and counts."""
@@ -89,8 +89,11 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
     # None is what a method has no use for, and no value of its own
     values = {name: _distinct(some[name] for some in options if some.get(name) is not None) for name in names}
     swept = {name: found for name, found in values.items() if len(found) > 1 and name not in TECHNICAL}
+    task = tasks.pop()
+    metric, _, unit = shown_as(task)
     return Results(
-        task=tasks.pop(),
+        task=task,
+        metric=(metric, unit),
         frame=pd.DataFrame([{**record["options"], **record["row"]} for record in records]),
         swept=swept,
         common={name: found[0] for name, found in values.items() if len(found) == 1},
@@ -128,6 +131,30 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
             for line in run_folder.metrics(folder)
         ]
     return {"row": row, "options": options, "layers": layers, "environment": environment, "curve": curve}
+
+
+def save(results: Results, path: Path) -> None:
+    """Write all that a page shows into one small file; of long trainings some evenly spaced epochs."""
+    frame = results.frame.astype(object).where(results.frame.notna(), None)
+    base = os.path.commonpath([Path(run).parent for run in frame["run"]])
+    names = {run: os.path.relpath(run, base) for run in frame["run"]}
+    frame["run"] = frame["run"].map(names)
+    varying = [name for name in frame if frame[name].map(repr).nunique() > 1 or name in ("run", "status", "reason")]
+    content = {"kind": KIND, **{name: value for name, value in vars(results).items() if name != "frame"}}
+    content["fixed"] = {name: frame[name].iloc[0] for name in frame if name not in varying}
+    content["runs"] = frame[varying].to_dict("records")
+    content["layers"] = {names[run]: files.short(layers) for run, layers in results.layers.items()}
+    content["curves"] = {names[run]: files.short(files.thinned(curve, POINTS)) for run, curve in results.curves.items()}
+    files.save(path, content)
+
+
+def load(path: Path) -> Results:
+    """The results in such a file. Raises ValueError for one that is none."""
+    content = files.load(path, KIND)
+    fixed, runs = content.pop("fixed"), content.pop("runs")
+    del content["kind"]
+    frame = pd.DataFrame([{**fixed, **run} for run in runs])
+    return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from sparseout_experiments.studies.engine.frame import Results, mean
+from sparseout_experiments.studies.engine.frame import Results, mean, save
 from sparseout_experiments.studies.engine.style import CYCLE, image, style
 from sparseout_experiments.training import atomic_files
 
@@ -24,13 +24,14 @@ _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write ``report.html``, ``sweep.csv``, ``table.tex`` and the figures as SVG and PNG; return their paths."""
+    """Write ``report.html``, what it is made from, a CSV, a LaTeX table and the figures; return their paths."""
     atomic_files.prepare(folder)
     settings = results.settings()
-    paths = [folder / name for name in ("report.html", "sweep.csv", "table.tex")]
+    paths = [folder / name for name in ("report.html", "report.json", "sweep.csv", "table.tex")]
     atomic_files.write(paths[0], page(results, settings))
-    atomic_files.write(paths[1], results.frame.to_csv(index=False))
-    atomic_files.write(paths[2], latex(results, settings))
+    save(results, paths[1])
+    atomic_files.write(paths[2], results.frame.to_csv(index=False))
+    atomic_files.write(paths[3], latex(results, settings))
     if settings["metric"].notna().any():
         with style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box

@@ -1,7 +1,7 @@
 """Files of results: JSON in which every entry of a list has a line of its own, so that a diff shows what changed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,20 @@ def _lines(value: Any) -> str:
 
 def _line(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
+
+
+def short(value: Any) -> Any:
+    """Numbers with six digits, which are more than any table or figure shows."""
+    if isinstance(value, dict):
+        return {name: short(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [short(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def thinned(series: Sequence[Any], points: int) -> list[Any]:
+    """Evenly spaced entries of a series, at least so many if it has them, and the last one among them."""
+    return list(series[::-1][:: max(1, len(series) // points)][::-1])
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:

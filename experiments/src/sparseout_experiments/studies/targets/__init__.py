@@ -159,8 +159,7 @@ def _row(run: Run, result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _course(folder: Path) -> list[list[float | None]]:
     """Step, q and Hoyer of every so many intervals, the last one among them."""
     course = [entry for line in run_folder.metrics(folder) for entry in line["control"]]
-    some = course[::-1][:: max(1, len(course) // POINTS)][::-1]
     return [
         [entry["step"], *(None if entry[name] is None else round(entry[name], 4) for name in ("q", "hoyer"))]
-        for entry in some
+        for entry in files.thinned(course, POINTS)
     ]

@@ -54,17 +54,8 @@ def run(results: Path, on_progress: OnProgress, *, steps: int = training.STEPS, 
             record["rescaling"].append(training.rescaling(kind, long))
     checks += statements.of_training(record)
     record["checks"] = [check._asdict() for check in checks]
-    files.save(results / RESULTS, _short(record))
+    files.save(results / RESULTS, files.short(record))
     return record
-
-
-def _short(value: Any) -> Any:
-    """Numbers with the six digits that are more than any table or figure shows."""
-    if isinstance(value, dict):
-        return {name: _short(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_short(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def load(results: Path) -> Record:
