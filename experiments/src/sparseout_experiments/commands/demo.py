@@ -8,6 +8,7 @@ import typer
 from pydantic import Field
 from rich.console import Console
 
+from sparseout_experiments.cli import importing
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan
 from sparseout_experiments.message import expected
@@ -86,20 +87,20 @@ def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
 
 def _watch(options: Options, total: int) -> list[Run]:
     """Run everything under a progress bar; an interrupt keeps what is finished."""
-    from sparseout_experiments.data import digits
-    from sparseout_experiments.demo.training import run_all
+    with importing():
+        from sparseout_experiments.demo.training import run_all
 
     runs: list[Run] = []
     progress = progress_bar()
     try:
         with progress:
-            task = progress.add_task("", total=total * options.epochs, count=f"run 1/{total}", now="reading the digits")
+            task = progress.add_task("", total=total, count=f"run 1/{total}", now="reading the digits")
             last = ""
 
-            def on_epoch(setting: Setting, seed: int) -> None:
-                progress.update(task, advance=1, now=f"{setting}, seed {seed}{last}")
+            def on_progress(setting: Setting, seed: int, done: float) -> None:
+                progress.update(task, completed=len(runs) + done, now=f"{setting}, seed {seed}{last}")
 
-            for run in run_all(options, digits(), on_epoch):
+            for run in run_all(options, on_progress):
                 runs.append(run)
                 last = f", last Hoyer {run.hoyer:.2f}"
                 progress.update(task, count=f"run {min(len(runs) + 1, total)}/{total}")

@@ -1,7 +1,7 @@
 """The demonstration: one autoencoder on handwritten digits, trained once for every q, scale and seed.
 
-Within a seed every run starts from the same weights and sees the same batches: weights, order and noise come from
-three generators, so that the noise is all that differs.
+They are runs of `sparseout run autoencoder`. Within a seed every run starts from the same weights and sees the same
+batches, so that the noise is all that differs.
 """
 
 import json
@@ -17,9 +17,6 @@ if TYPE_CHECKING:  # torch takes seconds to import
 Scale = float | Literal["paper", "matched"]
 Gradient = Literal["detached", "exact"]
 
-UNITS = 256
-BATCH = 64
-LEARNING_RATE = 1e-3
 EPOCHS = 20
 
 RESULTS = "results.json"

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sparseout_experiments.data import digits as digit_data
-from sparseout_experiments.demo import UNITS, Options, figures, pictures
+from sparseout_experiments.demo import Options, figures, pictures
 from sparseout_experiments.demo.summary import Row, caveats, notes, scale_name
 from sparseout_experiments.demo.table import HEADINGS, lines, row_name
-from sparseout_experiments.demo.training import mean_error
+from sparseout_experiments.demo.training import digits, mean_error
 
 
 class Strip(NamedTuple):
@@ -27,12 +26,12 @@ def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
     """The HTML of the report."""
     source = resources(__package__).joinpath("demo.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
-    blind_error = mean_error(digit_data())
+    blind_error = mean_error()
     table = [(group, list(members)) for group, members in groupby(lines(rows), key=lambda line: line.group)]
     return template.render(
         options=options,
         results=results,
-        units=UNITS,
+        units=results["protocol"]["options"]["units"],
         blind_error=1000 * blind_error,
         sparsity=Markup(figures.sparsity(rows, options.scales)),  # our own drawings: not escaped
         cost=Markup(figures.cost(rows, options.scales)),
@@ -47,7 +46,7 @@ def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
 
 def _strips(options: Options, rows: Sequence[Row]) -> list[Strip]:
     """Pictures of the first seed at the last of the scales, which is the matched one by default."""
-    found = [Strip("original", pictures.digits(digit_data().test[:10]), None)]
+    found = [Strip("original", pictures.digits(digits().test[:10]), None)]
     for row in sorted(rows, key=lambda row: row.setting.method):  # "none" before "sparseout"
         shown = row.runs[0].pictures
         wanted = row.setting.method == "none" or row.setting.scale == options.scales[-1]

@@ -8,24 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from sparseout_experiments.data import digits
-from sparseout_experiments.demo import (
-    BATCH,
-    BINS,
-    HIGHEST,
-    LEARNING_RATE,
-    LOWEST,
-    RESULTS,
-    UNITS,
-    Options,
-    Run,
-    figures,
-    plan,
-)
+from sparseout_experiments.config import record, resolve
+from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, RESULTS, Options, Run, figures, plan
 from sparseout_experiments.demo.page import page
 from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
-from sparseout_experiments.demo.training import mean_error
+from sparseout_experiments.demo.training import chosen, mean_error
+from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment
 
@@ -54,13 +43,14 @@ def show(console: Console, options: Options, runs: Sequence[Run], written: Seque
         highlight=False,
     )
     console.print(f"[bold]{verdict(rows, options.scales)}[/bold]\n", highlight=False)
-    for sentence in caveats(rows, mean_error(digits())):
+    for sentence in caveats(rows, mean_error()):
         console.print(sentence + "\n", highlight=False, markup=False)
     console.print("Wrote " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 
 
 def results(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, Any]:
     """Everything a reader needs to check the claims; a number that is undefined is null."""
+    configs = [record(resolve("autoencoder", chosen(*run, options))) for run in plan(options)]
     return {
         "experiment": "demo",
         "verdict": verdict(summarise(options, runs), options.scales),
@@ -68,11 +58,8 @@ def results(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, 
         "runs_finished": len(runs),
         "options": vars(options) | {"q": list(options.q), "scales": list(options.scales)},
         "protocol": {
-            "data": "scikit-learn digits, 1347 to train and 450 to test",
-            "model": f"autoencoder 64-{UNITS}-64, ReLU code",
-            "optimizer": "Adam",
-            "learning_rate": LEARNING_RATE,
-            "batch": BATCH,
+            "data": "scikit-learn digits: 1213 to train, 134 to choose the epoch by, 450 to test",
+            "options": {name: value for name, value in files.shared(configs).items() if value is not None},
             "histogram": {
                 "of": "log10 of the non-zero activations",
                 "from": LOWEST,

@@ -16,7 +16,6 @@ from sparseout_experiments.studies.alternatives.comparison import (
     errors_at,
 )
 from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, SEEDS, Run, plan
-from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Train
@@ -158,9 +157,9 @@ def _head(budget: str, data: str, results: Mapping[Run, Mapping[str, Any]]) -> d
         "kind": KIND,
         "budget": budget,
         "data": data,
-        "config": collect.shared([dict(result["config"]) for result in results.values()]),
+        "config": files.shared([result["config"] for result in results.values()]),
         "methods": {name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()},
-        "environments": collect.distinct([dict(result["environment"]) for result in results.values()]),
+        "environments": files.distinct([result["environment"] for result in results.values()]),
     }
 
 

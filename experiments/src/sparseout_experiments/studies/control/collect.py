@@ -16,7 +16,6 @@ from sparseout_experiments.training import run_folder
 
 KIND = "sparseout control study"
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
-_LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "task": task,
         "planned": max(len(plan), grid.count(task)[0]),
         "data": ALWAYS[task]["data"],
-        "config": shared([result["config"] for _, result in mine]),
-        "environments": distinct([result.get("environment", {}) for _, result in mine]),
+        "config": files.shared([result["config"] for _, result in mine]),
+        "environments": files.distinct([result.get("environment", {}) for _, result in mine]),
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
         "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
@@ -213,24 +212,3 @@ def _float(value: float | None) -> float:
 
 def _line(value: Any) -> str:
     return json.dumps(run_folder.plain(value), allow_nan=False, sort_keys=False)
-
-
-def shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The options on which all runs agree."""
-    if not configs:
-        return {}
-    first, *rest = configs
-    return {
-        name: run_folder.plain(value)
-        for name, value in first.items()
-        if name not in _LOCAL and all(other.get(name) == value for other in rest)
-    }
-
-
-def distinct(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each environment once."""
-    found: list[dict[str, Any]] = []
-    for one in environments:
-        if one not in found:
-            found.append(one)
-    return found

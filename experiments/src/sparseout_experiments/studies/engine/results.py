@@ -1,12 +1,14 @@
 """Files of results: JSON in which every entry of a list has a line of its own, so that a diff shows what changed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.training import atomic_files, run_folder
+
+_LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -61,3 +63,24 @@ def some(records: dict[str, dict[str, Any]], folder: Path, study: str) -> dict[s
             expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(folder)))
         )
     return records
+
+
+def shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The options on which all runs agree."""
+    if not configs:
+        return {}
+    first, *rest = configs
+    return {
+        name: run_folder.plain(value)
+        for name, value in first.items()
+        if name not in _LOCAL and all(other.get(name) == value for other in rest)
+    }
+
+
+def distinct(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each environment once."""
+    found: list[dict[str, Any]] = []
+    for environment in environments:
+        if environment not in found:
+            found.append(dict(environment))
+    return found

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.engine import pages, sweep
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Train
@@ -136,8 +135,8 @@ def _head(name: str, task: Task, results: Results) -> dict[str, Any]:
     return {
         "kind": KIND,
         "task": name,
-        "config": collect.shared([dict(result["config"]) for result in results.values()]),
-        "environments": collect.distinct([dict(result["environment"]) for result in results.values()]),
+        "config": files.shared([result["config"] for result in results.values()]),
+        "environments": files.distinct([result["environment"] for result in results.values()]),
         "range": reach(name, task, results),
     }
 
