@@ -99,6 +99,10 @@ class Inline:
         return len(self._jobs) < self.workers
 
     @property
+    def running(self) -> int:
+        return min(len(self._jobs), self.workers)
+
+    @property
     def busy(self) -> bool:
         return bool(self._jobs)
 

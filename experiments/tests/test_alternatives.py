@@ -10,8 +10,10 @@ import pytest
 from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import alternatives
-from sparseout_experiments.studies.alternatives import BUDGETS, METHODS, comparison, frame_of, plan
-from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.alternatives import BUDGETS, comparison, frame_of, grid
+from sparseout_experiments.studies.alternatives.grid import METHODS
+from sparseout_experiments.studies.alternatives.grid import runs as runs_of
+from sparseout_experiments.studies.engine import pages, study
 from study_rows import Inline
 from typer.testing import CliRunner
 
@@ -21,7 +23,7 @@ EMPTY = "# Why\n\n<!-- begin: alternatives-digits -->\n<!-- end: alternatives-di
 
 @pytest.fixture(autouse=True)
 def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alternatives, "Cluster", Inline)
+    monkeypatch.setattr(study, "Cluster", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -43,11 +45,11 @@ def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
 
 
 def test_every_method_has_five_settings_and_every_run_its_options() -> None:
-    runs = plan("small", ["digits", "mnist"])
+    runs = runs_of("small", ["digits", "mnist"])
     assert {len(method.settings) for name, method in METHODS.items() if name != "none"} == {5, 6}
     assert len(runs) == len(set(map(str, runs))) == 2 * 5 * sum(len(method.settings) for method in METHODS.values())
     for budget in BUDGETS:
-        for run in plan(budget, ["digits", "mnist"]):
+        for run in runs_of(budget, ["digits", "mnist"]):
             job = run.job(Path("work"), {})
             resolved = config.record(config.resolve(job.task, job.options))
             assert resolved["method"] == run.method
@@ -69,12 +71,11 @@ def test_errors_are_compared_at_equal_sparsity() -> None:
     assert comparison.errors_at(0.5, runs, "hoyer").loc["b"].tolist() == pytest.approx([1.0, math.nan], nan_ok=True)
 
 
-def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path) -> None:
+def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.md").write_text(EMPTY)
-    alternatives.reproduce(
-        "small", tmp_path / "results", tmp_path / "work", tmp_path / "page.md", 1, ["digits"], seeds=(0, 1),
-        train=fake_train,
-    )  # fmt: skip
+    monkeypatch.setattr(grid, "SEEDS", (0, 1))
+    request = study.Request(("digits",), tmp_path / "work")
+    study.reproduce(alternatives, request, tmp_path / "results", tmp_path / "page.md", 1, train=fake_train)
     text = (tmp_path / "page.md").read_text()
     assert text.startswith("# Why\n\n<!-- begin: alternatives-digits -->\n")
     assert text.endswith("<!-- end: alternatives-digits -->\n\nThe end.\n")

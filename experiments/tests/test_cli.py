@@ -322,7 +322,7 @@ def test_a_page_is_not_made_from_nothing(study: str, tmp_path: Path, capfd: pyte
 def test_a_refused_command_leaves_nothing(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEOUT_BACKEND", "none of them")
-    monkeypatch.setattr("sparseout_experiments.studies.alternatives.reproduce", refuse)
+    monkeypatch.setattr("sparseout_experiments.studies.engine.study.reproduce", refuse)
     (tmp_path / "page.md").write_text("a page without blocks")
     assert status_of(*args) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]

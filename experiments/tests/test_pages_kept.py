@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from sparseout_experiments import cli
 from sparseout_experiments.studies import control, targets
-from sparseout_experiments.studies.control import collect, runner
+from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from study_rows import Inline, ledger_of
 
@@ -70,12 +71,12 @@ def stop(task: str, options: object, folder: Path) -> None:
 
 
 def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Cluster", Inline)
+    monkeypatch.setattr(study, "Cluster", Inline)
     results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"
     control.render(results, page)
     before = {path: path.read_bytes() for path in (page, *results.iterdir())}
     with pytest.raises(StudyStopped, match="no disk"):
-        control.reproduce("small", results, tmp_path / "work", page, 1, ("image",), train=stop)
+        study.reproduce(control, study.Request(("image",), tmp_path / "work"), results, page, 1, train=stop)
     assert {path: path.read_bytes() for path in before} == before
 
 

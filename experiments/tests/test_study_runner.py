@@ -10,27 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparseout_experiments.studies import control as study
+from sparseout_experiments.studies import control
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import TUNING_SEED, Run, Setting, Value
-from sparseout_experiments.studies.control.runner import Ledger, Progress
-from sparseout_experiments.studies.engine.cluster import Outcome
-from sparseout_experiments.studies.engine.jobs import StudyStopped
+from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import study
+from sparseout_experiments.studies.engine.cluster import Job, Outcome
+from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped
 from study_rows import Inline, fake_train, result_of
 
 HERE = Path(__file__).parent
 
 
-def reproduce(tmp_path: Path, train: Any = fake_train, **options: Any) -> Ledger:
-    given = {"workers": 2, "tasks": ("image",)} | options
-    return study.reproduce(
-        "small", *(tmp_path / name for name in ("results", "work", "docs/page.md")), train=train, **given
-    )
+def reproduce(tmp_path: Path, train: Any = fake_train, tasks: tuple[str, ...] = ("image",), **options: Any) -> Ledger:
+    request = study.Request(tasks, tmp_path / "work")
+    found = study.reproduce(control, request, tmp_path / "results", tmp_path / "docs/page.md", train=train, **options)
+    assert isinstance(found, Ledger)
+    return found
 
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Cluster", Inline)
+    monkeypatch.setattr(study, "Cluster", Inline)
 
 
 def calls(work: Path) -> dict[str, int]:
@@ -79,36 +80,41 @@ def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
     ledger = reproduce(tmp_path, on_progress=heard.append)
     assert len(ledger.results) == 57
     assert set(calls(tmp_path / "work").values()) == {1}
-    assert [one.done for one in heard if one.status == "finished"] == list(range(1, 58))
-    assert heard[-1].total == 57
-    assert heard[-1].left == 0
+    assert [one.done for one in heard] == list(range(58))
+    assert [one.running for one in heard] == [2] * 15 + [1] + [2] * 40 + [1, 0]  # one, while the last trial decides
+    assert {one.total for one in heard} == {57}
     assert math.isnan(heard[0].left)
-    tuned = [place for place, one in enumerate(heard) if one.run.role == "tuning" and one.status == "finished"]
-    first = next(place for place, one in enumerate(heard) if one.run.role == "tuned")
-    assert max(tuned) < first  # no seed starts before p is chosen
+    assert [one.left for one in heard[1:]] == pytest.approx([4.2 * (57 - done) / 2 for done in range(1, 58)])
+    assert all("seed=100" in one.now for one in heard[1:17])  # no seed starts before p is chosen
     heard.clear()
     again = reproduce(tmp_path, on_progress=heard.append)
     assert not heard
     assert again.results.keys() == ledger.results.keys()
     assert set(calls(tmp_path / "work").values()) == {1}
+    assert study.outlook(control, study.Request(("image",), tmp_path / "work"), 2) == ({"image": (57, 57)}, 57, 0)
 
 
 @pytest.mark.usefixtures("inline")
 def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path: Path) -> None:
-    started: list[Run] = []
+    started: list[dict[str, Any]] = []
 
-    def interrupt(one: Progress) -> None:
-        if one.status == "started":
-            started.append(one.run)
+    def interrupt(task: Any, options: dict[str, Any], folder: Path) -> None:
         if len(started) == 20:
             raise KeyboardInterrupt
+        started.append(options)
+        fake_train(task, options, folder)
 
+    both = ("autoencoder", "image")
     with pytest.raises(KeyboardInterrupt):
-        reproduce(tmp_path, tasks=("autoencoder", "image"), on_progress=interrupt)
-    assert [run.role for run in started[:17]] == ["tuning"] * 16 + ["grid"]
+        reproduce(tmp_path, interrupt, both)
+    assert [options["seed"] for options in started] == [TUNING_SEED] * 16 + [0] * 4
     record = collect.load(tmp_path / "results" / "control-small-image.json")
     assert {run.role for run in (row.run for row in record.rows)} >= {"tuning"}
     assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
+    # trials and four runs of 265 and 57 have ended, of 4.2 s each
+    tasks, total, left = study.outlook(control, study.Request(both, tmp_path / "work"), 3)
+    assert (tasks, total) == ({"autoencoder": (265, 4), "image": (57, 16)}, 322)
+    assert left == pytest.approx(4.2 * (322 - 20) / 3)
 
 
 @pytest.mark.usefixtures("inline")
@@ -134,18 +140,16 @@ def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"epoch": 5, "mean": {}}', '{"epoch": 6}', "[]"])
 def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path: Path, content: str) -> None:
     run = grid.first("image")[0]
-    folder = runner.folder_of(run, "small", tmp_path)
-    fake_train("image", grid.options(run, "small", {}, {}), folder)
-    whole, _ = runner.found(run, "small", tmp_path)
-    (folder / "metrics.jsonl").write_text(content)
-    part, _ = runner.found(run, "small", tmp_path)
-    assert whole
-    assert part
-    assert whole["last"]["hoyer"] > 0
-    assert part["last"] is None
-    first, second = (
-        collect.load(collect.save(tmp_path, "small", "image", Ledger({run: one}))).rows for one in (whole, part)
-    )
+    options = grid.options(run, "small", {}, {})
+    job = Job("image", options, tmp_path / "run")
+    fake_train("image", options, job.folder)
+    whole, part = Ledger(), Ledger()
+    assert whole.note(run, job)
+    (job.folder / "metrics.jsonl").write_text(content)
+    assert part.note(run, job)
+    assert whole.results[run]["last"]["hoyer"] > 0
+    assert part.results[run]["last"] is None
+    first, second = (collect.load(collect.save(tmp_path, "small", "image", one)).rows for one in (whole, part))
     assert math.isnan(second[0].last_hoyer)
     assert first[0].digest == second[0].digest  # identity is that of the run, not of what was kept of its curve
 
@@ -176,12 +180,12 @@ def test_lost_runs_are_recorded_and_repeated_by_the_next_command(
             lost = (self._jobs[0].options.get("q"), self._jobs[0].options["seed"]) == (2.5, 4)
             return Outcome(self._jobs.pop(0), None, "its worker died again and again", 0.0) if lost else super().wait()
 
-    monkeypatch.setattr(runner, "Cluster", Losing)
+    monkeypatch.setattr(study, "Cluster", Losing)
     ledger = reproduce(tmp_path)
     assert {run.seed for run in ledger.lost} == {4}
     record = collect.load(tmp_path / "results" / "control-small-image.json")
     assert {one.reason for one in record.failures} == {"its worker died again and again"}
-    monkeypatch.setattr(runner, "Cluster", Inline)
+    monkeypatch.setattr(study, "Cluster", Inline)
     assert not reproduce(tmp_path).lost
     assert {calls(tmp_path / "work")[run.key] for run in ledger.lost} == {1}
 
@@ -202,14 +206,15 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     options = grid.options(run, "small", {}, {})
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"data": "/elsewhere/cifar10"})))
-    assert runner.found(run, "small", tmp_path)[0] is not None  # where the data lie is no part of a run
+    request = study.Request(("image",), tmp_path, common={"device": "cuda"})
+    assert study.outlook(control, request, 1)[0] == {"image": (16, 1)}  # where data lie and it ran is no part of a run
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"epochs": 3})))
     with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 6"):
-        runner.look("small", tmp_path, ["image"])
+        study.outlook(control, request, 1)
     for content in ("{", "{}", "[]", '{"config": 3}'):
         (folder / "result.json").write_text(content)
         with pytest.raises(StudyStopped, match="cannot be read: remove"):
-            runner.look("small", tmp_path, ["image"])
+            study.outlook(control, request, 1)
 
 
 def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: Path) -> None:
@@ -226,33 +231,19 @@ def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> Non
     path = tmp_path / "control-small-image.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="does not hold results"):
-        study.render(tmp_path, tmp_path / "page.md")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"budget": "tiny"}, "expected `budget` to be one of small, gpu, full, but got 'tiny'"),
-        ({"tasks": ("vision",)}, "expected `tasks` to be among autoencoder, image, language, but got 'vision'"),
-        ({"workers": 0}, "expected `workers` to be a whole number >= 1, but got 0"),
-    ],
-)
-def test_bad_arguments_are_said(tmp_path: Path, options: dict[str, Any], says: str) -> None:
-    given = {"budget": "small", "results": tmp_path, "work": tmp_path, "page": tmp_path / "page.md"} | options
-    with pytest.raises(ValueError, match=r"expected") as caught:
-        study.reproduce(**given)
-    assert str(caught.value) == says
-    assert not list(tmp_path.iterdir())
+        control.render(tmp_path, tmp_path / "page.md")
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from test_study_runner import slowly
-from sparseout_experiments.studies import control as study
+from sparseout_experiments.studies import control
+from sparseout_experiments.studies.engine import study
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    study.reproduce("small", root / "results", root / "work", root / "page.md", 2, ("image",), train=slowly)
+    request = study.Request(("image",), root / "work")
+    study.reproduce(control, request, root / "results", root / "page.md", train=slowly)
 """
 
 

@@ -72,8 +72,10 @@ def test_a_failed_run_is_a_result_and_what_has_ended_is_not_repeated(tmp_path):
     jobs = sweep.grid("autoencoder", {"q": [1.0, 1.5], "epochs": [2]}, 2, tmp_path)
     heard = []
     ended = sweep.perform(jobs, tmp_path, 2, None, "sparseout sweep", heard.append, failing)
-    assert ended == {name: "failed" if "q=1.5" in name else "finished" for name in jobs}
+    assert ended.results.keys() == {name for name in jobs if "q=1.0" in name}
+    assert ended.failures == {name: "the loss is NaN at step 7" for name in jobs if "q=1.5" in name}
     assert [(one.done, one.failed) for one in heard] == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2)]
+    assert [one.running for one in heard] == [2, 2, 2, 1, 0]
     assert heard[0].total == 4
     sweep.perform(jobs, tmp_path, 2, None, "again", train=failing)
     assert {len((jobs[name].folder / "calls").read_text()) for name in jobs if "q=1.0" in name} == {1}
@@ -104,7 +106,7 @@ def test_the_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
         "q=1.0 seed=1",
         "q=2.0 seed=0",
         "q=2.0 seed=1",
-        "4 runs: 2 settings with 2 seeds each; 0 have ended.",
+        "4 runs: 2 settings with 2 seeds each; 0 have ended. How long they take is known when the first has finished.",
     ]
     assert not (tmp_path / "new").exists()
 

@@ -11,8 +11,10 @@ from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import targets
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.jobs import train
-from sparseout_experiments.studies.targets import TASKS, StudyStopped, Task
+from sparseout_experiments.studies.engine import study
+from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped, train
+from sparseout_experiments.studies.targets import TASKS
+from sparseout_experiments.studies.targets.grid import Task
 from study_rows import Inline
 from typer.testing import CliRunner
 
@@ -24,7 +26,7 @@ RANGE = "of the range 0.300 that fixed q's reach (the tolerance of 0.02 is 7% of
 
 @pytest.fixture(autouse=True)
 def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "Cluster", Inline)
+    monkeypatch.setattr(study, "Cluster", Inline)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -61,22 +63,25 @@ def failing(task: str, options: dict[str, Any], folder: Path) -> None:
 
 def reproduce(root: Path, train: Any = fake_train, tasks: dict[str, Task] = SMALL, **options: Any) -> dict[str, Any]:
     (root / "docs").mkdir(exist_ok=True)
-    targets.reproduce(
-        root / "results", root / "work", root / "docs/page.md", 1, tuple(tasks), tasks=tasks, train=train, **options
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, task in tasks.items():
+            patch.setitem(TASKS, name, task)
+        request = study.Request(tuple(tasks), root / "work")
+        study.reproduce(targets, request, root / "results", root / "docs/page.md", 1, train=train, **options)
     return targets.load_all(root / "results")
 
 
 def test_targets_lie_in_the_range_that_fixed_qs_reach(tmp_path: Path) -> None:
-    heard: list[tuple[int, int, str]] = []
-    found = reproduce(tmp_path, on_progress=lambda *told: heard.append(told))["autoencoder"]
+    heard: list[Progress] = []
+    found = reproduce(tmp_path, on_progress=heard.append)["autoencoder"]
     assert found["range"] == pytest.approx([0.5, 0.8])
     steered = [row for row in found["rows"] if row["part"] is not None]
     assert [(row["part"], row["target"], row["seed"]) for row in steered] == [(0.5, 0.65, 0), (0.5, 0.65, 1)]
     course = steered[0]["course"]
     assert len(course) == 100
     assert course[-1] == [3000, 2.0, 0.65]
-    assert (heard[-1][:2], len(heard)) == ((6, 6), 12)
+    assert [(one.done, one.total) for one in heard] == [(done, 6) for done in range(7)]
+    assert [one.left for one in heard][1:] == [300, 240, 180, 120, 60, 0]  # a minute each, one at a time
     text = " ".join((tmp_path / "docs/page.md").read_text().split())
     assert f"2 of 2 runs met their targets. The farthest was off by 0.0010, which is 0.3% {RANGE}" in text
     assert "The noise was constant: 0.970 to 1.030 of Dropout's power." in text

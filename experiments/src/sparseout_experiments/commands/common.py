@@ -1,9 +1,11 @@
 """What the commands share: reading values, progress, and how they fail."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +15,9 @@ from sparseout_experiments.cli import INTERRUPTED
 from sparseout_experiments.message import expected, tell
 from sparseout_experiments.option_types import choices, reader, wanted
 
+if TYPE_CHECKING:
+    from sparseout_experiments.studies.engine.jobs import Progress as Runs
+
 __all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
 
 USAGE, FAILED = 2, 1
@@ -20,26 +25,70 @@ SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of w
 _EVERY = 30.0  # seconds between the lines of progress that stand in for a bar where there is no terminal
 
 
-def progress_bar(shown: bool = True) -> Progress:
-    """Progress on standard error: a bar with `count` before it and `now` behind, or without a terminal lines."""
+def progress_bar(shown: bool = True, estimated: bool = True) -> Progress:
+    """Progress on standard error: a bar with `count` before it and `now` behind, or without a terminal lines.
+
+    The time left is estimated from the work done so far, or left to `now`.
+    """
     return _Progress(
         TextColumn("{task.fields[count]}"),
         BarColumn(bar_width=12),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
+        *([TextColumn("left"), TimeRemainingColumn(compact=True)] if estimated else []),
         TextColumn("{task.fields[now]}"),
         console=Console(stderr=True),
         transient=True,
         disable=not shown,
+        estimated=estimated,
     )
+
+
+@contextmanager
+def counting_runs() -> Iterator[Callable[["Runs"], None]]:
+    """A bar of runs: how many have ended, run and failed, how long it takes, and which has ended last."""
+    with progress_bar(estimated=False) as bar:
+        row = bar.add_task("", total=None, count="", now="starting workers")
+
+        def show(runs: "Runs") -> None:
+            parts = [f"{runs.running} running", f"{runs.failed} failed" if runs.failed else ""]
+            parts += ["" if math.isnan(runs.left) else f"{_clock(runs.left)} left", runs.now]
+            now = ", ".join(part for part in parts if part)
+            bar.update(row, completed=runs.done, total=runs.total, count=f"run {runs.done}/{runs.total}", now=now)
+
+        yield show
+
+
+def about(seconds: float, workers: int) -> str:
+    """How long runs will take, in a sentence."""
+    if math.isnan(seconds):
+        return "How long they take is known when the first has finished."
+    return f"About {_clock(seconds)} (hours, minutes, seconds) are left with {workers} at a time."
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Turn what ends runs before they are done into a sentence."""
+    from sparseout_experiments.studies.engine.cluster import ClusterError
+    from sparseout_experiments.studies.engine.jobs import StudyStopped
+
+    try:
+        yield
+    except ValueError as error:  # a bad plan, a page that is another, or a file that holds no results
+        fail(str(error))
+    except (StudyStopped, ClusterError) as error:
+        fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{error.filename} cannot be written ({error.strerror}); runs that have ended are kept", FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted: runs that have ended are kept, and the same command goes on", INTERRUPTED)
 
 
 class _Progress(Progress):
     """A bar that is a line now and then where there is no terminal, as in a log."""
 
-    def __init__(self, *columns: Any, **options: Any) -> None:
+    def __init__(self, *columns: Any, estimated: bool, **options: Any) -> None:
         super().__init__(*columns, **options)
+        self._estimated = estimated
         self._lines = not self.disable and not self.console.is_terminal
         self.disable = self.disable or self._lines
         self._begun = self._last = time.monotonic()
@@ -62,7 +111,7 @@ class _Progress(Progress):
     def _line(self, task_id: TaskID, spent: float) -> None:
         fields, done, first = self.tasks[task_id].fields, self._done(task_id), self._first or 0.0
         parts = [_clock(spent), fields["count"], fields["now"]]
-        if done > first:
+        if done > first and self._estimated:
             parts.append(f"{_clock(spent * (1 - done) / (done - first))} left")
         tell("  ".join(part for part in parts if part))
 

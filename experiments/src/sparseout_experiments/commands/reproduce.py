@@ -1,22 +1,20 @@
-"""The commands `reproduce control|targets|alternatives`."""
+"""The commands `reproduce control|targets|alternatives`, made from a table of the studies."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import SCHEDULER, about, counting_runs, ending, fail, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, File, Folder
 from sparseout_experiments.training import atomic_files
-
-if TYPE_CHECKING:
-    from sparseout_experiments.studies.control import Progress
 
 app = typer.Typer(
     help="Repeat a study of this project, from its runs to its page.",
@@ -24,191 +22,125 @@ app = typer.Typer(
     context_settings=CONTEXT,
     rich_markup_mode=None,
 )
-# The data sets of the study, and the folders in which a copy of the hub has them.
-_SETS = {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"}
-Name = TypeVar("Name", bound=str)
-# What all have.
-Workers = Annotated[int, typer.Option(**reading(Count), help="Processes, each of one thread.")]
-Scheduler = Annotated[str | None, SCHEDULER]
-Work = Annotated[Path, typer.Option(**reading(Folder), help="Where the runs go.")]
-Results = Annotated[Path, typer.Option(**reading(Folder), help="Where the files of results go.")]
-Page = Annotated[Path, typer.Option(**reading(File), help="The page that is made.")]
-Render = Annotated[bool, typer.Option("--render", help="Run nothing: the page from the results.")]
 
 
-@app.command(cls=Command, context_settings=CONTEXT)
-def control(
-    budget: Annotated[
-        Any, typer.Option(**reading(Literal["small", "gpu", "full"]), help="How large: docs/protocol.md.")
-    ] = "small",
-    only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, image, language.")] = "",
-    data: Annotated[
-        Any,
-        typer.Option(**reading(Folder), help=f"Holds {', '.join(_SETS.values())}. [default: they come from the hub]"),
-    ] = None,
-    workers: Workers = 2,
-    scheduler: Scheduler = None,
-    device: Annotated[Any, typer.Option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train.")] = "auto",
-    work: Work = Path("runs/control"),
-    results: Results = Path("results"),
-    page: Page = Path("docs/results.md"),
-    render: Render = False,
+@dataclass(frozen=True)
+class _Entry:
+    """A study on the command line."""
+
+    help: str
+    names: tuple[str, ...]  # its parts
+    page: str
+    budgets: tuple[str, ...] = ()
+    sets: Mapping[str, str] = field(default_factory=dict)  # data sets, and their folders in a copy of the hub
+    device: bool = False  # whether it may run elsewhere than on a processor
+
+
+_STUDIES = {
+    "control": _Entry(
+        "Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.\n\n"
+        "The budget small takes about two hours on two processor cores.",
+        ("autoencoder", "image", "language"),
+        "docs/results.md",
+        ("small", "gpu", "full"),
+        {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"},
+        device=True,
+    ),
+    "targets": _Entry(
+        "Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.\n\n"
+        "Takes about 15 minutes on two cores and needs no download.",
+        ("autoencoder", "language"),
+        "docs/targets.md",
+    ),
+    "alternatives": _Entry(
+        "Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.\n\n"
+        "The budget small takes half an hour on two processor cores.",
+        ("digits", "mnist"),
+        "docs/comparison.md",
+        ("small", "full"),
+        {"mnist": "mnist"},
+    ),
+}
+
+
+def _command(name: str, entry: _Entry) -> Callable[..., None]:
+    """The command of a study, with the options that it has a use for."""
+
+    def command(**given: Any) -> None:
+        _reproduce(name, entry, **given)
+
+    def add(name: str, default: Any, option: Any, annotation: Any = Any) -> None:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
+
+    parameters: list[inspect.Parameter] = []
+    folders = ", ".join(entry.sets.values())
+    option = typer.Option
+    if entry.budgets:
+        add("budget", "small", option(**reading(Literal[entry.budgets]), help="How large."))
+    add("only", "", option(metavar="LIST", help=f"Of {', '.join(entry.names)}."), str)
+    if entry.sets:
+        add("data", None, option(**reading(Folder), help=f"Holds {folders}. [default: from the hub]"))
+    if entry.device:
+        add("device", "auto", option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train."))
+    add("workers", 2, option(**reading(Count), help="Processes, each of one thread."))
+    add("scheduler", None, SCHEDULER, str | None)
+    add("work", Path("runs") / name, option(**reading(Folder), help="Where the runs go."))
+    add("results", Path("results"), option(**reading(Folder), help="Where the files of results go."))
+    add("page", Path(entry.page), option(**reading(File), help="The page that is made."))
+    add("render", False, option("--render", help="Run nothing: the page from the results."), bool)
+    add("dry_run", False, option("--dry-run", help="Say what there is to run, and how long it takes."), bool)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__doc__ = f"{entry.help} What was interrupted goes on when the same command\nis started again."
+    return command
+
+
+for _name, _entry in _STUDIES.items():
+    app.command(_name, cls=Command, context_settings=CONTEXT)(_command(_name, _entry))
+
+
+def _reproduce(
+    name: str,
+    entry: _Entry,
+    *,
+    only: str,
+    workers: int,
+    scheduler: str | None,
+    work: Path,
+    results: Path,
+    page: Path,
+    render: bool,
+    dry_run: bool,
+    budget: str = "small",
+    data: Path | None = None,
+    device: str | None = None,
 ) -> None:
-    """Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.
+    from sparseout_experiments.studies.engine import study as engine
 
-    The budget small takes about two hours on two processor cores. What was interrupted goes on when the same command
-    is started again.
-    """
-    from sparseout_experiments.studies import control as study
-
-    tasks = _chosen(only, study.TASKS)
-    sources = {name: str(data / folder) for name, folder in _SETS.items()} if data else {}
+    study: engine.Study = import_module(f"sparseout_experiments.studies.{name}")
+    names = tuple(only.split(",")) if only else entry.names
+    if unknown := [one for one in names if one not in entry.names]:
+        fail(expected("--only", f"a list of {', '.join(entry.names)}", repr(unknown[0])))
+    sources = {one: str(data / folder) for one, folder in entry.sets.items()} if data else {}
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
-        fail(
-            expected(
-                "--data", f"a folder that holds {', '.join(_SETS.values())}", f"{str(data)!r}, without {missing[0]}"
-            )
-        )
-    with _prepared(results, page, None if render else work, "control") as written, _stopping():
-        if render:
-            study.render(*written)
-        else:
-            with progress_bar() as bar:
-                row = bar.add_task("", total=None, count="", now="")
-
-                def watch(progress: "Progress") -> None:
-                    left = "" if math.isnan(progress.left) else f"{progress.left / 60:.0f} min left, "
-                    now = f"{left}{progress.run.task}: {progress.run.key} {progress.status}"
-                    bar.update(
-                        row,
-                        completed=progress.done,
-                        total=progress.total,
-                        count=f"run {progress.done}/{progress.total}",
-                        now=now,
-                    )
-
-                study.reproduce(
-                    budget,
-                    written[0],
-                    work,
-                    written[1],
-                    workers,
-                    tasks,
-                    watch,
-                    sources=sources,
-                    common={"device": device},
-                    scheduler=scheduler,
-                )
-    wrote(Console(), [written[1], *sorted(written[0].glob("control-*.json"))])
-
-
-@app.command(cls=Command, context_settings=CONTEXT)
-def targets(
-    only: Annotated[str, typer.Option(metavar="LIST", help="Of autoencoder, language.")] = "",
-    workers: Workers = 2,
-    scheduler: Scheduler = None,
-    work: Work = Path("runs/targets"),
-    results: Results = Path("results"),
-    page: Page = Path("docs/targets.md"),
-    render: Render = False,
-) -> None:
-    """Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.
-
-    Takes about 15 minutes on two cores and needs no download. What was interrupted goes on when the same
-    command is started again.
-    """
-    from sparseout_experiments.studies import targets as study
-
-    names = _chosen(only, tuple(study.TASKS))
-    with _prepared(results, page, None if render else work, "targets") as written, _stopping(), _counting() as watch:
-        if render:
-            study.render(*written)
-        else:
-            study.reproduce(written[0], work, written[1], workers, names, watch, scheduler=scheduler)
-    wrote(Console(), [written[1], *sorted(written[0].glob("targets-*.json"))])
-
-
-@app.command(cls=Command, context_settings=CONTEXT)
-def alternatives(
-    budget: Annotated[Any, typer.Option(**reading(Literal["small", "full"]), help="How large.")] = "small",
-    only: Annotated[str, typer.Option(metavar="LIST", help="Of digits, mnist.")] = "",
-    data: Annotated[Any, typer.Option(**reading(Folder), help="Holds mnist. [default: it comes from the hub]")] = None,
-    workers: Workers = 2,
-    scheduler: Scheduler = None,
-    work: Work = Path("runs/alternatives"),
-    results: Results = Path("results"),
-    page: Page = Path("docs/comparison.md"),
-    render: Render = False,
-) -> None:
-    """Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.
-
-    The budget small takes half an hour on two processor cores. What was interrupted goes on when the same command is
-    started again.
-    """
-    from sparseout_experiments.studies import alternatives as study
-
-    names = _chosen(only, tuple(study.BUDGETS[budget]))
-    if data and not (data / "mnist").is_dir():
-        fail(expected("--data", "a folder that holds mnist", repr(str(data))))
-    prepared = _prepared(results, page, None if render else work, "alternatives")
-    with prepared as written, _stopping(), _counting() as watch:
-        if render:
-            study.render(*written)
-        else:
-            sources = {"mnist": str(data / "mnist")} if data else {}
-            options: dict[str, Any] = {"sources": sources, "scheduler": scheduler}
-            study.reproduce(budget, written[0], work, written[1], workers, names, watch, **options)
-    wrote(Console(), [written[1], *sorted(written[0].glob("alternatives-*.json"))])
-
-
-@contextmanager
-def _counting() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar that counts runs."""
-    with progress_bar() as bar:
-        row = bar.add_task("", total=None, count="", now="")
-
-        def watch(done: int, total: int, now: str) -> None:
-            bar.update(row, completed=done, total=total, count=f"run {done}/{total}", now=now)
-
-        yield watch
-
-
-def _chosen(only: str, names: tuple[Name, ...]) -> tuple[Name, ...]:
-    """Of the names those that a list has; all, if it is empty."""
-    given = only.split(",") if only else []
-    if unknown := [name for name in given if name not in names]:
-        fail(expected("--only", f"a list of {', '.join(names)}", repr(unknown[0])))
-    return tuple(name for name in names if not given or name in given)
-
-
-@contextmanager
-def _prepared(results: Path, page: Path, work: Path | None, study: str) -> Iterator[tuple[Path, Path]]:
-    """The folder of results and the page, once everything that is to be written can be.
-
-    Without a `work` folder the page is made from results alone: then there must be some.
-    """
-    if work is None and not any(results.glob(f"{study}-*.json")):
-        fail(expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(results))))
-    try:
-        with atomic_files.prepared(results, page.parent, *([] if work is None else [work])):
-            yield results, page
-    except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror})")
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Turn what ends a study into a sentence."""
-    from sparseout_experiments.studies.control import StudyStopped
-    from sparseout_experiments.studies.engine.cluster import ClusterError
-
-    try:
-        yield
-    except ValueError as error:  # a bad budget, or a file that holds no results
-        fail(str(error))
-    except (StudyStopped, ClusterError) as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror}); the runs are kept", FAILED)
-    except KeyboardInterrupt:
-        fail("interrupted: the runs that are finished are kept; the same command goes on from there", INTERRUPTED)
+        wanted = f"a folder that holds {', '.join(entry.sets.values())}"
+        fail(expected("--data", wanted, f"{str(data)!r}, without {missing[0]}"))
+    request = engine.Request(names, work, budget, sources, {"device": device} if device else {})
+    console = Console()
+    with ending():
+        if dry_run:
+            parts, total, left = engine.outlook(study, request, workers)
+            for part, (runs, ended) in parts.items():
+                console.print(f"{part}: {runs} runs, {ended} have ended", highlight=False)
+            console.print(f"{total} runs in all. {about(left, workers)}", highlight=False)
+            return
+        if render and not any(results.glob(f"{name}-*.json")):
+            fail(expected("--results", f"a folder with results of `sparseout reproduce {name}`", repr(str(results))))
+        with atomic_files.prepared(results, page.parent, *([] if render else [work])):
+            if render:
+                study.render(results, page)
+            else:
+                with counting_runs() as show:
+                    engine.reproduce(study, request, results, page, workers, scheduler, show)
+    wrote(console, [page, *sorted(results.glob(f"{name}-*.json"))])

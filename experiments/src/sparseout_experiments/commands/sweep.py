@@ -1,18 +1,17 @@
 """The commands `sweep TASK` and `report`: every combination of options, on a cluster, and the page of what came out."""
 
 import inspect
-import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, SCHEDULER, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import FAILED, SCHEDULER, about, counting_runs, ending, fail, reading, wrote
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
@@ -21,7 +20,7 @@ from sparseout_experiments.option_types import reader
 from sparseout_experiments.options import TASKS
 
 if TYPE_CHECKING:
-    from sparseout_experiments.studies.engine.sweep import Progress
+    from sparseout_experiments.studies.engine.cluster import Job
 
 app = typer.Typer(
     help="Train every combination of options with several seeds, and write a page about them.",
@@ -75,44 +74,33 @@ def _sweep(
     task: str, given: dict[str, list[Any]], out: Path, seeds: int, workers: int, scheduler: str | None, dry_run: bool
 ) -> None:
     from sparseout_experiments.studies.engine import sweep
-    from sparseout_experiments.studies.engine.cluster import ClusterError
-    from sparseout_experiments.studies.engine.jobs import StudyStopped
 
-    try:
-        jobs = sweep.grid(task, given, seeds, out, flag_name)
-    except ValueError as error:
-        fail(str(error))
     console = Console()
-    if dry_run:
-        there = sum(sweep.has_ended(job.folder) for job in jobs.values())
-        settings = len({name.rpartition("seed=")[0] for name in jobs})
-        for name in jobs:
-            console.print(name, highlight=False, markup=False, soft_wrap=True)
-        says = f"{len(jobs)} runs: {settings} settings with {seeds} seeds each; {there} have ended."
-        console.print(says, highlight=False)
-        return
+    with ending():
+        jobs = sweep.grid(task, given, seeds, out, flag_name)
+        if dry_run:
+            _show_plan(jobs, seeds, workers, console)
+            return
     command = shlex.join(["sparseout", *sys.argv[1:]])
     try:
-        with progress_bar() as bar:
-            row = bar.add_task("", total=None, count="", now="starting workers")
-
-            def show(progress: "Progress") -> None:
-                count = f"run {progress.done}/{progress.total}"
-                parts = [f"{progress.running} running", f"{progress.failed} failed" if progress.failed else ""]
-                if not math.isnan(progress.left):
-                    parts.append(f"{progress.left / 60:.0f} min left")
-                now = ", ".join(part for part in [*parts, progress.now] if part)
-                bar.update(row, completed=progress.done, total=progress.total, count=count, now=now)
-
+        with ending(), counting_runs() as show:
             sweep.perform(jobs, out, workers, scheduler, command, show)
-    except (StudyStopped, ClusterError) as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror}); runs that have ended are kept", FAILED)
-    except KeyboardInterrupt:
-        fail("interrupted: runs that have ended are kept, and the same command goes on", INTERRUPTED)
     finally:
         _write([out], out, console)
+
+
+def _show_plan(jobs: "Mapping[str, Job]", seeds: int, workers: int, console: Console) -> None:
+    from sparseout_experiments.studies.engine.jobs import Ledger, look, time_left
+
+    ledger: Ledger[str] = Ledger()
+    look(ledger, lambda: jobs)
+    settings = len({name.rpartition("seed=")[0] for name in jobs})
+    for name in jobs:
+        console.print(name, highlight=False, markup=False, soft_wrap=True)
+    ended = len(ledger.results) + len(ledger.failures)
+    says = f"{len(jobs)} runs: {settings} settings with {seeds} seeds each; {ended} have ended."
+    left = about(time_left(ledger, jobs, len(jobs), workers), workers)
+    console.print(f"{says} {left}", highlight=False, soft_wrap=True)
 
 
 def report(

@@ -1,6 +1,6 @@
 """The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +15,48 @@ from sparseout_experiments.studies.alternatives.comparison import (
     against_least,
     errors_at,
 )
-from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, SEEDS, Run, plan
-from sparseout_experiments.studies.engine import pages, sweep
+from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, Run, runs
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.cluster import Cluster, Train
-from sparseout_experiments.studies.engine.jobs import StudyStopped, train
+from sparseout_experiments.studies.engine.cluster import Job
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.training import atomic_files
 
-__all__ = ["BUDGETS", "METHODS", "StudyStopped", "load_all", "plan", "render", "reproduce"]
+__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+
+ALL_MUST_FINISH = True
+ledger = Ledger
 
 KIND = "sparseout alternatives"
 TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
 
 
-def reproduce(
-    budget: str,
-    results: Path,
-    work: Path,
-    page: Path,
-    workers: int = 2,
-    data: Sequence[str] = ("digits", "mnist"),
-    on_progress: sweep.OnProgress | None = None,
-    *,
-    sources: Mapping[str, str] | None = None,
-    seeds: Sequence[int] = SEEDS,
-    scheduler: str | None = None,
-    train: Train = train,
-) -> None:
-    """Run what is missing, write a file of results for each data set, and fill the page.
+def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+    """The jobs."""
+    return {run: run.job(request.work, request.sources) for run in runs(request.budget, request.names)}
 
-    Args:
-        budget: "small" or "full".
-        results: folder of the files of results.
-        work: folder of the runs.
-        page: the Markdown file whose generated parts are filled in; figures go to `images` beside it.
-        workers: processes at a time, one thread each.
-        data: which data sets.
-        on_progress: is told how many runs of how many are done, and what was started last.
-        sources: a folder or hub id to take for a data set.
-        seeds: how often each setting is trained.
-        scheduler: the address of a Dask scheduler, instead of workers of this machine.
-        train: trains one run.
 
-    Raises:
-        StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
-    """
-    check(page, data)
-    wanted = plan(budget, data, seeds)
-    done: dict[Run, dict[str, Any]] = {}
-    with Cluster(workers, train, scheduler) as cluster:
-        phase = {run: run.job(work, sources or {}) for run in wanted}
-        sweep.run_phases(cluster, [phase], done, len(wanted), on_progress)
-    for name in data:
-        mine = {run: done[run] for run in wanted if run.data == name}
+def total(request: Request, ledger: Ledger[Run]) -> int:
+    """How many runs there are."""
+    return len(runs(request.budget, request.names))
+
+
+def check(request: Request, results: Path, page: Path) -> None:
+    """Raise ValueError for a page that has no place for these results."""
+    _text(page, request.names)
+
+
+def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
+    """Write a file of results for each data set."""
+    for name in request.names:
+        mine = {run: ledger.results[run] for run in runs(request.budget, [name])}
         rows = [_row(run, result) for run, result in mine.items()]
-        files.save(_path(results, budget, name), _head(budget, name, mine) | {"rows": rows})
-    render(results, page)
+        files.save(_path(results, request.budget, name), _head(request.budget, name, mine) | {"rows": rows})
 
 
-def check(page: Path, data: Iterable[str]) -> str:
+def _text(page: Path, data: Iterable[str]) -> str:
     """The text of a page that has places for the results on these data. Raises ValueError."""
     if not page.is_file():
         raise ValueError(expected("--page", "a file that is there, whose marked parts are filled in", repr(str(page))))
@@ -89,12 +71,12 @@ def render(results: Path, page: Path) -> None:
     Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
     """
     records = files.some(load_all(results), results, "alternatives")
-    text = check(page, records)
+    text = _text(page, records)
     parts, images = {}, {}
     for name, record in records.items():
-        runs = frame_of(record)
-        images[f"alternatives-{name}"] = figures.price(runs, MEASURES)
-        parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, runs))
+        frame = frame_of(record)
+        images[f"alternatives-{name}"] = figures.price(frame, MEASURES)
+        parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
     pages.write_images(page, images)
     atomic_files.write(page, pages.filled(text, parts))
 

@@ -79,12 +79,12 @@ class Run:
         return Job("autoencoder", options, work / self.budget / self.data / self.key.replace(" ", "_"))
 
 
-def plan(budget: str, data: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Run]:
+def runs(budget: str, data: Sequence[str]) -> list[Run]:
     """Every run, seed by seed, so that what is interrupted has compared all methods on the seeds it did."""
     return [
         Run(budget, one, name, None if math.isnan(setting) else setting, seed)
         for one in data
-        for seed in seeds
+        for seed in SEEDS
         for name, method in METHODS.items()
         for setting in method.settings
     ]

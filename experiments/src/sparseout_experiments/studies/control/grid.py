@@ -136,6 +136,9 @@ class Run:
     seed: int
     role: Role
 
+    def __str__(self) -> str:
+        return f"{self.task}, {self.key}"
+
     @property
     def key(self) -> str:
         """The name of its folder. Role is no part of it: one training may serve two ends."""

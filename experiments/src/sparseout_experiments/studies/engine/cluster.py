@@ -109,6 +109,11 @@ class Cluster:
         """Whether an outcome is to come."""
         return bool(self._jobs)
 
+    @property
+    def running(self) -> int:
+        """How many jobs are running."""
+        return min(len(self._jobs), self.workers)
+
     def start(self, job: Job, attempt: int = 1) -> None:
         """Give a job to the cluster. One for a GPU waits for a worker that has the resource ``GPU``."""
         resources = {"GPU": 1} if job.options.get("device") == "cuda" else None

@@ -13,12 +13,11 @@ import pandas as pd
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.studies.engine.jobs import TECHNICAL
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.tasks import shown_as
 from sparseout_experiments.training import run_folder
 
-# Options that say where and how long a run works, and not what it computes.
-TECHNICAL = ("device", "checkpoint_minutes", "track")
 KIND = "sparseout report"
 POINTS = 50  # of a run's training that a file keeps
 MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")

@@ -1,19 +1,36 @@
-"""Jobs of a study: what their folders hold is read, and the rest is trained by a cluster."""
+"""Runs that are wanted: what their folders hold is read, and the rest is trained by a cluster."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, is_cancelled
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, is_cancelled
 from sparseout_experiments.training import run_folder
 
 Name = TypeVar("Name", bound=Hashable)
+# Options that say where and how a run works, and not what it computes.
+TECHNICAL = ("device", "checkpoint_minutes", "track")
 
 
 class StudyStopped(Exception):
     """The reason why a study cannot go on, in one sentence; whatever is finished stays."""
+
+
+class Progress(NamedTuple):
+    """How far runs are: how many have ended, failed ones among them, are running, and are wanted in all."""
+
+    done: int
+    failed: int
+    running: int
+    total: int
+    left: float  # seconds until all are done, from the means so far; nan before the first
+    now: str  # what has ended last
+
+
+OnProgress = Callable[[Progress], None]
 
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -33,11 +50,38 @@ class _Cancelled(Exception):
     """The run is no longer wanted."""
 
 
+class Ledger(Generic[Name]):
+    """How runs have ended: with a result, with a failure, or lost, as their workers died again and again."""
+
+    def __init__(self, results: Mapping[Name, dict[str, Any]] | None = None) -> None:
+        self.results: dict[Name, dict[str, Any]] = dict(results or {})
+        self.failures: dict[Name, str] = {}
+        self.lost: dict[Name, str] = {}
+
+    def __contains__(self, name: Name) -> bool:
+        return name in self.results or name in self.failures or name in self.lost
+
+    def wanted(self, job: Job) -> Mapping[str, Any]:
+        """The options that a run in the job's folder must have had."""
+        from sparseout_experiments.config import record, resolve
+
+        return record(resolve(job.task, job.options))
+
+    def note(self, name: Name, job: Job) -> bool:
+        """Enter what a run's folder holds, and say whether it has ended. Raises StudyStopped as `outcome_of` does."""
+        result, reason = outcome_of(job.folder, self.wanted(job))
+        if result is not None:
+            self.results[name] = result
+        if reason is not None:
+            self.failures[name] = reason
+        return name in self
+
+
 def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a run, or the reason of its failure, or neither, from its folder.
 
-    Raises StudyStopped where the folder holds a run with other options than `wanted`, but for where the data lie, or
-    something else.
+    Raises StudyStopped where the folder holds a run with other options than `wanted`, but for where the data lie and
+    where it was trained, or something else.
     """
     for name in (run_folder.RESULT, run_folder.FAILURE):
         path = folder / name
@@ -50,7 +94,7 @@ def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] 
         except (run_folder.RunError, LookupError, TypeError, ValueError):
             raise StudyStopped(f"{path} cannot be read: remove {folder} to repeat the run") from None
         for option, value in wanted.items():
-            if option != "data" and config.get(option) != value:
+            if option not in ("data", *TECHNICAL) and config.get(option) != value:
                 raise StudyStopped(
                     f"{folder} holds a run with {option} = {config.get(option)} where the study wants {value}: give "
                     "the study another work folder, or remove this one"
@@ -59,23 +103,84 @@ def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] 
     return None, None
 
 
+def look(ledger: Ledger[Name], plan: Callable[[], Mapping[Name, Job]]) -> None:
+    """Enter every run that has ended. What these decide is planned next, so it is looked at too."""
+    while sum(ledger.note(name, job) for name, job in plan().items() if name not in ledger):
+        pass
+
+
 def run_all(
     cluster: Cluster,
-    jobs: Mapping[Name, Job],
-    started: Callable[[Name], None],
-    ended: Callable[[Name, Outcome], Mapping[Name, Job]],
+    ledger: Ledger[Name],
+    plan: Callable[[], Mapping[Name, Job]],
+    total: Callable[[], int],
+    on_progress: OnProgress = lambda progress: None,
+    *,
+    all_must_finish: bool = False,
 ) -> None:
-    """Run jobs in their order. `ended` gives the jobs that are known now; those that are new follow."""
-    queue = deque(jobs.items())
-    known = set(jobs)
-    names = {job.folder: name for name, job in jobs.items()}
-    while queue or cluster.busy:
+    """Train the runs that the ledger lacks, in the order of the plan, and enter how they end.
+
+    Args:
+        plan: the jobs by name, as far as they are known by now; asked again whenever a run has ended.
+        total: how many there will be, as far as that is known.
+        on_progress: is told of the start, and of every run that has ended.
+        all_must_finish: whether a run that fails or is lost ends it all.
+
+    Raises:
+        StudyStopped: for what every run would meet; for a run that ended without a result.
+    """
+    queue: deque[Name] = deque()
+    jobs: dict[Name, Job] = {}
+    names: dict[Path, Name] = {}
+
+    def enqueue() -> None:
+        new = {name: job for name, job in plan().items() if name not in jobs}
+        jobs.update(new)
+        names.update((job.folder, name) for name, job in new.items())
+        queue.extend(name for name in new if name not in ledger)
+
+    def tell(now: str) -> None:
+        failed = len(ledger.failures) + len(ledger.lost)
+        left = time_left(ledger, jobs, total(), cluster.workers)
+        done = len(ledger.results) + failed
+        on_progress(Progress(done, failed, cluster.running, total(), left, now))
+
+    def start() -> None:
+        enqueue()
         while queue and cluster.free:
-            name, job = queue.popleft()
-            cluster.start(job)
-            started(name)
+            cluster.start(jobs[queue.popleft()])
+
+    start()
+    tell("")
+    while cluster.busy:
         outcome = cluster.wait()
-        new = {name: job for name, job in ended(names[outcome.job.folder], outcome).items() if name not in known}
-        queue.extend(new.items())
-        known |= new.keys()
-        names |= {job.folder: name for name, job in new.items()}
+        name = names[outcome.job.folder]
+        if outcome.problem is not None:
+            raise StudyStopped(f"{name}: {outcome.problem}")
+        if outcome.lost is not None:
+            ledger.lost[name] = outcome.lost
+        elif not ledger.note(name, outcome.job):
+            raise StudyStopped(f"{name}: the run ended without a result in {outcome.job.folder}")
+        reason = ledger.failures.get(name, ledger.lost.get(name))
+        if reason is not None and all_must_finish:
+            raise StudyStopped(f"{name}: {reason}")
+        start()
+        tell(f"{name} {'finished' if reason is None else 'failed'}")
+
+
+def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, workers: int) -> float:
+    """Seconds until all are done, from the mean of each task; what is not known yet takes the mean of all.
+
+    nan where nothing has finished.
+    """
+    took: dict[str, list[float]] = {}
+    for name, result in ledger.results.items():
+        if name in jobs:
+            took.setdefault(jobs[name].task, []).append(result["seconds"])
+    every = [seconds for some in took.values() for seconds in some]
+    if not every:
+        return math.nan
+    mean = sum(every) / len(every)
+    means = {task: sum(some) / len(some) for task, some in took.items()}
+    known = [means.get(job.task, mean) for name, job in jobs.items() if name not in ledger]
+    return (sum(known) + (total - len(jobs)) * mean) / workers

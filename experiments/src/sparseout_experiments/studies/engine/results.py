@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.training import atomic_files, run_folder
 
 _LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
+Records = TypeVar("Records", list[Any], dict[str, Any])
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-def some(records: dict[str, dict[str, Any]], folder: Path, study: str) -> dict[str, dict[str, Any]]:
+def some(records: Records, folder: Path, study: str) -> Records:
     """The results of a study. Raises ValueError where a folder has none."""
     if not records:
         raise ValueError(

@@ -1,21 +1,25 @@
 """Does a controller meet its targets? First the range that fixed q's reach, then runs to targets within it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sparseout_experiments.studies.engine import pages, sweep
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.cluster import Cluster, Train
-from sparseout_experiments.studies.engine.jobs import StudyStopped, train
+from sparseout_experiments.studies.engine.cluster import Job
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.targets import figures
-from sparseout_experiments.studies.targets.grid import START, TASKS, Results, Run, Task, plan, reach
+from sparseout_experiments.studies.targets.grid import START, TASKS, Results, Run, Task, reach, runs
 from sparseout_experiments.training import run_folder
 
-__all__ = ["TASKS", "StudyStopped", "Task", "load_all", "render", "reproduce"]
+__all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+
+ALL_MUST_FINISH = True
+ledger = Ledger
 
 TITLE = "# Are targets met?"
 KIND = "sparseout targets"
@@ -24,45 +28,29 @@ TOLERANCE = 0.02  # of the target, in Hoyer
 NOISE = 0.1  # of the power of Dropout's noise
 
 
-def reproduce(
-    results: Path,
-    work: Path,
-    page: Path,
-    workers: int = 2,
-    names: Sequence[str] = tuple(TASKS),
-    on_progress: sweep.OnProgress | None = None,
-    *,
-    tasks: Mapping[str, Task] = TASKS,
-    scheduler: str | None = None,
-    train: Train = train,
-) -> None:
-    """Run what is missing, write a file of results for each task, and make the page.
+def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+    """The jobs at fixed q's, and of each task whose range these have shown, the jobs to targets."""
+    return {run: run.job(TASKS[run.name], request.work) for run in runs(request.names, ledger.results)}
 
-    Args:
-        results: folder of the files of results.
-        work: folder of the runs.
-        page: the Markdown file to write; figures go to `images` beside it.
-        workers: processes at a time, one thread each.
-        names: which tasks.
-        on_progress: is told how many runs of how many are done, and what was started last.
-        tasks: what each is.
-        scheduler: the address of a Dask scheduler, instead of workers of this machine.
-        train: trains one run.
 
-    Raises:
-        StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
-    """
-    total = sum(tasks[name].runs for name in names)
-    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in names)
-    pages.check(page, TITLE, total + sum(others))
-    done: dict[Run, dict[str, Any]] = {}
-    with Cluster(workers, train, scheduler) as cluster:
-        jobs = sweep.run_phases(cluster, plan(names, tasks, work, done), done, total, on_progress)
-    for name in names:
-        mine = {run: result for run, result in done.items() if run.name == name}
+def total(request: Request, ledger: Ledger[Run]) -> int:
+    """How many runs there will be."""
+    return sum(TASKS[name].runs for name in request.names)
+
+
+def check(request: Request, results: Path, page: Path) -> None:
+    """Raise ValueError for a page that is another, or that was made from more runs."""
+    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in request.names)
+    pages.check(page, TITLE, total(request, Ledger()) + sum(others))
+
+
+def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
+    """Write a file of results for each task."""
+    jobs = plan(request, ledger)
+    for name in request.names:
+        mine = {run: result for run, result in ledger.results.items() if run.name == name}
         rows = [_row(run, result, jobs[run].folder) for run, result in mine.items()]
-        files.save(_path(results, name), _head(name, tasks[name], mine) | {"rows": rows})
-    render(results, page)
+        files.save(_path(results, name), _head(name, TASKS[name], mine) | {"rows": rows})
 
 
 def render(results: Path, page: Path) -> None:
@@ -72,11 +60,11 @@ def render(results: Path, page: Path) -> None:
     """
     records = files.some(load_all(results), results, "targets")
     tasks = [summary(record) for record in records.values()]
-    runs = sum(task["count"] for task in tasks)
+    count = sum(task["count"] for task in tasks)
     text = pages.rendered(__package__, "page.md.j2", tasks=tasks, start=START, tolerance=TOLERANCE, noise=NOISE)
-    pages.check(page, TITLE, runs)
+    pages.check(page, TITLE, count)
     pages.write_images(page, {f"targets-{task['name']}": figures.course(task["steered"], TOLERANCE) for task in tasks})
-    pages.write(page, text, runs)
+    pages.write(page, text, count)
 
 
 def load_all(results: Path) -> dict[str, dict[str, Any]]:

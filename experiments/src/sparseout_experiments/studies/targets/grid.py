@@ -1,6 +1,6 @@
 """The runs of the study: at fixed values of q, then to targets inside the range of sparsity that these reach."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,15 @@ class Run:
 Results = Mapping[Run, Mapping[str, Any]]
 
 
-def plan(names: Sequence[str], tasks: Mapping[str, Task], work: Path, results: Results) -> Iterator[dict[Run, Job]]:
-    """The jobs at fixed q's, and once `results` has those, the jobs to targets in the range."""
-    fixed = [Run(name, seed, q=q) for name in names for seed in tasks[name].seeds for q in tasks[name].qs]
-    yield {run: run.job(tasks[run.name], work) for run in fixed}
-    steered = []
+def runs(names: Sequence[str], results: Results) -> list[Run]:
+    """The runs at fixed q's, and of each task for which `results` has all of these, the runs to targets."""
+    found = [Run(name, seed, q=q) for name in names for seed in TASKS[name].seeds for q in TASKS[name].qs]
     for name in names:
-        low, high = reach(name, tasks[name], results)
-        aims = [(part, round(low + part * (high - low), 3)) for part in tasks[name].parts]
-        steered += [Run(name, seed, part=part, target=aim) for part, aim in aims for seed in tasks[name].seeds]
-    yield {run: run.job(tasks[run.name], work) for run in steered}
+        if all(run in results for run in found if run.name == name):
+            low, high = reach(name, TASKS[name], results)
+            aims = [(part, round(low + part * (high - low), 3)) for part in TASKS[name].parts]
+            found += [Run(name, seed, part=part, target=aim) for part, aim in aims for seed in TASKS[name].seeds]
+    return found
 
 
 def reach(name: str, task: Task, results: Results) -> tuple[float, float]:

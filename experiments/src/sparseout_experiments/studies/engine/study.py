@@ -1,0 +1,110 @@
+"""A study from its runs to its files of results and its page, the same way for every study."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sparseout_experiments.studies.engine import jobs
+from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
+from sparseout_experiments.studies.engine.jobs import Ledger, OnProgress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a study.
+
+    Args:
+        names: which of its parts: tasks, or data sets.
+        work: folder of the runs.
+        budget: how large, where the study has several budgets.
+        sources: for names of data sets a folder or hub id to take instead.
+        common: options for every run that are no part of the study, such as a device.
+    """
+
+    names: tuple[str, ...]
+    work: Path
+    budget: str = "small"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Study(Protocol):
+    """What the module of a study has."""
+
+    ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
+
+    def ledger(self) -> Ledger[Any]:
+        """An empty ledger."""
+
+    def plan(self, request: Request, ledger: Ledger[Any]) -> Mapping[Any, Job]:
+        """The jobs that are known, given what the ledger has."""
+
+    def total(self, request: Request, ledger: Ledger[Any]) -> int:
+        """How many runs there will be, as far as that is known."""
+
+    def check(self, request: Request, results: Path, page: Path) -> None:
+        """Raise ValueError where the page would be refused in the end."""
+
+    def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
+        """Write the files of results."""
+
+    def render(self, results: Path, page: Path) -> None:
+        """Make the page and its figures from the files of results, or raise ValueError."""
+
+
+def reproduce(
+    study: Study,
+    request: Request,
+    results: Path,
+    page: Path,
+    workers: int = 2,
+    scheduler: str | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    train: Train = jobs.train,
+) -> Ledger[Any]:
+    """Train what is missing, write the files of results, and make the page.
+
+    What was finished before is kept, whether this ends by itself, by Ctrl-C or by an error. If runs may fail, files and
+    page then show what there is, unless what they show already is more.
+
+    Raises:
+        ValueError: where the page would be refused.
+        StudyStopped, ClusterError: where it cannot go on, in one sentence.
+    """
+    study.check(request, results, page)
+    ledger = study.ledger()
+
+    def plan() -> Mapping[Any, Job]:
+        return study.plan(request, ledger)
+
+    def total() -> int:
+        return study.total(request, ledger)
+
+    jobs.look(ledger, plan)
+    try:
+        if any(name not in ledger for name in plan()):
+            with Cluster(workers, train, scheduler) as cluster:
+                jobs.run_all(cluster, ledger, plan, total, on_progress, all_must_finish=study.ALL_MUST_FINISH)
+    except BaseException:
+        if not study.ALL_MUST_FINISH:
+            with suppress(ValueError):  # the page shows more, or there is nothing to show
+                study.save(request, ledger, results)
+                study.render(results, page)
+        raise
+    study.save(request, ledger, results)
+    study.render(results, page)
+    return ledger
+
+
+def outlook(study: Study, request: Request, workers: int) -> tuple[dict[str, tuple[int, int]], int, float]:
+    """Runs that are known and that have ended, by task; runs in all; and seconds left, nan before the first."""
+    ledger = study.ledger()
+    jobs.look(ledger, lambda: study.plan(request, ledger))
+    known, total = study.plan(request, ledger), study.total(request, ledger)
+    tasks: dict[str, tuple[int, int]] = {}
+    for name, job in known.items():
+        runs, ended = tasks.get(job.folder.parent.name, (0, 0))
+        tasks[job.folder.parent.name] = (runs + 1, ended + (name in ledger))
+    return tasks, total, jobs.time_left(ledger, known, total, workers)
