@@ -113,7 +113,7 @@ def test_every_row_of_a_table_is_in_the_results(whole: tuple[Path, str], task: T
 
 def test_every_number_of_the_contrasts_is_scipys(whole: tuple[Path, str]) -> None:
     folder, text = whole
-    for _, task, said, slope, ends, span, margin, n, word in tables(text, "Every contrast"):
+    for _, task, said, slope, ends, effect, span, margin, n, word in tables(text, "Every contrast"):
         metric = GRIDS[task].metric  # type: ignore[index]
         mean = "last" if "at the last epoch" in said else "mean"
         what, scale, *rest = re.sub(r"^\*.+\*: |, without collapsed q's|, at the last.+", "", said).split(", ")
@@ -142,6 +142,8 @@ def test_every_number_of_the_contrasts_is_scipys(whole: tuple[Path, str]) -> Non
         digits = {"error": 4, "perplexity": 2}.get(what, 4)
         assert slope == shown([stats.linregress(GRIDS[task].q, line).slope for line in lines], digits, 1, "+")  # type: ignore[index]
         difference = lines[:, -1] - lines[:, 0]
+        relative = difference / (lines[:, 0] if what == "perplexity" else 1)
+        assert effect == f"{relative.mean() / relative.std(ddof=1):+.1f}"
         if what == "perplexity":
             half = shown(list(difference / lines[:, 0]), 2, 100, "+").split(" ± ")
             assert ends == f"{half[0]}% ± {half[1]}%"

@@ -6,7 +6,14 @@ from typing import Literal, NamedTuple
 
 from sparseout_experiments.studies.control.collect import Record, Row
 from sparseout_experiments.studies.control.grid import GRIDS, HOYER_MARGIN, SEEDS, Setting, Task, Value
-from sparseout_experiments.studies.engine.statistics import Interval, direction, equivalent, slope, t_interval
+from sparseout_experiments.studies.engine.statistics import (
+    Interval,
+    direction,
+    effect_size,
+    equivalent,
+    slope,
+    t_interval,
+)
 
 Verdict = Literal["supported", "contradicted", "no effect", "undecided"]
 Measure = Literal["hoyer", "hoyer_live", "metric", "last_hoyer", "last_hoyer_live"]
@@ -54,6 +61,7 @@ class ContrastResult(NamedTuple):
     verdict: Verdict
     why: str
     slope: Interval
+    effect: float  # size of `ends`: Cohen's d_z
     ends: Interval  # the difference between the largest and the smallest q, relative where the margin is
     span: float  # between the largest and the smallest mean, relative where the margin is
     q: tuple[float, ...]
@@ -154,14 +162,15 @@ def judge(contrast: Contrast, curve: Curve) -> ContrastResult:
         empty = Interval(math.nan, math.nan, 0)
         some = any(kept.values())
         why = f"0 of {LEAST_SEEDS} seeds have a value at every q" if some else "no runs yet"
-        return ContrastResult(contrast, "undecided", why, empty, empty, math.nan, qs, left_out)
+        return ContrastResult(contrast, "undecided", why, empty, math.nan, empty, math.nan, qs, left_out)
     lines = [[kept[q][seed] for q in qs] for seed in seeds]
     slopes = t_interval([slope(qs, line) for line in lines])
-    ends = t_interval([(line[-1] - line[0]) / (line[0] if contrast.relative else 1.0) for line in lines])
+    differences = [(line[-1] - line[0]) / (line[0] if contrast.relative else 1.0) for line in lines]
+    ends = t_interval(differences)
     means = [sum(values) / len(seeds) for values in zip(*lines, strict=True)]
     span = (max(means) - min(means)) / (means[0] if contrast.relative else 1.0)
     word, why = _decide(contrast, len(seeds), len(qs), slopes, ends, span)
-    return ContrastResult(contrast, word, why, slopes, ends, span, qs, left_out)
+    return ContrastResult(contrast, word, why, slopes, effect_size(differences), ends, span, qs, left_out)
 
 
 def _decide(

@@ -98,8 +98,13 @@ class Difference(NamedTuple):
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """First minus second, within the seeds that both have: runs of one seed share weights and batches."""
     found = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    interval, spread = t_interval(found), deviation(found)
-    return Difference(interval, p_value(found), interval.mean / spread if spread > 0 else math.nan)
+    return Difference(t_interval(found), p_value(found), effect_size(found))
+
+
+def effect_size(differences: Sequence[float]) -> float:
+    """Cohen's d_z: the mean of differences within pairs in units of their standard deviation; nan if they are equal."""
+    spread = deviation(differences)
+    return t_interval(differences).mean / spread if spread > 0 else math.nan
 
 
 def equivalent(difference: Interval, margin: float) -> bool:
