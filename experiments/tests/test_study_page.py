@@ -185,7 +185,7 @@ def test_what_the_sentences_say_is_left_out_where_the_results_say_otherwise(tmp_
     text = render(tmp_path)
     found = {row[0][:2]: row[1] for row in tables(text, "Verdicts")}
     assert found == dict.fromkeys(("C1", "C2", "C3"), "**contradicted**") | {"C4": "**supported**"}
-    assert "At p = 0.5 Hoyer over all units rises as q rises" in " ".join(text.split())
+    assert "As q rises, Hoyer over all units rises at p = 0.5" in " ".join(text.split())
     assert not [
         sentence for sentence in (*conditional, "collapsed networks") if sentence in text and "gain" not in sentence
     ]
@@ -501,4 +501,4 @@ def test_every_share_of_dead_units_stands_beside_the_number_of_samples(whole: tu
     assert said in " ".join(text.split())
     assert "dead units, over 10,000 test images |" in text
     (panel, *_) = figures.panels(record, "dead").axes
-    assert panel.get_ylabel() == "% of units dead over 10,000 test images"
+    assert panel.get_ylabel() == "% of units dead\nover 10,000 test images"

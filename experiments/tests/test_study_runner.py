@@ -257,7 +257,7 @@ def test_a_study_that_was_killed_leaves_no_process_and_goes_on(tmp_path: Path, k
         [sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE, start_new_session=True
     )
     work = tmp_path / "work"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     _until(lambda: len(list(work.rglob("result.json"))) >= 5, deadline)
     (work / "small" / "image" / "hang").touch()
     _until(lambda: len(list(work.rglob("hangs"))) == 2, deadline)

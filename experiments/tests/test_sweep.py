@@ -1,12 +1,14 @@
 """Sweeps: the plan, the folders, what is left after a stop, and the command."""
 
 import json
+import math
 import os
 
 import pytest
 from sparseout_experiments import cli, config
+from sparseout_experiments.commands import common
 from sparseout_experiments.studies.engine import frame, sweep
-from sparseout_experiments.studies.engine.jobs import StudyStopped
+from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped
 from study_rows import Inline, trained
 
 OPTIONS = {"method": ["sparseout", "dropout"], "q": [1.0, 1.5, 2.0], "epochs": [2], "units": [8]}
@@ -109,6 +111,29 @@ def test_the_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
         "4 runs: 2 settings with 2 seeds each; 0 have ended. How long they take is known when the first has finished.",
     ]
     assert not (tmp_path / "new").exists()
+
+
+def test_the_plan_estimates_what_is_left_from_what_has_finished(tmp_path, capsys):
+    options = {"q": [1.0, 2.0], "epochs": [2]}
+    for job in list(sweep.grid("autoencoder", options, 2, tmp_path).values())[:3]:
+        trained(*job)  # in 4.2 seconds
+    arguments = ["sweep", "autoencoder", "--q", "1,2", "--epochs", "2", "--out", str(tmp_path), "--dry-run"]
+    assert status(*arguments, "--seeds", "7", "--workers", "3") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        "14 runs: 2 settings with 7 seeds each; 3 have ended. "
+        "About 0:00:15 (hours, minutes, seconds) are left with 3 at a time."  # 11 * 4.2 / 3
+    )
+
+
+def test_the_line_of_progress_counts_and_estimates(monkeypatch, capsys):
+    monkeypatch.setattr(common, "_EVERY", 0.0)
+    with common.counting_runs() as show:
+        show(Progress(0, 0, 2, 40, math.nan, ""))
+        show(Progress(3, 1, 2, 40, 3723.4, "q=1.0 seed=2 finished"))
+    first, second = capsys.readouterr().err.splitlines()
+    assert " ".join(first.split()).endswith(" run 0/40 2 running")
+    assert " ".join(second.split()).endswith(" run 3/40 2 running, 1 failed, 1:02:03 left, q=1.0 seed=2 finished")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     _against_q(axes, record, gradient, p, "dead")
     _references(axes, record, p, "dead")
     count = samples(record)
-    axes.set(ylabel=f"% of units dead over {count or 'all':{',' if count else ''}} test images", ylim=(0, 102))
+    axes.set(ylabel=f"% of units dead\nover {count or 'all':{',' if count else ''}} test images", ylim=(0, 102))
 
 
 def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:
