@@ -171,8 +171,8 @@ def test_the_paragraph_below_a_picture_names_the_command_that_draws_it(name, pic
 
 @pytest.mark.parametrize("name", PAGES)
 def test_local_links_exist(name):
-    """Also where git shows the pages, which does not follow the link docs/benchmarks."""
-    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCED.sub("", PAGES[name])):
+    """Also where git shows the pages, which does not follow the link docs/benchmarks; but for one of the site alone."""
+    for link in set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCED.sub("", PAGES[name]))) - {"sweep-digits.html"}:
         target = Path(os.path.normpath((ROOT / name).parent / link))
         assert target.exists(), link
         assert target.resolve() == target, link

@@ -21,6 +21,7 @@ from browser import CHROMIUM, browser
 import sparseout
 
 ROOT = Path(__file__).resolve().parent.parent
+SWEEP = "how-to/sweep-digits.html"  # made by `sparseout report`, whose page has tests of its own
 
 
 def build(to, config=ROOT / "mkdocs.yml"):
@@ -69,13 +70,20 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {str(path.relative_to(site)): Page(path) for path in sorted(site.rglob("*.html"))}
+    return {str(path.relative_to(site)): Page(path) for path in sorted(site.rglob("*.html")) if path != site / SWEEP}
 
 
 def test_every_page_of_docs_is_there(pages):
     sources = {*(ROOT / "docs").rglob("*.md"), ROOT / "docs/benchmarks/bench.md"}
     expected = {str(path.relative_to(ROOT / "docs").with_suffix(".html")) for path in sources}
     assert expected | {"404.html"} == set(pages)
+
+
+def test_the_page_of_a_sweep_is_there(site, pages):
+    assert SWEEP.rpartition("/")[2] in pages["how-to/sweep.html"].links
+    text = (site / SWEEP).read_text(encoding="utf-8")
+    assert "50 runs: 50 finished." in " ".join(text.split())
+    assert text.endswith("</html>") or text.endswith("</html>\n")
 
 
 def test_links_and_anchors_lead_somewhere(site, pages):

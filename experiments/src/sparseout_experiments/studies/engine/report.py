@@ -241,8 +241,15 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
+    dash = ("solid", "dash", "dot")[index // len(CYCLE) % 3]
     marker = {"color": CYCLE[index % len(CYCLE)], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8}
-    return {"x": list(x), "y": list(y), "name": name, "marker": marker, "line": {"color": marker["color"]}}
+    return {
+        "x": list(x),
+        "y": list(y),
+        "name": name,
+        "marker": marker,
+        "line": {"color": marker["color"], "dash": dash},
+    }
 
 
 def _error(half: pd.Series) -> dict[str, Any]:
@@ -263,7 +270,7 @@ def _layer_plot(results: Results) -> list[dict[str, Any]]:
         means = [mean([results.layers[run].get(place, {}).get("hoyer") for run in runs]) for place in places]
         if any(value is not None for value in means):
             traces.append(_trace(index, name, places, means) | {"mode": "lines+markers"})
-    if not traces or not places:
+    if not traces or len(places) < 2:  # the sparsity of a single one is in every other plot
         return []
     layout = {"xaxis": {"title": {"text": "where"}, "type": "category"}, "yaxis": {"title": {"text": "Hoyer sparsity"}}}
     text = "Hoyer sparsity in evaluation of what the next layer reads, means over seeds."
