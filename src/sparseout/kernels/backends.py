@@ -20,7 +20,7 @@ _OLDEST = (8, 0)  # the oldest compute capability that the kernel is compiled fo
 class Backend(NamedTuple):
     """The implementation that is taken on a device, as :func:`sparseout.backend` returns it.
 
-    Args:
+    Attributes:
         name: ``"native"``, ``"triton"`` or ``"torch"``.
         reason: for taking it, in a sentence.
 

@@ -15,7 +15,7 @@ from sparseout.theory.families import Family, enumerated
 class Estimate(NamedTuple):
     """A Monte-Carlo estimate, as :func:`sparseout.theory.monte_carlo_loss` returns it.
 
-    Args:
+    Attributes:
         mean: over the draws, of the shape of theta and target.
         standard_error: of that mean, of the same shape: the standard deviation over the draws by the root of their
             number.
