@@ -212,17 +212,10 @@ def identity(records: Iterable[Record]) -> Identity:
             if row.run.setting.method == "dropout" and other is not None:
                 pairs += 1
                 same += row.digest == other.digest
-                exact &= on_cpu(row, record) and on_cpu(other, record)
+                exact &= row.device == other.device == "cpu"
     if not pairs or not exact:
         return Identity("undecided", pairs, same)
     return Identity("supported" if same == pairs else "contradicted", pairs, same)
-
-
-def on_cpu(row: Row, record: Record) -> bool:
-    """Whether a run was made on a CPU, by what it says or, in older files, by what all runs of its task say."""
-    if row.device is not None:
-        return row.device == "cpu"
-    return record.config.get("device") == "cpu" or not any(one.get("gpu") for one in record.environments)
 
 
 def none_is_best(record: Record) -> bool | None:

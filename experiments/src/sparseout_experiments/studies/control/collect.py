@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.training import run_folder
 
 KIND = "sparseout control study"
+_NO_VALUE = Value(None, None)  # type: ignore[arg-type]
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
 
 
@@ -30,14 +31,14 @@ class Row:
     dead: float
     undefined: float
     train_loss: float
+    last_hoyer: float  # this and what follows: after the last epoch, on validation data
+    last_hoyer_live: float
+    last_dead: float
+    best_epoch: int  # the one that the numbers before are of
     seconds: float
     warnings: tuple[str, ...]
     digest: str
-    device: str | None = None  # "cpu" or "gpu"; None in files that do not say
-    best_epoch: int | None = None  # the one that the numbers above are of
-    last_hoyer: float = math.nan  # after the last epoch, on validation data
-    last_hoyer_live: float = math.nan
-    last_dead: float = math.nan
+    device: str  # "cpu" or "gpu"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Record:
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     environments: tuple[dict[str, Any], ...]
-    data: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)  # the options on which all runs agree
+    data: str
+    config: dict[str, Any]  # the options on which all runs agree
 
     @property
     def missing(self) -> int:
@@ -93,7 +94,7 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "environments": files.distinct([result.get("environment", {}) for _, result in mine]),
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
-        "chosen": [_setting(setting) | _value(value) for setting, value in ledger.chosen(task).items()],
+        "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(task).items()],
     }
     files.save(path, content)
     return path
@@ -112,8 +113,8 @@ def load(path: Path) -> Record:
             rows=tuple(_row_of(task, entry) for entry in found["rows"]),
             failures=tuple(Failure(_run_of(task, entry), entry["reason"]) for entry in found["failed"]),
             environments=tuple(found["environments"]),
-            data=found.get("data"),
-            config=dict(found.get("config") or {}),
+            data=found["data"],
+            config=found["config"],
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold results of {KIND}") from error
@@ -139,13 +140,13 @@ def samples(record: Record, part: str = "test") -> int | None:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    value = {"option": None, "value": None} if run.value is None else _value(run.value)
-    return _setting(run.setting) | value | {"seed": run.seed, "role": run.role}
+    value = (run.value or _NO_VALUE)._asdict()
+    return run.setting._asdict() | value | {"seed": run.seed, "role": run.role}
 
 
 def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     same = {name: result[name] for name in ("train_loss", "valid", "test", "sparsity", "mean")}
-    told: dict[str, Any] = {
+    return {
         "valid": result["valid"],
         "test": result["test"],
         "mean": result["mean"],
@@ -158,17 +159,8 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         "device": _device(result),
         "warnings": result["warnings"],
         # of every metric and measure to the last bit: two runs agree in all of them or their digests differ
-        "digest": hashlib.sha256(_line(same).encode()).hexdigest()[:16],
+        "digest": hashlib.sha256(json.dumps(run_folder.plain(same)).encode()).hexdigest()[:16],
     }
-    return told
-
-
-def _setting(setting: Setting) -> dict[str, Any]:
-    return setting._asdict()
-
-
-def _value(value: Value) -> dict[str, Any]:
-    return value._asdict()
 
 
 def _setting_of(entry: Mapping[str, Any]) -> Setting:
@@ -182,33 +174,20 @@ def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
 
 
 def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
-    metric = GRIDS[task].metric
-    mean = entry["mean"]
-    last = entry.get("last") or {}
-    return Row(
-        run=_run_of(task, entry),
-        metric=_float(entry["test"][metric]),
-        valid=_float(entry["valid"][metric]),
-        **{name: _float(mean[name]) for name in ("hoyer", "hoyer_live", "dead", "undefined")},
-        train_loss=_float(entry["train_loss"]),
-        seconds=entry["seconds"],
-        warnings=tuple(entry["warnings"]),
-        digest=entry["digest"],
-        device=entry.get("device"),
-        best_epoch=entry.get("best_epoch"),
-        **{f"last_{name}": _float(last.get(name)) for name in ("hoyer", "hoyer_live", "dead")},
-    )
+    metric, last = GRIDS[task].metric, entry["last"] or {}
+    numbers: dict[str, Any] = {
+        "metric": entry["test"][metric],
+        "valid": entry["valid"][metric],
+        "train_loss": entry["train_loss"],
+    }
+    numbers |= {name: entry["mean"][name] for name in ("hoyer", "hoyer_live", "dead", "undefined")}
+    numbers |= {f"last_{name}": last.get(name) for name in ("hoyer", "hoyer_live", "dead")}
+    same = {name: entry[name] for name in ("best_epoch", "seconds", "digest", "device")}
+    defined: dict[str, Any] = {name: math.nan if value is None else value for name, value in numbers.items()}
+    return Row(run=_run_of(task, entry), warnings=tuple(entry["warnings"]), **same, **defined)
 
 
 def _device(result: Mapping[str, Any]) -> str:
     """The device of a run: a GPU that the run was told to leave alone was not used."""
     told = result["config"].get("device", "auto")
     return "gpu" if told != "cpu" and result.get("environment", {}).get("gpu") else "cpu"
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _line(value: Any) -> str:
-    return json.dumps(run_folder.plain(value), allow_nan=False, sort_keys=False)

@@ -93,7 +93,7 @@ class Group(NamedTuple):
     @property
     def epochs(self) -> list[int]:
         """The epochs after which the tested weights were taken."""
-        return sorted({row.best_epoch for row in self.rows if row.best_epoch is not None})
+        return sorted({row.best_epoch for row in self.rows})
 
 
 class Task:
@@ -101,7 +101,6 @@ class Task:
 
     def __init__(self, record: Record) -> None:
         self.record, self.grid, self.images = record, GRIDS[record.task], dict[str, str]()
-        self.data = record.data or ALWAYS[record.task]["data"]
         self.digits = _DIGITS[self.grid.metric]
         self.options = options(record)
 
