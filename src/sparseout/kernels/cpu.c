@@ -1,11 +1,11 @@
 /* The operation on a CPU. kernels/reference.py is its definition, kernels/mask.py that of the mask.
 
-       y = x + beta sign(x) |x|^(q/2) xi            beta = gain unit^(1 - q/2)
+       y = x + beta sign(x) |x|^(q/2) xi            beta = amplitude scale_unit^(1 - q/2)
    dy/dx = 1 + beta |x|^(q/2 - 1) xi                the noise term times q/2 if "exact"
 
-   x is read in blocks of 1,024 elements. Short loops, which the compiler turns into vector instructions, do one step
-   each on buffers that stay in the first-level cache. An element always has the same place in its block, and all
-   arithmetic is IEEE's: neither the number of threads nor the width of the vectors changes a bit.
+   x is read in blocks of 256 elements. Short loops, which the compiler turns into vector instructions, do one step
+   each on buffers that stay in the first-level cache. An element always has the same position in its block, and all
+   arithmetic is IEEE's: the number of threads does not change a bit.
 
    No headers of torch or Python: kernels/cpu.py calls this through ctypes. What follows the #else is compiled twice,
    for REAL = float (fp32, bf16, fp16) and REAL = double, by this file including itself. */
@@ -17,7 +17,7 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(ONE_TARGET)
-#define TARGETS __attribute__((target_clones("avx512f", "avx2", "default"))) /* chosen when the library is loaded */
+#define TARGETS __attribute__((target_clones("arch=x86-64-v4", "arch=haswell", "default"))) /* chosen when the library is loaded */
 #else
 #define TARGETS
 #endif
@@ -25,7 +25,7 @@
 
 enum { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
 enum { VALUE, SLOPE, GRADIENT };
-enum { BLOCK = 1024, GRAIN = 32 /* blocks, below which a thread is not worth waking */, LANES = 16, PARTS = 256 };
+enum { BLOCK = 256, GRAIN = 128 /* blocks, below which a thread is not worth waking */, LANES = 16, PARTS = 256 };
 
 typedef struct { /* what does not change from call to call; cpu.py has its twin */
     int32_t what, dtype, exact, bits, threshold, runs;
@@ -35,11 +35,8 @@ typedef struct { /* what does not change from call to call; cpu.py has its twin 
                                      one draw to the next along each: 0 where they are shared; innermost first */
 } Plan;
 
-typedef struct { /* scale * a^e for a >= 0 */
-    double e, scale, log2_scale, at_zero;
-    int quarters; /* 4 e where roots and products make the power, or else how: */
-} Power;
-enum { QUICK = 98, CAREFUL };
+typedef struct { double e, scale, log2_scale, at_zero; int quarters /* 4 e, or OTHER */, moderate; } Power;
+enum { OTHER = 99 };
 
 typedef struct { double peak, square, moment; } Sums; /* max |x|, sum (|x| / peak)^2, sum (|x| / peak)^q */
 
@@ -50,7 +47,7 @@ typedef struct {
     int64_t n, part; /* part: elements that one thread takes at least, whole blocks */
     uint64_t key;
     Power power;
-    int of_term; /* whether that is the power in y, or the one in the slope */
+    int is_sum; /* whether y is x + term, and that the power in the term; else y is x times its slope */
     Sums *sums;
 } Call;
 
@@ -94,7 +91,7 @@ INLINE uint16_t to_float16(float f) { /* to nearest even */
    e and the 8 of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of
    itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves. Not `careful`, it is for normal
    numbers and results; where both serve they give the same bits. */
-INLINE float general_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
+INLINE float power_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
     const float to_whole = 0x1.8p23f; /* added and subtracted it rounds to a whole number */
     int denormal = careful && a < 0x1p-126f;
     uint32_t bits = as_bits(denormal ? a * 0x1p24f : a) - 0x3F3504F3; /* of sqrt 1/2 */
@@ -113,51 +110,70 @@ INLINE float general_float(float a, float e_high, float e_low, float scale_high,
     if (careful) power *= as_float((uint32_t)(half + 127) << 23);
     return power * as_float((uint32_t)(whole - half + 127) << 23);
 }
-INLINE double general_double(double a, double e_high, double e_low, double scale_high, double scale_low,
-                             int careful) {
+INLINE double power_double(double a, double e_high, double e_low, double scale_high, double scale_low, int careful) {
     (void)careful;
     return exp2((e_high + e_low) * log2(a) + (scale_high + scale_low));
 }
 
-static void add(Sums *sums, Sums more, double q) {
-    if (more.peak == 0 || !(sums->peak < INFINITY)) return;
-    Sums *less = more.peak > sums->peak || more.peak != more.peak ? sums : &more;
-    double ratio = less->peak / (less == sums ? more.peak : sums->peak);
-    less->square *= ratio * ratio;
-    less->moment *= pow(ratio, q);
-    sums->square += more.square;
-    sums->moment += more.moment;
-    if (less == sums) sums->peak = more.peak;
+/* a^(-1/2) or a^(-1/4), at a third of the time of square roots and a quotient: halving or quartering the bits, which
+   are nearly a logarithm, gives y to 4%, and the polynomial (1 - h)^(-1/2) or ^(-1/4) in the error h of its power the
+   rest, to 2e-8. Denormals are multiplied by 2^24 first. */
+INLINE float root_float(float a, int fourth, int careful) {
+    int denormal = careful && a < 0x1p-126f;
+    if (denormal) a *= 0x1p24f;
+    float y = as_float(fourth ? 0x4F5810C0 - (as_bits(a) >> 2) : 0x5F373600 - (as_bits(a) >> 1));
+    if (fourth) {
+        float h = 1.0f - a * (y * y) * (y * y);
+        y += y * (h * (0.25f + h * (0.15624469f + h * (0.11718275f + h * (0.096593072f + h * 0.082163589f)))));
+    } else {
+        float h = 1.0f - a * y * y;
+        y += y * (h * (0.5f + h * (0.37499842f + h * (0.31249853f + h * (0.27477386f + h * 0.24733474f)))));
+    }
+    return denormal ? y * (fourth ? 0x1p6f : 0x1p12f) : y;
+}
+INLINE double root_double(double a, int fourth, int careful) {
+    (void)careful;
+    return 1 / sqrt(fourth ? sqrt(a) : a);
+}
+
+static Power power_of(double e, double log2_scale, double at_zero) {
+    int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */
+    int quarters = 4 * e == floor(4 * e) && e >= -0.5 && moderate && (e <= 1 || (e <= 1.5 && log2_scale >= 0));
+    Power power = {e, exp2(log2_scale), log2_scale, at_zero, OTHER, moderate && fabs(e) <= 0.875};
+    if (e == 0 || quarters) power.quarters = (int)(4 * e), power.moderate = 1;
+    if (e > 0x1p33) power.e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
+    return power;
 }
 
 #define JOIN(name, type) name##_##type
 #define NAMED(name, type) JOIN(name, type)
 #define NAME(name) NAMED(name, REAL)
-#define ROOT(a) (sizeof(REAL) == 4 ? sqrtf((float)(a)) : (REAL)sqrt(a))
-#define ABSOLUTE(a) ((a) < 0 ? -(a) : (a))
 #define REAL float
 #define BITS uint32_t
+#define SQRT sqrtf
+#define ABS fabsf
+#define TINY 0x1p-126f
 #include "cpu.c"
 #undef REAL
 #undef BITS
+#undef SQRT
+#undef ABS
+#undef TINY
 #define REAL double
 #define BITS uint64_t
+#define SQRT sqrt
+#define ABS fabs
+#define TINY 0x1p-1022
 #include "cpu.c"
-
-static Power power_of(double e, double scale, double log2_scale, double at_zero) {
-    int moderate = fabs(log2_scale) <= 10; /* so that no step overflows or vanishes where the result does not */
-    Power power = {e, scale, log2_scale, at_zero, moderate && fabs(e) <= 0.875 ? QUICK : CAREFUL};
-    if (e == 0 || (moderate && e >= -0.5 && e <= 1 && 4 * e == floor(4 * e))) power.quarters = (int)(4 * e);
-    if (e > 0x1p33) power.e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
-    return power;
-}
 
 static void range(int64_t begin, int64_t end, void *call) {
     const Call *c = call;
-    for (int64_t start = begin * c->part; start < end * c->part && start < c->n; start += BLOCK) {
-        int n = (int)(c->n - start < BLOCK ? c->n - start : BLOCK);
-        if (c->sums) (c->plan->dtype == FLOAT64 ? sums_double : sums_float)(c, start, n, c->sums + start / c->part);
-        else (c->plan->dtype == FLOAT64 ? block_double : block_float)(c, start, n);
+    int wide = c->plan->dtype == FLOAT64;
+    int64_t first = begin * c->part, last = end * c->part < c->n ? end * c->part : c->n;
+    for (int64_t start = first, step = c->sums ? c->part : BLOCK; start < last; start += step) {
+        int64_t n = last - start < step ? last - start : step;
+        if (c->sums) (wide ? sums_double : sums_float)(c, start, n, c->sums + start / step);
+        else (wide ? block_double : block_float)(c, start, (int)n);
     }
 }
 
@@ -177,36 +193,40 @@ static void run(Call *c) {
 
 /* Writes y, the slope dy/dx, or `grad` times it, as the plan says. All tensors are contiguous and have n elements. */
 void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x, int64_t n, int64_t seed,
-                   double unit, double gain) {
+                   double scale_unit, double amplitude) {
     double half = plan->q / 2, e = half - 1, factor = plan->exact && plan->what != VALUE ? half : 1;
-    double scale = plan->q == 2 ? 1 : gain * factor * pow(unit, -e), log2_scale = log2(gain * factor) - e * log2(unit);
-    if (plan->q == 2) log2_scale = 0;
+    double log2_scale = plan->q == 2 ? 0 : log2(amplitude * factor) - e * log2(scale_unit); /* at q = 2 beta is 1 */
     if (factor == 0) e = 0; /* no noise in the slope, whatever it is a power of */
-    /* y is x times the slope of "detached", but where that may overflow though y does not. */
+    /* As in ops.py y is x times the slope of "detached", but where that may overflow though y does not. */
     int wide = plan->dtype == FLOAT64, smallest = wide ? -1074 : -149, largest = wide ? 1024 : 128;
     double steepest = log2_scale + e * (e < 0 ? smallest : largest) + fmax(log2(plan->kept), 0);
     Call c = {.plan = plan, .out = out, .grad = grad, .x = x, .n = n, .part = BLOCK};
     c.key = mix((uint64_t)seed + GOLDEN);
-    c.of_term = plan->what == VALUE && steepest > largest - 2;
-    c.power = c.of_term ? power_of(half, scale, log2_scale, 0) : power_of(e, scale, log2_scale, plan->q == 2);
+    c.is_sum = plan->what == VALUE && steepest > largest - 2;
+    c.power = c.is_sum ? power_of(half, log2_scale, 0) : power_of(e, log2_scale, plan->q == 2);
     run(&c);
 }
 
-/* The unit and the gain with which the noise has the power of Dropout's: reference.matched. */
-void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *unit, double *gain) {
-    Sums sums[PARTS] = {{0, 0, 0}}, all = {0, 0, 0};
+/* The scale_unit and amplitude with which the noise has the power of Dropout's: reference.matched. */
+void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *scale_unit, double *amplitude) {
+    Sums sums[PARTS] = {{0, 0, 0}};
     int64_t part = (n + BLOCK * PARTS - 1) / (BLOCK * PARTS) * BLOCK; /* the same for any number of threads */
     Call c = {.plan = plan, .x = x, .n = n, .part = part, .sums = sums};
-    c.power = power_of(plan->q < 2 ? plan->q / 2 : plan->q, 1, 0, 0);
-    *unit = *gain = 1;
+    double peak = 0, square = 0, moment = 0;
+    *scale_unit = *amplitude = 1;
     if (n == 0 || plan->q == 2) return;
     run(&c);
-    for (int i = 0; i < PARTS; i++) add(&all, sums[i], plan->q);
-    if (all.peak == 0 || !(all.peak < INFINITY)) return;
-    double amplitude = sqrt(all.square / all.moment), beta = amplitude * pow(all.peak, 1 - plan->q / 2);
+    for (int i = 0; i < PARTS; i++) if (!(sums[i].peak <= peak)) peak = sums[i].peak + 0 * peak; /* NaN stays */
+    if (peak == 0 || !(peak < INFINITY)) return;
+    for (int i = 0; i < PARTS; i++) {
+        double ratio = sums[i].peak / peak;
+        square += sums[i].square * ratio * ratio;
+        if (ratio > 0) moment += sums[i].moment * pow(ratio, plan->q);
+    }
+    double power = sqrt(square / moment), beta = power * pow(peak, 1 - plan->q / 2);
     int fits = plan->q < 4 && fabs(log2(beta)) < 100; /* all of beta in the amplitude, as `balanced` has it */
-    *unit = fits ? 1 : all.peak;
-    *gain = fits ? beta : amplitude;
+    *scale_unit = fits ? 1 : peak;
+    *amplitude = fits ? beta : power;
 }
 
 #undef REAL
@@ -233,7 +253,7 @@ INLINE void NAME(draw)(REAL *xi, const Call *c, int64_t first, int count) {
     else for (int i = 0; i < count; i++) xi[i] = u.wide[skipped + i] >= threshold ? kept : -1;
 }
 
-/* xi of elements `start` to `start + n`. */
+/* xi of elements `start` to `start + n`, and up to LANES - 1 more that nobody reads. */
 INLINE void NAME(noise)(REAL *xi, const Call *c, int64_t start, int n) {
     const Plan *p = c->plan;
     REAL once[BLOCK];
@@ -247,12 +267,33 @@ INLINE void NAME(noise)(REAL *xi, const Call *c, int64_t start, int n) {
         if (p->repeat == 1) i += count;
         else for (int j = 0; j < count; j++) {
             int times = (int)(p->repeat - skipped < n - i ? p->repeat - skipped : n - i);
-            for (int end = i + times; i < end; i++) xi[i] = once[j];
+            for (int end = i + times; i < end; i += LANES) for (int k = 0; k < LANES; k++) xi[i + k] = once[j];
+            i -= (LANES - times % LANES) % LANES;
             skipped = 0;
         }
         at[0] += count;
         for (int run = 0; run < p->runs - 1 && at[run] == p->sizes[run]; run++) { at[run] = 0; at[run + 1]++; }
     }
+}
+
+/* a^(how / 4) */
+INLINE REAL NAME(quarters)(REAL a, int how, int careful) {
+    REAL root = how & 1 ? NAME(root)(a, 1, careful) : how & 2 ? NAME(root)(a, 0, careful) : 1;
+    REAL power = how == 1 || how == 5 ? root * root * root : root;
+    return how > 4 ? power * a * a : how > 0 ? power * a : power;
+}
+
+/* The largest |x| and, 1 less, the least but 0, as bits: these have the same order, and NaN is the largest. */
+INLINE BITS NAME(extremes)(const REAL *x, int n, BITS *largest) {
+    BITS most = 0, least = ~(BITS)0, bits;
+    for (int i = 0; i < n; i++) {
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= ~(BITS)0 >> 1;
+        most = bits > most ? bits : most;
+        least = bits - 1 < least ? bits - 1 : least; /* that of 0 is the largest of all */
+    }
+    *largest = most;
+    return least;
 }
 
 /* s = scale |x|^e */
@@ -262,49 +303,42 @@ INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const P
     const double whole = rint(p->log2_scale);
     const REAL e_high = (REAL)as_float(as_bits((float)p->e) & 0xFFFFF000), e_low = (REAL)(p->e - e_high);
     const REAL scale_high = (REAL)whole, scale_low = (REAL)(p->log2_scale - whole);
-    int how = p->quarters, unusual = 0;
-    if (how == QUICK) for (int i = 0; i < n; i++) {
-        REAL a = ABSOLUTE(x[i]);
-        unusual |= (a < (REAL)(sizeof(REAL) == 4 ? 0x1p-126 : 0x1p-1022) && a != 0) | !(a < infinity);
+    BITS largest, lowest = NAME(extremes)(x, n, &largest);
+    REAL limits[2] = {TINY, infinity};
+    BITS bounds[2];
+    memcpy(bounds, limits, sizeof bounds);
+    int unusual = !p->moderate || lowest < bounds[0] - 1 || largest >= bounds[1];
+#define EACH(how, careful) \
+    for (int i = 0; i < n; i++) { \
+        REAL a = ABS(x[i]), power = how == OTHER ? \
+            NAME(power)(a, e_high, e_low, scale_high, scale_low, careful) : scale * NAME(quarters)(a, how, careful); \
+        if (careful) power = a < infinity ? power : a == a ? at_infinity : a; \
+        s[i] = a == 0 ? at_zero : power; \
     }
-    if (unusual) how = CAREFUL;
-#define EACH(factors) \
-    for (int i = 0; i < n; i++) { REAL a = ABSOLUTE(x[i]); s[i] = a == 0 ? at_zero : scale * factors; } break
-    switch (how) {
-        case -2: EACH((1 / ROOT(a)));
-        case -1: EACH((1 / ROOT(ROOT(a))));
-        case 0: EACH((a == a ? 1 : a));
-        case 1: EACH(ROOT(ROOT(a)));
-        case 2: EACH(ROOT(a));
-        case 3: EACH(ROOT(a) * ROOT(ROOT(a)));
-        case 4: EACH(a);
-        case QUICK:
-            for (int i = 0; i < n; i++) {
-                REAL power = NAME(general)(ABSOLUTE(x[i]), e_high, e_low, scale_high, scale_low, 0);
-                s[i] = x[i] == 0 ? at_zero : power;
-            }
-            break;
-        default:
-            for (int i = 0; i < n; i++) {
-                REAL a = ABSOLUTE(x[i]), power = NAME(general)(a, e_high, e_low, scale_high, scale_low, 1);
-                s[i] = a == 0 ? at_zero : a < infinity ? power : a == a ? at_infinity : a;
-            }
+#define CASE(how) case how: if (unusual) EACH(how, 1) else EACH(how, 0) break;
+    switch (p->quarters) {
+        CASE(-2) CASE(-1) CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(OTHER)
     }
 }
 
 TARGETS static void NAME(block)(const Call *c, int64_t start, int n) {
     const Plan *p = c->plan;
-    REAL s[BLOCK], xi[BLOCK], x_wide[BLOCK], grad_wide[BLOCK], out_wide[BLOCK];
+    REAL s[BLOCK], xi[BLOCK + LANES], x_wide[BLOCK], grad_wide[BLOCK], out_wide[BLOCK];
+    const int size = p->dtype == FLOAT64 ? 8 : p->dtype == FLOAT32 ? 4 : 2;
     const REAL limit = p->what == VALUE ? (REAL)INFINITY : (REAL)p->limit;
     const REAL *x = NAME(load)(x_wide, c->x, start, n, p->dtype), *factor = x;
     REAL *out = p->dtype == BFLOAT16 || p->dtype == FLOAT16 ? out_wide : (REAL *)c->out + start;
+    /* The next block is fetched meanwhile: the hardware would begin to, anew in each block, when that is read. */
+    for (int64_t at = (start + BLOCK) * size, end = at + BLOCK * size; at < end; at += 64) { /* a line of a cache */
+        __builtin_prefetch((const char *)c->x + at, 0, 2);
+        __builtin_prefetch((const char *)c->out + at, 1, 2);
+        if (c->grad) __builtin_prefetch((const char *)c->grad + at, 0, 2);
+    }
     NAME(noise)(xi, c, start, n);
     NAME(raise)(s, x, n, &c->power);
     if (p->what == GRADIENT) factor = NAME(load)(grad_wide, c->grad, start, n, p->dtype);
-    if (c->of_term) for (int i = 0; i < n; i++) {
-        REAL term = (x[i] < 0 ? -s[i] : s[i]) * xi[i], sum = x[i] + term;
-        out[i] = sum == sum ? sum : p->q < 2 ? x[i] : term; /* of two infinities that of the larger power */
-    } else for (int i = 0; i < n; i++) {
+    if (c->is_sum) for (int i = 0; i < n; i++) out[i] = x[i] + (x[i] < 0 ? -s[i] : s[i]) * xi[i];
+    else for (int i = 0; i < n; i++) {
         REAL noise = s[i] * xi[i], slope = 1 + (noise < -limit ? -limit : noise > limit ? limit : noise);
         out[i] = p->what == SLOPE ? slope : factor[i] * slope;
     }
@@ -312,26 +346,37 @@ TARGETS static void NAME(block)(const Call *c, int64_t start, int n) {
     if (p->dtype == FLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_float16((float)out[i]);
 }
 
-TARGETS static void NAME(sums)(const Call *c, int64_t start, int n, Sums *sums) {
-    REAL u[BLOCK] = {0}, power[BLOCK], wide[BLOCK], peak, square[LANES] = {0}, moment[LANES] = {0};
-    BITS all = (BITS)~(BITS)0 >> 1, bits, largest = 0;
-    const REAL *x = NAME(load)(wide, c->x, start, n, c->plan->dtype);
-    for (int i = 0; i < n; i++) { /* as whole numbers magnitudes have the same order, and NaN is the largest */
-        memcpy(&bits, x + i, sizeof bits);
-        largest = (bits & all) > largest ? bits & all : largest;
+/* The sums of n elements, so few that they are still in a cache when they are read for the second time. */
+TARGETS static void NAME(sums)(const Call *c, int64_t start, int64_t n, Sums *sums) {
+    REAL buffer[BLOCK], u[BLOCK], power[BLOCK], peak;
+    BITS block, largest = 0;
+    for (int64_t done = 0; done < n; done += BLOCK) {
+        int count = n - done < BLOCK ? (int)(n - done) : BLOCK;
+        const REAL *x = NAME(load)(buffer, c->x, start + done, count, c->plan->dtype);
+        NAME(extremes)(x, count, &block);
+        largest = block > largest ? block : largest;
     }
     memcpy(&peak, &largest, sizeof peak);
-    /* Up to q = 2 (|x|^(q/2) / peak^(q/2))^2 and not (|x| / peak)^q: a quotient may vanish where its power does not. */
+    sums->peak = peak > 0 && peak < TINY ? TINY : peak; /* so that its inverse is finite */
+    if (peak == 0 || !(peak < (REAL)INFINITY)) return;
+    /* (|x|^(q/2) / peak^(q/2))^2; beyond q = 2 the power of |x| / peak, which may vanish but not before its own. */
     int roots = c->plan->q < 2;
-    REAL before = roots ? 1 : peak, after = roots ? (REAL)pow(peak, c->plan->q / 2) : 1;
-    for (int i = 0; i < n; i++) u[i] = ABSOLUTE(x[i]) / before;
-    NAME(raise)(power, u, (n + LANES - 1) / LANES * LANES, &c->power);
-    for (int i = 0; i < n && roots; i++) { u[i] /= peak; power[i] /= after; power[i] *= power[i]; }
-    for (int i = 0; i < n; i += LANES)
-        for (int j = 0; j < LANES; j++) { square[j] += u[i + j] * u[i + j]; moment[j] += power[i + j]; }
-    Sums block = {peak, 0, 0};
-    for (int j = 0; j < LANES; j++) { block.square += square[j]; block.moment += moment[j]; }
-    add(sums, block, c->plan->q);
+    double half = c->plan->q / 2;
+    Power of = power_of(half, roots ? -half * log2(sums->peak) : 0, 0);
+    REAL inverse = (REAL)(1 / sums->peak);
+    for (int64_t done = 0; done < n; done += BLOCK) {
+        int count = n - done < BLOCK ? (int)(n - done) : BLOCK;
+        const REAL *x = NAME(load)(buffer, c->x, start + done, count, c->plan->dtype);
+        REAL square[LANES] = {0}, moment[LANES] = {0};
+        for (int i = 0; i < count; i++) u[i] = ABS(x[i]) * inverse;
+        NAME(raise)(power, roots ? x : u, count, &of);
+        for (; count % LANES; count++) u[count] = power[count] = 0;
+        for (int i = 0; i < count; i += LANES) for (int j = 0; j < LANES; j++) {
+            square[j] += u[i + j] * u[i + j];
+            moment[j] += power[i + j] * power[i + j];
+        }
+        for (int j = 0; j < LANES; j++) { sums->square += square[j]; sums->moment += moment[j]; }
+    }
 }
 
 #include "columns.c"

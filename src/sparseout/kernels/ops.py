@@ -52,6 +52,7 @@ _LIBRARY.define("slope(Tensor x, Tensor seed, float p, float[] curve, int[] shar
 # Elements up to which the slope is computed once and kept, and autograd's own product is the backward: a function in
 # Python costs more than the computation there. Beyond, a second power costs less than a third tensor.
 _SMALL = 2**14
+_UNROUNDED = (torch.float32, torch.float64)  # dtypes in which a slope can be kept
 
 
 def apply(
@@ -85,6 +86,7 @@ def apply(
         differentiated
         and not exact
         and _is_product(x, p, floats, rest)
+        and x.dtype == reference.compute_dtype(x.dtype)  # or the slope that is kept would be rounded
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
     if keeps_slope:
@@ -101,7 +103,7 @@ def _native(x: Tensor, seed: Tensor, p: float, params: Numbers, shared_dims: Seq
     number: Any = seed.item()
     if not (x.requires_grad and torch.is_grad_enabled()):
         return cpu.value(x, number, p, params, shared_dims)
-    if not exact and x.numel() <= _SMALL and _is_slope_finite_cached(x.dtype, p, *params):
+    if not exact and x.numel() <= _SMALL and x.dtype in _UNROUNDED and _is_slope_finite_cached(x.dtype, p, *params):
         return x * cpu.slope(x, number, p, params, shared_dims)
     y: Tensor = _Native.apply(x, (number, p, params, shared_dims, exact))  # type: ignore[no-untyped-call]
     return y
@@ -116,9 +118,8 @@ def _numbers(x: Tensor, q: Scalar, scale: ScaleArgument) -> Numbers:
 
 
 def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float) -> bool:
-    """Whether x times its slope is y at every x: where the slope is not rounded to `dtype` and does not saturate."""
-    unrounded = dtype == reference.compute_dtype(dtype)
-    return unrounded and reference.limit(dtype, p, q, scale_unit, amplitude) == math.inf
+    """Whether x times its slope is y at every x of `dtype`: where the slope does not saturate."""
+    return reference.limit(reference.compute_dtype(dtype), p, q, scale_unit, amplitude) == math.inf
 
 
 def _is_product(x: Tensor, p: float, floats: list[float], rest: Tensor | None) -> bool:
@@ -213,9 +214,10 @@ def _compute(
         result: Tensor = kernels.launch(grad, x, seed, p, floats, rest, shared_dims, exact)
         return result
     xi, params = _noise(x, seed, p, shared_dims), NoiseParams.unpack(floats, rest)
+    if grad is None and _is_product(x, p, floats, rest):
+        wide = x.to(reference.compute_dtype(x.dtype))
+        return (wide * reference.slope(wide, xi, *params, exact=False)).to(x.dtype)
     if grad is None:
-        if _is_product(x, p, floats, rest):
-            return x * reference.slope(x, xi, *params, exact=False)
         return reference.value(x, xi, *params)
     return (grad * reference.slope(x, xi, *params, exact)).to(x.dtype).contiguous()
 
