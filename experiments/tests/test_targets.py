@@ -125,6 +125,20 @@ def test_bad_options_are_one_sentence(given: list[str], capsys: pytest.CaptureFi
     assert CliRunner().invoke(app, ["reproduce", "targets", *given]).exit_code == 2
 
 
+@pytest.mark.parametrize("only", ["autoencoder", "autoencoder,autoencoder"])
+def test_what_there_is_to_run_is_said_and_nothing_is_written(
+    only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["reproduce", "targets", "--only", only, "--dry-run"])
+    assert said.exit_code == 0
+    assert said.stdout.splitlines() == [
+        "autoencoder: 30 runs, 0 have ended",  # those to targets follow from them
+        "45 runs in all. How long they take is known when the first has finished.",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     targets.render(ROOT / "results", tmp_path / "docs/targets.md")

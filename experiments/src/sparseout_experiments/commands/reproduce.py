@@ -119,9 +119,10 @@ def _reproduce(
     from sparseout_experiments.studies.engine import study as engine
 
     study: engine.Study = import_module(f"sparseout_experiments.studies.{name}")
-    names = tuple(only.split(",")) if only else entry.names
-    if unknown := [one for one in names if one not in entry.names]:
+    given = only.split(",") if only else entry.names
+    if unknown := [one for one in given if one not in entry.names]:
         fail(expected("--only", f"a list of {', '.join(entry.names)}", repr(unknown[0])))
+    names = tuple(one for one in entry.names if one in given)
     sources = {one: str(data / folder) for one, folder in entry.sets.items()} if data else {}
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
         wanted = f"a folder that holds {', '.join(entry.sets.values())}"
