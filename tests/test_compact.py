@@ -332,6 +332,17 @@ def test_the_trial_finds_what_no_graph_tells():
     assert "without its silent units the outputs differ" in plan.unreached["ffn.0"]
 
 
+def test_a_failed_pass_leaves_everything():
+    model = mlp().train()
+    model.insert(2, sparseout.baselines.KWinners(3))  # takes its size at the first call
+    duty = model[2].duty_cycle.shape
+    with pytest.raises(RuntimeError):
+        compact(model, [torch.randn(3, 5).double(), torch.randn(3, 4).double()])
+    assert all(module.training for module in model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model[2].duty_cycle.shape == duty
+
+
 def test_one_unit_stays():
     model = mlp()
     silence(model[0], list(range(16)))

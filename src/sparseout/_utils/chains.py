@@ -28,6 +28,7 @@ from sparseout._utils.unit_steps import (
     step_kind,
     weight,
 )
+from sparseout._utils.validation import type_name
 
 
 class _Space:
@@ -105,12 +106,13 @@ def find_chains(model: nn.Module) -> Chains:
     for module, name in result.names.items():
         if module_kind(module) == "layer" and module not in inside:
             other = "is used in another way in training than in evaluation"
-            unseen = "its forward, or that of what it is in, cannot be traced"
+            alone = "is what the model returns"
+            unseen = "its forward, or that of what it is in, cannot be traced" if name else alone
             evaluated = [why[module] for why in reasons if module in why]
             seen = any(module in chain.producers for chains in found for chain in chains.values())
             result.left[name] = evaluated[0] if evaluated else other if seen else unseen
         elif isinstance(module, LAYERS) and module_kind(module) != "layer":
-            result.left[name] = f"is a {type(module).__name__}, not torch's own layer"
+            result.left[name] = f"is {type_name(module)}, not torch's own layer"
     return result
 
 
@@ -140,8 +142,10 @@ class _Facts:
                 continue
             if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
                 return f"a parameter of {name} is a {type(parameter).__name__} of {parameter.dtype}"
-            if parameter.is_meta:
-                return f"{name} is on the meta device"
+            if parameter.is_meta or parameter.is_inference():
+                return (
+                    f"{name} has {'no values: it is on the meta device' if parameter.is_meta else 'inference tensors'}"
+                )
             if len(self.owners[id(parameter)]) > 1:
                 return f"a parameter of {name} is shared: {', '.join(self.owners[id(parameter)])}"
             if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
@@ -280,4 +284,4 @@ def _with_geometry(
 def _word(step: Step, facts: _Facts | None = None) -> str:
     if step.module is None:
         return step.word or str(step.function)
-    return f"{facts.name(step.module)}, a {type(step.module).__name__}" if facts else type(step.module).__name__
+    return f"{facts.name(step.module)}, {type_name(step.module)}" if facts else type(step.module).__name__

@@ -20,7 +20,7 @@ _ACROSS_UNITS = (nn.GLU, nn.PReLU)
 _POINTWISE = re.compile(
     "relu|relu6|gelu|silu|sigmoid|tanh|elu|selu|celu|leaky_relu|hardtanh|hardsigmoid|hardswish|hardshrink|softshrink|"
     "tanhshrink|softplus|softsign|logsigmoid|mish|threshold|rrelu|dropout[123]?d?|alpha_dropout|feature_alpha_dropout|"
-    "sparseout|square|abs|exp|expm1|log1p|neg|sqrt|erf|sin|cos|clamp|clamp_min|clamp_max|clip|pow|to|float|double|half|"
+    "sparseout|gaussian_dropout|square|abs|exp|expm1|log1p|neg|sqrt|erf|sin|cos|clamp|clamp_min|clamp_max|clip|pow|to|float|double|half|"
     "bfloat16|contiguous|clone|detach"
 )
 _ARITHMETIC = re.compile("add|sub|mul|div|truediv|multiply|maximum|minimum")
@@ -111,7 +111,10 @@ def flattens_units(step: Step, spatial: int) -> bool:
 
 def _is_torch(function: Any) -> bool:
     home = getattr(function, "__module__", None) or "torch"
-    return home.split(".")[0] in ("torch", "_operator") or home == "sparseout.functional"
+    return home.split(".")[0] in ("torch", "_operator") or home in (
+        "sparseout.functional",
+        "sparseout.baselines.gaussian",
+    )
 
 
 def _flatten_dims(step: Step) -> str | set[int] | None:

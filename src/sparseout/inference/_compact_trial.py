@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,6 @@ def try_cuts(model: nn.Module, batches: Collection[Any], cuts: Sequence[Cut]) ->
     modules = [module for cut in cuts for module in cut.chain.modules]
     difference = largest = 0.0
     count = size(model)
-    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=1e-15)
     for batch in batches:
         before = _outputs(model, batch)
         state = State(modules)
@@ -53,13 +53,25 @@ def try_cuts(model: nn.Module, batches: Collection[Any], cuts: Sequence[Cut]) ->
             state.restore()
         difference = max(difference, _difference(before, after))
         largest = max([largest, *(float(x.abs().nan_to_num(0, 0, 0).max()) for x in before if x.numel())])
-    return Trial(difference, largest, count, math.sqrt(coarsest))
+    return Trial(difference, largest, count, math.sqrt(_coarsest(model)))
+
+
+def _coarsest(model: nn.Module) -> float:
+    """The distance of 1 to the next number, of the coarsest arithmetic that the model may be computed in."""
+    eps = [torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()]
+    for device in {p.device.type for p in model.parameters()}:
+        if torch.is_autocast_enabled(device):
+            eps.append(torch.finfo(torch.get_autocast_dtype(device)).eps)
+        elif device == "cuda":  # TF32
+            eps.append(2.0**-10)
+    return max(eps, default=0.0)
 
 
 def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
-    """Every tensor of numbers that the model returns, in fp64, but for rows that are padding."""
+    """Every tensor that the model returns, in fp64, but for rows that are padding."""
     with untouched_random_state(), batch_mask(model, batch):
-        return [masked(x.detach()).double() for x in tensors_in(call(model, batch)) if x.dtype != torch.bool]
+        found = (x.detach() for x in tensors_in(call(model, batch)))
+        return [masked(torch.view_as_real(x) if x.is_complex() else x).double() for x in found]
 
 
 def batch_mask(model: nn.Module, batch: Any) -> AbstractContextManager[Any]:
@@ -72,12 +84,14 @@ def batch_mask(model: nn.Module, batch: Any) -> AbstractContextManager[Any]:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in mappings, tuples and lists; those in a nested tensor one by one."""
+    """All tensors in mappings, tuples, lists and dataclasses; those in a nested tensor one by one."""
     if isinstance(value, Tensor):
         yield from value.unbind() if value.is_nested else [value]
     elif isinstance(value, (Mapping, tuple, list)):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
+    elif is_dataclass(value):
+        yield from tensors_in(vars(value))
 
 
 def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
@@ -104,7 +118,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, own in kept:
                 module._buffers.update(own)
             for buffer, value in values:
-                if not torch.equal(buffer, value):
+                if buffer.shape != value.shape:  # a buffer that takes its size at the first call
+                    buffer.data = value
+                elif not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
