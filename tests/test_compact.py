@@ -398,7 +398,8 @@ def test_the_model_trains_on_and_an_optimizers_state_can_be_cut():
     silence(model[0], [1, 4])
     x = torch.randn(ROWS, 5, dtype=torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model(x).sum().backward()
+    loss = model(x).sum()
+    loss.backward()  # the loss lives on, and the graph with it
     optimizer.step()
     silence(model[0], [1, 4])
     plan = compact(model, [x])
@@ -412,6 +413,7 @@ def test_the_model_trains_on_and_an_optimizers_state_can_be_cut():
     model(x).sum().backward()
     optimizer.step()
     assert model[0].weight.grad.shape == (14, 5)
+    assert loss.grad_fn is not None
 
 
 def test_batches_of_every_kind_and_a_copy():

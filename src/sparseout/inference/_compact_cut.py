@@ -109,6 +109,17 @@ def _resize(module: nn.Module, names: Sequence[str], size: int) -> None:
             setattr(module, name, size)
 
 
+def forget_graphs(modules: Iterable[nn.Module]) -> None:
+    """Let parameters have gradients of their new shape though a graph of before is alive, such as that of a kept loss.
+
+    That graph keeps the node which takes the old gradients; a parameter makes another one if its dtype changes.
+    """
+    for parameter in {p for module in modules for p in module._parameters.values() if p is not None}:
+        data = parameter.data
+        parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+        parameter.data = data
+
+
 class State:
     """The tensors and sizes of modules at a moment, to which they can be set back. Nothing is copied."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import named_modules
 from sparseout._utils.outcome_table import aligned, outcome_rows
-from sparseout.inference._compact_cut import Cut, State, fingerprint
+from sparseout.inference._compact_cut import Cut, State, fingerprint, forget_graphs
 from sparseout.inference._compact_trial import Trial, size
 
 
@@ -130,6 +130,7 @@ class CompactionPlan:
         except BaseException:
             state.restore()
             raise
+        forget_graphs(self._modules)
         self._fingerprint = None
         reset_compiler()
 
