@@ -16,7 +16,9 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_target_that_is_shown_is_met():
-    met = re.findall(r"hoyer (\S+), target 0.65|in evaluation: hoyer (\d\S+)", TEXT)  # during training, and after it
+    met = re.findall(
+        r"hoyer (\S+) in training, target 0.65|in evaluation: hoyer (\d\S+)", TEXT
+    )  # during training, and after it
     assert [float(training or evaluation) for training, evaluation in met] == pytest.approx([0.65, 0.65], abs=0.005)
 
 

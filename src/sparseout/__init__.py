@@ -3,7 +3,7 @@
 from sparseout import baselines, inference, measures, theory
 from sparseout._utils import old_names
 from sparseout._utils.row_mask import row_mask
-from sparseout.control import SparsityController, schedules
+from sparseout.control import Knob, SparsityController, schedules
 from sparseout.convert import (
     ConversionReport,
     convert_dropout_,
@@ -21,6 +21,7 @@ from sparseout.monitor import RevivalReport, SparsityMonitor, SparsityReport, re
 __all__ = [
     "Backend",
     "ConversionReport",
+    "Knob",
     "RevivalReport",
     "Sparseout",
     "Sparseout1d",

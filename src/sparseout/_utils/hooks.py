@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +13,18 @@ from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.torch_internals import compiler_loaded, in_backward, is_recorded, outside_compiler
+
+_is_uncounted: ContextVar[bool] = ContextVar("sparseout_uncounted", default=False)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """A block whose passes no monitor counts: they are a controller's own."""
+    token = _is_uncounted.set(True)
+    try:
+        yield
+    finally:
+        _is_uncounted.reset(token)
 
 
 class Hook:
@@ -58,8 +72,10 @@ def is_counted(*values: Any) -> bool:
     """Whether a pass over what is in these values counts.
 
     What activation checkpointing computes again in backward does not, nor does a pass over meta or fake tensors, nor
-    one that is traced or exported.
+    one that is traced or exported, nor one in a block of :func:`uncounted`.
     """
+    if _is_uncounted.get():
+        return False
     found: list[Tensor] = []
     return _collect(values, found) and not in_backward() and not is_recorded(found)
 

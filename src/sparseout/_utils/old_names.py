@@ -10,7 +10,7 @@ _MOVED = {
     "insertion": "convert._insertion",
     "norm": "convert._batch_norm",
     "schedules": "control.schedules",
-    "seen": "control._input_hook",
+    "seen": "control._measurement",
     "sites": "_utils.modules",
     "sparsity_report": "monitor._report",
 }

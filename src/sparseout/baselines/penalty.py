@@ -188,8 +188,8 @@ class ActivityPenalty:
     ) -> None:
         check_model(model)
         check(strength=strength, q=q, eps=eps, target=target, unit_dim=unit_dim, warmup=warmup)
-        self.strength, self.q, self.eps, self.target, self.unit_dim = strength, q, eps, target, unit_dim
-        self.warmup = warmup
+        self.strength: Any = strength  # a controller puts tensors there
+        self.q, self.eps, self.target, self.unit_dim, self.warmup = q, eps, target, unit_dim, warmup
         with torch.inference_mode(False):
             self._steps = torch.zeros(1, dtype=torch.int64)  # a tensor, as compiled code would guard on a number
         if modules is None:
@@ -204,6 +204,11 @@ class ActivityPenalty:
         self._again: list[Tensor | None] = []  # of each term, whether compiled code added it in backward
         self._attached = self._warned = False
         self._without_grad: set[str] = set()  # sites that ran in training without gradients, as a checkpoint may
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """What is watched, by dotted name: the module, and whether its ``"input"`` or its ``"output"``."""
+        return {site.name: site for site in self._sites}
 
     def attach(self) -> Self:
         """Start collecting. Returns the penalty itself."""
@@ -293,6 +298,8 @@ class ActivityPenalty:
         if x.is_nested:
             x, dim = torch.cat([part.movedim(dim - 1, -1).flatten(0, -2) for part in x.unbind()]), -1
         strength = self.strength[site.name] if isinstance(self.strength, Mapping) else self.strength
+        if isinstance(strength, Tensor):  # that a controller moves, perhaps before backward
+            strength = strength.clone()
         if self.target is not None:
             term = _kl(x, self.target, dim)
         else:

@@ -5,5 +5,6 @@ from sparseout.control._controller import SparsityController
 
 # By this name controllers were pickled by the first version.
 from sparseout.control._layer_group import LayerGroup as _Group  # noqa: F401
+from sparseout.control.knobs import Knob
 
-__all__ = ["SparsityController", "schedules"]
+__all__ = ["Knob", "SparsityController", "schedules"]

@@ -1,13 +1,13 @@
-r"""A controller that moves q while a network trains, until its activations are as sparse as wanted."""
+r"""A controller that moves a knob while a network trains, until its activations are as sparse as wanted."""
 
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.compiler import reset_compiler
@@ -19,77 +19,101 @@ from sparseout._utils.distributed import (
     data_parallel_group,
     is_distributed,
 )
-from sparseout._utils.modules import unwrapped
-from sparseout._utils.validation import check_choice, check_int, check_positive, expected, type_name
-from sparseout.control._arguments import (
-    bounds_of,
-    groups_of,
-    is_sparseout,
-    layers_of,
-    separate_q,
-    targets_of,
-)
-from sparseout.control._input_hook import InputHook, read
-from sparseout.control._law import Law
-from sparseout.control._layer_group import IDLE_UPDATES, STALL_WINDOW, LayerGroup
-from sparseout.control._measure_specs import scale_of
+from sparseout._utils.modules import Modules, named_modules, unwrapped
+from sparseout._utils.validation import check_bool, check_choice, check_int, check_positive, expected, type_name
+from sparseout.baselines import ActivityPenalty
+from sparseout.control._arguments import state_of_groups, targets_of
+from sparseout.control._law import GAIN, MAX_STEP, TRIAL_UPDATES, Axis, Law
+from sparseout.control._layer_group import IDLE_UPDATES, LayerGroup, listed
+from sparseout.control._measure_specs import Goal, scale_of
+from sparseout.control._measurement import Accumulator, Eps, read
+from sparseout.control._probe import check_probe, probed, run_probe
+from sparseout.control._reach import STALL_WINDOW
+from sparseout.control.knobs import Knob, LayerKnob, StrengthKnob, bounds_of, hold, knobs_of
+from sparseout.measures._functions import check_eps
 
 __all__ = ["SparsityController"]
 
 
 class SparsityController:
-    r"""Changes q during training until the inputs of the Sparseout layers are as sparse as wanted.
+    r"""Moves a knob during training until activations are as sparse as wanted.
 
-    Every `every` steps, with e the excess of sparsity over the target, measured since the last update,
+    The knob is q or p of noise layers, k of k-winners layers, the strength of a penalty, or one of your own. It is
+    moved on its natural scale x: q as it is, a strength and k by their logarithm, p by that of p / (1 - p). Every
+    `every` steps, with e the excess of sparsity over the target, measured since the last update, and for a knob with
+    which activations become denser (else the other way)
 
-    .. math:: q \leftarrow q + \mathrm{gain}\,(e_t - e_{t-1} + e_t / \mathrm{delay})
+    .. math:: x \leftarrow x + K\,(e_t - e_{t-1} + e_t / T)
 
     where e is an exponential moving average of weight 1/4: a proportional-integral law in velocity form. The first term
-    responds to a change at once, the second removes the remaining error. An update raises q by at most `max_step` and
-    lowers it by at most half of that, since units that die at a small q do not recover; inside the dead-band only the
-    first term acts. The network itself is not changed. Give the layers ``scale="matched"``, so that q changes the shape
-    of the noise and not its strength.
+    responds to a change at once, the second removes the remaining error; inside the dead-band only the first acts. An
+    update moves x by at most `max_step`, and by half of that towards sparser activations while far from the target,
+    since units that die do not recover. The same constants serve all knobs. In its first 8 updates the controller moves
+    the knob to and fro by 2% of its range beside: where the measure responds at once, as to k, and not in the course of
+    training, K and T are lowered accordingly. K is halved whenever steps to and fro show it to be too large.
 
-    What is measured are the inputs of the layers in training mode, as means over samples of the measure over units.
-    These inputs contain the noise of earlier layers, so a network with several Sparseout layers may be less or more
-    sparse in evaluation: `report` says what was measured there too, and with ``mode="eval"`` the target is met there.
-    Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out.
+    **Where it measures**: at the input of Sparseout and Dropout layers, at the output of k-winners layers, where a
+    penalty penalises, and where a knob of your own says; as means over samples of the measure over units.
 
-    Warnings, repeated by `report`, say that a target is out of reach, because q has been at a bound for 50 updates or
-    because dead units rule the target out, with the closest value, until it is met after all; that inputs are NaN or
-    infinite, which do not change q; and that no training pass was seen in 5 updates, or none of a layer with a q of its
-    own. Layers with p = 0 are named when the controller is made.
+    **What the target is of.** Networks are used in evaluation, which differs from training where there is noise in
+    earlier layers. So the target is one of evaluation wherever evaluation is seen: in passes of the model in evaluation
+    mode, such as those over a validation set, or with `probe`. Between them the measure in training steers, corrected
+    by the difference of the two when last seen. Where there is no evaluation, the target is one of training. `report`
+    says which it is, and what the other was. `mode` fixes it.
 
-    While a controller is attached it owns q: what :func:`sparseout.set_q_` writes is overwritten at the next update. A
-    later controller on the same layers takes them over, with a warning. A model can be copied and pickled with its
-    controller; in a copy without it nothing is measured, and q does not change. Names of layers are those of the
+    Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out. Rows that
+    :class:`sparseout.row_mask` masks do not count. Give Sparseout layers ``scale="matched"``, so that q changes the
+    shape of the noise and not its strength.
+
+    Warnings, repeated by `report`, say that a target is out of reach, because the knob has been at a bound for 50
+    updates or because dead units rule the target out, with the closest value, until it is met after all; that
+    activations are NaN or infinite, which do not move the knob; and that no training pass was seen in 5 updates, or
+    none of a layer with a knob of its own.
+
+    While a controller is attached it owns the knob: what :func:`sparseout.set_q_` writes is overwritten at the next
+    update. A later controller of the same knob on the same layers takes them over, with a warning. A model can be
+    copied and pickled with its controller; in a copy without it nothing is measured. Names of layers are those of the
     written model, without the wrappers of `torch.compile`, `DistributedDataParallel` and the like, so that a state fits
-    with and without them.
+    with and without them. Under `torch.compile` q and strengths change without recompilation; p and k are numbers that
+    code is compiled for, so that each update compiles again, up to the compiler's limit.
 
     Args:
-        model: a model with at least one Sparseout layer.
+        model: a model with at least one layer that has the knob.
         target: the wanted value of `measure`; with `per_layer` it may be a mapping from layer names to values.
         measure: ``"hoyer"``, ``"hoyer_live"`` (over units that are not dead), ``"gini"``, ``"treves_rolls"``,
-            ``"sparsity"``, ``"density"`` or ``"kurtosis"``.
-        mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met. For ``"eval"`` call
-            the model in evaluation mode between updates; without such a call an update leaves q as it is.
+            ``"sparsity"``, ``"density"`` (the fraction of active units) or ``"kurtosis"``.
+        knob: ``"q"`` of Sparseout layers; ``"p"`` of Sparseout and Dropout layers; ``"k"``, as a fraction, of
+            :class:`sparseout.baselines.KWinners` layers (`k_eval` keeps its ratio to it); a
+            :class:`sparseout.baselines.ActivityPenalty`, whose strength is moved; an object as
+            :class:`sparseout.Knob` describes, or with `per_layer` a sequence of such objects.
+        mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met, whatever is seen of
+            the other; with ``"eval"`` an update without an evaluation pass leaves the knob as it is. None: as said
+            above.
+        probe: a batch on which the model is called in evaluation mode, without gradients, at every update: a tensor, a
+            tuple of arguments, or a mapping of keyword arguments. It is then what counts as evaluation. Modes,
+            buffers, random numbers and autocast are left as they were, and monitors do not count the pass.
         modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
-        per_layer: each layer has its own q and its own target. Otherwise all layers have one q, and the mean over
-            layers is measured. A tensor for q that is shared with a layer of another q is replaced by a new one.
+        per_layer: each layer has its own value of the knob and its own target. Otherwise all layers have one value, at
+            first their mean, and the mean over layers is measured. A tensor for q that is shared with a layer of
+            another q is replaced by a new one.
         every: steps between updates. Each update waits for the device once.
-        bounds: the least and the greatest q.
+        bounds: the least and the greatest value; None: 1 to 4 for q, .01 to .95 for p, .005 to .95 for k, a thousandth
+            to a thousand times the strength at first, or those of your own knob.
         deadband: errors up to this size count as none for the integral term.
-        gain: change of q per unit of error.
-        delay: updates over which the integral term repeats the proportional one; about as long as the network takes
-            to respond.
-        max_step: the most by which an update raises q.
+        gain: K, the change of x per unit of error (of q itself, and of logarithms of the others); None: at most 12
+            times the range of x, less where the first updates show that the measure responds at once.
+        delay: T, updates over which the integral term repeats the proportional one.
+        max_step: the most by which an update moves x; None: a thirtieth of its range.
+        eps: a value no larger in magnitude counts as zero, for sparsity, density and dead units: GELU, SiLU and tanh
+            have hardly any exact zeros.
+        relative: `eps` is in units of a row's root mean square.
         unit_dim: dimension of the units where the module that made an activation does not tell: an int, a mapping from
             names or types of modules to ints, or a function of name, module and tensor.
         group: process group over which measurements are summed; None: that of the data-parallel wrapper around the
             model, else all processes, which must have equal parameters then.
 
     Raises:
-        ValueError: if the model has no Sparseout layer, or a value is out of range.
+        ValueError: if the model has no layer with the knob, or a value is out of range.
         TypeError: for an argument of another type.
 
     Example:
@@ -108,8 +132,9 @@ class SparsityController:
         >>> controller.q["2"] < 2.5
         True
 
-    Source: the law is the textbook one (Astrom & Hagglund 2006, Advanced PID Control, section 3.4); that q moves
-    sparsity is Khan & Stavness (2019).
+    Source: the law is the textbook one (Astrom & Hagglund 2006, Advanced PID Control, section 3.4), with the gain of a
+    process that responds at once from its step response (there, section 2.7); that q moves sparsity is Khan & Stavness
+    (2019).
     """
 
     def __init__(
@@ -118,75 +143,88 @@ class SparsityController:
         target: float | Mapping[str, float],
         measure: str = "hoyer",
         *,
-        mode: str = "train",
-        modules: Collection[str | type[nn.Module]] | Callable[[str, nn.Module], bool] | None = None,
+        knob: str | ActivityPenalty | Knob | Sequence[Knob] = "q",
+        mode: str | None = None,
+        probe: Any = None,
+        modules: Modules | None = None,
         per_layer: bool = False,
         every: int = 10,
-        bounds: tuple[float, float] = (1.0, 4.0),
+        bounds: tuple[float, float] | None = None,
         deadband: float = 0.002,
-        gain: float = 20.0,
+        gain: float | None = None,
         delay: float = 20.0,
-        max_step: float = 0.1,
+        max_step: float | None = None,
+        eps: float = 0.0,
+        relative: bool = False,
         unit_dim: UnitDim = None,
         group: Group | None = None,
     ) -> None:
         scale_of(measure)
-        check_choice("mode", mode, ("train", "eval"))
+        if mode is not None:
+            check_choice("mode", mode, ("train", "eval"))
+        check_probe(probe)
+        if probe is not None and mode == "train":
+            raise ValueError(expected("mode", "None or 'eval' beside a probe, which is evaluated", repr(mode)))
         if not isinstance(model, nn.Module):
             raise TypeError(expected("model", "an nn.Module", type_name(model)))
+        check_eps(eps, relative)
         given, model = model, unwrapped(model)
-        layers = layers_of(model, modules)
-        targets = targets_of(target, measure, layers, per_layer)
-        self.measure, self.mode, self.every, self.bounds = (
-            measure,
-            mode,
-            check_int("every", every, 1),
-            bounds_of(bounds),
-        )
-        self.deadband, self.gain = check_positive("deadband", deadband, zero=True), check_positive("gain", gain)
-        self.delay, self.max_step = check_positive("delay", delay), check_positive("max_step", max_step)
-        self._model, self._tracker = model, UnitTracker(model, unit_dim)
+        knobs = knobs_of(model, knob, modules, check_bool("per_layer", per_layer))
+        targets = targets_of(target, measure, [name for one in knobs for name in one.sites], per_layer)
+        self.measure, self.mode, self.every = measure, mode, check_int("every", every, 1)
+        self.bounds = None if bounds is None else bounds_of("bounds", bounds, knobs[0].scale, knobs[0].name)
+        self.deadband = check_positive("deadband", deadband, zero=True)
+        self.gain = None if gain is None else check_positive("gain", gain)
+        self.delay = check_positive("delay", delay)
+        self.max_step = None if max_step is None else check_positive("max_step", max_step)
+        if unit_dim is None and isinstance(knob, ActivityPenalty):
+            unit_dim = knob.unit_dim
+        self._model, self._probed, self._tracker = model, probed(given), UnitTracker(model, unit_dim)
         check_group(group)
         self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
         self._compared = False  # with the controllers of other processes
-        self._steps = 0
-        low, high = self.bounds
-        start = {name: min(max(float(layer.q), low), high) for name, layer in layers.items()}
-        groups = [{name: layer} for name, layer in layers.items()] if per_layer else [layers]
-        self._groups = [
-            LayerGroup(
-                group, measure, targets[next(iter(group))], sum(start[name] for name in group) / len(group), mode
-            )
-            for group in groups
-        ]
-        self._hooks = {name: InputHook(name, measure, mode, self._tracker) for name in layers}
-        self._tracker.attach()
-        taken = [name for name, layer in layers.items() if self._hooks[name].attach(layer)]
-        separate_q(model, [list(group.layers.values()) for group in self._groups])
-        for group in self._groups:
-            group.apply_q()
+        self._steps, self._probe = 0, probe
+        self._groups = [self._group(one, targets[next(iter(one.sites))]) for one in knobs]
+        zero = Eps(eps, relative)
+        self._accumulators = {
+            name: Accumulator(name, tensor, one.name, measure, zero, self._tracker, after_training=mode is None)
+            for one in knobs
+            for name, tensor in one.sites.items()
+        }
+        taken = self._attach()
+        hold(model, knobs)
+        for one in self._groups:
+            one.apply()
         reset_compiler()
         if taken:
-            names = ", ".join(name or "the model" for name in taken)
-            warnings.warn(
-                f"another controller has lost {names} to this one and can no longer be stepped: detach it first",
-                stacklevel=2,
-            )
-        if quiet := [name or "the model" for name, layer in layers.items() if layer.p in (0, 1)]:
-            warnings.warn(f"q has no effect where p is 0 or 1, as it is in {', '.join(quiet)}", stacklevel=2)
+            lost = f"another controller has lost {listed(taken)} to this one and can no longer be stepped"
+            warnings.warn(f"{lost}: detach it first", stacklevel=2)
+        if quiet := [name for one in knobs if isinstance(one, LayerKnob) for name in one.without_effect()]:
+            warnings.warn(f"q has no effect where p is 0 or 1, as it is in {listed(quiet)}", stacklevel=2)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The current value of the knob by the dotted name of every module that is measured."""
+        return {name: group.value for group in self._groups for name in group.sites}
 
     @property
     def q(self) -> dict[str, float]:
-        """The current q of every layer, by dotted name."""
-        return {name: group.q for group in self._groups for name in group.layers}
+        """The current q of every layer, by dotted name: `values`, where the knob is q."""
+        if (name := self._groups[0].knob.name) != "q":
+            raise AttributeError(f"this controller moves {name}, not q: see `values`")
+        return self.values
 
     @property
     def measured(self) -> dict[str, float | None]:
-        """The measurement of the last update, by layer; for layers that share a q, their mean."""
-        return {name: group.measured for group in self._groups for name in group.layers}
+        """What was to meet the target at the last update, by module; of modules that share a knob, the mean.
+
+        The measure in evaluation where that counts: as measured since the update before, or as expected from the one in
+        training and the difference of the two when both were last measured.
+        """
+        return {name: group.measured for group in self._groups for name in group.sites}
 
     def step(self) -> None:
-        """Count a step of the optimizer; after every `every` of them, update q.
+        """Count a step of the optimizer; after every `every` of them, update the knob.
 
         With several processes (`torch.distributed`) measurements are summed over them, so all must call it alike.
 
@@ -195,73 +233,84 @@ class SparsityController:
                 processes, if their controllers differ, as after one of them alone has loaded a state.
             ValueError: on all processes, if they have different models and `group` was not given.
         """
-        self._check_layers()
+        self._check_attached()
         first, self._compared = not self._compared, True
         if first or (self._steps + 1) % self.every == 0:
             self._check_processes(first)
         self._steps += 1
         if self._steps % self.every:
             return
-        measurements, others = read(self._hooks, self.measure, self._device(), self._process_group)
-        law = Law(self.gain, self.delay, self.deadband, self.max_step, self.bounds)
+        if self._probe is not None:
+            for accumulator in self._accumulators.values():
+                accumulator.begin_probe()
+            run_probe(self._probed, self._probe)
+        measurements = read(list(self._accumulators.values()), self._device(), self._process_group)
         messages = []
         for group in self._groups:
-            mine = {source: value for source, value in measurements.items() if source[0] in group.layers}
-            messages += group.update(mine, law)
-            group.note_other(value for (name, _), value in others.items() if name in group.layers)
+            training, evaluation = (
+                {source: value for source, value in measurements[mode].items() if source[0] in group.knob.sites}
+                for mode in (True, False)
+            )
+            messages += group.update(training, evaluation, self._law(group))
         for message in messages + self._idle_messages():
             warnings.warn(message, stacklevel=2)
 
     def report(self) -> list[str]:
-        """A sentence for each q: its value, the measured sparsity, and why the target is out of reach, if it is."""
-        return [group.report() for group in self._groups]
+        """A sentence for each knob: its value, the measured sparsity, and why the target is out of reach, if it is."""
+        sentences = []
+        for group in self._groups:
+            whole = [name for name in group.sites if self._accumulators[name].unmasked]
+            masked = f"; the row mask does not fit {listed(whole)}, where all rows count" if whole else ""
+            sentences.append(group.report() + masked)
+        return sentences
 
     def detach(self) -> None:
-        """Remove the hooks. Every q keeps its value, as a float; `step` raises from then on."""
+        """Remove the hooks. The knob keeps its value, q and strengths as floats; `step` raises from then on."""
         self._tracker.detach()
-        for hook in self._hooks.values():
-            hook.detach()
+        for accumulator in self._accumulators.values():
+            accumulator.hooks.remove()
         for group in self._groups:
-            for layer in group.layers.values():
-                if is_sparseout(layer):  # and not reverted
-                    layer.q = group.q
+            if isinstance(group.knob, (LayerKnob, StrengthKnob)):
+                group.knob.release(group.value)
         reset_compiler()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue as if training had not been interrupted."""
+        accumulators = self._accumulators.values()
         return {
             "measure": self.measure,
             "mode": self.mode,
+            "knob": self._groups[0].knob.name,
             "steps": self._steps,
-            "sums": {
-                (name, units): vector.clone()
-                for name, hook in self._hooks.items()
-                for units, vector in hook.sums.items()
-            },
-            "groups": {"+".join(group.layers): group.state() for group in self._groups},
+            **{key: {k: v for one in accumulators for k, v in one.state(mode).items()} for key, mode in self._sums},
+            "trained": [one.name for one in accumulators if one.trained],
+            "groups": {"+".join(group.sites): group.state() for group in self._groups},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; with another target, from the q of the state.
+        """Continue from a state; with another target, from the value of the knob in the state.
 
         Raises:
-            ValueError: for a state of another measure or of other layers, or that is not of a controller.
+            ValueError: for a state of another measure, knob or mode or of other layers, or that is not of a controller.
             TypeError: if it is not a mapping. Nothing is changed then.
         """
-        groups = groups_of(state, self.measure, self.mode, ["+".join(group.layers) for group in self._groups])
+        names = ["+".join(group.sites) for group in self._groups]
+        groups = state_of_groups(state, self.measure, self.mode, self._groups[0].knob.name, names)
         if not (self._compared and is_distributed()):  # all processes update at the same calls, whoever loads a state
             self._steps = state["steps"]
         device = self._device()
-        with torch.inference_mode(False):
-            for name, hook in self._hooks.items():
-                hook.sums = {
-                    units: vector.to(device, copy=True)
-                    for (layer, units), vector in state["sums"].items()
-                    if layer == name
-                }
+        for name, accumulator in self._accumulators.items():
+            accumulator.trained = name in state.get("trained", self._accumulators)
+            for key, mode in self._sums:
+                accumulator.load(mode, state.get(key, {}), device)
         for group, saved in zip(self._groups, groups, strict=True):
             group.load(saved)
-            group.apply_q()
+            group.apply()
+
+    @property
+    def _sums(self) -> tuple[tuple[str, bool], tuple[str, bool]]:
+        """The keys of sums in a state, and whether they are of training."""
+        return ("sums", self.mode != "eval"), ("other_sums", self.mode == "eval")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process_group": None, "_compared": False}
@@ -271,29 +320,48 @@ class SparsityController:
             wanted = "one of this version: build a new one, whose load_state_dict takes states of the first version"
             raise RuntimeError(expected("the pickled controller", wanted, "one of the first version"))
         self.__dict__ |= state
-        self._tracker.attach()
-        for hook in self._hooks.values():
-            hook.on = True
+        self._attach()
 
-    def _check_layers(self) -> None:
-        for name, layer in ((name, layer) for group in self._groups for name, layer in group.layers.items()):
-            if not is_sparseout(layer):
-                wanted = "a Sparseout layer as before (detach the controller, then revert)"
-                raise RuntimeError(expected(name or "model", wanted, type_name(layer)))
-            if self._hooks[name].handle is None:
+    def _group(self, knob: Knob, target: float) -> LayerGroup:
+        """A knob at its value of now, within its bounds."""
+        low, high = knob.bounds if self.bounds is None else self.bounds
+        axis = Axis(knob.scale, (float(low), float(high)), knob.raises_sparsity)
+        value = min(max(float(knob.get()), axis.bounds[0]), axis.bounds[1])
+        trials = 0 if self.gain is None else TRIAL_UPDATES  # whoever gives the gain does not want it found
+        return LayerGroup(knob, axis, Goal(self.measure, target), self.mode, value, trials)
+
+    def _law(self, group: LayerGroup) -> Law:
+        low, high = ends = group.axis.ends
+        gain = GAIN * (high - low) if self.gain is None else self.gain
+        max_step = MAX_STEP * (high - low) if self.max_step is None else self.max_step
+        return Law(gain, self.delay, self.deadband, max_step, ends)
+
+    def _attach(self) -> list[str]:
+        """Put the hooks on the model. Returns the modules that other controllers lost."""
+        self._tracker.attach()
+        modules = dict(named_modules(self._model))
+        return [name for name, accumulator in self._accumulators.items() if accumulator.attach(modules[name])]
+
+    def _check_attached(self) -> None:
+        for group in self._groups:
+            if isinstance(group.knob, LayerKnob):
+                group.knob.check()
+        for name, accumulator in self._accumulators.items():
+            if not accumulator.hooks:
                 got = f"one that was detached, or that gave `{name}` to a later one"
                 raise RuntimeError(expected("controller", "on its layers", got))
 
     def _check_processes(self, first: bool) -> None:
-        """Raise, on all processes, if their controllers differ: each would move q elsewhere."""
+        """Raise, on all processes, if their controllers differ: each would move its knob elsewhere."""
         if not is_distributed():
             return
         if first and self._process_group is None:
             check_replicas(self._model)
         names = ("measure", "mode", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
-        values = {name.lstrip("_"): getattr(self, name) for name in names}
+        values = {name.lstrip("_"): getattr(self, name) for name in names} | {"probe": self._probe is not None}
         for group in self._groups:
-            values |= {f"{name} of {group.names}": getattr(group, name) for name in ("target", "q", "error")}
+            knob = {group.knob.name: group.value, "target": group.goal.target, "error": group.error}
+            values |= {f"{name} of {group.names}": value for name, value in knob.items()}
         everyone = all_gather(values, self._process_group)
         for (rank, theirs), name in itertools.product(enumerate(everyone), values):
             first_value, value = everyone[0].get(name), theirs.get(name)
@@ -303,16 +371,15 @@ class SparsityController:
                 raise RuntimeError(expected("controller", wanted, got))
 
     def _device(self) -> torch.device:
-        q = next(iter(self._groups[0].layers.values())).q
-        return q.device if isinstance(q, Tensor) else torch.device("cpu")
+        return next((tensor.device for tensor in self._model.parameters()), torch.device("cpu"))
 
     def _idle_messages(self) -> list[str]:
-        training = self.mode == "train"
+        training, knob = self.mode != "eval", self._groups[0].knob.name
         mode, other = ("training", "evaluation") if training else ("evaluation", "training")
         limit = IDLE_UPDATES if training else STALL_WINDOW  # some evaluate once in an epoch
         idle = [group for group in self._groups if group.idle == limit and (training or not group.called)]
         seen = f"was seen in {limit * self.every} steps"
         if len(idle) == len(self._groups):
-            return [f"no {mode} pass {seen}, so q does not move: is the model in {other} mode?"]
+            return [f"no {mode} pass {seen}, so {knob} does not move: is the model in {other} mode?"]
         question = f"is it called, and in {mode} mode?"
-        return [f"no {mode} pass of {group.names} {seen}, so its q does not move: {question}" for group in idle]
+        return [f"no {mode} pass of {group.names} {seen}, so its {knob} does not move: {question}" for group in idle]

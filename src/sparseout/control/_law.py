@@ -1,33 +1,140 @@
-"""The control law: q after one update, from the error of the sparsity."""
+"""The control law: where a knob is after one update, from the error of the sparsity."""
 
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
+
+# The law's constants, as fractions of a knob's range where they are of its unit.
+GAIN = 12.0  # the largest proportional gain, in ranges per unit of error
+MAX_STEP = 1 / 30
+TRIAL_STEP = 0.02  # by which a knob is moved to and fro in the first updates, to see what responds at once
+TRIAL_UPDATES = 8
+LEAST_TIME = 3.0  # integral time where the measure responds at once: that of the moving average of the error
+TRIAL_ERRORS = 2  # standard errors that a response has to be from 0 to count
+
+NATURAL: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "linear": (float, float),
+    "log": (math.log, math.exp),
+    "logit": (lambda p: math.log(p / (1 - p)), lambda x: 1 / (1 + math.exp(-x))),
+}
+
+
+class Axis(NamedTuple):
+    """A knob's natural scale, turned such that activations become denser as x rises."""
+
+    scale: str
+    bounds: tuple[float, float]  # of the value
+    raises_sparsity: bool
+
+    def x(self, value: float) -> float:
+        """The place of a value."""
+        natural = NATURAL[self.scale][0](value)
+        return -natural if self.raises_sparsity else natural
+
+    def value(self, x: float) -> float:
+        """The value at a place, within the bounds."""
+        low, high = self.bounds
+        natural = -x if self.raises_sparsity else x
+        value: float = NATURAL[self.scale][1](natural)
+        return min(max(value, low), high)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The places of the bounds: that of the sparsest value, that of the densest."""
+        one, other = map(self.x, self.bounds)
+        return min(one, other), max(one, other)
+
+    def bound(self, side: int) -> str:
+        """The bound on a side, 1 for the densest value, as sentences name it: "lower bound, 1"."""
+        upper = (side > 0) != self.raises_sparsity
+        return f"{'upper' if upper else 'lower'} bound, {self.bounds[upper]:g}"
 
 
 class Law(NamedTuple):
     r"""A proportional-integral law in velocity form, for an error e that is positive where activations are too sparse.
 
     .. math::
-        q_{t+1} = \mathrm{clip}\Bigl(q_t + \mathrm{clip}\bigl(
-            K (e_t - e_{t-1} + [\,|e_t| > d\,]\, e_t / T),\, -s/2,\, s\bigr),\, l,\, h\Bigr)
+        x_{t+1} &= \mathrm{clip}(x_t + \mathrm{clip}(K (e_t - e_{t-1}) + i_t, -s_t, s), l, h) \\
+        i_t &= [\,|e_t| > d\,]\, K e_t / T', \qquad s_t = s / 2 \text{ if } i_t < -s / 2 \text{, else } s \\
+        1 / K &= 1 / K_{\max} + r, \qquad T' = \max(T K / K_{\max}, 3)
 
-    with K `proportional_gain`, T `integral_time` in updates, d `deadband`, s `max_step` and (l, h) `bounds`.
+    with x the knob's place on its natural scale, with which activations become denser, (l, h) `ends`,
+    :math:`K_{\max}` `largest_gain`, T `integral_time` in updates, d `deadband` and s `max_step`. r is the `response`:
+    by how much the measure falls at once for a unit of x; 0 where the knob acts through training. Far from the target
+    the way to sparser activations is taken at most half as fast as that to denser ones, since units that die do not
+    come back; near it both are alike, so that noise in the measure moves the knob neither way.
     """
 
-    proportional_gain: float
+    largest_gain: float
     integral_time: float
     deadband: float
     max_step: float
-    bounds: tuple[float, float]
+    ends: tuple[float, float]
 
-    def next_q(self, q: float, error: float, change: float) -> float:
-        """q_{t+1} from q_t, e_t and e_t - e_{t-1}."""
-        integral = error / self.integral_time if abs(error) > self.deadband else 0.0
-        step = self.proportional_gain * (change + integral)
-        step = min(max(step, -self.max_step / 2), self.max_step)  # down half as fast: killed units do not come back
-        low, high = self.bounds
-        return min(max(q + step, low), high)
+    def gain(self, response: float) -> float:
+        """The gain K."""
+        return self.largest_gain / (1 + self.largest_gain * response)
+
+    def next(self, x: float, error: float, change: float, response: float = 0.0) -> float:
+        """x_{t+1} from x_t, e_t, e_t - e_{t-1} and r."""
+        gain = self.gain(response)
+        time = max(self.integral_time * gain / self.largest_gain, min(LEAST_TIME, self.integral_time))
+        integral = gain * error / time if abs(error) > self.deadband else 0.0
+        fastest = self.max_step / (2 if integral < -self.max_step / 2 else 1)
+        return _clip(x + _clip(gain * change + integral, -fastest, self.max_step), *self.ends)
+
+
+class Swing:
+    """Detects a gain that is too large: steps to and fro, each more than half of the largest.
+
+    The measure may respond at once at one value of a knob and not at another, and be noisier at one time than at
+    another; then what the trial found does not hold.
+    """
+
+    def __init__(self) -> None:
+        self.side, self.turns, self.age = 0, 0, 0
+
+    def update(self, step: float, largest: float) -> bool:
+        """Take in a step; whether it was the third turn within a dozen updates, after which counting begins anew."""
+        side = 0 if abs(step) < largest / 2 else 1 if step > 0 else -1
+        self.turns += side * self.side < 0
+        self.side = side or self.side
+        self.age = self.age + 1 if self.turns else 0
+        too_large = self.turns >= 3
+        if too_large or self.age >= 12:
+            self.turns = self.age = 0
+        return too_large
 
 
 def smooth(previous: float | None, value: float, weight: float) -> float:
     """An exponential moving average: previous + weight (value - previous), which begins at the first value."""
     return value if previous is None else previous + weight * (value - previous)
+
+
+def trial_side(update: int, error: float) -> int:
+    """Where x is moved to after this update of the trial, the first being 1: to and fro by a step, and back.
+
+    Begins on the side that the first `error` asks for.
+    """
+    return 0 if update >= TRIAL_UPDATES else (1 if update % 2 else -1) * (1 if error > 0 else -1)
+
+
+def response(errors: Sequence[float], step: float) -> float:
+    """The fall of the error for a unit of x, at once, from the errors of the trial, whose x was to and fro by `step`.
+
+    Differences of neighbours, averaged such that a drift of the error cancels, less two standard errors; 0 at least.
+    """
+    signs = [trial_side(update, errors[0]) for update in range(1, len(errors))]
+    falls = [
+        sign * (after - before) / (2 * step)
+        for sign, (before, after) in zip(signs, pairwise(errors[1:]), strict=False)  # the last is the one that ends it
+    ]
+    pairs = [(one + other) / 2 for one, other in pairwise(falls)]
+    mean = sum(pairs) / len(pairs)
+    variance: float = sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1)
+    return max(0.0, mean - TRIAL_ERRORS * math.sqrt(variance / len(pairs)))
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)

@@ -1,4 +1,4 @@
-"""Layers that share a q: what was measured of them, and why their target is out of reach, if it is."""
+"""Sites that share a knob: what was measured of them, and where that moves the knob."""
 
 import math
 from collections import deque
@@ -6,243 +6,238 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sparseout.control._input_hook import Measurement, Source
-from sparseout.control._law import Law, smooth
-from sparseout.control._measure_specs import SCALES
-from sparseout.layers import Sparseout
+from sparseout.control._law import TRIAL_STEP, TRIAL_UPDATES, Axis, Law, Swing, response, smooth, trial_side
+from sparseout.control._measure_specs import Goal
+from sparseout.control._measurement import Measurement, Source
+from sparseout.control._reach import Reach
+from sparseout.control.knobs import Knob
 
 EMA_WEIGHT = 0.25  # the part of a change of the error that an update takes in
-STALL_WINDOW = 50  # updates over which units are counted as dead, and after which a bound that holds q is reported
-MET_WINDOW = 10  # updates over which a target that was out of reach has to be met
+RESPONDS = 0.1  # the change of the measure at once over all of a knob's range from which on it counts
 IDLE_UPDATES = 5  # updates without a pass, until that is reported
-STANDARD_ERRORS = 3  # that the mean of a noisy error has to be from 0 to count
 
-# Of a group in a state: the key, and the attribute. The keys are those of the first version.
-_STATE = {
-    "target": "target",
-    "q": "q",
-    "measured": "measured",
-    "error": "error",
-    "told": "message",
-    "problem": "problem",
-    "warned": "problem_warned",
-    "updates": "updates",
-    "at_bound": "at_bound",
+# What a state has of a group: the key, the attribute, and what it is in states without it. The keys with None were in
+# the first version, whose only knob was q.
+_OWN: dict[str, tuple[str, Any]] = {
+    "q": ("value", None),
+    "measured": ("measured", None),
+    "error": ("error", None),
+    "problem": ("problem", None),
+    "warned": ("problem_warned", None),
+    "idle": ("idle", 0),
+    "other": ("other", None),
+    "expected": ("expected", False),
+    "smoothed": ("smoothed", None),
+    "offset": ("offset", None),
+    "trials": ("trials", TRIAL_UPDATES),
+    "response": ("response", 0.0),
+    "responds": ("responds", False),
+}
+_REACH: dict[str, tuple[str, Any]] = {
+    "told": ("message", None),
+    "updates": ("updates", None),
+    "at_bound": ("at_bound", None),
+    "why": ("why", ""),
+    "off_side": ("off_side", 0),
+    "stalled_windows": ("stalled_windows", 0),
 }
 
 
 @dataclass
 class LayerGroup:
-    """Layers that share a q and a target."""
+    """Sites that share a knob and a target."""
 
-    layers: dict[str, Sparseout]
-    measure: str
-    target: float
-    q: float
-    mode: str = "train"
-    measured: float | None = None
-    other: float | None = None  # what was measured last in the other mode
+    knob: Knob
+    axis: Axis
+    goal: Goal
+    mode: str | None
+    value: float  # of the knob
+    trials: int = 0  # updates of the trial so far
+    measured: float | None = None  # what is to meet the target, at the last update
+    expected: bool = False  # whether that is evaluation's by the last offset, and was not itself measured
+    other: float | None = None  # what was measured last in the mode in which the target is not to be met
     error: float | None = None  # smoothed, at the last update
-    message: str = ""  # why the target is out of reach
-    message_warned: bool = False
-    problem: str = ""  # why some of the inputs measured last have no value
+    smoothed: float | None = None  # the same of training alone
+    offset: float | None = None  # of the error in evaluation from that in training, when last observed; without a mode
+    trial_errors: list[float] = field(default_factory=list)
+    responds: bool = False  # whether the trial found a response at once
+    response: float = 0.0  # of the error to the knob, at once
+    swing: Swing = field(default_factory=Swing)
+    problem: str = ""  # why some of the activations measured last have no value
     problem_warned: bool = False
     idle: int = 0  # updates since the last pass
-    called: set[str] = field(default_factory=set)  # layers with a pass so far
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=STALL_WINDOW))  # what was measured
-    why: str = ""  # the target is out of reach, as the last windows have it
-    off_side: int = 0  # on which side of it the measure is then: 1 too sparse, -1 too dense
-    stalled_windows: int = 0  # in a row, in which q was close to a bound more often than not, and nothing changed
-    # of the window so far
-    updates: int = 0
-    at_bound: int = 0  # updates at a bound that the error pushes q against
-    near_bound: int = 0  # or close to it
-    active: dict[Source, Tensor] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)  # sites with a pass so far
+    reach: Reach = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reach = Reach(self.goal, self.knob.name, self.axis)
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the modules that are measured."""
+        return list(self.knob.sites)
 
     @property
     def names(self) -> str:
-        """Its layers, as sentences name them."""
-        return _listed(self.layers)
+        """Its sites, as sentences name them."""
+        return listed(self.sites)
 
-    def update(self, measurements: Mapping[Source, Measurement], law: Law) -> list[str]:
-        """Move q by what was measured since the last update. Returns what there is to warn of."""
+    def update(
+        self, training: Mapping[Source, Measurement], evaluation: Mapping[Source, Measurement], law: Law
+    ) -> list[str]:
+        """Move the knob by what was measured since the last update. Returns what there is to warn of."""
+        measurements, others = (evaluation, training) if self.mode == "eval" else (training, evaluation)
         if not measurements:
             self.idle += 1
+            self._note_other(others)
             return []
         self.idle = 0
         self.called |= {name for name, _ in measurements}
-        warnings = self._check_inputs(measurements)
+        warnings = self._check(measurements)
         valid = {source: value for source, value in measurements.items() if not value.problem}
         if not valid:
             self.measured = None
+            self._note_other(others)
             return warnings
-        for source, value in valid.items():
-            self.active[source] = self.active[source] + value.active if source in self.active else value.active
-        known = [value.value for value in valid.values() if math.isfinite(value.value)]
-        self.measured = sum(known) / len(known) if known else None
-        self.recent.append(math.nan if self.measured is None else self.measured)
-        error = smooth(self.error, self._error(self.recent[-1]), EMA_WEIGHT)
+        self.reach.count({source: value.active for source, value in valid.items()})
+        raw = self._steer(_mean(valid), others)
+        self.reach.recent.append(math.nan if self.measured is None else self.measured)
+        error = smooth(self.error, raw, EMA_WEIGHT)
         change = 0.0 if self.error is None else error - self.error
-        before, self.error, self.q = self.q, error, law.next_q(self.q, error, change)
-        self.apply_q()
-        return warnings + self._judge(before, law)
+        before, self.error = self.value, error
+        self._move(law, error, change)
+        message = self.reach.judge(law, self.axis.x(self.value), error, self.value != before, self.responds)
+        return warnings + [f"{self.names}: {message}"] * bool(message)
 
-    def note_other(self, measurements: Iterable[Measurement]) -> None:
-        """Keep what was measured in the mode in which the target is not to be met."""
-        known = [measurement.value for measurement in measurements if math.isfinite(measurement.value)]
-        self.other = sum(known) / len(known) if known else self.other
-
-    def apply_q(self) -> None:
-        """Give the layers the group's q, in their tensors."""
-        for layer in self.layers.values():
-            if isinstance(layer.q, Tensor):
-                with torch.no_grad():
-                    layer.q.fill_(self.q)
-            else:  # somebody has set a number
-                layer.q = q_tensor(self.q, torch.device("cpu"))
+    def apply(self) -> None:
+        """Give the knob the group's value."""
+        self.knob.set(self.value)
 
     def report(self) -> str:
-        """A sentence: q, what is measured, and what is wrong."""
+        """A sentence: the knob, what is measured, and what is wrong."""
+        train = self.mode == "train" or (self.mode is None and self.offset is None)
+        mode, other = ("training", "evaluation") if train else ("evaluation", "training")
         value = "not measured" if self.measured is None else f"{self.measured:.3f}"
+        if self.measured is not None:
+            value += f"{' expected' if self.expected else ''} in {mode}"
         if self.other is not None:
-            value += f" ({self.other:.3f} in {'evaluation' if self.mode == 'train' else 'training'})"
-        sentence = f"{self.names}: q = {self.q:.3f}, {self.measure} {value}, target {self.target:g}"
-        silent = [name for name in self.layers if name not in self.called] if self.called else []
-        uncalled = f"no pass so far of {_listed(silent)}" if silent else ""
+            value += f" ({self.other:.3f} in {other})"
+        knob = f"{self.knob.name} = {self.value:{'.3g' if self.axis.scale == 'log' else '.3f'}}"
+        sentence = f"{self.names}: {knob}, {self.goal.measure} {value}, target {self.goal.target:g}"
+        silent = [name for name in self.sites if name not in self.called] if self.called else []
+        uncalled = f"no pass so far of {listed(silent)}" if silent else ""
         idle = f"no pass in the last {self.idle} updates" if self.idle >= IDLE_UPDATES else ""
-        return "; ".join(filter(None, (sentence, idle, uncalled, self.problem, self.message)))
+        return "; ".join(filter(None, (sentence, idle, uncalled, self.problem, self.reach.message)))
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` goes on from."""
-        return {key: getattr(self, name) for key, name in _STATE.items()} | {
-            "active": {source: value.clone() for source, value in self.active.items()},
-            "recent": list(self.recent),
-            "told_warned": self.message_warned,
-            "idle": self.idle,
-            "other": self.other,
-            "called": sorted(self.called),
-            "why": self.why,
-            "off_side": self.off_side,
-            "near_bound": self.near_bound,
-            "stalled_windows": self.stalled_windows,
-        }
+        reach = self.reach
+        return (
+            {key: getattr(self, name) for key, (name, _) in _OWN.items()}
+            | {key: getattr(reach, name) for key, (name, _) in _REACH.items()}
+            | {
+                "target": self.goal.target,
+                "called": sorted(self.called),
+                "trial_errors": list(self.trial_errors),
+                "swing": [self.swing.side, self.swing.turns, self.swing.age],
+                "active": {source: value.clone() for source, value in reach.active.items()},
+                "recent": list(reach.recent),
+                "told_warned": reach.message_warned,
+                "near_bound": reach.near_bound,
+            }
+        )
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; with another target, from its q."""
-        for key, name in _STATE.items():
-            if name != "target":
-                setattr(self, name, state[key])
-        self.active = {source: value.to("cpu", copy=True) for source, value in state["active"].items()}
-        # States of the first version have no more than the above.
-        self.recent = deque(state.get("recent", ()), maxlen=STALL_WINDOW)
-        self.message_warned = state.get("told_warned", bool(self.message))
-        self.other = state.get("other")
-        self.idle, self.called = state.get("idle", 0), set(state.get("called", self.layers))
-        self.why, self.off_side = state.get("why", ""), state.get("off_side", 0)
-        self.at_bound = self.updates if self.at_bound is True else int(self.at_bound)
-        self.near_bound = state.get("near_bound", self.at_bound)
-        self.stalled_windows = state.get("stalled_windows", 0)
-        if state["target"] != self.target:
-            self.error, self.message, self.message_warned, self.why, self.off_side = None, "", False, "", 0
-            self.updates, self.at_bound, self.near_bound, self.stalled_windows, self.active = 0, 0, 0, 0, {}
-            self.recent.clear()
+        """Go on from a state; with another target, from its value of the knob."""
+        reach = self.reach
+        for keys, owner in ((_OWN, self), (_REACH, reach)):
+            for key, (name, default) in keys.items():
+                setattr(owner, name, state.get(key, default))
+        self.called = set(state.get("called", self.sites))
+        self.trial_errors = list(state.get("trial_errors", ()))
+        self.swing.side, self.swing.turns, self.swing.age = state.get("swing", (0, 0, 0))
+        reach.active = {source: value.to("cpu", copy=True) for source, value in state["active"].items()}
+        reach.recent = deque(state.get("recent", ()), maxlen=reach.recent.maxlen)
+        reach.message_warned = state.get("told_warned", bool(reach.message))
+        reach.at_bound = reach.updates if reach.at_bound is True else int(reach.at_bound)
+        reach.near_bound = state.get("near_bound", reach.at_bound)
+        if state["target"] != self.goal.target:
+            self.error, self.smoothed = None, None
+            reach.restart()
 
-    def _check_inputs(self, measurements: Mapping[Source, Measurement]) -> list[str]:
-        problems = {name or "the model": value.problem for (name, _), value in measurements.items() if value.problem}
-        self.problem = "; ".join(f"q is not moved by {name}: its inputs {why}" for name, why in problems.items())
+    def _steer(self, value: float, others: Mapping[Source, Measurement]) -> float:
+        """The error of what is to meet the target, which was measured as `value`, or without a mode in training."""
+        error = self.goal.error(value)
+        if self.trials < TRIAL_UPDATES:
+            self.trial_errors.append(error)
+        if self.mode is not None:
+            self.measured = _finite(value)
+            self._note_other(others)
+            return error
+        self.smoothed = smooth(self.smoothed, error, EMA_WEIGHT)
+        evaluated = _mean({source: value for source, value in others.items() if not value.problem})
+        self.expected = False
+        if math.isfinite(evaluated):
+            self.measured, self.other = evaluated, _finite(value)
+            self.offset = self.goal.error(evaluated) - self.smoothed
+            return self.offset + self.smoothed
+        if self.offset is None:
+            self.measured = _finite(value)
+            return error
+        self.other, self.expected = _finite(value), True
+        self.measured = None if self.other is None else self.goal.value(error + self.offset)
+        return error + self.offset
+
+    def _move(self, law: Law, error: float, change: float) -> None:
+        """Move the knob by the law; in the first updates to and fro beside, to see what responds at once."""
+        low, high = law.ends
+        step = TRIAL_STEP * (high - low)
+        first = self.trial_errors[0] if self.trial_errors else 0.0
+        x = self.axis.x(self.value) - (step * trial_side(self.trials, first) if self.trials else 0.0)
+        if self.trials >= TRIAL_UPDATES or not step:
+            before, x = x, law.next(x, error, change, self.response)
+            if self.swing.update(x - before, law.max_step):
+                self.response += 1 / law.gain(self.response)  # half the gain
+        else:
+            self.trials += 1
+            # Until it is known, as if the measure went through all of its range with the knob, at once.
+            x = law.next(x, error, change, 1 / (high - low))
+            x = min(max(x, low + step), high - step) + step * trial_side(self.trials, first)
+            if self.trials == TRIAL_UPDATES:
+                self.response, self.trial_errors = response(self.trial_errors, step), []
+                self.responds = self.response * (high - low) > RESPONDS
+        self.value = self.axis.value(x)
+        self.apply()
+
+    def _note_other(self, measurements: Mapping[Source, Measurement]) -> None:
+        """Keep what was measured in the mode in which the target is not to be met."""
+        value = _mean(measurements)
+        self.other = value if math.isfinite(value) else self.other
+
+    def _check(self, measurements: Mapping[Source, Measurement]) -> list[str]:
+        where = {"input": "inputs", "output": "outputs"}
+        problems = {
+            name or "the model": f"{where[self.knob.sites[name]]} {value.problem}"
+            for (name, _), value in measurements.items()
+            if value.problem
+        }
+        head = f"{self.knob.name} is not moved by"
+        self.problem = "; ".join(f"{head} {name}: its {why}" for name, why in problems.items())
         if not self.problem or self.problem_warned:
             return []
         self.problem_warned = True
         return [self.problem]
 
-    def _error(self, value: float) -> float:
-        """The excess of sparsity over the target. Without an active unit in any sample, NaN, it is 1."""
-        spec = SCALES[self.measure]
-        return 1.0 if math.isnan(value) else spec.sign * (spec.scale(value) - spec.scale(self.target))
 
-    def _judge(self, before: float, law: Law) -> list[str]:
-        """Set or withdraw `message`. Returns it where that is to be a warning."""
-        assert self.error is not None
-        low, high = law.bounds
-        near = min(law.max_step, (high - low) / 10)  # noise in what is measured moves q off a bound now and then
-        side = -1 if self.q <= low + near else 1 if self.q >= high - near else 0
-        if side * self.error > law.deadband:
-            self.near_bound += 1
-            self.at_bound += before == self.q and self.q in law.bounds
-        self.updates += 1
-        if self.updates == STALL_WINDOW:
-            self._close_window(side, law)
-        if not self._is_off(self.off_side, law.deadband):
-            self.off_side, self.why = 0, ""
-        if not self.why or self.message:
-            self.message = self.message if self.why else ""
-            return []
-        known = [value for value in self.recent if math.isfinite(value)]
-        closest = f"the closest value is {sum(known) / len(known):.3f}" if known else "no sample has an active unit"
-        self.message = f"the target {self.target:g} of {self.measure} is out of reach: {self.why}; {closest}"
-        if self.message_warned:
-            return []
-        self.message_warned = True
-        return [f"{self.names}: {self.message}"]
-
-    def _close_window(self, side: int, law: Law) -> None:
-        """Decide why the target is out of reach, if it is."""
-        stalled = self.near_bound >= STALL_WINDOW / 2 and self._is_stalled(side, law)
-        self.stalled_windows = self.stalled_windows + 1 if stalled else 0
-        live = [(active.numel(), int((active > 0).sum())) for active in self.active.values()]
-        units = sum(total for total, _ in live)
-        killed = f"{units - sum(alive for _, alive in live)} of {units} units are dead, which no q brings back"
-        bound = f"its {'lower' if side < 0 else 'upper'} bound, {law.bounds[side > 0]:g}, for {STALL_WINDOW} updates"
-        if self._is_ruled_out(live, law):
-            self.off_side, self.why = 1, killed
-        elif self.at_bound == STALL_WINDOW or self.stalled_windows >= 2:
-            self.off_side = side
-            self.why = f"q has been {'at' if self.at_bound == STALL_WINDOW else 'close to'} {bound}"
-            self.why += "" if killed.startswith("0") or side < 0 else f", and {killed}"
-        elif not self.near_bound or self.off_side != side:
-            self.off_side, self.why = 0, ""
-        self.updates, self.near_bound, self.at_bound, self.active = 0, 0, 0, {}
-
-    def _is_ruled_out(self, live: Iterable[tuple[int, int]], law: Law) -> bool:
-        """Whether no code in which no more units are live, (units, live ones) a source, is as dense as the target."""
-        spec = SCALES[self.measure]
-        densest = [spec.extreme(units, alive) for units, alive in live if alive]
-        if not densest:
-            return True
-        limit = sum(densest) / len(densest)
-        return spec.sign * (spec.scale(limit) - spec.scale(self.target)) > law.deadband
-
-    def _is_stalled(self, side: int, law: Law) -> bool:
-        """Whether the error has been on that side over the window, and gets no smaller."""
-        errors = [side * self._error(value) for value in self.recent]
-        half = len(errors) // 2
-        (first, first_variance), (last, last_variance) = (
-            _mean_and_variance(errors[:half]),
-            _mean_and_variance(errors[half:]),
-        )
-        noise = STANDARD_ERRORS * math.sqrt((first_variance + last_variance) / half)
-        return min(first, last) > law.deadband + noise and first - last <= law.deadband + noise
-
-    def _is_off(self, side: int, deadband: float) -> bool:
-        """Whether the error has been on that side over the last updates, by more than dead-band and noise."""
-        errors = [side * self._error(value) for value in self.recent][-MET_WINDOW:]
-        mean, variance = _mean_and_variance(errors)
-        return mean > deadband + STANDARD_ERRORS * math.sqrt(variance / len(errors))
+def _mean(measurements: Mapping[Source, Measurement]) -> float:
+    known = [measurement.value for measurement in measurements.values() if math.isfinite(measurement.value)]
+    return sum(known) / len(known) if known else math.nan
 
 
-def _mean_and_variance(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, sum((value - mean) ** 2 for value in values) / len(values)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def q_tensor(value: float, device: torch.device) -> Tensor:
-    """A tensor for q: fp32 on that device, whatever the defaults are, and no inference tensor."""
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float32, device=device)
-
-
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names of modules, as sentences have them."""
     return ", ".join(name or "the model" for name in names)

@@ -71,7 +71,7 @@ class TrainingSession:
         if self.modules is not None:
             self._names["modules"] = [site.name for site in choose(model, self.modules)]
         if self.controller is not None and "modules" in self.control:
-            self._names["control"] = self.control | {"modules": list(self.controller.q)}
+            self._names["control"] = self.control | {"modules": list(self.controller.values)}
         self.monitor = monitor.attach()
 
     def open_mask(self, batch: Any) -> None:

@@ -1,0 +1,92 @@
+"""A pass in evaluation over rows that a controller is given, which leaves everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from sparseout._utils.hooks import uncounted
+from sparseout._utils.validation import expected, type_name
+
+
+def check_probe(probe: Any) -> None:
+    """Raise if it is no batch: a tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
+    if probe is not None and not isinstance(probe, (Tensor, tuple, list, Mapping)):
+        wanted = "a batch: a tensor, a tuple of arguments, or a mapping of keyword arguments"
+        raise TypeError(expected("probe", wanted, type_name(probe)))
+
+
+def probed(model: nn.Module) -> nn.Module:
+    """The model without wrappers that are for training: DataParallel, DistributedDataParallel, torch.compile's."""
+    while isinstance(model, (DistributedDataParallel, DataParallel)) or "_orig_mod" in model._modules:
+        inner = model._modules.get("_orig_mod") or model._modules["module"]
+        assert inner is not None
+        model = inner
+    return model
+
+
+def run_probe(model: nn.Module, probe: Any) -> None:
+    """Call the model on the probe in evaluation mode, without gradients.
+
+    Modes of modules, buffers, random number generators, autocast and its cache are put back, after an error too.
+    Monitors do not count the pass.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    batch = _moved(probe, device)
+    with ExitStack() as stack:
+        stack.enter_context(_as_it_was(model))
+        devices = [device] if device.type not in ("cpu", "meta") else []
+        stack.enter_context(torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"))
+        stack.enter_context(_own_autocast_cache(device.type))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(uncounted())
+        model.eval()
+        if isinstance(batch, Mapping):
+            model(**batch)
+        elif isinstance(batch, (tuple, list)):
+            model(*batch)
+        else:
+            model(batch)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """A block after which modes and buffers are those of before."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def _own_autocast_cache(device: str) -> Iterator[None]:
+    """A block in which autocast stays as it is but does not keep what it casts, which here has no gradient."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
+        yield
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A batch with its tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_moved(item, device) for item in value]
+    return value

@@ -1,0 +1,327 @@
+"""Knobs: what a controller moves to make activations sparser or denser, and where it measures them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sparseout._utils.modules import named_modules, select
+from sparseout._utils.torch_internals import DROPOUT_BASE
+from sparseout._utils.validation import expected, is_number, type_name
+from sparseout.baselines import ActivityPenalty, KWinners
+from sparseout.control._law import NATURAL
+from sparseout.layers import Sparseout
+
+__all__ = ["Knob"]
+
+
+@runtime_checkable
+class Knob(Protocol):
+    """What :class:`sparseout.SparsityController` needs of a knob; any object that has these will do.
+
+    Attributes:
+        name: what reports and warnings call it.
+        sites: where sparsity is measured: ``"input"`` or ``"output"`` by the dotted name of a module.
+        bounds: the least and the greatest value.
+        scale: how it is moved: ``"linear"``; ``"log"``, by factors, for bounds > 0, such as the strength of a penalty;
+            or ``"logit"``, by the logarithm of p / (1 - p), for bounds in (0, 1), such as the p of noise.
+        raises_sparsity: whether activations become sparser as it rises.
+
+    Example:
+        >>> import torch, sparseout
+        >>> class Threshold(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.least = 0.1
+        ...     def forward(self, x):
+        ...         return torch.where(x > self.least, x, 0.0)
+        >>> class ThresholdKnob:
+        ...     name, sites, bounds, scale, raises_sparsity = "threshold", {"1": "output"}, (0.01, 10.0), "log", True
+        ...     def __init__(self, layer):
+        ...         self.layer = layer
+        ...     def get(self):
+        ...         return self.layer.least
+        ...     def set(self, value):
+        ...         self.layer.least = value
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), Threshold())
+        >>> controller = sparseout.SparsityController(model, 0.2, "density", knob=ThresholdKnob(model[1]), every=1)
+        >>> for _ in range(100):
+        ...     _ = model(torch.rand(64, 8))
+        ...     controller.step()
+        >>> abs(controller.measured["1"] - 0.2) < 0.02
+        True
+    """
+
+    name: str
+    sites: Mapping[str, str]
+    bounds: tuple[float, float]
+    scale: str
+    raises_sparsity: bool
+
+    def get(self) -> float:
+        """The value now."""
+
+    def set(self, value: float) -> None:
+        """Take a value within the bounds."""
+
+
+class _Kind(NamedTuple):
+    """Knobs that are an attribute of layers."""
+
+    types: tuple[type[nn.Module], ...]
+    noun: str
+    made_by: str
+    tensor: str
+    bounds: tuple[float, float]
+    scale: str
+    raises_sparsity: bool
+
+
+_NOISE = "Sparseout and Dropout layers"
+_KINDS = {
+    "q": _Kind(
+        (Sparseout,), "Sparseout layers", "convert_dropout_ and insert_after_ make", "input", (1, 4), "linear", False
+    ),
+    "p": _Kind((Sparseout, DROPOUT_BASE), _NOISE, "insert_after_ makes", "input", (0.01, 0.95), "logit", True),
+    "k": _Kind((KWinners,), "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False),
+}
+
+
+class LayerKnob(Knob):
+    """An attribute, q, p or k, of layers, which all have the same value."""
+
+    def __init__(self, name: str, layers: Mapping[str, nn.Module]) -> None:
+        self.name, self.layers, kind = name, dict(layers), _KINDS[name]
+        self.sites = dict.fromkeys(layers, kind.tensor)
+        self.bounds, self.scale, self.raises_sparsity = kind.bounds, kind.scale, kind.raises_sparsity
+        self._k_eval = {  # as multiples of k
+            key: layer.k_eval / layer.k
+            for key, layer in layers.items()
+            if isinstance(layer, KWinners) and layer.k_eval is not None
+        }
+
+    def get(self) -> float:
+        return sum(float(getattr(layer, self.name)) for layer in self.layers.values()) / len(self.layers)
+
+    def set(self, value: float) -> None:
+        for layer in self.layers.values():
+            if self.name == "q":
+                _set_q(layer, value)
+            else:
+                setattr(layer, self.name, value)
+        for key, factor in self._k_eval.items():
+            setattr(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))  # noqa: B010
+
+    def check(self) -> None:
+        """Raise if a layer is none any more: `revert_` changes classes."""
+        kind = _KINDS[self.name]
+        for key, layer in self.layers.items():
+            if not isinstance(layer, kind.types):
+                wanted = f"a {kind.types[0].__name__} layer as before (detach the controller, then revert)"
+                raise RuntimeError(expected(key or "model", wanted, type_name(layer)))
+
+    def without_effect(self) -> list[str]:
+        """The layers in which the value makes no difference."""
+        return [key for key, layer in self.layers.items() if self.name == "q" and getattr(layer, "p", None) in (0, 1)]
+
+    def release(self, value: float) -> None:
+        """End the controller's hold: q is a float again."""
+        for layer in self.layers.values():
+            if self.name == "q" and isinstance(layer, Sparseout):  # and not reverted
+                layer.q = value
+
+
+class StrengthKnob(Knob):
+    """The strength of an :class:`sparseout.baselines.ActivityPenalty`, at some of its modules or at all.
+
+    Where modules have different strengths, they keep their proportions, and the value is the geometric mean.
+    """
+
+    def __init__(self, penalty: ActivityPenalty, sites: Mapping[str, str], keys: Collection[str]) -> None:
+        """`sites` by the model's names of the modules, `keys` by those of the penalty."""
+        self.name, self.scale, self.raises_sparsity = "strength", "log", True
+        self.penalty, self.sites, self.keys = penalty, dict(sites), list(keys)
+        strengths = [float(_strength_at(penalty, key)) for key in self.keys]
+        if min(strengths) <= 0:
+            raise ValueError(expected("strength", "> 0 where it is to be moved by factors", min(strengths)))
+        mean = math.exp(sum(map(math.log, strengths)) / len(strengths))
+        self._factors = [strength / mean for strength in strengths]
+        self.bounds = (mean / 1000, mean * 1000)
+
+    def get(self) -> float:
+        return float(_strength_at(self.penalty, self.keys[0])) / self._factors[0]
+
+    def set(self, value: float) -> None:
+        for key, factor in zip(self.keys, self._factors, strict=True):
+            _strength_at(self.penalty, key).fill_(value * factor)
+
+    def hold(self) -> None:
+        """Make the strengths tensors, which change in place, so that compiled code is not compiled again."""
+        penalty = self.penalty
+        if len(self.keys) == len(penalty.sites) and not isinstance(penalty.strength, Mapping):
+            penalty.strength = scalar(float(penalty.strength), torch.device("cpu"))
+        else:
+            old = {key: _strength_at(penalty, key) for key in penalty.sites}
+            new = {key: scalar(float(old[key]), torch.device("cpu")) for key in self.keys}
+            penalty.strength = old | new
+
+    def release(self, value: float) -> None:
+        """End the controller's hold: strengths are floats again."""
+        strengths = {key: value * factor for key, factor in zip(self.keys, self._factors, strict=True)}
+        old = self.penalty.strength
+        self.penalty.strength = old | strengths if isinstance(old, dict) else value * self._factors[0]
+
+
+def knobs_of(model: nn.Module, knob: Any, modules: Any, per_layer: bool) -> list[Knob]:
+    """The knobs to move, each with a target of its own: one, or with `per_layer` one for each layer."""
+    if isinstance(knob, str):
+        if knob not in _KINDS:
+            raise ValueError(expected("knob", f"{_WANTED}", repr(knob)))
+        layers = _layers(model, knob, modules)
+        groups = [{name: layer} for name, layer in layers.items()] if per_layer else [layers]
+        return [LayerKnob(knob, group) for group in groups]
+    if isinstance(knob, ActivityPenalty):
+        return _strength_knobs(model, knob, modules, per_layer)
+    several = isinstance(knob, Sequence)
+    if several and not per_layer:
+        raise ValueError(expected("knob", "one knob, or with per_layer=True a sequence of them", type_name(knob)))
+    knobs = [_checked(model, one) for one in (knob if several else [knob])]
+    if not knobs:
+        raise ValueError(expected("knob", _WANTED, "an empty sequence"))
+    sites = [name for one in knobs for name in one.sites]
+    if per_layer and len(sites) > len(knobs):
+        raise ValueError(expected("knob", "a sequence of knobs, each of one site, as per_layer=True asks for", knob))
+    if len(set(sites)) < len(sites):
+        raise ValueError(expected("knob", "a sequence of knobs of different sites", f"sites {', '.join(sites)}"))
+    if modules is not None:
+        raise ValueError(expected("modules", "None beside a knob of your own, whose `sites` say where", modules))
+    return knobs
+
+
+def hold(model: nn.Module, knobs: Sequence[Knob]) -> None:
+    """Prepare what knobs of this library move, such that compiled code sees it move."""
+    for knob in knobs:
+        if isinstance(knob, StrengthKnob):
+            knob.hold()
+    of_q = [knob for knob in knobs if isinstance(knob, LayerKnob) and knob.name == "q"]
+    _separate_q(model, [list(knob.layers.values()) for knob in of_q])
+
+
+def scalar(value: float, device: torch.device) -> Tensor:
+    """A 0-d tensor for q or a strength: fp32 on that device, whatever the defaults are, and no inference tensor."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+_WANTED = "'q', 'p', 'k', an ActivityPenalty, or an object as sparseout.Knob describes"
+
+
+def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
+    kind = _KINDS[knob]
+    every = {name: module for name, module in named_modules(model) if isinstance(module, kind.types)}
+    if not every:
+        wanted, got = f"one with {kind.noun}, which {kind.made_by}", type_name(model)
+        if count := sum(isinstance(module, DROPOUT_BASE) for module in model.modules()) if knob == "q" else 0:
+            got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
+        raise ValueError(expected("model", wanted, got))
+    layers = select(every, modules, kind.noun)
+    for name, layer in layers.items():
+        if isinstance(layer, KWinners) and layer.k >= 1:
+            raise ValueError(expected("k", f"a fraction of the units in {name or 'the model'}, to be moved", layer.k))
+    return layers
+
+
+def _strength_knobs(model: nn.Module, penalty: ActivityPenalty, modules: Any, per_layer: bool) -> list[Knob]:
+    names = {id(module): name for name, module in reversed(list(named_modules(model)))}
+    keys = {}
+    for key, site in penalty.sites.items():
+        if id(site.module) not in names:
+            raise ValueError(expected("knob", "a penalty on modules of the model", f"one on another's, {key!r}"))
+        keys[names[id(site.module)]] = key
+    by_name = {name: penalty.sites[key] for name, key in keys.items()}
+    chosen = select({name: site.module for name, site in by_name.items()}, modules, "modules of the penalty")
+    groups = [[name] for name in chosen] if per_layer else [list(chosen)]
+    return [
+        StrengthKnob(penalty, {name: by_name[name].tensor for name in group}, [keys[name] for name in group])
+        for group in groups
+    ]
+
+
+def _checked(model: nn.Module, knob: Any) -> Knob:
+    """A knob of the user's, if it has all that it needs."""
+    if isinstance(knob, type) or not isinstance(knob, Knob):
+        lacks = [name for name in _PARTS if not hasattr(knob, name)]
+        got = type_name(knob) if len(lacks) == len(_PARTS) else f"{type_name(knob)} without {', '.join(lacks)}"
+        raise TypeError(expected("knob", _WANTED, repr(knob) if isinstance(knob, type) else got))
+    if not isinstance(knob.name, str) or not knob.name:
+        raise TypeError(expected("knob.name", "a name", type_name(knob.name)))
+    if not isinstance(knob.sites, Mapping) or not knob.sites:
+        raise TypeError(expected("knob.sites", "a mapping of names of modules", type_name(knob.sites)))
+    names = dict(named_modules(model))
+    for name, tensor in knob.sites.items():
+        if name not in names:
+            raise ValueError(expected("knob.sites", "by names of the model's modules", repr(name)))
+        if tensor not in ("input", "output"):
+            raise ValueError(expected("knob.sites", f"'input' or 'output' for {name!r}", repr(tensor)))
+    if knob.scale not in NATURAL:
+        raise ValueError(expected("knob.scale", f"one of {', '.join(map(repr, NATURAL))}", repr(knob.scale)))
+    if not isinstance(knob.raises_sparsity, bool):
+        raise TypeError(expected("knob.raises_sparsity", "a bool", type_name(knob.raises_sparsity)))
+    bounds_of("knob.bounds", knob.bounds, knob.scale)
+    value = knob.get()
+    if not is_number(value) or not math.isfinite(value):
+        raise TypeError(expected("knob.get()", "a finite number", value if is_number(value) else type_name(value)))
+    return knob
+
+
+_PARTS = ("name", "sites", "bounds", "scale", "raises_sparsity", "get", "set")
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "q": ("0 <= ", lambda value: 0 <= value < math.inf),
+    "linear": ("", math.isfinite),
+    "log": ("> 0, ", lambda value: 0 < value < math.inf),
+    "logit": ("> 0 and < 1, ", lambda value: 0 < value < 1),
+}
+
+
+def bounds_of(name: str, bounds: Any, scale: str, knob: str = "") -> tuple[float, float]:
+    """The bounds of a knob of that scale, which has no place for others."""
+    text, holds = _RANGES["q" if knob == "q" else scale]
+    wanted = f"two finite numbers {text}low <= high"
+    if isinstance(bounds, str) or not isinstance(bounds, Sequence):
+        raise TypeError(expected(name, wanted, type_name(bounds)))
+    if not all(map(is_number, bounds)):
+        raise TypeError(expected(name, wanted, bounds))
+    if len(bounds) != 2 or not bounds[0] <= bounds[1] or not all(map(holds, bounds)):
+        raise ValueError(expected(name, wanted, bounds))
+    return float(bounds[0]), float(bounds[1])
+
+
+def _strength_at(penalty: ActivityPenalty, key: str) -> Any:
+    strength = penalty.strength
+    return strength[key] if isinstance(strength, Mapping) else strength
+
+
+def _set_q(layer: Any, value: float) -> None:
+    if isinstance(layer.q, Tensor):
+        with torch.no_grad():
+            layer.q.fill_(value)
+    else:  # somebody has set a number
+        layer.q = scalar(value, torch.device("cpu"))
+
+
+def _separate_q(model: nn.Module, groups: Sequence[Sequence[Any]]) -> None:
+    """Give the layers of each group a tensor for q, but where they have one that no layer outside of it has."""
+    first = next(model.parameters(), None)  # a layer has none of its own
+    device = torch.device("cpu") if first is None else first.device
+    layers = [module for module in model.modules() if isinstance(module, Sparseout)]
+    new = []
+    for group in groups:
+        others = {id(layer.q) for layer in layers if layer not in group}
+        new += [layer for layer in group if not isinstance(q := layer.q, Tensor) or id(q) in others or q.is_inference()]
+    for layer in new:
+        old = layer.q
+        layer.q = scalar(float(old), old.device if isinstance(old, Tensor) else device)
