@@ -94,15 +94,15 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """How many jobs run at a time, as far as there are workers now."""
+        """How many jobs can run at a time now; a scheduler may have no workers yet."""
         if self._address is None:
             return self._workers
-        return max(1, len(self._client.scheduler_info(n_workers=-1).get("workers", ())))
+        return len(self._client.scheduler_info(n_workers=-1).get("workers", ()))
 
     @property
     def free(self) -> bool:
         """Whether more jobs are to be given."""
-        return len(self._jobs) < (self._workers if self._address is None else AHEAD * self.workers)
+        return len(self._jobs) < (self._workers if self._address is None else AHEAD * max(1, self.workers))
 
     @property
     def busy(self) -> bool:

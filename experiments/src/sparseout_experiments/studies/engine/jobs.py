@@ -183,4 +183,4 @@ def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, worker
     mean = sum(every) / len(every)
     means = {task: sum(some) / len(some) for task, some in took.items()}
     known = [means.get(job.task, mean) for name, job in jobs.items() if name not in ledger]
-    return (sum(known) + (total - len(jobs)) * mean) / workers
+    return (sum(known) + (total - len(jobs)) * mean) / max(1, workers)
