@@ -280,7 +280,10 @@ def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
         ([], "`sparseout run` needs a command. The commands are autoencoder, image, language; `sparseout run --help`"),
         (["audio"], "No such command 'audio'. The commands are autoencoder, image, language; `sparseout run --help`"),
         (["imag"], "No such command 'imag' (did you mean 'image'?). The commands are autoencoder, image, language"),
-        (["image", "--foo"], "No such option: --foo"),
+        (["image", "--foo"], "No such option: --foo; `sparseout run image --help` tells more."),
+        (["image", "--epoch", "1"], "No such option: --epoch (did you mean --epochs?); `sparseout run image --help`"),
+        (["--resume"], "expected `--out` to be the folder of the run to go on with, but got none"),
+        (["--out", "x"], "expected a task before `--out`, or `--resume` beside it, but got neither"),
         (["image", "--q"], "Option '--q' requires an argument."),
         (["image", "extra"], "Got unexpected extra argument(s) (extra); `sparseout run image --help` tells more."),
     ],
@@ -341,6 +344,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert re.fullmatch(r"sparseout: 0:00:\d\d  epoch 1/2  loss [\d.]+  0:00:\d\d left", lines[1]), lines
     last = r"sparseout: 0:00:\d\d  epoch 2/2  loss [\d.]+  perplexity [\d.]+  Hoyer 0.\d\d  dead \d+%  0:00:00 left"
     assert re.fullmatch(last, lines[-1]), lines
+
+
+def test_what_a_terminal_in_ascii_cannot_show_is_escaped(tmp_path: Path) -> None:
+    args = [*arguments("autoencoder", epochs=1), "--out", str(tmp_path / "dätä")]
+    code = f"import sys; sys.argv = ['sparseout', *{args!r}]; from sparseout_experiments.cli import main; main()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"Wrote {tmp_path}/d\\xe4t\\xe4/result.json" in process.stdout
 
 
 def command_line(*args: str) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
 """A run that is stopped and goes on is the run that was never stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,28 @@ KINDS = ("autoencoder", "image", "language", "awd", "transformer")
 STOPS = (7, 14, 25, 38, 71)
 
 
-class Stopped(Exception):
-    pass
+WholeRun = Callable[[str], dict[str, Any]]
+TRIGGERED = "sparseout_experiments.tasks.language.triggered"
 
 
 @pytest.fixture(autouse=True)
 def _early_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparseout_experiments.tasks.language.triggered", lambda losses: True)  # after the first epoch
+    monkeypatch.setattr(TRIGGERED, lambda losses: True)  # after the first epoch
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """The outcome of a run that nothing stopped, once for each task."""
+
+    @cache
+    def outcome_of(kind: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("whole")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TRIGGERED, lambda losses: True)
+            run(folder, kind)
+        return outcome(folder)
+
+    return outcome_of
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, kind: str, stop: int) -> Iterator[int]:
@@ -62,9 +78,10 @@ def stopping(monkeypatch: pytest.MonkeyPatch, kind: str, stop: int) -> Iterator[
         *(pytest.param(kind, 5.0, id=f"{kind}, saved after epochs") for kind in ("autoencoder", "awd")),
     ],
 )
-def test_stopped_again_and_again(kind: str, minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole", kind)
-    whole = outcome(tmp_path / "whole")
+def test_stopped_again_and_again(
+    kind: str, minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: WholeRun
+) -> None:
+    whole = whole_run(kind)
     folder = tmp_path / "stopped"
     taken = 0
     for stop in STOPS if kind != "awd" else STOPS[:-1]:
@@ -83,9 +100,9 @@ def test_stopped_again_and_again(kind: str, minutes: float, tmp_path: Path, monk
         assert whole["state"]["task"]["average"]["n_averaged"] > 0
 
 
-def test_a_stop_between_the_last_checkpoint_and_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole", "awd")
-
+def test_a_stop_between_the_last_checkpoint_and_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: WholeRun
+) -> None:
     def stop(self: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
@@ -94,11 +111,12 @@ def test_a_stop_between_the_last_checkpoint_and_the_result(tmp_path: Path, monke
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", "awd")
     run(tmp_path / "stopped", "awd")
-    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")) == []
+    assert differences(whole_run("awd"), outcome(tmp_path / "stopped")) == []
 
 
-def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole", "autoencoder")
+def test_a_stop_between_metrics_and_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: WholeRun
+) -> None:
     calls = iter(range(100))
     save = train._Run._save
 
@@ -115,7 +133,7 @@ def test_a_stop_between_metrics_and_checkpoint(tmp_path: Path, monkeypatch: pyte
     with open(tmp_path / "stopped" / run_folder.METRICS, "a") as file:
         file.write('{"epoch": 3, "ste')  # and the next one half
     run(tmp_path / "stopped", "autoencoder")
-    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")) == []
+    assert differences(whole_run("autoencoder"), outcome(tmp_path / "stopped")) == []
     assert (tmp_path / "stopped" / run_folder.METRICS).read_text().count("\n") == 3
 
 
@@ -184,13 +202,12 @@ def test_another_run_is_not_resumed(
 
 
 @pytest.mark.parametrize("task", [["autoencoder"], []])
-def test_resuming_needs_nothing_but_the_folder(task: list[str], tmp_path: Path) -> None:
-    run(tmp_path / "whole", "autoencoder")
+def test_resuming_needs_nothing_but_the_folder(task: list[str], tmp_path: Path, whole_run: WholeRun) -> None:
     half_done(tmp_path / "half")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", *task, "--resume", "--out", str(tmp_path / "half")])
     assert stopped.value.code == 0
-    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "half")) == []
+    assert differences(whole_run("autoencoder"), outcome(tmp_path / "half")) == []
 
 
 @pytest.mark.parametrize(
@@ -230,7 +247,7 @@ def test_without_a_run_there_is_nothing_to_resume(
         cli.main(["run", *args])
     err = capfd.readouterr().err
     assert (stopped.value.code, err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
-    assert "needs a command" in err or "the folder of a run" in err
+    assert "needs a command" in err or "the folder of " in err or "a task before" in err
 
 
 def test_another_task_is_not_resumed(tmp_path: Path) -> None:
@@ -248,11 +265,10 @@ def test_another_number_of_processes_is_not_resumed(tmp_path: Path) -> None:
         run(tmp_path, "autoencoder")
 
 
-def test_where_and_how_long_may_change(tmp_path: Path) -> None:
+def test_where_and_how_long_may_change(tmp_path: Path, whole_run: WholeRun) -> None:
     half_done(tmp_path / "stopped")
     run(tmp_path / "stopped", "autoencoder", device="auto", checkpoint_minutes=0.5)
-    run(tmp_path / "whole", "autoencoder")
-    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")) == []
+    assert differences(whole_run("autoencoder"), outcome(tmp_path / "stopped")) == []
 
 
 def test_without_resume_a_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

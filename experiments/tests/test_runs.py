@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,20 @@ def test_the_checkpoint_of_another_program_is_passed_over(foreign: Any, tmp_path
     torch.save(foreign, tmp_path / run_folder.CHECKPOINT)
     (told,) = resumed(tmp_path)
     assert told.endswith("cannot be read (it is another program's), so the run goes on from the one before it")
+    assert differences(whole, outcome(tmp_path)) == []
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_set_aside(tmp_path: Path, whole: dict[str, Any]) -> None:
+    half_done(tmp_path)
+    path = tmp_path / run_folder.CHECKPOINT
+    path.unlink()
+    path.mkdir()
+    (path / "notes").write_text("mine")
+    (told,) = resumed(tmp_path)
+    assert told == (
+        f"{path} cannot be read (it is a folder, and is set aside), so the run goes on from the one before it"
+    )
+    assert (tmp_path / f"{run_folder.CHECKPOINT}-folder" / "notes").read_text() == "mine"
     assert differences(whole, outcome(tmp_path)) == []
 
 
@@ -188,7 +203,11 @@ def test_without_a_whole_checkpoint_it_starts_over(
     with pytest.raises(SystemExit) as stopped:
         cli.main([*arguments("autoencoder"), "--resume", "--out", str(tmp_path)])
     assert stopped.value.code == 0
-    assert capfd.readouterr().err == f"no checkpoint in {tmp_path} can be read, so the run starts over\n"
+    (told,) = capfd.readouterr().err.splitlines()
+    first, second = (re.escape(str(tmp_path / name)) for name in (run_folder.CHECKPOINT, run_folder.PREVIOUS))
+    assert re.fullmatch(
+        rf"{first} cannot be read \(.*\) and {second} cannot be read \(.*\), so the run starts over", told
+    )
     assert differences(whole, outcome(tmp_path)) == []
 
 

@@ -25,6 +25,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Ctrl-C ends it with one sentence whenever it comes: at once while modules are imported, which an exception could
     leave half made; then by an exception, so that the command says what it keeps; at once if it comes a second time.
     """
+    if args is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that a terminal in ASCII cannot show, as on stderr
     before = None
     if threading.current_thread() is threading.main_thread():  # no other may handle signals
         before = signal.signal(signal.SIGINT, _exit)

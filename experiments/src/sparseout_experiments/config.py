@@ -91,17 +91,17 @@ def options_of(task: str) -> dict[str, Option]:
     groups = {name: "Method" for kind in (*METHODS.values(), *more) for name in kind.model_fields}
     groups |= {name: str(kind.__doc__)[:-1] for kind in (Training, Data, Machine) for name in kind.model_fields}
     groups |= {name: "Task" for name in own.model_fields if name not in groups}
-    found = {}
+    options = {}
     for name, group in groups.items():
         made = next(kind for kind in classes if name in kind.model_fields)
         field = made.model_fields[name]
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         default = extra.get("default", None if field.is_required() else field.default)
-        found[name] = Option(_kind(made, name), field.description or "", group, default)
+        options[name] = Option(_kind(made, name), field.description or "", group, default)
     methods = tuple(_CLASSES[task])
     help = f"What makes activations sparser or denser: {', '.join(methods)}."
-    found["method"] = Option(Literal[methods], help, "Method", "sparseout")
-    return found
+    options["method"] = Option(Literal[methods], help, "Method", "sparseout")
+    return options
 
 
 def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: name) -> Config:
@@ -116,8 +116,8 @@ def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: nam
             raise ValueError(expected(named(name), f"an option of {task}: {', '.join(options_of(task))}", repr(value)))
     values = {"method": "sparseout"} | {name: value for name, value in given.items() if value is not None}
     try:
-        found: Config = _READERS[task].validate_python(values)
-        return found
+        config: Config = _READERS[task].validate_python(values)
+        return config
     except ValidationError as error:
         name, text, got = _refused(task, values["method"], error.errors()[0])
     raise ValueError(expected(named(name), text, got))
@@ -145,29 +145,29 @@ def task_of(config: Config) -> str:
 def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, Any]:
     """The options of a task in a TOML file. Raises ValueError."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        options = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(
             expected(named("config"), "a file that can be read", f"{str(path)!r} ({error.strerror})")
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(expected(named("config"), "a file in TOML", f"{str(path)!r} ({error})")) from None
-    if found.pop("task", task) != task:
+    if options.pop("task", task) != task:
         raise ValueError(expected(named("config"), f"a file for the task {task}", repr(str(path))))
-    return found
+    return options
 
 
 def of_folder(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]:
     """The task and the options of the run in a folder. Raises ValueError, also where the task is another."""
     try:
-        found = tomllib.loads((folder / FILE).read_text(encoding="utf-8")).get("task")
-        values = read(folder / FILE, str(found))
-        resolve(str(found), values)
+        saved_task = tomllib.loads((folder / FILE).read_text(encoding="utf-8")).get("task")
+        values = read(folder / FILE, str(saved_task))
+        resolve(str(saved_task), values)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / FILE} is not that of a run ({error}): start another folder") from None
-    if task not in (None, found):
-        raise ValueError(f"the run in {folder} has task = {found!r}, not {task!r}: start another folder")
-    return str(found), values
+    if task not in (None, saved_task):
+        raise ValueError(f"the run in {folder} has task = {saved_task!r}, not {task!r}: start another folder")
+    return str(saved_task), values
 
 
 def write(config: Config) -> str:

@@ -115,8 +115,8 @@ def wanted(kind: Any) -> Wanted:
     """What a kind wants."""
     if names := choices(kind):
         return Wanted(f"{', '.join(names[:-1])} or {names[-1]}", "|".join(names))
-    found: Wanted = next(entry for entry in reversed(get_args(kind)) if isinstance(entry, Wanted))
-    return found
+    info: Wanted = next(entry for entry in reversed(get_args(kind)) if isinstance(entry, Wanted))
+    return info
 
 
 def reader(kind: Any) -> Callable[[Any], Any]:

@@ -91,8 +91,8 @@ def unit_dim(x: Tensor, given: int | None = None, module: nn.Module | None = Non
     own = None if module is None else channel_dim(module, x.ndim)
     if own is not None:
         return own
-    found = None if made is None else _follow(x, made)
-    return found if found is not None else 1 if x.ndim in (4, 5) else -1
+    followed = None if made is None else _follow(x, made)
+    return followed if followed is not None else 1 if x.ndim in (4, 5) else -1
 
 
 def check_unit_dim(given: Any) -> None:
@@ -162,11 +162,11 @@ class UnitTracker:
     def _begin(self, *call: Any) -> None:
         self.made = None
 
-    def _record(self, place: Callable[[int], int], units: int | None, module: nn.Module, args: Any, out: Any) -> None:
+    def _record(self, dim_of: Callable[[int], int], units: int | None, module: nn.Module, args: Any, out: Any) -> None:
         x = None if is_tracing() else first_tensor(out)  # sizes are no numbers to a tracer
-        if x is None or not 0 <= place(x.ndim) < x.ndim:
+        if x is None or not 0 <= dim_of(x.ndim) < x.ndim:
             return
-        dim = place(x.ndim)
+        dim = dim_of(x.ndim)
         if x.is_nested:
             self._remember(Produced(dim, x.ndim))
             return
@@ -188,7 +188,7 @@ class UnitTracker:
 
 def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | None:
     """The dim where a producer puts its units and their number, if it says so; None for other modules."""
-    for types, (place, attribute) in _PRODUCERS.items():
+    for types, (dim_of, attribute) in _PRODUCERS.items():
         if isinstance(module, types):
             units: Any = getattr(module, attribute, None)
             if attribute == "normalized_shape":
@@ -197,7 +197,7 @@ def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | No
                 units = units[0]
             if isinstance(module, nn.Unflatten) and module.dim != 1:
                 return None
-            return place, units
+            return dim_of, units
     return None
 
 
@@ -304,8 +304,8 @@ def sampled(x: Tensor, dim: int, limit: int | None = ROWS, kept: Kept | None = N
     number = torch.arange(0, count, step, device=x.device)
     if kept is not None:
         number = kept.numbers.to(x.device)[number // max(1, inner)] * inner + number % max(1, inner)
-    places = []
+    indices = []
     for size in reversed(shape):
-        places.append(number % size)
+        indices.append(number % size)
         number = number // size
-    return x[tuple(reversed(places))]
+    return x[tuple(reversed(indices))]

@@ -76,16 +76,16 @@ def is_counted(*values: Any) -> bool:
     """
     if _is_uncounted.get():
         return False
-    found: list[Tensor] = []
-    return _collect(values, found) and not in_backward() and not is_recorded(found)
+    tensors: list[Tensor] = []
+    return _collect(values, tensors) and not in_backward() and not is_recorded(tensors)
 
 
-def _collect(value: Any, found: list[Tensor]) -> bool:
-    """Put the tensors that are in `value` into `found`; False for the stand-ins of `torch.fx`."""
+def _collect(value: Any, tensors: list[Tensor]) -> bool:
+    """Put the tensors that are in `value` into `tensors`; False for the stand-ins of `torch.fx`."""
     if isinstance(value, Tensor):
-        found.append(value)
+        tensors.append(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return not isinstance(value, Proxy) and all(_collect(item, found) for item in items)
+    return not isinstance(value, Proxy) and all(_collect(item, tensors) for item in items)
 
 
 class Hooks:

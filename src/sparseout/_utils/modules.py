@@ -57,11 +57,11 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:
     """The decision of filter_fn about a module with these names."""
-    answers = [filter_fn(name, module) for name in names] if filter_fn else []
-    for answer in answers:
-        if answer is not None and not isinstance(answer, bool):
-            raise TypeError(expected("filter_fn", "a function that returns True, False or None", type_name(answer)))
-    return False if False in answers else True if True in answers else None
+    decisions = [filter_fn(name, module) for name in names] if filter_fn else []
+    for decision in decisions:
+        if decision is not None and not isinstance(decision, bool):
+            raise TypeError(expected("filter_fn", "a function that returns True, False or None", type_name(decision)))
+    return False if False in decisions else True if True in decisions else None
 
 
 def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modules") -> dict[str, AnyModule]:

@@ -147,8 +147,8 @@ def cases(device: str, quick: bool, only: str = "") -> list[Case]:
     """Every case of a run, in the order of the tables; `only` names a section."""
     plan = PLANS[device, quick]
     layers = [Layer(width, 1 if device == "cpu" else None) for width in plan.widths]
-    found = [*(_on_cpu if device == "cpu" else _on_cuda)(plan), *_models(plan, device), *layers]
-    return [case for case in found if only in ("", case.section)]
+    planned = [*(_on_cpu if device == "cpu" else _on_cuda)(plan), *_models(plan, device), *layers]
+    return [case for case in planned if only in ("", case.section)]
 
 
 def cores() -> int:

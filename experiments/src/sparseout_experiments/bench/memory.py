@@ -47,8 +47,8 @@ def peak(run: Callable[[], object], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
-    found = getattr(profiler.profiler, "kineto_results", None)
-    events = [event for event in found.events() if event.name() == "[memory]"] if found else []
+    kineto = getattr(profiler.profiler, "kineto_results", None)
+    events = [event for event in kineto.events() if event.name() == "[memory]"] if kineto else []
     held = highest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

@@ -64,17 +64,17 @@ def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
         for implementation in dict.fromkeys(row["implementation"] for row in rows)
         if implementation != baseline
     ]
-    found = list(dict.fromkeys(map(series, rows)))
-    markers = dict(zip(dict.fromkeys(name[0] for name in found), _MARKERS, strict=False))
-    names = list(dict.fromkeys(name[1] for name in found))
+    drawn = list(dict.fromkeys(map(series, rows)))
+    markers = dict(zip(dict.fromkeys(name[0] for name in drawn), _MARKERS, strict=False))
+    names = list(dict.fromkeys(name[1] for name in drawn))
     ramp = LinearSegmentedColormap.from_list("", [COLOURS["second"], COLOURS["first"], COLOURS["ink"]])
-    colours = {name: ramp(place / max(len(names) - 1, 1)) for place, name in enumerate(names)}
-    for place, (marked, coloured) in enumerate(found):
-        some = [row for row in rows if series(row) == (marked, coloured) and row["implementation"] != baseline]
-        ratios = [row["ratio"][phase] for row in some]
+    colours = {name: ramp(index / max(len(names) - 1, 1)) for index, name in enumerate(names)}
+    for index, (marked, coloured) in enumerate(drawn):
+        points = [row for row in rows if series(row) == (marked, coloured) and row["implementation"] != baseline]
+        ratios = [row["ratio"][phase] for row in points]
         axes.errorbar(
             [ratio["median"] for ratio in ratios],
-            [implementations.index(row["implementation"]) + 0.7 * ((place + 0.5) / len(found) - 0.5) for row in some],
+            [implementations.index(row["implementation"]) + 0.7 * ((index + 0.5) / len(drawn) - 0.5) for row in points],
             xerr=[
                 [ratio["median"] - ratio["low"] for ratio in ratios],
                 [ratio["high"] - ratio["median"] for ratio in ratios],

@@ -90,12 +90,12 @@ def source() -> str:
 def load(path: Path) -> Record:
     """A record from its file. Raises NotRows where the file is none."""
     try:
-        found = json.loads(path.read_text())
-        if found.pop("kind") != KIND:
+        record = json.loads(path.read_text())
+        if record.pop("kind") != KIND:
             raise KeyError
-        for row in found["rows"]:
+        for row in record["rows"]:
             row.setdefault("implementation", row.pop("peer", None))  # its name in older files
-        return Record(**found)
+        return Record(**record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error
 

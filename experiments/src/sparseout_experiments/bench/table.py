@@ -65,14 +65,14 @@ def _device(record: Record) -> Iterator[str]:
         yield f"Interrupted: {count(len(record.missing), 'case')} of {len(record.planned)} not measured yet."
     yield f"![Time of each implementation as a multiple of Dropout's]({record.slug}.png)"
     yield "Time of each implementation as a multiple of Dropout's. Drawn by `sparseout bench --render`."
-    for dtype, some in vectors(rows).items():
+    for dtype, group in vectors(rows).items():
         yield f"### The operation, {dtype}: forward and backward together"
-        yield _grid(some, operation_column, "both")
-    for dtype, some in vectors(rows, busy=True).items():
+        yield _grid(group, operation_column, "both")
+    for dtype, group in vectors(rows, busy=True).items():
         yield f"### The operation, {dtype}, on a busy machine: forward and backward together"
         yield "For each core another process was running that does nothing but use one."
-        yield _grid(some, operation_column, "both")
-    largest = [max(some, key=_extent)["case"] for some in vectors(rows).values()]
+        yield _grid(group, operation_column, "both")
+    largest = [max(group, key=_extent)["case"] for group in vectors(rows).values()]
     details = [table for case in largest for table in _detail([row for row in rows if row["case"] == case])]
     yield from [*details, _DETAIL] if details else []
     layouts = [row for row in rows if row["section"] == "operation" and row["layout"] != "vector"]
@@ -114,11 +114,11 @@ def _device(record: Record) -> Iterator[str]:
 
 def vectors(rows: Iterable[Row], busy: bool = False) -> dict[str, list[Row]]:
     """Rows of the operation on vectors, by dtype, with other processes using the cores or without."""
-    found: dict[str, list[Row]] = {}
+    by_dtype: dict[str, list[Row]] = {}
     for row in rows:
         if row["section"] == "operation" and row["layout"] == "vector" and row.get("busy", False) == busy:
-            found.setdefault(row["dtype"], []).append(row)
-    return found
+            by_dtype.setdefault(row["dtype"], []).append(row)
+    return by_dtype
 
 
 def operation_column(row: Row) -> str:
@@ -190,12 +190,13 @@ def _detail(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:
-    found: dict[tuple[str, str], list[str]] = {}
+    failures: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if "failed" in row:
-            found.setdefault((row["implementation"], row["failed"]), []).append(row["case"])
+            failures.setdefault((row["implementation"], row["failed"]), []).append(row["case"])
     return [
-        f"{implementation} failed in {'; '.join(cases)}: {reason}" for (implementation, reason), cases in found.items()
+        f"{implementation} failed in {'; '.join(cases)}: {reason}"
+        for (implementation, reason), cases in failures.items()
     ]
 
 

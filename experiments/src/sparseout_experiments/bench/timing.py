@@ -113,7 +113,7 @@ def alternate(
     A runner that raises is reported to `failed` and left out. `on_progress` gets the name of
     the runner and the share of all that is done.
     """
-    found: dict[str, list[Times]] = {}
+    times: dict[str, list[Times]] = {}
     cost = 0.0
 
     def attempt(act: Callable[[str], None], name: str) -> None:
@@ -121,30 +121,30 @@ def alternate(
             act(name)
         except Exception as error:
             failed(name, error)
-            found.pop(name, None)
+            times.pop(name, None)
 
     def warm(name: str) -> None:
         nonlocal cost
         cost += _warm(runners[name])
-        found[name] = []
+        times[name] = []
 
     def run(name: str) -> None:
-        found[name].append(runners[name]())
+        times[name].append(runners[name]())
 
     for place, name in enumerate(runners):
         on_progress(name, place / len(runners) / 2)
         attempt(warm, name)
-    order = list(found)
+    order = list(times)
     shuffle = random.Random(_SHUFFLE_SEED).shuffle
     rounds = budget.rounds(cost)
     with _no_collection():
         for done in range(rounds):
             shuffle(order)
             for name in order:
-                if name in found:
+                if name in times:
                     on_progress(name, (1 + done / rounds) / 2)
                     attempt(run, name)
-    return found
+    return times
 
 
 def _warm(run: Runner) -> float:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,9 @@ def _usage(error: Any) -> str:
         return f"expected `{error.param.opts[0]}`{error.message.removeprefix('expected')}"
     if context is None:
         return f"{sentence}."
+    if close := getattr(error, "possibilities", None):  # typer finds --foo close to --out
+        near = get_close_matches(error.option_name, close, n=2, cutoff=0.75)
+        sentence = sentence.partition(" (Possible")[0] + (f" (did you mean {' or '.join(near)}?)" if near else "")
     sentence = re.sub(r"\.? Did you mean (.+)\?$", r" (did you mean \1?)", sentence)
     if sentence in ("", "Missing command"):
         sentence = f"`{context.command_path}` needs a command"

@@ -61,6 +61,10 @@ def _resumed(
         if not (out / FILE).exists():
             fail(expected("--out", f"the folder of a run, with a {FILE}", repr(str(out))))
         _run(None, {}, None, out, resume=True)
+    elif resume:
+        fail(expected("--out", "the folder of the run to go on with", "none"))
+    elif out:
+        fail("expected a task before `--out`, or `--resume` beside it, but got neither")
     else:
         context.fail("Missing command.")
 
@@ -150,7 +154,7 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
 
 def _as_flag(error: Exception) -> str:
     """What an error says, with the option that it names as the command line calls it."""
-    return re.sub(r"^expected `(\w+)`", lambda found: f"expected `{flag_name(found[1])}`", str(error))
+    return re.sub(r"^expected `(\w+)`", lambda match: f"expected `{flag_name(match[1])}`", str(error))
 
 
 def _name(config: Config) -> str:
@@ -159,10 +163,10 @@ def _name(config: Config) -> str:
     parts = [task, config.method]
     parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in config.arguments()]
     parts += [f"seed{config.seed}"]
-    usual, chosen = (record(some) for some in (resolve(task, {"method": config.method}), config))
+    usual, chosen = (record(options) for options in (resolve(task, {"method": config.method}), config))
     others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
-    said = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
-    return "-".join([*parts, *said])
+    changed = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
+    return "-".join([*parts, *changed])
 
 
 def _is_main() -> bool:
@@ -207,22 +211,24 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     table.add_column("test data")
     for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
         table.add_column(heading, justify="right")
-    for place, found in result["sparsity"].items():
-        values = [_number(found[name]) for name in _MEASURES]
-        shares = [found["dead_units"] / found["units"], found["undefined_rows"] / found["rows"]]
-        table.add_row(place, *values, *(f"{share:.1%}" for share in shares))
+    for site, measures in result["sparsity"].items():
+        values = [_number(measures[name]) for name in _MEASURES]
+        shares = [measures["dead_units"] / measures["units"], measures["undefined_rows"] / measures["rows"]]
+        table.add_row(site, *values, *(f"{share:.1%}" for share in shares))
     console.print(table)
-    rows = [f"{found['rows']:,.0f}" for found in result["sparsity"].values()]
+    rows = [f"{measures['rows']:,.0f}" for measures in result["sparsity"].values()]
     over = " to ".join(dict.fromkeys((rows[0], rows[-1]))) if rows else "0"
     console.print(f"Dead: active in none of {over} rows; fewer rows have more dead units.\n", highlight=False)
     test, valid = (f"{times * result[part][metric]:.4g}{unit}" for part in ("test", "valid"))
-    says = f"{metric} {test} on test data ({valid} on validation data)"
+    summary = f"{metric} {test} on test data ({valid} on validation data)"
     if "error_as_trained" in result["test"]:
-        says += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
-    says += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
+        summary += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
+    summary += (
+        f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
+    )
     if result["stopped_by"] == "budget":
-        says += ", ended by its budget"
-    lines = [says]
+        summary += ", ended by its budget"
+    lines = [summary]
     if "control" in result:
         control = result["control"]
         hoyer = math.nan if control["hoyer"] is None else control["hoyer"]

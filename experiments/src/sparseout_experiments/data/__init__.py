@@ -17,9 +17,9 @@ def shuffled_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     """The 1797 handwritten digits that ship with scikit-learn, (1797, 8, 8) in [0, 1], and which digit each one is."""
     from sklearn.datasets import load_digits  # a second to import: not before it is needed
 
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(found.images / 16, dtype=torch.float32)[order], torch.tensor(found.target).long()[order]
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(digits.images / 16, dtype=torch.float32)[order], torch.tensor(digits.target).long()[order]
 
 
 def digits(test: int = 450, seed: int = 0) -> Split:

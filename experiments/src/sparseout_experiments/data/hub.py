@@ -58,33 +58,33 @@ def load(
         raise DataError(f"The folder {str(empty[0])!r} is empty: put the files of its split there{advice}")
     try:
         with _quiet():
-            found = (
+            splits = (
                 datasets.load_dataset(str(folder.absolute()), data_files=files or None)
                 if local
                 else datasets.load_dataset(source, name)
             )
     except Exception as error:  # whatever the libraries below `datasets` raise: for the network, for each file format
         raise DataError(_sentence(source, folder if local else None, error) + advice) from error
-    for split in [split for split in found if split not in SPLITS and _split_called(split)]:
-        found.setdefault(_split_called(split), found.pop(split))
-    if missing := [split for split in wanted if split not in found]:
-        there = f"{source!r} has no split named {missing[0]!r}, only {', '.join(found)}"
+    for split in [split for split in splits if split not in SPLITS and _split_called(split)]:
+        splits.setdefault(_split_called(split), splits.pop(split))
+    if missing := [split for split in wanted if split not in splits]:
+        there = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
         how = _how_to_add(missing[0], folder, bool(folders)) if local else "take another data set"
         raise DataError(f"{there}: {how}{advice}")
-    return found
+    return splits
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """The folders of the splits, in `folder` or in the only folder that it holds. Raises DataError for two of one."""
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"]
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in inside:
         split = _split_called(path.name)
-        if split in found:
-            raise DataError(f"{str(folder)!r} holds both {found[split].name!r} and {path.name!r}: keep one of them")
+        if split in folders:
+            raise DataError(f"{str(folder)!r} holds both {folders[split].name!r} and {path.name!r}: keep one of them")
         if split:
-            found[split] = path
-    return found if found or len(inside) != 1 else split_folders(inside[0])
+            folders[split] = path
+    return folders if folders or len(inside) != 1 else split_folders(inside[0])
 
 
 def _patterns(folder: Path) -> list[str]:

@@ -90,7 +90,11 @@ def load(
         return Images(train, valid, test, 1)
     labels = {split: _labels(parts[split], label, source) for split, _ in wanted}
     names = getattr(parts["train"].features[label], "names", None)
-    values = sorted({value for some in labels.values() for value in some}) if names is None else range(len(names))
+    values = (
+        sorted({value for split_labels in labels.values() for value in split_labels})
+        if names is None
+        else range(len(names))
+    )
     if len(values) < 2:
         raise DataError(f"{source!r} has pictures of one class only: add those of another")
     number = {value: index for index, value in enumerate(values)}
@@ -280,14 +284,14 @@ def _labels(split: Dataset, column: str, source: str) -> list[Any]:
 
 def _lacking(labels: Mapping[str, Sequence[Any]], names: Sequence[str] | None) -> tuple[str, ...]:
     """A sentence for each split that lacks classes which another one has."""
-    found = {split: set(values) for split, values in labels.items()}
-    every = set[Any]().union(*found.values())
-    said = []
-    for split, there in found.items():
+    classes = {split: set(values) for split, values in labels.items()}
+    every = set[Any]().union(*classes.values())
+    notes = []
+    for split, there in classes.items():
         if absent := sorted(every - there):
             shown = [repr(names[value] if names else value) for value in absent[:_SHOWN]]
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             s = "es" if len(absent) > 1 else ""
             what = "cannot be learnt" if split == "train" else f"does not count in {split} results"
-            said.append(f"the {split} split has no pictures of the class{s} {', '.join(shown)}{more}, which {what}")
-    return tuple(said)
+            notes.append(f"the {split} split has no pictures of the class{s} {', '.join(shown)}{more}, which {what}")
+    return tuple(notes)

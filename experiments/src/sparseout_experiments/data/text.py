@@ -145,13 +145,13 @@ def _files(folder: Path) -> list[Lines]:
     """The three files, or nothing if there is none of them."""
     for pattern in _FILES:
         paths = [[folder / pattern.format(name) for name in names] for names in _NAMED]
-        found = [next((path for path in some if path.is_file()), None) for some in paths]
-        missing = [some[0].name for some, path in zip(paths, found, strict=True) if path is None]
+        present = [next((path for path in candidates if path.is_file()), None) for candidates in paths]
+        missing = [candidates[0].name for candidates, path in zip(paths, present, strict=True) if path is None]
         if missing and len(missing) < len(paths):
             how = f". {_GET_TREEBANK}" if pattern == _FILES[0] else ": put it there"
             raise hub.DataError(f"The folder {str(folder)!r} has no file {missing[0]!r}{how}")
         if not missing:
-            return [_lines(path) for path in found if path is not None]
+            return [_lines(path) for path in present if path is not None]
     return []
 
 
@@ -169,8 +169,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _columns_of_text(source: str) -> list[Lines]:
     name, configuration = _ON_HUB.get(source, (source, None))
-    found = hub.load(name, _SPLITS, name=configuration)
-    features = found["train"].features
+    splits = hub.load(name, _SPLITS, name=configuration)
+    features = splits["train"].features
     strings = [column for column, feature in features.items() if getattr(feature, "dtype", None) == "string"]
     column = "text" if "text" in strings else strings[0] if len(strings) == 1 else None
     if column is None:
@@ -178,7 +178,7 @@ def _columns_of_text(source: str) -> list[Lines]:
             f"{source!r} has the columns {', '.join(features)} and no one column of text: name data with one, or call "
             "it 'text'"
         )
-    return [_rows(found[split][column]) for split in _SPLITS]
+    return [_rows(splits[split][column]) for split in _SPLITS]
 
 
 def _rows(texts: Iterable[str | None]) -> Iterator[str]:
@@ -214,8 +214,8 @@ def _words_apart(text: str) -> str:
     """Lower case, with spaces between words and punctuation. A run of one sign is one word, such as `...`; from four
     on it is the line under a title and left out.
     """
-    found = re.finditer(r"\w+(?:['\u2019]\w+)*|([^\w\s])\1*", text.lower())
-    return " ".join(match.group() for match in found if not match[1] or len(match[0]) < 4)
+    matches = re.finditer(r"\w+(?:['\u2019]\w+)*|([^\w\s])\1*", text.lower())
+    return " ".join(match.group() for match in matches if not match[1] or len(match[0]) < 4)
 
 
 def _stream(lines: Lines, numbers: dict[str, int]) -> Tensor:

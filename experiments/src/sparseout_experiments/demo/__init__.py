@@ -97,10 +97,10 @@ def earlier(folder: Path) -> tuple[int, bool]:
     """Of how many runs the report in a folder is, and whether of all. Raises ValueError for another's file."""
     path = folder / RESULTS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["experiment"] != "demo":
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["experiment"] != "demo":
             raise KeyError
-        return int(found["runs_finished"]), found["runs_finished"] == found["runs_planned"]
+        return int(record["runs_finished"]), record["runs_finished"] == record["runs_planned"]
     except FileNotFoundError:
         return 0, False
     except (ValueError, LookupError, TypeError):

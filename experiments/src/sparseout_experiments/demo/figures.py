@@ -221,7 +221,7 @@ def _sizes(axes: Axes, band: Sequence[tuple[str, Row]]) -> None:
 
 def _histogram(row: Row) -> list[float]:
     """The share of each bin among the non-zero activations of all seeds."""
-    counts = [sum(found) for found in zip(*(run.histogram for run in row.runs), strict=True)]
+    counts = [sum(bins) for bins in zip(*(run.histogram for run in row.runs), strict=True)]
     return [count / max(sum(counts), 1) for count in counts]
 
 

@@ -21,12 +21,12 @@ from sparseout_experiments.training.environment import environment
 
 def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -> list[Path]:
     """Write results.json, demo.png and report.html; return their paths."""
-    found = results(options, runs, seconds)
+    record = results(options, runs, seconds)
     rows = summarise(options, runs)
     contents: dict[str, str | bytes] = {
-        RESULTS: json.dumps(found, indent=1, allow_nan=False) + "\n",
+        RESULTS: json.dumps(record, indent=1, allow_nan=False) + "\n",
         "demo.png": figures.picture(rows, options.scales),
-        "report.html": page(options, rows, found),
+        "report.html": page(options, rows, record),
     }
     for name, content in contents.items():
         atomic_files.write(folder / name, content)

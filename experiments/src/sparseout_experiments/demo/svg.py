@@ -26,6 +26,6 @@ def inline(figure: Figure, name: str, alt: str) -> str:
     )
 
 
-def _font(found: re.Match[str]) -> str:
-    weight, size = found.groups()
+def _font(match: re.Match[str]) -> str:
+    weight, size = match.groups()
     return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")

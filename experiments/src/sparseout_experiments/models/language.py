@@ -81,8 +81,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, State]:
         """Logits of the next word at every place, and the state after the last."""
-        found = self.features(text, state)
-        return self.decoder(found.dropped), found.state
+        features = self.features(text, state)
+        return self.decoder(features.dropped), features.state
 
     def features(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> Features:
         """What the decoder reads (`dropped`), the same before the noise (`raw`), and the state: no logits yet.

@@ -21,8 +21,8 @@ def shown_as(name: str) -> tuple[str, float, str]:
 
 def _kind(name: str) -> type[Task]:
     # one task does not import what another needs
-    found: type[Task] = getattr(import_module(f"{__name__}.{name}"), _KINDS[name])
-    return found
+    task: type[Task] = getattr(import_module(f"{__name__}.{name}"), _KINDS[name])
+    return task
 
 
 _KINDS = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}

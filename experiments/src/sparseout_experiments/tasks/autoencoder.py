@@ -34,7 +34,7 @@ class Reconstruct(Task):
 
     def __init__(self, config: options.Autoencoder, rng: Rng, context: DistributedContext) -> None:
         self._config, self._context, self._shuffle = config, context, rng.shuffle
-        found = images.load(
+        data = images.load(
             config.data,
             train_size=config.train_size,
             valid_size=config.valid_size,
@@ -43,7 +43,7 @@ class Reconstruct(Task):
             labelled=False,
         )
         self.parts: dict[str, Tensor] = {
-            name: getattr(found, name).pixels.flatten(1).to(context.device).float() / 255
+            name: getattr(data, name).pixels.flatten(1).to(context.device).float() / 255
             for name in ("train", "valid", "test")
         }
         self.data = fingerprint(self.parts)
@@ -70,11 +70,11 @@ class Reconstruct(Task):
         self.model.eval()
         x = self.parts[part]
         total = 0.0
-        with measuring(self._activations, {}) as found:
-            for some in x.split(1000):
-                total += F.mse_loss(self.model(some).float(), some, reduction="sum").item()
+        with measuring(self._activations, {}) as streams:
+            for batch in x.split(1000):
+                total += F.mse_loss(self.model(batch).float(), batch, reduction="sum").item()
         self.model.train()
-        return Evaluation({"mse": total / x.numel()}, measured(found))
+        return Evaluation({"mse": total / x.numel()}, measured(streams))
 
 
 class _Error(nn.Module):

@@ -111,19 +111,19 @@ def measuring(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> 
 
     `unit_dims` says along which dimension units lie, by the number of dimensions of an output.
     """
-    found: dict[str, Streaming] = {}
+    streams: dict[str, Streaming] = {}
     hooks = Hooks()
 
     def update(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         activations = output[0] if isinstance(output, tuple) else output
-        if name not in found:
-            found[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
-        found[name].update(activations)
+        if name not in streams:
+            streams[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
+        streams[name].update(activations)
 
     for name, module in places.items():
         hooks.after(module, update, name)
     try:
-        yield found
+        yield streams
     finally:
         hooks.remove()
 
@@ -133,9 +133,11 @@ def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
     return loss if penalty is None else loss + penalty.loss()
 
 
-def measured(found: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:
+def measured(streams: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:
     """The values of every place, as numbers."""
-    return {place: {name: value.item() for name, value in stream.compute().items()} for place, stream in found.items()}
+    return {
+        place: {name: value.item() for name, value in stream.compute().items()} for place, stream in streams.items()
+    }
 
 
 def means(sparsity: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -46,24 +46,24 @@ class Classify(Task):
 
     def __init__(self, config: options.Image, rng: Rng, context: DistributedContext) -> None:
         self._config, self._context, self._rng = config, context, rng
-        found = images.load(
+        data = images.load(
             config.data,
             train_size=config.train_size,
             valid_size=config.valid_size,
             test_size=config.test_size,
             split_seed=config.split_seed,
         )
-        self._mean, self._std = (value.to(context.device) for value in images.statistics(found.train))
+        self._mean, self._std = (value.to(context.device) for value in images.statistics(data.train))
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.parts = {
-            name: images.Part(*(tensor.to(context.device) for tensor in getattr(found, name)))
+            name: images.Part(*(tensor.to(context.device) for tensor in getattr(data, name)))
             for name in ("train", "valid", "test")
         }
         self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
-        channels, size = found.train.pixels.shape[1:3]
+        channels, size = data.train.pixels.shape[1:3]
         self._pad = max(1, size // 8)
-        self._flip = images.coloured(found.train) if config.flip is None else config.flip
-        self.notes = found.notes
+        self._flip = images.coloured(data.train) if config.flip is None else config.flip
+        self.notes = data.notes
         if config.augment and config.flip is None:  # digits and signs are another thing in a mirror, or nothing
             how = "coloured, and mirrored half of the time" if self._flip else "grey, and not mirrored"
             option = "--no-flip" if self._flip else "--flip"
@@ -73,7 +73,7 @@ class Classify(Task):
             config.width,
             lambda channels: noise(config, units=channels),
             rng.init,
-            found.classes,
+            data.classes,
             channels=channels,
             norm=config.norm,
             place=config.place,
@@ -109,34 +109,34 @@ class Classify(Task):
     def evaluate(self, part: str) -> Evaluation:
         self.model.eval()
         if not batch_norms(self.model):
-            found = self._errors(part, MEASURED[part])
+            evaluation = self._errors(part, MEASURED[part])
         else:
             as_trained = self._errors(part, 0).metrics["error"] if part == "test" else None
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            some = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
-            whole = [pixels for pixels in some if len(pixels) == len(some[0])]  # every batch counts the same
+            batches = self.parts["train"].pixels[: REESTIMATED[part]].split(EVALUATED)
+            whole = [pixels for pixels in batches if len(pixels) == len(batches[0])]  # every batch counts the same
             recalibrate_norm_(self.model, map(self._ready, whole))
-            found = self._errors(part, MEASURED[part])
+            evaluation = self._errors(part, MEASURED[part])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
             if as_trained is not None:
-                found.metrics["error_as_trained"] = as_trained
+                evaluation.metrics["error_as_trained"] = as_trained
         self.model.train()
-        return found
+        return evaluation
 
     def _errors(self, part: str, watched: int) -> Evaluation:
         """Metrics over a part, and measures of its first images."""
         wrong = total = 0.0
         pixels, labels = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
-        for some, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
-            with measuring(places, {4: 1}) as found:
-                for x, wanted in zip(pixels[some].split(EVALUATED), labels[some].split(EVALUATED), strict=True):
+        for rows, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
+            with measuring(places, {4: 1}) as streams:
+                for x, wanted in zip(pixels[rows].split(EVALUATED), labels[rows].split(EVALUATED), strict=True):
                     if len(wanted):
                         logits = self.model(self._ready(x)).float()
                         wrong += (logits.argmax(1) != wanted).sum().item()
                         total += F.cross_entropy(logits, wanted, reduction="sum").item()
-            sparsity |= measured(found)
+            sparsity |= measured(streams)
         return Evaluation({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
 
     def _ready(self, pixels: Tensor) -> Tensor:

@@ -106,14 +106,14 @@ class Predict(Task):
         total, seen = 0.0, 0
         windows = text.windows(len(words), self._bptt, None)
         watched = sum(start * words.shape[1] < MEASURED for start, _ in windows)
-        for some, at in ((windows[:watched], model.activations()), (windows[watched:], {})):
-            with measuring(at, {}) as found:
-                for start, size in some:
+        for chunk, at in ((windows[:watched], model.activations()), (windows[watched:], {})):
+            with measuring(at, {}) as streams:
+                for start, size in chunk:
                     logits, carried = model(words[start : start + size], carried)
                     wanted = words[start + 1 : start + 1 + size]
                     total += F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum").item()
                     seen += wanted.numel()
-            sparsity |= measured(found)
+            sparsity |= measured(streams)
         model.train()
         loss = total / seen
         return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, sparsity)

@@ -42,20 +42,20 @@ class LossCheck:
 
 def warnings(sparsity: Mapping[str, Mapping[str, float]], test: Mapping[str, float]) -> list[str]:
     """What in a result keeps its numbers from meaning what they seem to."""
-    found = []
+    sentences = []
     for place, measured in sparsity.items():
         dead = measured["dead_units"] / measured["units"]
         undefined = measured["undefined_rows"] / measured["rows"]
         if dead > MOSTLY_DEAD:
             over = f"{measured['rows']:,.0f} rows"
-            found.append(f"{dead:.0%} of the units of {place} are dead over {over}: much of its sparsity is theirs")
+            sentences.append(f"{dead:.0%} of the units of {place} are dead over {over}: much of its sparsity is theirs")
         if undefined > UNDEFINED:
-            found.append(
+            sentences.append(
                 f"{undefined:.1%} of the rows of {place} are all zero and have no measure: its means leave them out"
             )
     if "error_as_trained" in test and abs(gap := test["error_as_trained"] - test["error"]) > NORM_GAP:
-        found.append(
+        sentences.append(
             f"the statistics of batch norm as trained, with noise, change the test error by {100 * gap:+.1f} points "
             "against those re-estimated without it"
         )
-    return found
+    return sentences

@@ -17,6 +17,7 @@ from sparseout_experiments.config import record
 from sparseout_experiments.options import Config, Target
 from sparseout_experiments.tasks import DistributedContext, Evaluation, Task, build, means
 from sparseout_experiments.training import health, run_folder
+from sparseout_experiments.training.accelerator import accelerator_for, release
 from sparseout_experiments.training.lock import locked
 from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.run_folder import RunError, RunFailed
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CHECK = 10  # steps between looks at losses, clock and budget: each waits for the device
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Progress(NamedTuple):
@@ -60,13 +60,12 @@ def perform(
     waited for. Raises RunFailed where the run has no result, RunError where the folder cannot be
     used, DataError and ValueError where the options cannot be met.
     """
-    accelerator = _accelerator(config, folder)
-    withdraw: Callable[[], None] = _nothing
-    lock = ExitStack()
+    accelerator = accelerator_for(config, folder)
+    lock, withdraw = ExitStack(), ExitStack()
     try:
         if accelerator.is_main_process:
             lock.enter_context(locked(folder, wait=wait))
-            withdraw = run_folder.begin(folder, config, resume)
+            withdraw.callback(run_folder.begin(folder, config, resume))
         accelerator.wait_for_everyone()
         if (folder / run_folder.RESULT).exists():
             return run_folder.result(folder)
@@ -74,47 +73,17 @@ def perform(
             try:
                 run = _Run(config, folder, accelerator, on_progress)
             except KeyboardInterrupt:
-                withdraw()
+                withdraw.close()
                 raise
             return run.complete()
     except RunFailed:
         raise
     except Exception:  # nothing stays of a run that was refused, though only its first step may have shown why
-        withdraw()
+        withdraw.close()
         raise
     finally:
         lock.close()
-        _release(accelerator)
-
-
-def _nothing() -> None:
-    """Nothing was begun that could be withdrawn."""
-
-
-def _accelerator(config: Config, folder: Path) -> "Accelerator":
-    from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("expected `device` to be cpu, since torch finds no CUDA device, but got 'cuda'")
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if cpu and config.precision == "fp16":
-        raise ValueError("expected `precision` to be fp32 or bf16 on a CPU, but got 'fp16'")
-    there = [str(name) for name in get_available_trackers()]
-    if config.track is not None and config.track not in there:
-        names = ", ".join(there) or "none"
-        raise ValueError(f"expected `track` to be a tracker that is installed ({names}), but got {config.track!r}")
-    return Accelerator(
-        cpu=cpu, mixed_precision=_PRECISIONS[config.precision], log_with=config.track, project_dir=folder
-    )
-
-
-def _release(accelerator: "Accelerator") -> None:
-    """Accelerate keeps its settings for the process; the next run may have others."""
-    from accelerate.state import AcceleratorState
-
-    if accelerator.num_processes == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        release(accelerator)
 
 
 class _Run:
@@ -219,9 +188,9 @@ class _Run:
     def _end_epoch(self) -> None:
         """Measure, keep the weights if they are the best, write it all down."""
         self.train_loss = train_loss = torch.tensor(self.losses).mean().item()
-        found = self._evaluate("valid")
+        evaluation = self._evaluate("valid")
         self.epoch += 1
-        value = found.metrics[self.task.metric]
+        value = evaluation.metrics[self.task.metric]
         if not math.isfinite(value):
             self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
         # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
@@ -230,16 +199,12 @@ class _Run:
                 name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
             }
             self.best = {"value": value, "epoch": self.epoch, "weights": weights}
-        self.task.after_epoch(found.metrics)
-        overall = means(found.sparsity)
+        self.task.after_epoch(evaluation.metrics)
+        overall = means(evaluation.sparsity)
         self.last = {"metric": value, "hoyer": overall["hoyer"], "dead": overall["dead"]}
-        line: dict[str, Any] = {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "train_loss": train_loss,
-            "valid": found.metrics,
-        }
-        line |= {"mean": overall, "sparsity": found.sparsity, "seconds": time.monotonic() - self.begun}
+        seconds = time.monotonic() - self.begun
+        line: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "train_loss": train_loss}
+        line |= {"valid": evaluation.metrics, "mean": overall, "sparsity": evaluation.sparsity, "seconds": seconds}
         if self.target_control is not None:
             line["control"] = self.target_control.line()
         if self.accelerator.is_main_process:
@@ -378,7 +343,7 @@ _KEPT["order"] = "shuffle_state"
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested numbers under names such as valid/mse."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in record.items():
-        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

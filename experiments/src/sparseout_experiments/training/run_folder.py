@@ -125,7 +125,7 @@ def log(folder: Path, record: Mapping[str, Any]) -> None:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics up to the first that cannot be read: the last one may have been cut short."""
-    path, found = folder / METRICS, []
+    path, records = folder / METRICS, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
@@ -133,8 +133,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(record, dict):
             break
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -154,20 +154,23 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The newest checkpoint that can be read, or None; and a message where another had to be passed over."""
-    message = ""
+    reasons: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
-            return _read_checkpoint(folder / name), message
+            state = _read_checkpoint(folder / name)
+            return state, reasons[0] + ", so the run goes on from the one before it" if reasons else ""
         except Exception as error:  # torch and zipfile raise half a dozen kinds for a damaged file
             reason = str(error) if isinstance(error, _NotCheckpoint) else type(error).__name__
-            message = f"{folder / name} cannot be read ({reason}), so the run goes on from the one before it"
-    return None, message and f"no checkpoint in {folder} can be read, so the run starts over"
+            reasons.append(f"{folder / name} cannot be read ({reason})")
+    return None, " and ".join(reasons) + ", so the run starts over" if reasons else ""
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint whose checksums hold: torch writes one for every entry of its archive, and does not check them."""
+    if path.is_dir():
+        raise _NotCheckpoint("it is a folder, and is set aside")
     data = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(data) as archive:
         if archive.testzip() is not None:
@@ -180,8 +183,14 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def discard_newest(folder: Path) -> None:
-    """Remove a newest checkpoint that cannot be read: the next one must not put it in the place of the good one."""
+    """Remove a newest checkpoint that cannot be read: the next one must not put it in the place of the good one.
+
+    A folder of that name, and of that of the one before, is renamed.
+    """
     with disk(folder):
+        for path in (folder / CHECKPOINT, folder / PREVIOUS):
+            if path.is_dir():
+                path.rename(path.with_name(f"{path.name}-folder"))
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -207,14 +216,14 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def read_json(path: Path, kind: type[BaseModel] | None = None) -> dict[str, Any]:
     """A file of JSON that holds an object, of a kind. Raises RunError where it cannot be read."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if kind is not None:
-            kind.model_validate(found)
-        elif not isinstance(found, dict):
+            kind.model_validate(record)
+        elif not isinstance(record, dict):
             raise TypeError
     except (OSError, ValueError, TypeError) as error:  # pydantic's and JSON's errors are ValueErrors
         raise RunError(f"{path} cannot be read ({type(error).__name__}): remove it to start over") from None
-    return found
+    return record
 
 
 def result(folder: Path) -> dict[str, Any]:

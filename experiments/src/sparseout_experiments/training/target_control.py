@@ -62,10 +62,10 @@ class TargetControl:
     def result(self) -> dict[str, Any]:
         """What came of it: means over the last tenth of the intervals, and how far the power of the noise went."""
         last = self._records[-max(1, len(self._records) // 10) :]
-        found: dict[str, Any] = {name: _mean(record[name] for record in last) for name in ("hoyer", "q")}
+        result: dict[str, Any] = {name: _mean(record[name] for record in last) for name in ("hoyer", "q")}
         noises = [record["noise"] for record in self._records]
-        found |= {"noise_least": min(noises, default=math.nan), "noise_most": max(noises, default=math.nan)}
-        return {"target": self._target, **found, "intervals": len(self._records), "told": list(self._messages)}
+        result |= {"noise_least": min(noises, default=math.nan), "noise_most": max(noises, default=math.nan)}
+        return {"target": self._target, **result, "intervals": len(self._records), "told": list(self._messages)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; the same on every process but for what was seen since the last interval."""
