@@ -292,17 +292,14 @@ def test_torchs_transformer_encoder():
     assert {0, 3} <= set(plan.chains[1].removed)
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("twice", "product of unequal")])
+@pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("twice", "columns of a map")])
 def test_what_is_refused_is_unchanged_and_named(name):
     model = copy.deepcopy(REFUSED[name][0]).eval()
     silence(model.first, [0])
     first = model.first
     x = torch.randn(8, 4, 9, 9) if isinstance(first, nn.Conv2d) else torch.randn(8, first.in_features)
     x = x[:, : first.in_channels] if isinstance(first, nn.Conv2d) else x
-    try:
-        model(x)
-    except RuntimeError:  # some of these models only serve to be traced
-        return
+    model(x)
     state = copy.deepcopy(model.state_dict())
     plan = compact(model, [x])
     plan.apply_()
@@ -341,6 +338,26 @@ def test_a_failed_pass_leaves_everything():
     assert all(module.training for module in model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert model[2].duty_cycle.shape == duty
+
+
+def test_wrapped_for_processes(process_group):
+    model = nn.parallel.DistributedDataParallel(mlp())
+    silence(model.module[0], [1])
+    x = torch.randn(ROWS, 5).double()
+    plan = compact(model, [x])
+    assert plan.chains[0].removed == (1,)
+    with pytest.raises(RuntimeError, match="wrap it afterwards"):
+        plan.apply_()
+    assert model.module[0].out_features == 16
+    compact(model.module, [x]).apply_()
+    assert model.module[0].out_features == 15
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, about quantization
+def test_quantized_layers_are_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = compact(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}), [torch.randn(8, 3)])
+    assert plan.unreached == {"0": "is a quantized Linear", "2": "is a quantized Linear"}
 
 
 def test_one_unit_stays():

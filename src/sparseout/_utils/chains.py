@@ -111,9 +111,15 @@ def find_chains(model: nn.Module) -> Chains:
             evaluated = [why[module] for why in reasons if module in why]
             seen = any(module in chain.producers for chains in found for chain in chains.values())
             result.left[name] = evaluated[0] if evaluated else other if seen else unseen
+        elif _is_quantized(module):
+            result.left[name] = f"is a quantized {type(module).__name__}"
         elif isinstance(module, LAYERS) and module_kind(module) != "layer":
             result.left[name] = f"is {type_name(module)}, not torch's own layer"
     return result
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__ and hasattr(module, "weight")
 
 
 class _Facts:

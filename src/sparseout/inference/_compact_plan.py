@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import named_modules
@@ -74,7 +75,7 @@ class CompactionPlan:
         trial: Trial,
     ) -> None:
         self._model, self._names = model, dict(names)
-        self._cuts = [cut for cut, chain in cuts.items() if chain.removed]
+        self._every, self._cuts = list(cuts), [cut for cut, chain in cuts.items() if chain.removed]
         self._modules = [module for cut in self._cuts for module in cut.chain.modules]
         self._fingerprint: list[Any] | None = fingerprint(self._modules)
         self.chains = tuple(cuts.values())
@@ -88,7 +89,7 @@ class CompactionPlan:
     @property
     def masks(self) -> dict[str, Tensor]:
         """Name of a layer that makes hidden units -> (units,) bool, True for those that stay."""
-        return {self._names[layer]: cut.kept.clone() for cut in self._cuts for layer in cut.chain.producers}
+        return {self._names[layer]: cut.kept.clone() for cut in self._every for layer in cut.chain.producers}
 
     @property
     def parameter_masks(self) -> dict[str, list[tuple[int, Tensor]]]:
@@ -111,11 +112,16 @@ class CompactionPlan:
         state of an optimizer is not carried over: make a new one, or cut its tensors by `parameter_masks`.
 
         Raises:
-            RuntimeError: if the plan was applied before, or its layers have changed since it was made. Nothing is
-                changed then.
+            RuntimeError: if the plan was applied before, its layers have changed since it was made, or the model is
+                wrapped in DistributedDataParallel. Nothing is changed then.
         """
         if self._fingerprint is None:
             raise RuntimeError("expected a plan that has not been applied, but this one has: make a new one")
+        if any(isinstance(module, DistributedDataParallel) for module in self._model.modules()):
+            raise RuntimeError(
+                "expected a model that is not wrapped in DistributedDataParallel, whose buckets keep their sizes: plan "
+                "for its `module`, and wrap it afterwards"
+            )
         there = dict(named_modules(self._model))
         same = all(there.get(self._names[module]) is module for module in self._modules)
         if not same or fingerprint(self._modules) != self._fingerprint:
