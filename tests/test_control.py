@@ -56,6 +56,14 @@ def trained(plant: Plant, controller: SparsityController, steps: int) -> list[tu
     return found
 
 
+def test_equal_bounds_hold_the_knob_and_the_sparsity_is_measured_all_the_same() -> None:
+    plant = Plant(q=1.5)
+    controller = SparsityController(plant, 0.2, bounds=(1.5, 1.5))
+    found = trained(plant, controller, 9 * controller.every)
+    assert [q for _, q in found] == [1.5] * 9
+    assert controller.measured["noise.0"] == pytest.approx(0.9 - 0.15 * 1.5)
+
+
 def test_the_plant_is_as_sparse_as_it_says() -> None:
     plant = Plant()
     for hoyer in (0.3, 0.55, 0.8):

@@ -78,8 +78,8 @@ class Law(NamedTuple):
 
     def next(self, x: float, error: float, change: float, response: float = 0.0) -> float:
         """x_{t+1} from x_t, e_t, e_t - e_{t-1} and r."""
-        gain = self.gain(response)
-        time = max(self.integral_time * gain / self.largest_gain, min(LEAST_TIME, self.integral_time))
+        gain, share = self.gain(response), 1 / (1 + self.largest_gain * response)  # largest_gain is 0 at equal bounds
+        time = max(self.integral_time * share, min(LEAST_TIME, self.integral_time))
         integral = gain * error / time if abs(error) > self.deadband else 0.0
         fastest = self.max_step / (2 if integral < -self.max_step / 2 else 1)
         return _clip(x + _clip(gain * change + integral, -fastest, self.max_step), *self.ends)
