@@ -267,7 +267,23 @@ def test_gated_unit_goes_with_either_factor():
     plan = compacted(model, batch)
     assert plan.chains[0].producers == tuple(f"model.layers.0.mlp.{kind}_proj" for kind in ("gate", "up"))
     assert [chain.removed for chain in plan.chains] == [(3,), ()]
+    assert plan.chains[0].provably_dead == 1
+    assert "model.layers.0.mlp.(gate_proj * up_proj -> down_proj)" in str(plan)
     assert (up.out_features, model.model.layers[0].mlp.down_proj.in_features) == (31, 31)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid])
+def test_a_dead_gate(activation):
+    """What is 0 at 0 makes the product 0 for any input, by the weights alone; a sigmoid does not."""
+    gated = Net(
+        lambda m, x: m.second(m.act(m.gate(x)) * m.first(x)),
+        nn.Linear(3, 4),
+        gate=nn.Linear(3, 4, bias=False),
+        act=activation(),
+    ).double()
+    silence(gated.gate, [1])
+    (chain,) = compacted(gated, torch.randn(ROWS, 3).double()).chains
+    assert (chain.removed, chain.provably_dead) == (((), 0) if activation is nn.Sigmoid else ((1,), 1))
 
 
 @pytest.mark.parametrize("name", ["convnext", "vgg", "swin"])

@@ -227,9 +227,8 @@ def _spaces(facts: _Facts, flow: Flow) -> Iterable[_Space]:
     for value in flow.returned:
         if value in of:
             whole = flow.owner is unwrapped(facts.model)
-            owner = facts.name(flow.owner)
             of[value].reasons.append(
-                "is what the model returns" if whole else f"is what {owner} returns to a forward that cannot be traced"
+                "is what the model returns" if whole else "is returned to a forward that cannot be traced"
             )
     return spaces
 

@@ -147,7 +147,7 @@ class CompactionPlan:
             f"Compaction: {removed:,} of {units:,} hidden units go, and {saved:,} of {self.parameters:,} parameters "
             f"({saved / max(self.parameters, 1):.1%}).",
         ]
-        texts = {f"{' * '.join(c.producers)} -> {c.consumer}": c for c in self.chains}
+        texts = {_title(c): c for c in self.chains}
         rows = [
             *outcome_rows("remove", {name: str(c) for name, c in texts.items() if c.removed}),
             *outcome_rows("keep", {name: str(c) for name, c in texts.items() if not c.removed}),
@@ -165,3 +165,14 @@ class CompactionPlan:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _title(chain: CompactedChain) -> str:
+    """The layers of a chain, with the part of their names that is the same before them."""
+    paths = [name.split(".") for name in (*chain.producers, chain.consumer)]
+    same = 0
+    while all(len(path) > same + 1 and path[same] == paths[0][same] for path in paths):
+        same += 1
+    *producers, consumer = (".".join(path[same:]) for path in paths)
+    text = f"{' * '.join(producers)} -> {consumer}"
+    return f"{'.'.join(paths[0][:same])}.({text})" if same else text

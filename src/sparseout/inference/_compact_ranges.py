@@ -17,6 +17,11 @@ from sparseout._utils.hooks import Hooks
 from sparseout._utils.row_mask import kept_rows
 from sparseout._utils.unit_steps import out_dim, spatial_dims, step_kind, unit_dim, weight
 
+# Functions that are 0 at 0, a product with a number among them.
+_KEEPS_ZERO = re.compile(
+    "gelu|silu|tanh|elu|selu|celu|leaky_?relu|hardtanh|hardswish|mish|softsign|softshrink|hardshrink|tanhshrink|abs|"
+    "square|sqrt|sin|erf|expm1|log1p|neg|mul|multiply"
+)
 _KEEPS_RANGE = re.compile("max|adaptive|flatten|view|reshape|mean|amax")
 
 
@@ -157,8 +162,10 @@ def _of_step(step: Step, given: list[Bounds]) -> Bounds:
         return x
     if getattr(step.module, "_is_noise", False):
         return x
-    unknown = torch.full_like(x.low, math.inf)
-    return Bounds(-unknown, unknown, x.constant)
+    end = torch.full_like(x.low, math.inf)
+    if _KEEPS_ZERO.fullmatch(word):
+        end = end.masked_fill((x.low == 0) & (x.high == 0), 0.0)
+    return Bounds(-end, end, x.constant)
 
 
 def _of_product(step: Step, given: list[Bounds]) -> Bounds:
