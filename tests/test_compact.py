@@ -476,6 +476,18 @@ def test_lower_precision(dtype):
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
+def test_after_thresholds():
+    """A GELU unit that never passes its threshold is as good as dead."""
+    model = mlp(nn.GELU)
+    x = torch.randn(ROWS, 5, dtype=torch.float64)
+    sparseout.inference.threshold_(model, [x], density=0.1)
+    silent = (model.eval()[:3](x).abs() <= vars(next(iter(model[3]._forward_pre_hooks.values())))["value"]).all(0)
+    assert 0 < silent.sum() < 16
+    plan = compacted(model, x)
+    assert plan.chains[0].removed == tuple(silent.nonzero().flatten().tolist())
+    assert plan.chains[0].never_active == silent.sum()
+
+
 def test_nan_and_infinity_stay():
     model = mlp(nn.Identity)
     silence(model[0], [2, 3])

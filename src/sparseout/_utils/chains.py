@@ -160,9 +160,10 @@ class _Facts:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks, but those that are dead or only observe, as a monitor's."""
+    """Whether a call of the module runs hooks, but those that are dead, only observe, or leave each unit apart."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(not isinstance(hook, (DeadHook, Hook)) for some in hooks for hook in some.values())
+    every = [hook for some in hooks for hook in some.values()]
+    return any(not isinstance(hook, (DeadHook, Hook)) and not getattr(hook, "per_unit", False) for hook in every)
 
 
 def _in_mode(facts: _Facts, training: bool) -> tuple[dict[Any, Chain], dict[nn.Module, str]]:

@@ -160,6 +160,8 @@ def remove_thresholds_(model: nn.Module) -> bool:
 class Threshold:
     """The hook that makes a module's first input sparse; `value` None or 0 does nothing."""
 
+    per_unit = True  # compaction may follow: it changes each unit by itself
+
     def __init__(self) -> None:
         self.value: float | None = None
 
