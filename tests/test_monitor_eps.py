@@ -43,7 +43,7 @@ def test_a_value_of_eps_is_zero_and_the_report_says_what_is():
         model(torch.tensor([[0.5, -0.5, 0.75, 0.0]]))
     assert monitor.report()[0]["density"] == 0.25
     assert monitor.report().zero == (0.5, False)
-    assert "Zero is up to 0.5." in str(monitor.report())
+    assert "What is at most 0.5 counts as zero." in str(monitor.report())
 
 
 @pytest.mark.parametrize(

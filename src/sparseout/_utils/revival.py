@@ -223,11 +223,13 @@ def _values_at(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:
 def _why_not(chains: Chains, values: Iterable[Value]) -> str:
     """The reason why the layer that made some units is in no chain."""
     for value in values:
-        while (source := value.source) is not None and step_kind(source) not in ("layer", "other", "metadata"):
-            value = source.inputs[0]
+        source = value.source
+        while source is not None and source.inputs and step_kind(source) not in ("layer", "other", "metadata"):
+            source = source.inputs[0].source
         if source is not None and source.module in chains.names:
             name = chains.names[source.module]
-            return f"`{name}` {chains.left.get(name, 'is no layer whose units can be told apart')}"
+            why = chains.left.get(name, f"is a {type(source.module).__name__}, whose weights are not those of units")
+            return why if why.startswith(("`", "a parameter")) else f"`{name}` {why}"
     return "the layer that makes these units is not seen: a forward around it cannot be traced"
 
 

@@ -35,7 +35,7 @@ class row_mask:
     r"""Context manager in which only the rows that a mask keeps are counted, by monitors and controllers alike.
 
     Padding is no data: with a tokenizer's `attention_mask` the sparsity, the dead units and the number of rows are
-    those of the real tokens, exactly. Nothing is computed or returned differently by the model.
+    those of the real tokens, exactly. The model computes what it did, and a penalty still sums over all rows.
 
     **Which activations.** The rows of an activation are all of its dims but that of its units. An activation is masked
     if the first of these are the dims of the mask: a mask (batch, time) is for (batch, time, units), for the

@@ -118,7 +118,8 @@ class SparsityReport(Sequence[dict[str, Any]]):
         if not self._records:
             return "\n".join([f"Sparsity: {window or 'no step seen'}", *sentences])
         eps, relative = self.zero
-        zero = f" Zero is up to {eps:g}{' root mean squares of the row' if relative else ''}." if eps else ""
+        unit = " times the root mean square of the row" if relative else ""
+        zero = f" What is at most {eps:g}{unit} counts as zero." if eps else ""
         head = f"Sparsity over {window}. Measures over the units of a row.{zero}"
         return "\n".join([head, "", self.table(), *sentences])
 

@@ -1,4 +1,4 @@
-"""The commands `reproduce control|targets|alternatives`, made from a table of the studies."""
+"""The commands `reproduce control|targets|alternatives|revival`, made from a table of the studies."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -59,6 +59,12 @@ _STUDIES = {
         "docs/comparison.md",
         ("small", "full"),
         {"mnist": "mnist"},
+    ),
+    "revival": _Entry(
+        "Does it help to revive dead units? Trains small networks on digits with revival and without.\n\n"
+        "Takes a few minutes on two cores and needs no download.",
+        ("autoencoder", "classifier"),
+        "docs/revival.md",
     ),
 }
 

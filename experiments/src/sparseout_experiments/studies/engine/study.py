@@ -62,7 +62,7 @@ def reproduce(
     workers: int = 2,
     scheduler: str | None = None,
     on_progress: OnProgress = lambda progress: None,
-    train: Train = jobs.train,
+    train: Train | None = None,
 ) -> Ledger[Any]:
     """Train what is missing, write the files of results, and make the page.
 
@@ -85,7 +85,8 @@ def reproduce(
     jobs.look(ledger, plan)
     try:
         if any(name not in ledger for name in plan()):
-            with Cluster(workers, train, scheduler) as cluster:
+            own: Train = getattr(study, "train", jobs.train)  # a study may have a training of its own
+            with Cluster(workers, train or own, scheduler) as cluster:
                 jobs.run_all(cluster, ledger, plan, total, on_progress, all_must_finish=study.ALL_MUST_FINISH)
     except BaseException:
         if not study.ALL_MUST_FINISH:

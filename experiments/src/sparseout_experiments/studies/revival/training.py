@@ -1,0 +1,127 @@
+"""Training of small ReLU networks on digits under noise that kills units, which are revived or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparseout
+from sparseout_experiments.data import shuffled_digits
+from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.environment import environment, one_thread
+
+TEST = 450  # images of 1797
+UNITS, P, Q = 256, 0.4, 1.0
+EPOCHS, BATCH, RATE = 40, 64, 2e-3
+# After which epochs dead units are revived. The last third of training is left for them to learn in.
+ARMS: dict[str, tuple[int, ...]] = {"never": (), "once": (20,), "every five epochs": (5, 10, 15, 20, 25)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its loss, and its error, which is what a reader would ask for."""
+
+    title: str
+    error: str
+    layers: int  # with ReLU and noise
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # of outputs, images, labels
+    measure: Callable[[Tensor, Tensor, Tensor], Tensor]
+    outputs: int
+
+
+TASKS = {
+    "autoencoder": Task(
+        "Autoencoder on digits",
+        "squared error x 1000",
+        1,
+        lambda out, x, y: F.mse_loss(out, x),
+        lambda out, x, y: 1000 * F.mse_loss(out, x),
+        64,
+    ),
+    "classifier": Task(
+        "ReLU classifier on digits",
+        "cross-entropy x 1000",
+        2,
+        lambda out, x, y: F.cross_entropy(out, y),
+        lambda out, x, y: 1000 * F.cross_entropy(out, y),
+        10,
+    ),
+}
+
+
+def network(task: Task) -> nn.Sequential:
+    """Linear, ReLU and noise for each layer, then a linear layer; weights by He et al. (2015), biases 0."""
+    sizes = [64, *[UNITS] * task.layers, task.outputs]
+    modules: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.normal_(layer.weight, std=(2 / inputs) ** 0.5)
+        nn.init.zeros_(layer.bias)
+        modules.append(layer)
+        if index < task.layers:
+            modules += [nn.ReLU(), sparseout.Sparseout(P, Q, scale="matched")]
+    return nn.Sequential(*modules)
+
+
+def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
+    """One training; the arms of a seed are the same run up to the first revival, with the same noise after it."""
+    task = TASKS[name]
+    images, labels = (found.flatten(1) if found.ndim > 1 else found for found in shuffled_digits())
+    x, y = images[TEST:], labels[TEST:]
+    torch.manual_seed(seed)
+    net, order = network(task), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
+    course, revived = [], []
+    for epoch in range(1, epochs + 1):
+        net.train()
+        for rows in torch.randperm(len(x), generator=order).split(BATCH):
+            optimizer.zero_grad()
+            task.loss(net(x[rows]), x[rows], y[rows]).backward()
+            optimizer.step()
+        report = watched(net, x)
+        course.append(live(report))
+        if epoch in ARMS[arm]:
+            with torch.random.fork_rng():
+                done = sparseout.revive_(net, report, optimizer)
+            revived.append(sum(map(len, done.revived.values())))
+    with torch.no_grad():
+        tested = net.eval()(images[:TEST])
+        error = task.measure(tested, images[:TEST], labels[:TEST]).item()
+    records = [record for record in watched(net, x) if record["axis"] == "population"]
+    found = {"error": error, "live": live(records), "revived": revived, "course": course}
+    found["hoyer"] = sum(record["hoyer"] for record in records) / len(records)
+    if task.outputs == 10:
+        found["wrong"] = (tested.argmax(1) != labels[:TEST]).double().mean().item()
+    return found
+
+
+def watched(net: nn.Module, x: Tensor) -> sparseout.SparsityReport:
+    """What the ReLUs put out in evaluation."""
+    with sparseout.SparsityMonitor(net, [nn.ReLU]) as monitor, torch.no_grad():
+        net.eval()(x)
+    return monitor.report()
+
+
+def live(report: Sequence[dict[str, Any]]) -> float:
+    """The part of the units that fire on any of the training images."""
+    records = [record for record in report if record["axis"] == "population"]
+    dead, units = (sum(int(record[name]) for record in records) for name in ("dead_units", "units"))
+    return 1 - dead / units
+
+
+def train(task: str, options: dict[str, Any], folder: Path) -> None:
+    """A job of the engine: one training, with its result in the folder."""
+    start = time.perf_counter()
+    with one_thread():
+        found = run(task, **options)
+    found |= {"config": options, "environment": environment("scikit-learn")}
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
