@@ -4,7 +4,7 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from sparseout._utils.hooks import EagerHook, Hooks
 from sparseout._utils.modules import Modules, choose, named_modules, unwrapped
 from sparseout._utils.row_mask import any_mask, row_mask
 from sparseout._utils.validation import expected, type_name
+from sparseout.baselines import ActivityPenalty
+from sparseout.control import Knob
 from sparseout.control._controller import SparsityController
 from sparseout.layers import Sparseout
 from sparseout.monitor._monitor import SparsityMonitor
@@ -31,17 +33,26 @@ class TrainingSession:
         modules: Modules | None,
         every: int,
         control: Mapping[str, Any] | None,
+        knob: Any = "q",
+        eps: float = 0.0,
+        relative: bool = False,
     ) -> None:
         self.measures = measures if isinstance(measures, str) else tuple(measures)
-        SparsityMonitor(nn.ReLU(), measures=self.measures, every=every)  # raises if they are wrong
+        zero: dict[str, Any] = {"eps": eps, "relative": relative}
+        self.knob, self.zero = knob, zero
+        SparsityMonitor(nn.ReLU(), measures=self.measures, every=every, **self.zero)  # raises if they are wrong
         options = tuple(inspect.signature(SparsityController).parameters)[2:]
         if control is not None and not isinstance(control, Mapping):
             raise TypeError(expected("control", "a mapping or None", type_name(control)))
         for name in control or ():
             if name not in options:
                 raise ValueError(expected("control", f"options of SparsityController: {', '.join(options)}", name))
-        if control and target is None:
-            raise ValueError(expected("target", "a number, as `control` is given", None))
+        for name in ("knob", "eps", "relative"):
+            if name in (control or ()):
+                raise ValueError(expected("control", f"without {name}, which is an argument of its own", "one with it"))
+        for name, given in (("control", bool(control)), ("knob", knob != "q")):
+            if given and target is None:
+                raise ValueError(expected("target", f"a number, as `{name}` is given", None))
         self.target, self.modules, self.every, self.control = target, modules, every, dict(control or {})
         self.monitor: SparsityMonitor | None = None
         self.controller: SparsityController | None = None
@@ -57,10 +68,10 @@ class TrainingSession:
         """Put monitor and controller on the model."""
         self.close()
         self._model, self._sync = model, None
-        monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every)
+        monitor = SparsityMonitor(model, self.modules, measures=self.measures, every=self.every, **self.zero)
         pending, self._pending = self._pending, None
         if self.target is not None:
-            self.controller = SparsityController(model, self.target, **self.control)
+            self.controller = SparsityController(model, self.target, knob=self.knob, **self.zero, **self.control)
             if pending is not None:
                 try:
                     self.controller.load_state_dict(pending)
@@ -91,7 +102,9 @@ class TrainingSession:
         """Those of the constructor, as JSON can hold them: for modules, once there is a model, the names they have."""
         target = dict(self.target) if isinstance(self.target, Mapping) else self.target
         given = {"target": target, "measures": list(self.measures), "modules": self.modules, "every": self.every}
-        return given | {"control": self.control} | self._names
+        # A knob that is an object cannot be made again from JSON: the name of its type is an error that says which.
+        knob = self.knob if isinstance(self.knob, str) else type(self.knob).__name__
+        return given | {"control": self.control, "knob": knob} | self.zero | self._names
 
     def step(self) -> None:
         """Count a step of the optimizer."""
@@ -99,7 +112,7 @@ class TrainingSession:
             self.controller.step()
 
     def values(self, mode: str) -> dict[str, float]:
-        """Measures of one mode since the last call, by "module/measure", and in training every layer's q.
+        """Measures of one mode since the last call, by "module/measure", and in training every layer's q and the knob.
 
         All processes must call this. What is undefined, such as a measure of rows that are all zero, is left out.
         """
@@ -119,6 +132,8 @@ class TrainingSession:
             values[f"{head}/dead"] = record["dead_units"] / record["units"]
         if mode == "train":
             values |= {f"{name or 'model'}/q": float(layer.q) for name, layer in self._layers.items()}
+            for group in self.controller._groups if self.controller is not None else ():
+                values |= {f"{name or 'model'}/{group.knob.name}": group.value for name in group.sites}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _can_be_summed(self) -> bool:
@@ -219,8 +234,11 @@ class CallbackBase:
         modules: Modules | None = None,
         every: int = 10,
         control: Mapping[str, Any] | None = None,
+        knob: str | ActivityPenalty | Knob | Sequence[Knob] = "q",
+        eps: float = 0.0,
+        relative: bool = False,
     ) -> None:
-        self._session = TrainingSession(target, measures, modules, every, control)
+        self._session = TrainingSession(target, measures, modules, every, control, knob, eps, relative)
 
     @property
     def controller(self) -> SparsityController | None:

@@ -23,14 +23,14 @@ __all__ = ["SparsityCallback"]
 
 
 class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
-    """Logs the sparsity of activations while a Trainer trains and, with a target, changes q until it is met.
+    """Logs the sparsity of activations while a Trainer trains and, with a target, moves a knob until it is met.
 
     Whenever the Trainer logs the loss, the same line contains
 
     - ``sparsity/{module}/{measure}`` for `measures` and hoyer_live, means over the rows (samples, or positions) in
       training mode since the last log, over the units of each row;
     - ``sparsity/{module}/dead``, the fraction of units that were active in none of these rows;
-    - ``sparsity/{layer}/q`` for all Sparseout layers;
+    - ``sparsity/{layer}/q`` for all Sparseout layers, and ``sparsity/{module}/{knob}`` of another knob;
 
     and the metrics of an evaluation during training contain ``eval_sparsity/{module}/...``, in evaluation mode. A
     module that is called at several widths has names ``{module}/{units}``. What is undefined, such as Hoyer of rows
@@ -48,13 +48,17 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
     exception, which the Trainer does not report to callbacks, call :meth:`close`. A Trainer can have one such callback.
 
     Args:
-        target: the sparsity to reach; None: q is not changed.
+        target: the sparsity to reach; None: nothing is changed.
         measures: names in `sparseout.measures`.
         modules: what to watch: a function (name, module) -> bool, or a collection of dotted names or of types; None:
             activation modules, Sparseout and Dropout.
         every: interval of the steps that are watched, which are calls of the model; the first step after a log always
             is.
         control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
+        knob: what the controller moves, as it takes it: ``"q"``, ``"p"``, ``"k"``, a penalty on the model, whose
+            strength is moved, or a knob of your own.
+        eps: what is no larger counts as zero, for monitor and controller.
+        relative: `eps` is in units of the root mean square of the row.
 
     Raises:
         ValueError: for a value out of range; when training begins, for one that does not suit the model.
