@@ -5,7 +5,7 @@ import torch
 from architectures import let_torchvision_import, transformer
 from torch import nn
 
-from sparseout import SparsityMonitor, convert_dropout_, row_mask
+from sparseout import SparsityController, SparsityMonitor, convert_dropout_, measures, row_mask
 from sparseout._utils.modules import is_noise, named_modules
 
 LENGTHS = (1, 2, 3, 2)  # of 20 positions: 90% padding
@@ -62,6 +62,20 @@ def test_a_monitor_counts_the_tokens(bert, mode):
         for key in set(expected) - {"module", "tensor", "mode", "noise", "noise_error"}:
             assert record[key] == expected[key], (record["module"], key)
     assert report.unmasked == []
+
+
+@pytest.mark.parametrize(("measure", "eps"), [("hoyer", 0.0), ("density", 0.01)])
+def test_a_controller_counts_the_tokens(bert, measure, eps):
+    controller = SparsityController(bert.train(), 0.5, measure, per_layer=True, every=1, eps=eps)
+    rows = seen(bert, padded())
+    controller.step()
+    controller.detach()
+    options = {"eps": eps} if eps else {}
+    assert len(controller.measured) == 5
+    for name, value in controller.measured.items():
+        expected = getattr(measures, measure)(rows[name], **options)
+        assert value == pytest.approx(expected.nanmean().item(), rel=1e-12)  # an attention of one token may be dropped
+    assert not any("row mask" in sentence for sentence in controller.report())
 
 
 def test_they_are_those_of_the_texts_without_padding(bert):

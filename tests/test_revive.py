@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparseout
-from sparseout import Sparseout, SparsityMonitor, revive_
+from sparseout import Sparseout, SparsityController, SparsityMonitor, revive_
 
 DEAD = (1, 4, 5)
 
@@ -252,10 +252,11 @@ def test_layers_that_follow_each_other_are_revived_together():
     assert not net[2].weight[:, DEAD].any()  # of units that are revived on both ends too
 
 
-def test_in_training_while_watched_and_in_wrappers():
+def test_in_training_with_a_controller_and_in_wrappers():
     net = mlp(nn.ReLU(), Sparseout(0.5, scale="matched"))[0]
     x = torch.rand(40, 5)
     wrapped = torch.optim.swa_utils.AveragedModel(net)
+    controller = SparsityController(net, 0.5, every=1)
     with SparsityMonitor(net) as monitor:
         net(x)
         done = revive_(net, monitor.report())
@@ -263,6 +264,8 @@ def test_in_training_while_watched_and_in_wrappers():
         monitor.reset()
         net(x)
         assert monitor.report()[0]["dead_units"] < 3
+    controller.step()
+    controller.detach()
     assert revive_(wrapped, watched(wrapped, x)).revived == {"0": DEAD}
 
 
