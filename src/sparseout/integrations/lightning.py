@@ -66,7 +66,7 @@ class SparsityCallback(CallbackBase, Callback):
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters())
         >>> model, batches = Autoencoder(), torch.rand(20, 16, 8)
-        >>> callback = SparsityCallback(target=0.6)
+        >>> callback = SparsityCallback(target=0.6, control={"every": 1})
         >>> trainer = Trainer(max_epochs=1, accelerator="cpu", barebones=True, callbacks=[callback])
         >>> trainer.fit(model, batches)
         >>> model.net[2].q < 2.5
