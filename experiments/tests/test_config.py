@@ -9,15 +9,16 @@ import torch
 from small import arguments
 from sparseout_experiments import cli, config, option_types
 from sparseout_experiments.commands import app
+from sparseout_experiments.options import KNOBS
 from sparseout_experiments.training import run_folder
 from typer.testing import CliRunner
 
 # A value other than the default for every option.
 OTHER: dict[str, dict[str, Any]] = {
     "common": {
-        "target_sparsity": 0.7, "q_min": 0.5, "q_max": 5.0,
+        "target_sparsity": 0.7, "knob": "p", "q_min": 0.5, "q_max": 5.0,
         "p": 0.25, "q": 3.5, "gradient": "exact", "scale": 0.75, "seed": 7, "epochs": 3, "budget_minutes": 0.5,
-        "per_example": False, "c": 0.5, "strength": 0.125, "warmup": 0.5, "k": 7, "k_eval": 0.5, "boost": 0.0,
+        "per_example": False, "c": 0.5, "strength": 0.125, "warmup": 0.5, "k": 0.25, "k_eval": 0.5, "boost": 0.0,
         "data": 'a folder/of "dätä" \\ \U0001f600', "train_size": 100, "valid_size": 11, "test_size": 12,
         "split_seed": 2, "batch": 9, "lr": 1e-05, "weight_decay": 0.01, "clip": 1.5, "device": "cpu",
         "precision": "bf16", "compile": True, "checkpoint_minutes": 0.0, "track": "tensorboard",
@@ -38,21 +39,22 @@ OTHER: dict[str, dict[str, Any]] = {
 
 # The options that each method uses, of those that not all do.
 SITES = ("input", "between", "output")
+TARGET = ("target_sparsity", "knob")
 USES: dict[str, set[str]] = {
     "none": set(),
-    "dropout": {"p", *(f"p_{site}" for site in SITES)},
+    "dropout": {"p", *TARGET, *(f"p_{site}" for site in SITES)},
     "sparseout": {
-        "p", "q", "gradient", "scale", "target_sparsity", "q_min", "q_max",
+        "p", "q", "gradient", "scale", *TARGET, "q_min", "q_max",
         *(f"{name}_{site}" for name in "pq" for site in SITES),
     },
     "bridgeout": {"p", "q", "per_example"},
     "shakeout": {"p", "c"},
-    "gaussian": {"p", *(f"p_{site}" for site in SITES)},
-    "penalty": {"q", "strength"},
-    "kwinners": {"k", "k_eval", "boost"},
-    "l1_warmup": {"strength", "warmup"},
+    "gaussian": {"p", *TARGET, *(f"p_{site}" for site in SITES)},
+    "penalty": {"q", "strength", *TARGET},
+    "kwinners": {"k", "k_eval", "boost", *TARGET},
+    "l1_warmup": {"strength", "warmup", *TARGET},
     "relu2": set(),
-    "statistical_topk": {"k"},
+    "statistical_topk": {"k", *TARGET},
 }  # fmt: skip
 OF_SOME = set.union(*USES.values())
 AFTER_RELU = ("bridgeout", "shakeout", "kwinners", "relu2", "statistical_topk")
@@ -61,7 +63,7 @@ BOTH = [(task, method) for task in config.TASKS for method in USES if (task, met
 
 
 def other(task: str, method: str = "sparseout") -> dict[str, Any]:
-    given = {"method": method} | OTHER["common"] | OTHER[task]
+    given = {"method": method} | OTHER["common"] | OTHER[task] | {"knob": KNOBS.get(method, ("p",))[-1]}
     if method in AFTER_RELU:
         given.pop("place", None)
     return {name: value for name, value in given.items() if name not in OF_SOME - USES[method]}
@@ -359,6 +361,22 @@ def test_help_names_every_option_and_its_default(task: str) -> None:
             assert f"[default: {shown_as}]" in words, name
     for name in ("--out", "--config", "--resume", "Method:", "Training:", "Data:", "Machine and records:", "Task:"):
         assert name in shown.output
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": "penalty", "target_sparsity": 0.5, "knob": "q"}, "`knob` to be strength for the method penalty"),
+        ({"target_sparsity": 0.5, "knob": "k"}, "`knob` to be q or p for the method sparseout, but got k"),
+        ({"method": "dropout", "knob": "p"}, "`knob` to be left out, as there is no target sparsity, but got p"),
+        ({"method": "kwinners", "target_sparsity": 0.5, "k": 7}, "`k` to be a fraction of the units, to be moved, but"),
+        ({"method": "penalty", "target_sparsity": 0.5, "strength": 0}, "`strength` to be > 0, to be moved by factors"),
+        ({"method": "shakeout", "target_sparsity": 0.5}, "`target_sparsity` to be left out, as the method is shakeout"),
+    ],
+)
+def test_a_knob_is_one_of_the_method(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^expected {says}"):
+        config.resolve("autoencoder", given)
 
 
 def test_a_target_moves_q_from_where_it_says() -> None:

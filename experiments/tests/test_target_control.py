@@ -32,6 +32,16 @@ def test_the_target_is_met_and_all_of_it_recorded(tmp_path: Path) -> None:
         assert control[name] == pytest.approx(sum(entry[name] for entry in last) / len(last))
 
 
+@pytest.mark.parametrize(("method", "knob"), [("penalty", "strength"), ("kwinners", "k"), ("dropout", "p")])
+def test_every_method_with_a_knob_meets_a_target(method: str, knob: str, tmp_path: Path) -> None:
+    target = 0.45 if method == "dropout" else 0.7
+    found = run(tmp_path, "autoencoder", method=method, target_sparsity=target, epochs=20, **DIGITS)
+    assert found["mean"]["hoyer"] == pytest.approx(target, abs=0.02)
+    assert found["control"]["hoyer"] == pytest.approx(target, abs=0.02)
+    assert found["control"][knob] > 0
+    assert found["control"]["noise_most"] == 1 or method == "dropout"
+
+
 def test_without_matched_noise_the_record_shows_it(tmp_path: Path) -> None:
     found = run(tmp_path, "autoencoder", target_sparsity=0.6, scale="paper")
     assert found["control"]["noise_least"] < 0.8

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_mode
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import option, wanted
 from sparseout_experiments.options import (
+    KNOBS,
     METHODS,
     TASKS,
     Config,
@@ -22,18 +23,21 @@ from sparseout_experiments.options import (
     PlacesOfQ,
     Refused,
     Target,
+    TargetOfQ,
     Training,
 )
 
 FILE = "config.toml"  # of a run's folder
 Named = Callable[[str], str]
-_MORE: tuple[type[BaseModel], ...] = (Target, PlacesOfP, PlacesOfQ)
+_MORE: tuple[type[BaseModel], ...] = (TargetOfQ, Target, PlacesOfP, PlacesOfQ)
 
 
 def _more(method: str) -> list[type[BaseModel]]:
     """What a method has beside its own options: a target to move to, and values for each place."""
     places: list[type[BaseModel]] = [PlacesOfP] if "p" in METHODS[method].model_fields else []
-    return [PlacesOfQ, *places, Target] if method == "sparseout" else places
+    if method == "sparseout":
+        return [PlacesOfQ, *places, TargetOfQ]
+    return [*places, Target] if method in KNOBS else places
 
 
 def _kind(made: type[BaseModel], name: str) -> Any:
@@ -43,10 +47,10 @@ def _kind(made: type[BaseModel], name: str) -> Any:
 
 def _combined(task: str, method: str) -> type[Config]:
     """The class of a task's and a method's options."""
-    more = [kind for kind in _more(method) if task == "language" or kind is Target]
+    more = [kind for kind in _more(method) if task == "language" or issubclass(kind, Target)]
     # pydantic reads the fields of the last base first, and a default may depend on what was read before
-    bases = (TASKS[task], *(kind for kind in more if kind is not Target), METHODS[method])
-    bases += (Target,) if Target in more else ()
+    targets = [kind for kind in more if issubclass(kind, Target)]
+    bases = (TASKS[task], *(kind for kind in more if kind not in targets), METHODS[method], *targets)
     fields = METHODS[method].model_fields
     changed = {
         name: (_kind(METHODS[method], name), option(default, fields[name].description or ""))
@@ -87,7 +91,7 @@ def uses(method: str, name: str) -> bool:
 def options_of(task: str) -> dict[str, Option]:
     """The options of a task, whatever the method: first those of methods, then those of every run, then its own."""
     own, classes = TASKS[task], [_CLASSES[task]["sparseout"], *_CLASSES[task].values(), *METHODS.values()]
-    more = _MORE if task == "language" else (Target,)
+    more = _MORE if task == "language" else (TargetOfQ, Target)
     groups = {name: "Method" for kind in (*METHODS.values(), *more) for name in kind.model_fields}
     groups |= {name: str(kind.__doc__)[:-1] for kind in (Training, Data, Machine) for name in kind.model_fields}
     groups |= {name: "Task" for name in own.model_fields if name not in groups}

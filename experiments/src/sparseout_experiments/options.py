@@ -54,12 +54,45 @@ class Dropout(Method):
     p: Probability = option(0.5, "Drop probability.")
 
 
+KNOBS = {  # of the methods that have any: what moves to a target, the default first
+    "dropout": ("p",),
+    "sparseout": ("q", "p"),
+    "gaussian": ("p",),
+    "penalty": ("strength",),
+    "l1_warmup": ("strength",),
+    "kwinners": ("k",),
+    "statistical_topk": ("k",),
+}
+
+
 class Target(BaseModel):
-    """Instead of a q that stays, one that moves until a target is met."""
+    """Instead of a setting that stays, one that moves until a target is met."""
 
     target_sparsity: Sparsity | None = option(
-        None, "Mean Hoyer sparsity, in training, of the inputs of the noise layers: q moves until it is met."
+        None, "Mean Hoyer sparsity in evaluation, where the method acts: the knob moves until it is met."
     )
+    knob: Literal["q", "p", "strength", "k"] | None = option(
+        None, "What moves to the target, from its value on.", shown="the first of these that the method has"
+    )
+
+    @model_validator(mode="after")
+    def _knob(self) -> Self:
+        method, strength, k = (getattr(self, name, None) for name in ("method", "strength", "k"))
+        if self.target_sparsity is None:
+            if self.knob is not None:
+                raise Refused("knob", "left out, as there is no target sparsity", self.knob)
+        elif self.knob is not None and self.knob not in (knobs := KNOBS[str(method)]):
+            raise Refused("knob", f"{' or '.join(knobs)} for the method {method}", self.knob)
+        elif strength == 0:
+            raise Refused("strength", "> 0, to be moved by factors", strength)
+        elif k is not None and k >= 1:
+            raise Refused("k", "a fraction of the units, to be moved", k)
+        return self
+
+
+class TargetOfQ(Target):
+    """A target for Sparseout, whose q has bounds."""
+
     q_min: NonNegative | None = option(
         lambda given: _if_moving(given, 1.0, None), "Lower bound of q if there is a target.", shown=1.0
     )

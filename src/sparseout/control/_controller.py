@@ -82,8 +82,8 @@ class SparsityController:
         target: the wanted value of `measure`; with `per_layer` it may be a mapping from layer names to values.
         measure: ``"hoyer"``, ``"hoyer_live"`` (over units that are not dead), ``"gini"``, ``"treves_rolls"``,
             ``"sparsity"``, ``"density"`` (the fraction of active units) or ``"kurtosis"``.
-        knob: ``"q"`` of Sparseout layers; ``"p"`` of Sparseout and Dropout layers; ``"k"``, as a fraction, of
-            :class:`sparseout.baselines.KWinners` layers (`k_eval` keeps its ratio to it); a
+        knob: ``"q"`` of Sparseout layers; ``"p"`` of Sparseout, Dropout and GaussianDropout layers; ``"k"``, as a
+            fraction, of KWinners (`k_eval` keeps its ratio to it) and StatisticalTopK layers; a
             :class:`sparseout.baselines.ActivityPenalty`, whose strength is moved; an object as
             :class:`sparseout.Knob` describes, or with `per_layer` a sequence of such objects.
         mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met, whatever is seen of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseout._utils.modules import named_modules, select
 from sparseout._utils.torch_internals import DROPOUT_BASE
 from sparseout._utils.validation import expected, is_number, type_name
-from sparseout.baselines import ActivityPenalty, KWinners
+from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, StatisticalTopK
 from sparseout.control._law import NATURAL
 from sparseout.layers import Sparseout
 
@@ -81,13 +81,16 @@ class _Kind(NamedTuple):
     raises_sparsity: bool
 
 
-_NOISE = "Sparseout and Dropout layers"
+_TOP_K: tuple[type[nn.Module], ...] = (KWinners, StatisticalTopK)
+_NOISE: tuple[type[nn.Module], ...] = (Sparseout, DROPOUT_BASE, GaussianDropout)
 _KINDS = {
     "q": _Kind(
         (Sparseout,), "Sparseout layers", "convert_dropout_ and insert_after_ make", "input", (1, 4), "linear", False
     ),
-    "p": _Kind((Sparseout, DROPOUT_BASE), _NOISE, "insert_after_ makes", "input", (0.01, 0.95), "logit", True),
-    "k": _Kind((KWinners,), "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False),
+    "p": _Kind(_NOISE, "Sparseout and Dropout layers", "insert_after_ makes", "input", (0.01, 0.95), "logit", True),
+    "k": _Kind(
+        (KWinners, StatisticalTopK), "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False
+    ),
 }
 
 
@@ -230,8 +233,8 @@ def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
         raise ValueError(expected("model", wanted, got))
     layers = select(every, modules, kind.noun)
     for name, layer in layers.items():
-        if isinstance(layer, KWinners) and layer.k >= 1:
-            raise ValueError(expected("k", f"a fraction of the units in {name or 'the model'}, to be moved", layer.k))
+        if knob == "k" and (k := float(getattr(layer, "k"))) >= 1:  # noqa: B009
+            raise ValueError(expected("k", f"a fraction of the units in {name or 'the model'}, to be moved", int(k)))
     return layers
 
 

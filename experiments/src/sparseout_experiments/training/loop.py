@@ -94,9 +94,14 @@ class _Run:
         self.context = DistributedContext(accelerator.device, accelerator.process_index, accelerator.num_processes)
         self.rng = Rng(config.seed, self.context.process)
         self.task: Task = build(config, self.rng, self.context)
+        self.shuffle_state = self.rng.shuffle.get_state()  # as the epoch began
+        steps = len(self.task.plan())  # says now, and not in the first epoch, if there is no plan
+        self.rng.shuffle.set_state(self.shuffle_state)
         # before anything is compiled: a hook that comes later is not seen
         self.target_control = (
-            TargetControl(config, self.task.model) if isinstance(config, Target) and config.target_sparsity else None
+            TargetControl(config, self.task.model, self.task.penalty, config.epochs * steps)
+            if isinstance(config, Target) and config.target_sparsity
+            else None
         )
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
@@ -111,11 +116,8 @@ class _Run:
         self.stopped_by = ""
         self.train_loss = float("nan")  # mean of the last epoch
         self.seconds = 0.0  # of training, up to the last look at the clock
-        self.shuffle_state = self.rng.shuffle.get_state()  # as the epoch began
-        steps = len(self.task.plan())  # says now, and not in the first epoch, if there is no plan
         if self.task.penalty is not None:
             self.task.penalty.warmup = round(getattr(config, "warmup", 0) * config.epochs * steps)
-        self.rng.shuffle.set_state(self.shuffle_state)
         for note in self.task.notes:
             self._tell(0.0, math.nan, note)
         self._resume()

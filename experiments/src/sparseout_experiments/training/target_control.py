@@ -8,29 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseout.baselines import ActivityPenalty
 from sparseout.control._controller import SparsityController
 from sparseout.monitor._noise import dropout_variance, noise_powers
-from sparseout_experiments.options import Target
+from sparseout_experiments.options import KNOBS, Target, TargetOfQ
+
+UPDATES = 100  # that a short run is to have at least; a long one has one in 10 steps
 
 
 class TargetControl:
-    """Moves q after every step towards `target_sparsity`, Hoyer in training of what the noise layers take in.
+    """Moves the knob after every step towards `target_sparsity`, Hoyer in evaluation where the method acts.
 
-    Of every interval of the controller it keeps the step, q, Hoyer, and the power of the noise as a multiple of that
-    of Dropout's; means over the layers.
+    Evaluation is seen on the validation data after every epoch; between, what is measured in training steers. Of every
+    interval of the controller it keeps the step, the knob, Hoyer, and the power of the noise as a multiple of that of
+    Dropout's; means over the layers.
+
+    Args:
+        config: with a target.
+        model: that is trained.
+        penalty: whose strength is moved, if that is the knob.
+        steps: of the run in all.
     """
 
-    def __init__(self, config: Target, model: nn.Module) -> None:
+    def __init__(self, config: Target, model: nn.Module, penalty: ActivityPenalty | None, steps: int) -> None:
         assert config.target_sparsity is not None
         self._target = config.target_sparsity
-        bounds: Any = (config.q_min, config.q_max)
-        self._controller = SparsityController(model, self._target, bounds=bounds)
+        self._knob: str = config.knob or KNOBS[getattr(config, "method")][0]  # noqa: B009
+        bounds: Any = (config.q_min, config.q_max) if isinstance(config, TargetOfQ) and self._knob == "q" else None
+        knob: Any = penalty if self._knob == "strength" else self._knob
+        every = min(10, max(1, steps // UPDATES))
+        self._controller = SparsityController(model, self._target, knob=knob, bounds=bounds, every=every)
         self._steps = 0
         self._records: list[dict[str, float]] = []
         self._written = 0  # of the records, by `line`
         self._messages: list[str] = []
         self._power = torch.zeros(2, dtype=torch.float64)  # of the noise, and of Dropout's
-        for name in self._controller.q:
+        for name in self._controller.values:
             model.get_submodule(name).register_forward_hook(self._see)
 
     def _see(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -48,7 +61,7 @@ class TargetControl:
         self._messages += messages
         if self._steps % self._controller.every == 0:
             noise, dropout = self._power.tolist()
-            record = {"step": self._steps, "q": _mean(self._controller.q.values())}
+            record = {"step": self._steps, self._knob: _mean(self._controller.values.values())}
             record["hoyer"] = _mean(self._controller.measured.values())
             self._records.append(record | {"noise": noise / dropout if dropout else 1.0})
             self._power.zero_()
@@ -62,7 +75,7 @@ class TargetControl:
     def result(self) -> dict[str, Any]:
         """What came of it: means over the last tenth of the intervals, and how far the power of the noise went."""
         last = self._records[-max(1, len(self._records) // 10) :]
-        result: dict[str, Any] = {name: _mean(record[name] for record in last) for name in ("hoyer", "q")}
+        result: dict[str, Any] = {name: _mean(record[name] for record in last) for name in ("hoyer", self._knob)}
         noises = [record["noise"] for record in self._records]
         result |= {"noise_least": min(noises, default=math.nan), "noise_most": max(noises, default=math.nan)}
         return {"target": self._target, **result, "intervals": len(self._records), "told": list(self._messages)}
