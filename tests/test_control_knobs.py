@@ -154,7 +154,7 @@ def test_a_target_out_of_reach_names_the_knob(kind: str, measure: str, target: f
         f"the target {target} of {measure} is out of reach: {kind} has been (at|close to) its {bound}, for 50 updates; "
     )
     with pytest.warns(UserWarning, match=says + "the closest value is"):
-        run(model, controller, 160, penalty)
+        run(model, controller, 220, penalty)
     assert "out of reach" in controller.report()[0]
 
 

@@ -33,11 +33,13 @@ class Axis(NamedTuple):
         return -natural if self.raises_sparsity else natural
 
     def value(self, x: float) -> float:
-        """The value at a place, within the bounds."""
-        low, high = self.bounds
-        natural = -x if self.raises_sparsity else x
-        value: float = NATURAL[self.scale][1](natural)
-        return min(max(value, low), high)
+        """The value at a place; beyond an end, and at it, the bound itself, without rounding."""
+        sparsest, densest = self.bounds[:: -1 if self.raises_sparsity else 1]
+        low, high = self.ends
+        if not low < x < high:
+            return sparsest if x <= low else densest
+        value: float = NATURAL[self.scale][1](-x if self.raises_sparsity else x)
+        return min(max(value, self.bounds[0]), self.bounds[1])
 
     @property
     def ends(self) -> tuple[float, float]:
