@@ -159,6 +159,7 @@ def test_a_dtensor_in_one_process(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_dtensors_in_two_processes(tmp_path):
     code = SHARDED + (
         "\nrank = int(sys.argv[1])\n"
