@@ -1,53 +1,62 @@
 """`import sparseout` imports torch and nothing optional."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
+# One process, as each takes seconds to import torch.
 PROBE = """
-import sys
+import json, sys
 import torch
 import torch._dynamo, torch.testing  # imported lazily by torch itself
-before = set(sys.modules)
+ours = set(sys.modules) | set(sys.stdlib_module_names)
+found = {}
+
+def note(name):
+    new = {module.partition(".")[0] for module in set(sys.modules) - ours}
+    found[name] = sorted(new - set(sys.stdlib_module_names) - {"torch", "sparseout"})
+
 import sparseout
-{extra}
-new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
-print(*sorted(new - set(sys.stdlib_module_names) - {{"torch", "sparseout"}}))
-print(*sorted(name for name in sys.modules if name.startswith("sparseout_experiments")))
+note("alone")
+found["device"] = torch.cuda.is_initialized()
+import sparseout.integrations
+note("integrations")
+for framework in ("lightning", "transformers"):
+    sys.modules[framework] = None
+    try:
+        __import__(f"sparseout.integrations.{framework}")
+    except ImportError as error:
+        found[framework] = str(error)
+    del sys.modules[framework]
+for optional in ("rich", "scipy", "sparseout_experiments"):
+    __import__(optional)
+    note(optional)
+print(json.dumps(found))
 """
 
 
-def imported_besides_torch(extra=""):
-    done = subprocess.run([sys.executable, "-c", PROBE.format(extra=extra)], capture_output=True, text=True, check=True)
-    return done.stdout.split()
+@pytest.fixture(scope="module")
+def probed():
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def test_nothing_optional():
-    assert imported_besides_torch() == []
-
-
-def test_nothing_optional_for_integrations():
-    assert imported_besides_torch("import sparseout.integrations") == []
+def test_nothing_optional_is_imported_and_no_device_touched(probed):
+    assert (probed["alone"], probed["integrations"], probed["device"]) == ([], [], False)
 
 
 @pytest.mark.parametrize("framework", ["lightning", "transformers"])
-def test_a_missing_framework_is_said(framework):
-    code = f"import sys; sys.modules['{framework}'] = None; import sparseout.integrations.{framework}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    sentence = rf'ImportError: sparseout.integrations.{framework} needs \w+: pip install "sparseout\[{framework}\]"'
-    assert re.fullmatch(sentence, done.stderr.strip().split("\n")[-1])
+def test_a_missing_framework_is_said(framework, probed):
+    sentence = rf'sparseout.integrations.{framework} needs \w+: pip install "sparseout\[{framework}\]"'
+    assert re.fullmatch(sentence, probed[framework])
 
 
 @pytest.mark.parametrize("optional", ["rich", "scipy", "sparseout_experiments"])
-def test_that_test_can_fail(optional):
-    assert optional in imported_besides_torch(f"import {optional}")
-
-
-def test_no_device_is_touched():
-    code = "import sparseout, torch; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_that_test_can_fail(optional, probed):
+    assert optional in probed[optional]
 
 
 def test_a_star_import_leaves_the_module_its_name():

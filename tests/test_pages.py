@@ -4,12 +4,11 @@ import math
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
+from forked import Forks
 from sparseout_experiments.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +27,7 @@ WITH_CODE = [
     if any(language == "python" for language, _ in blocks) and name not in ELSEWHERE
 ]
 
-# Says where the output of each block begins. Declared first is what transformers needs: see architectures.py.
-BEFORE = "import architectures; architectures.let_torchvision_import()\n"
+# Says where the output of each block begins.
 MARK = "--- the next block ---"
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w.]*\w)")
 
@@ -45,26 +43,26 @@ def test_no_block_is_overlooked(name):
     assert {language for language, _ in BLOCKS[name]} <= {"", "python", "bibtex", "toml", "sh"}
 
 
+@pytest.fixture(scope="module")
+def forks():
+    forks = Forks(os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", "OMP_NUM_THREADS": "1"})
+    yield forks
+    forks.close()
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in WITH_CODE]
 )
-def test_python_runs_and_prints_what_is_shown(name, tmp_path):
+def test_python_runs_and_prints_what_is_shown(name, tmp_path, forks):
     """The blocks of a page are one program. A block without a language that follows one is what that one prints."""
-    program, shown = BEFORE, []
+    program, shown = "", []
     for language, text in BLOCKS[name]:
         if language == "python":
             program += f"print({MARK!r})\n{text}"
             shown.append("")
         elif not language and shown and not shown[-1] and not command_lines(text):
             shown[-1] = text
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = forks.run(program, tmp_path)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.split(MARK + "\n")[1:]
     assert len(printed) == len(shown)
