@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparseout_experiments.cli import importing
 from sparseout_experiments.commands import bench, demo, reproduce, run, sweep, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
 from sparseout_experiments.commands.help import CONTEXT, Command, Group
@@ -61,7 +62,8 @@ def _top(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if show_version:
-        from sparseout import __version__
+        with importing():
+            from sparseout import __version__
 
         typer.echo(f"sparseout {__version__}")
     elif context.invoked_subcommand is None:

@@ -1,7 +1,6 @@
 """The report of the demonstration: numbers, a page, a picture, and the end of its output in the terminal."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
 from sparseout_experiments.demo.training import chosen, mean_error
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.training import atomic_files
+from sparseout_experiments.training import atomic_files, run_folder
 from sparseout_experiments.training.environment import environment
 
 
@@ -69,11 +68,5 @@ def results(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, 
         },
         "environment": environment("scikit-learn") | {"threads": 1},
         "seconds": round(seconds, 2),
-        "runs": [_without_nan(run.record()) for run in runs],
-    }
-
-
-def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+        "runs": [run_folder.plain(run.record()) for run in runs],
     }
