@@ -18,9 +18,13 @@ P = 0.25  # a multiple of 2^-16, so that it is p to the last bit
 @pytest.mark.parametrize("q", [0, 0.5, 1.0, 2.0, 3.0])
 def test_a_weight_has_the_two_values_of_the_equation(q, per_example):
     layer = bridgeout_(nn.Linear(4, 4, bias=False), P, q, per_example=per_example)
-    layer.weight.data = torch.tensor(WEIGHTS).diag() + 0.0
-    x = torch.ones(2000, 4) if per_example else torch.ones(1, 4)
-    seen = torch.cat([layer(x) for _ in range(1 if per_example else 2000)]).detach()  # of each weight
+    weights = torch.tensor(WEIGHTS)
+    if per_example:
+        layer.weight.data = weights.diag() + 0.0
+        seen = layer(torch.ones(2000, 4)).detach()  # of each weight
+    else:
+        layer.weight.data = weights.repeat(2000, 1)
+        seen = layer(torch.eye(4)).T.detach()
     for weight, values in zip(torch.tensor(WEIGHTS), seen.T, strict=True):
         power = weight.abs() ** (q / 2) if weight != 0 else 0.0
         down, up = weight - power, weight + power * P / (1 - P)
@@ -66,7 +70,8 @@ def test_the_penalty_by_monte_carlo(q, per_example):
     if per_example:
         losses = (y - layer(X.expand(20_000, 6, 4))[..., 0]).square().sum(1)
     else:
-        losses = torch.stack([(y - layer(X)[:, 0]).square().sum() for _ in range(5000)])
+        layer.weight.data = w.repeat(20_000, 1)  # so many outputs, each with weights of its own
+        losses = (y[:, None] - layer(X)).square().sum(0)
     agrees(losses.detach(), expected_loss(X, y, w, q), 0.02)
 
 

@@ -17,6 +17,7 @@ GRID = [
     *("--epochs", "12", "--checkpoint-minutes", "0", "--device", "cpu", "--workers", "2"),
 ]
 RUNS = 50
+FEWER = ("--seeds", "2")  # 20 of them
 DASK = [sys.executable, "-m", "dask"]
 
 
@@ -46,6 +47,12 @@ def results(out):
         epochs = [json.loads(line)["epoch"] for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
         assert epochs == list(range(1, 13)), path  # trained by one worker at a time
     return found
+
+
+def assert_fewer(found, undisturbed):
+    """They are those of an undisturbed sweep, as far as they were asked for."""
+    assert len(found) == RUNS * 2 // 5
+    assert found == {name: undisturbed[name] for name in found}
 
 
 def workers_of(process):
@@ -118,8 +125,8 @@ def cluster():
 @pytest.mark.slow
 def test_separate_processes_one_of_which_is_killed_for_good(undisturbed, cluster, tmp_path):
     _, workers, address = cluster
-    process = sweep(tmp_path, "--scheduler", address)
-    while len(list(tmp_path.glob("*/result.json"))) < 10:
+    process = sweep(tmp_path, *FEWER, "--scheduler", address)
+    while len(list(tmp_path.glob("*/result.json"))) < 5:
         time.sleep(0.2)
         assert process.poll() is None
     children = psutil.Process(workers[0].pid).children(recursive=True)
@@ -128,13 +135,13 @@ def test_separate_processes_one_of_which_is_killed_for_good(undisturbed, cluster
         child.kill()
     status, said = end(process)
     assert status == 0, said
-    assert results(tmp_path) == undisturbed
+    assert_fewer(results(tmp_path), undisturbed)
 
 
 @pytest.mark.slow
 def test_a_scheduler_that_goes_away_is_said_and_nothing_is_lost(undisturbed, cluster, tmp_path):
     scheduler, _, address = cluster
-    process = sweep(tmp_path, "--scheduler", address)
+    process = sweep(tmp_path, *FEWER, "--scheduler", address)
     while len(list(tmp_path.glob("*/result.json"))) < 5:
         time.sleep(0.2)
         assert process.poll() is None
@@ -146,9 +153,9 @@ def test_a_scheduler_that_goes_away_is_said_and_nothing_is_lost(undisturbed, clu
     )
     assert "Traceback" not in said
     assert len(list(tmp_path.glob("*/result.json"))) >= 5
-    status, said = end(sweep(tmp_path))
+    status, said = end(sweep(tmp_path, *FEWER))
     assert status == 0, said
-    assert results(tmp_path) == undisturbed
+    assert_fewer(results(tmp_path), undisturbed)
 
 
 @pytest.mark.slow
