@@ -186,7 +186,10 @@ def interrupted(folder, how, **options):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-@pytest.mark.parametrize(("how", "accumulated"), [("an exception", 1), ("an exception", 2), ("a kill", 1)])
+@pytest.mark.parametrize(
+    ("how", "accumulated"),
+    [("an exception", 1), ("an exception", 2), pytest.param("a kill", 1, marks=pytest.mark.slow)],
+)
 def test_resumed_q_goes_on_as_if_nothing_had_happened(how, accumulated, tmp_path):
     options = {"accumulate_grad_batches": accumulated, "epochs": 3 * accumulated}
     unbroken = steered()

@@ -148,7 +148,10 @@ def interrupted(folder, how):
     trainer(folder, callback, record, save_strategy="steps", save_steps=5).train()
 
 
-@pytest.mark.parametrize(("how", "restored"), [("an exception", False), ("an exception", True), ("a kill", False)])
+@pytest.mark.parametrize(
+    ("how", "restored"),
+    [("an exception", False), ("an exception", True), pytest.param("a kill", False, marks=pytest.mark.slow)],
+)
 def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
     unbroken = steered()
     whole = Record(unbroken)
