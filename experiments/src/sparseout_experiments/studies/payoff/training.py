@@ -1,0 +1,215 @@
+"""Training of classifiers to a density of their activations, and what that density is worth in evaluation."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparseout
+from sparseout import baselines, inference
+from sparseout_experiments.data import images
+from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.environment import environment, one_thread
+
+TARGETS = (0.3, 0.1, 0.05)  # of the density: the fraction of hidden units that are not 0, in evaluation
+STEERED = ("sparseout", "penalty", "topk")  # methods that take a target
+METHODS = ("none", "dropout", *STEERED)
+BATCHES = (1, 64)  # rows of a call that is timed
+P = 0.5  # of Dropout and Sparseout
+EVERY = 5  # steps between updates of the controller
+PROBE = 256  # training images on which it measures
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, the sizes of its network, and how long that is trained."""
+
+    title: str
+    units: int
+    epochs: int
+    batch: int
+    train: int | None
+    test: int
+    seeds: tuple[int, ...]
+    rate: float = 1e-3
+
+
+TASKS = {
+    "digits": Task("Digits (8 x 8)", 500, 30, 64, None, 450, (0, 1, 2)),
+    "mnist": Task("MNIST", 1000, 6, 100, 10_000, 10_000, (0, 1, 2)),
+}
+
+
+class Network(nn.Sequential):
+    """Two hidden layers with an activation and noise each, and a linear layer to the classes."""
+
+    def __init__(self, inputs: int, units: int, classes: int, method: str, target: float | None) -> None:
+        def hidden(width: int) -> list[nn.Module]:
+            return [nn.Linear(width, units), *activation(method, target)]
+
+        super().__init__(*hidden(inputs), *hidden(units), nn.Linear(units, classes))
+
+
+def activation(method: str, target: float | None) -> list[nn.Module]:
+    """The activation and the noise of a method."""
+    if method == "topk":
+        assert target is not None
+        return [baselines.StatisticalTopK(target), nn.Identity()]
+    noise: nn.Module = nn.Identity()
+    if method == "dropout":
+        noise = nn.Dropout(P)
+    if method == "sparseout":
+        noise = sparseout.Sparseout(P, 2.0)
+    return [nn.ReLU(), noise]
+
+
+class FractionKnob:
+    """The k of statistical top-k layers, as a knob of the controller."""
+
+    name, bounds, scale, raises_sparsity = "k", (0.002, 0.5), "log", False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = {n: m for n, m in model.named_modules() if isinstance(m, baselines.StatisticalTopK)}
+        self.sites = dict.fromkeys(self._layers, "output")
+
+    def get(self) -> float:
+        return next(iter(self._layers.values())).k
+
+    def set(self, value: float) -> None:
+        for layer in self._layers.values():
+            layer.k = value
+
+
+def run(name: str, data: images.Images, method: str, target: float | None, seed: int) -> dict[str, Any]:
+    """One training, and what its network is worth compacted and made sparse."""
+    task = TASKS[name]
+    train, test = ((part.pixels.flatten(1).float(), part.labels) for part in (data.train, data.test))
+    mean, std = train[0].mean(), train[0].std()
+    x, y = (train[0] - mean) / std, train[1]
+    torch.manual_seed(seed)
+    model = Network(x.shape[1], task.units, data.classes, method, target)
+    penalty = None
+    if method == "penalty":
+        penalty = baselines.ActivityPenalty(model, 1e-4, modules=[nn.ReLU])
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
+    controller = None
+    if target is not None:
+        knob: Any = {"sparseout": "q", "penalty": penalty, "topk": FractionKnob(model)}[method]
+        bounds = (0.1, 4.0) if method == "sparseout" else None
+        controller = sparseout.SparsityController(
+            model, target, "density", knob=knob, probe=x[:PROBE], every=EVERY, bounds=bounds
+        )
+    order, told = torch.Generator().manual_seed(seed), []
+    for _ in range(task.epochs):
+        for rows in torch.randperm(len(x), generator=order).split(task.batch):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            (loss if penalty is None else loss + penalty.loss()).backward()
+            optimizer.step()
+            if controller is not None:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    controller.step()
+                told += [str(warning.message) for warning in caught]
+    knob_value = None
+    if controller is not None:
+        knob_value = next(iter(controller.values.values()))
+        controller.detach()
+    if penalty is not None:
+        penalty.detach()
+    model.eval().requires_grad_(False)
+    return {"knob": knob_value, "told": told} | worth(model, x, (test[0] - mean) / std, test[1])
+
+
+def worth(model: nn.Sequential, x: Tensor, test: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Error and density of a trained network, its sizes before and after compaction, and its times."""
+    batches = x.split(1000)
+    found = {"error": wrong(model, test, labels), "density": density(model, test)}
+    compacted = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing to remove is an outcome here
+        plan = inference.compact(compacted, batches)
+        plan.apply_()
+    found |= {"parameters": count(model), "parameters_compact": count(compacted)}
+    found["error_compact"] = wrong(compacted, test, labels)
+    for key, one in (("macs", model), ("macs_compact", compacted)):
+        total = inference.cost(one, [test]).total
+        found |= {f"{key}_dense": total["dense_macs"], f"{key}_effective": total["effective_macs"]}
+    sparse = copy.deepcopy(compacted)
+    report = inference.sparse_linear_(sparse, [test[:rows] for rows in BATCHES])
+    found["sparse_layers"] = sorted(report.changed)
+    found["error_sparse"] = wrong(sparse, test, labels)
+    networks = {"dense": model, "compact": compacted, "sparse": sparse}
+    return found | {"us": {name: times for name, times in timed(networks, test).items()}}
+
+
+@torch.no_grad()
+def wrong(model: nn.Module, test: Tensor, labels: Tensor) -> float:
+    """The fraction of images that are misclassified."""
+    return (model(test).argmax(1) != labels).double().mean().item()
+
+
+def density(model: nn.Module, test: Tensor) -> float:
+    """The fraction of hidden units that are not 0, a mean over the two layers."""
+    kinds: Sequence[type[nn.Module]] = [nn.ReLU, baselines.StatisticalTopK]
+    present = [kind for kind in kinds if any(isinstance(module, kind) for module in model.modules())]
+    with sparseout.SparsityMonitor(model, present, measures=["density"]) as monitor, torch.no_grad():
+        model(test)
+    records = [record["density"] for record in monitor.report() if record["axis"] == "population"]
+    return float(sum(records) / len(records))
+
+
+def count(model: nn.Module) -> int:
+    """How many parameters it has."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def timed(networks: dict[str, nn.Module], test: Tensor, seconds: float = 0.3) -> dict[str, dict[str, float]]:
+    """Microseconds a row of each network at each number of rows: the median of calls, all networks in turn."""
+    found: dict[str, dict[str, float]] = {name: {} for name in networks}
+    for rows in BATCHES:
+        inputs = test[: 8 * rows].split(rows)
+        calls: dict[str, list[float]] = {name: [] for name in networks}
+        began, turn = time.perf_counter(), 0
+        while turn < 16 or time.perf_counter() - began < seconds * len(networks):
+            for name, network in networks.items():
+                calls[name].append(_seconds(network, inputs[turn % len(inputs)]))
+            turn += 1
+        for name, times in calls.items():
+            found[name][str(rows)] = 1e6 * sorted(times)[len(times) // 2] / rows
+    return found
+
+
+def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    network(x)  # its weights are in the cache, as far as they fit
+    start = time.perf_counter()
+    network(x)
+    return time.perf_counter() - start
+
+
+@functools.cache
+def _load(source: str, train: int | None, test: int) -> images.Images:
+    """Decoded once for all jobs of a worker. Nothing is chosen by validation data; 100 images are held out."""
+    return images.load(source, train_size=train, valid_size=100, test_size=test)
+
+
+def train(task: str, options: dict[str, Any], folder: Path) -> None:
+    """A job of the engine: one training, with its result in the folder."""
+    start, options = time.perf_counter(), dict(options)
+    setting = TASKS[task]
+    with one_thread():
+        found = run(task, _load(options["data"], setting.train, setting.test), options["method"], options["target"], options["seed"])
+    found |= {"config": options, "environment": environment()}
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
