@@ -31,7 +31,7 @@ class Request:
 
 
 class Study(Protocol):
-    """What the module of a study has."""
+    """What the module of a study has; one whose runs are no task of the command line has a function `train` too."""
 
     ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
 

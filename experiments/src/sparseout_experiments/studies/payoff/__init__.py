@@ -1,22 +1,23 @@
 """What is sparsity worth in evaluation? Classifiers trained to a density, compacted, made sparse, and timed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sparseout_experiments.studies.control import collect
-from sparseout_experiments.studies.engine import jobs, pages
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.cluster import Cluster, Job, Outcome, Train
-from sparseout_experiments.studies.engine.jobs import StudyStopped
+from sparseout_experiments.studies.engine.cluster import Job
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.sweep import OnProgress
+from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.payoff import figures, training, transformer
 from sparseout_experiments.studies.payoff.training import METHODS, STEERED, TARGETS, TASKS
 
-__all__ = ["NAMES", "TASKS", "StudyStopped", "load_all", "render", "reproduce"]
+__all__ = ["ALL_MUST_FINISH", "NAMES", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+
+ALL_MUST_FINISH = True
 
 TITLE = "# What is sparsity worth?"
 KIND = "sparseout payoff"
@@ -30,23 +31,54 @@ LABELS = {
     "penalty": "L1 penalty",
     "topk": "statistical top-k",
 }
-Run = tuple[str, str, float | None, int]  # task, method, target, seed
 
 
-def plan(names: Sequence[str], work: Path, sources: Mapping[str, str], seeds: int) -> dict[Run, Job]:
-    """Every run, seed by seed, so that an interrupted study has compared all methods on the seeds it did."""
-    found: dict[Run, Job] = {}
-    for name in names:
-        if name == MINILM:
-            found[name, "threshold", None, 0] = Job(name, {"seed": 0}, work / name)
-            continue
-        for seed in TASKS[name].seeds[:seeds]:
-            for method in METHODS:
-                for target in TARGETS if method in STEERED else (None,):
-                    options = {"data": sources.get(name, name), "method": method, "target": target, "seed": seed}
-                    key = f"{method}_target={target}_seed={seed}"
-                    found[name, method, target, seed] = Job(name, options, work / name / key)
-    return found
+class Run(NamedTuple):
+    """One training of a classifier; or the measurements of the transformer."""
+
+    task: str
+    method: str = "threshold"
+    target: float | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.method}{'' if self.target is None else f' to {self.target:g}'}, seed {self.seed}"
+
+    def job(self, request: Request) -> Job:
+        """As options, and a folder."""
+        if self.task == MINILM:
+            return Job(MINILM, {"seed": 0}, request.work / MINILM)
+        options = {"data": request.sources.get(self.task, self.task), **self._asdict()}
+        options.pop("task")
+        return Job(
+            self.task, options, request.work / self.task / f"{self.method}_target={self.target}_seed={self.seed}"
+        )
+
+
+class _Ledger(Ledger[Run]):
+    def wanted(self, job: Job) -> Mapping[str, Any]:
+        return job.options  # they are no options of `sparseout run`
+
+
+ledger = _Ledger
+
+
+def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+    """Every run, seed by seed."""
+    runs = [
+        Run(name, method, target, seed)
+        for name in request.names
+        if name != MINILM
+        for seed in TASKS[name].seeds
+        for method in METHODS
+        for target in (TARGETS if method in STEERED else (None,))
+    ]
+    return {run: run.job(request) for run in [*runs, *([Run(MINILM)] if MINILM in request.names else [])]}
+
+
+def total(request: Request, ledger: Ledger[Run]) -> int:
+    """How many runs there are."""
+    return len(plan(request, ledger))
 
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -54,74 +86,25 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
     (transformer.train if task == MINILM else training.train)(task, options, folder)
 
 
-def reproduce(
-    results: Path,
-    work: Path,
-    page: Path,
-    workers: int = 1,
-    names: Sequence[str] = NAMES,
-    on_progress: OnProgress | None = None,
-    *,
-    sources: Mapping[str, str] | None = None,
-    seeds: int = 3,
-    scheduler: str | None = None,
-    train: Train = train,
-) -> None:
-    """Run what is missing, write a file of results for each task, and make the page.
+def check(request: Request, results: Path, page: Path) -> None:
+    """Raise ValueError for a page that is another, or that was made from more runs."""
+    others = [record for name, record in load_all(results).items() if name not in request.names]
+    pages.check(page, TITLE, total(request, ledger()) + sum(map(_runs, others)))
 
-    Args:
-        results: folder of the files of results.
-        work: folder of the runs.
-        page: the Markdown file to write; figures go to `images` beside it.
-        workers: processes at a time, one thread each. More than one disturb each other's times.
-        names: which of digits, mnist, minilm.
-        on_progress: is told how many runs of how many are done, and which ended last.
-        sources: a folder or hub id to take for a data set.
-        seeds: how many of each setting.
-        scheduler: the address of a Dask scheduler, instead of workers of this machine.
-        train: trains one run.
 
-    Raises:
-        StudyStopped: where it cannot go on, in one sentence; what is finished is kept.
-    """
-    wanted = plan(names, work, sources or {}, seeds)
-    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in names)
-    pages.check(page, TITLE, len(wanted) + sum(others))
-    found: dict[Run, dict[str, Any]] = {}
-
-    def look(run: Run) -> bool:
-        result, reason = jobs.outcome_of(wanted[run].folder, wanted[run].options)
-        if reason is not None:
-            raise StudyStopped(f"{_said(run)}: {reason}")
-        if result is not None:
-            found[run] = result
-        return result is not None
-
-    def ended(run: Run, outcome: Outcome) -> dict[Run, Job]:
-        if (problem := outcome.problem or outcome.lost) or not look(run):
-            raise StudyStopped(f"{_said(run)}: {problem or 'the run ended without a result'}")
-        if on_progress is not None:
-            on_progress(len(found), len(wanted), _said(run))
-        return {}
-
-    missing = {run: job for run, job in wanted.items() if not look(run)}
-    if missing:
-        with Cluster(min(workers, len(missing)), train, scheduler) as cluster:
-            jobs.run_all(cluster, missing, lambda run: None, ended)
-    for name in names:
-        mine = {run: found[run] for run in wanted if run[0] == name}
-        head = {"kind": KIND, "task": name, "environments": collect.distinct([r["environment"] for r in mine.values()])}
+def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
+    """Write a file of results for each task."""
+    for name in request.names:
+        mine = {run: result for run, result in ledger.results.items() if run.task == name}
+        made = files.distinct([dict(result["environment"]) for result in mine.values()])
+        head = {"kind": KIND, "task": name, "environments": made}
         if name == MINILM:
-            ((_, result),) = mine.items()
+            (result,) = mine.values()
             numbers = {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "rows")}
             files.save(_path(results, name), head | numbers)
         else:
-            rows = [
-                {"method": method, "target": target, "seed": seed} | _numbers(result)
-                for (_, method, target, seed), result in mine.items()
-            ]
+            rows = [{**run._asdict(), **_numbers(result)} for run, result in mine.items()]
             files.save(_path(results, name), head | {"rows": rows})
-    render(results, page)
 
 
 def render(results: Path, page: Path) -> None:
@@ -135,7 +118,7 @@ def render(results: Path, page: Path) -> None:
     values = {"tasks": tasks, "minilm": minilm, "setup": training, "labels": LABELS, "tolerance": TOLERANCE}
     made = [] if minilm is None else pages.made_with((environment, True) for environment in minilm["environments"])
     text = pages.rendered(__package__, "page.md.j2", **values, minilm_made_with=made)
-    runs = sum(len(record["rows"]) for record in records.values())
+    runs = sum(map(_runs, records.values()))
     pages.check(page, TITLE, runs)
     images = {f"payoff-{task['name']}": figures.price(task["settings"]) for task in tasks}
     if minilm is not None:
@@ -184,9 +167,8 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in left_out}
 
 
-def _said(run: Run) -> str:
-    task, method, target, seed = run
-    return f"{task}, {method}{'' if target is None else f' to {target:g}'}, seed {seed}"
+def _runs(record: Mapping[str, Any]) -> int:
+    return 1 if record["task"] == MINILM else len(record["rows"])
 
 
 def _path(results: Path, name: str) -> Path:

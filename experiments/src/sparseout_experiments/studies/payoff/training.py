@@ -46,7 +46,7 @@ class Task:
 
 TASKS = {
     "digits": Task("Digits (8 x 8)", 500, 30, 64, None, 450, (0, 1, 2)),
-    "mnist": Task("MNIST", 1000, 6, 100, 10_000, 10_000, (0, 1, 2)),
+    "mnist": Task("MNIST", 1000, 6, 50, 5_000, 5_000, (0, 1, 2)),
 }
 
 
@@ -69,7 +69,7 @@ def activation(method: str, target: float | None) -> list[nn.Module]:
     if method == "dropout":
         noise = nn.Dropout(P)
     if method == "sparseout":
-        noise = sparseout.Sparseout(P, 2.0)
+        noise = sparseout.Sparseout(P, 2.0, scale="matched")
     return [nn.ReLU(), noise]
 
 
@@ -100,8 +100,8 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
     model = Network(x.shape[1], task.units, data.classes, method, target)
     penalty = None
     if method == "penalty":
-        penalty = baselines.ActivityPenalty(model, 1e-4, modules=[nn.ReLU])
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
+        penalty = baselines.ActivityPenalty(model, [nn.ReLU], strength=1e-3, q=1.0).attach()
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.rate, fused=True)
     controller = None
     if target is not None:
         knob: Any = {"sparseout": "q", "penalty": penalty, "topk": FractionKnob(model)}[method]
@@ -134,7 +134,7 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
 def worth(model: nn.Sequential, x: Tensor, test: Tensor, labels: Tensor) -> dict[str, Any]:
     """Error and density of a trained network, its sizes before and after compaction, and its times."""
     batches = x.split(1000)
-    found = {"error": wrong(model, test, labels), "density": density(model, test)}
+    found: dict[str, Any] = {"error": wrong(model, test, labels), "density": density(model, test)}
     compacted = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing to remove is an outcome here
@@ -149,14 +149,14 @@ def worth(model: nn.Sequential, x: Tensor, test: Tensor, labels: Tensor) -> dict
     report = inference.sparse_linear_(sparse, [test[:rows] for rows in BATCHES])
     found["sparse_layers"] = sorted(report.changed)
     found["error_sparse"] = wrong(sparse, test, labels)
-    networks = {"dense": model, "compact": compacted, "sparse": sparse}
-    return found | {"us": {name: times for name, times in timed(networks, test).items()}}
+    networks: dict[str, nn.Module] = {"dense": model, "compact": compacted, "sparse": sparse}
+    return found | {"us": timed(networks, test)}
 
 
 @torch.no_grad()
 def wrong(model: nn.Module, test: Tensor, labels: Tensor) -> float:
     """The fraction of images that are misclassified."""
-    return (model(test).argmax(1) != labels).double().mean().item()
+    return float((model(test).argmax(1) != labels).double().mean())
 
 
 def density(model: nn.Module, test: Tensor) -> float:
@@ -209,7 +209,13 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
     start, options = time.perf_counter(), dict(options)
     setting = TASKS[task]
     with one_thread():
-        found = run(task, _load(options["data"], setting.train, setting.test), options["method"], options["target"], options["seed"])
+        found = run(
+            task,
+            _load(options["data"], setting.train, setting.test),
+            options["method"],
+            options["target"],
+            options["seed"],
+        )
     found |= {"config": options, "environment": environment()}
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
