@@ -72,15 +72,16 @@ def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
         stays = f"; the report in {folder}, of {before} runs, stays" if runs else ", and nothing was written"
         fail(f"interrupted: {finished}{stays}", INTERRUPTED)
 
-    from sparseout_experiments.demo import report  # matplotlib takes a second to import
+    from sparseout_experiments.demo import payoff, report  # matplotlib takes a second to import
 
     try:
-        written = report.write(folder, options, runs, time.perf_counter() - started)
+        worth = payoff.measure(runs)
+        written = report.write(folder, options, runs, time.perf_counter() - started, worth)
     except OSError as error:
         fail(f"the report could not be written to {folder} ({error.strerror})", FAILED)
     except KeyboardInterrupt:
         fail("interrupted while the report was being written", INTERRUPTED)
-    report.show(Console(), options, runs, written)
+    report.show(Console(), options, runs, written, worth)
     if len(runs) < total:
         fail(f"interrupted: {finished}, and they are what the report shows", INTERRUPTED)
 

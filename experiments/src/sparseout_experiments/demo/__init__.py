@@ -14,6 +14,8 @@ from sparseout_experiments.message import expected
 if TYPE_CHECKING:  # torch takes seconds to import
     from torch import Tensor
 
+    from sparseout_experiments.models import Autoencoder
+
 Scale = float | Literal["paper", "matched"]
 Gradient = Literal["detached", "exact"]
 
@@ -75,10 +77,11 @@ class Run:
     seconds: float
     histogram: list[int]
     pictures: Pictures | None = field(default=None, compare=False, repr=False)
+    model: "Autoencoder | None" = field(default=None, compare=False, repr=False)  # without its noise
 
     def record(self) -> dict[str, Any]:
         """The entry of results.json."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("setting", "pictures")}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("setting", "pictures", "model")}
         return vars(self.setting) | numbers
 
 

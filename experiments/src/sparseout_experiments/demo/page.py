@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sparseout_experiments.demo import Options, figures, pictures
+from sparseout_experiments.demo import Options, figures, payoff, pictures
 from sparseout_experiments.demo.summary import Row, caveats, notes, scale_name
 from sparseout_experiments.demo.table import HEADINGS, lines, row_name
 from sparseout_experiments.demo.training import digits, mean_error
@@ -22,7 +22,7 @@ class Strip(NamedTuple):
     filters: str | None
 
 
-def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
+def page(options: Options, rows: Sequence[Row], results: dict[str, Any], worth: payoff.Payoff | None = None) -> str:
     """The HTML of the report."""
     source = resources(__package__).joinpath("demo.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
@@ -40,6 +40,8 @@ def page(options: Options, rows: Sequence[Row], results: dict[str, Any]) -> str:
         strips_scale=scale_name(options.scales[-1]),
         headings=HEADINGS,
         table=table,
+        payoff=payoff,
+        worth=worth,
         notes=[*caveats(rows, blind_error), *notes(options, rows)],
     )
 

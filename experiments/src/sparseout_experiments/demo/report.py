@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from sparseout_experiments.config import record, resolve
-from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, RESULTS, Options, Run, figures, plan
+from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, RESULTS, Options, Run, figures, payoff, plan
 from sparseout_experiments.demo.page import page
+from sparseout_experiments.demo.payoff import Payoff
 from sparseout_experiments.demo.summary import caveats, summarise, verdict
 from sparseout_experiments.demo.table import terminal
 from sparseout_experiments.demo.training import chosen, mean_error
@@ -18,21 +19,25 @@ from sparseout_experiments.training import atomic_files, run_folder
 from sparseout_experiments.training.environment import environment
 
 
-def write(folder: Path, options: Options, runs: Sequence[Run], seconds: float) -> list[Path]:
-    """Write results.json, demo.png and report.html; return their paths."""
-    record = results(options, runs, seconds)
+def write(
+    folder: Path, options: Options, runs: Sequence[Run], seconds: float, worth: Payoff | None = None
+) -> list[Path]:
+    """Write results.json, demo.png and report.html; return their paths. `worth` is the last act's, if there was one."""
+    record = results(options, runs, seconds) | {"payoff": None if worth is None else worth.record()}
     rows = summarise(options, runs)
     contents: dict[str, str | bytes] = {
         RESULTS: json.dumps(record, indent=1, allow_nan=False) + "\n",
         "demo.png": figures.picture(rows, options.scales),
-        "report.html": page(options, rows, record),
+        "report.html": page(options, rows, record, worth),
     }
     for name, content in contents.items():
         atomic_files.write(folder / name, content)
     return [folder / name for name in contents]
 
 
-def show(console: Console, options: Options, runs: Sequence[Run], written: Sequence[Path]) -> None:
+def show(
+    console: Console, options: Options, runs: Sequence[Run], written: Sequence[Path], worth: Payoff | None = None
+) -> None:
     """The end of the run: table, verdict, caveats, and where to read on."""
     rows = summarise(options, runs)
     console.print(terminal(rows))
@@ -44,6 +49,9 @@ def show(console: Console, options: Options, runs: Sequence[Run], written: Seque
     console.print(f"[bold]{verdict(rows, options.scales)}[/bold]\n", highlight=False)
     for sentence in caveats(rows, mean_error()):
         console.print(sentence + "\n", highlight=False, markup=False)
+    if worth is not None:
+        console.print(payoff.terminal(worth))
+        console.print(payoff.sentence(worth) + "\n", highlight=False, markup=False)
     console.print("Wrote " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 
 

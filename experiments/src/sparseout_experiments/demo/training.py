@@ -67,6 +67,7 @@ def train(setting: Setting, seed: int, options: Options, folder: Path, on_progre
         seconds=result["seconds"],
         histogram=histogram,
         pictures=pictures if seed == 0 else None,
+        model=model,
     )
 
 
