@@ -1,4 +1,4 @@
-"""Rewrites what README.md and docs/comparison.md say about cost, from the rows in benchmarks/results:
+"""Rewrites the tables of cost in README.md and docs/comparison.md, from the rows in benchmarks/results.
 
     sparseout bench --device cpu --out benchmarks/results   # measures for ten minutes, writes rows, page and plot
     python tools/benchmark_tables.py                        # README.md and docs/comparison.md
@@ -112,19 +112,19 @@ def rewrite(path: Path, start: str, end: str, text: str) -> None:
     path.write_text(old[:begin] + text + old[old.index(end, begin) :], encoding="utf-8")
 
 
-PLACES: list[tuple[str, str, str, Callable[[Record], str]]] = [
+TABLES: list[tuple[str, str, str, Callable[[Record], str]]] = [
     ("README.md", "## What it costs\n\n", '"Matched" and "exact" are values', cost),
     ("docs/comparison.md", "and peak memory at width 1024:\n\n", "At width 1024 Sparseout costs", alternatives),
 ]
 
 
 def main() -> None:
+    """Rewrite both files."""
     record = newest()
-    for name, start, end, write in PLACES:
+    device, backend = record.environment["device"]["name"], record.environment["backend"]["name"]
+    for name, start, end, write in TABLES:
         rewrite(ROOT / name, start, end, write(record))
-        print(
-            f"{name}: rows of {record.environment['device']['name']}, backend {record.environment['backend']['name']}"
-        )
+        print(f"{name}: rows of {device}, backend {backend}")
 
 
 if __name__ == "__main__":

@@ -85,11 +85,11 @@ for dtype, (shape, dims), p in itertools.product(dtypes, shapes, (0.3, 1e-9)):
     qs, units = (0.0, 0.1, 0.5, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0, 1e300), (1.0, 1e-30, 1e30)
     for q, unit in itertools.product(qs, units):
         params = (q, unit, 1.5)
-        cpu.value(x, seed, p, params, dims)
+        cpu.run(cpu.VALUE, None, x, seed, p, params, dims)
         if dtype in dtypes[:2]:
-            cpu.slope(x, seed, p, params, dims)
+            cpu.run(cpu.SLOPE, None, x, seed, p, params, dims)
         for exact in (False, True):
-            cpu.gradient(x, x, seed, p, params, dims, exact)
+            cpu.run(cpu.GRADIENT, x, x, seed, p, params, dims, exact)
         cpu.matched(x, q)
 for dtype, rows, ins, outs in itertools.product(dtypes, (1, 3), (1, 9, 1024, 2500), (1, 17, 1025)):
     w, b, info = torch.randn(ins, outs).to(dtype), torch.randn(outs).to(dtype), torch.finfo(dtype)

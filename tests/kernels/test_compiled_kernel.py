@@ -13,7 +13,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16"}
 SHAPE = (64, 64, 8, 8)
 
-# dtype, p, curve, shared dims
+# dtype, p, packed, shared dims
 CASES = {
     "q=1": (F32, 0.5, (1.0, 1.0, 1.0), ()),
     "q=1.3": (BF16, 0.5, (1.3, 1.0, 1.0), ()),
@@ -35,8 +35,8 @@ def compiled(case, backward, capability=90):
     from triton.compiler import ASTSource
 
     cuda = importlib.import_module("sparseout.kernels.cuda")
-    dtype, p, curve, dims = CASES[case]
-    arguments = cuda._arguments(dtype, SHAPE, p, curve, dims, backward, exact=True)
+    dtype, p, packed, dims = CASES[case]
+    arguments = cuda._arguments(dtype, SHAPE, p, packed, dims, backward, exact=True)
     pointer = TYPES[dtype]
     given = {"out_ptr": pointer, "x_ptr": pointer, "seed_ptr": "*i64"}
     given |= {"grad_ptr": pointer} if backward else {}

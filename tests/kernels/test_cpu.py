@@ -13,7 +13,7 @@ from sparseout import backend, sparseout
 from sparseout._utils import torch_internals
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams
+from sparseout.kernels.params import NoiseArguments, NoiseParams
 
 needs_kernel = pytest.mark.skipif(bool(cpu.obstacle()), reason=cpu.obstacle() or "it is there")
 SEED = torch.tensor(11)
@@ -46,7 +46,7 @@ def noise(x, p, shared_dims=()):
 
 
 def launch(grad, x, p, params, shared_dims=(), exact=False):
-    return cpu.launch(grad, x, SEED, p, list(params), None, shared_dims, exact)
+    return cpu.launch(grad, x, NoiseArguments(SEED, p, list(params), None, shared_dims, exact))
 
 
 def torch_path(x, p, q):
@@ -87,7 +87,9 @@ def test_value_and_slopes_are_the_definition(shape, shared_dims, dtype):
                 assert_is_sum(result, grad.double(), grad.double() * slope, q)
         if dtype in (torch.float32, torch.float64) and q < 6:
             slope = (reference.slope(wide, xi, *params, False) - 1).clamp(-largest, largest)
-            assert_is_sum(cpu.slope(x, SEED, p, params, shared_dims), torch.ones_like(slope), slope, q)
+            assert_is_sum(
+                cpu.run(cpu.SLOPE, None, x, int(SEED), p, params, shared_dims), torch.ones_like(slope), slope, q
+            )
 
 
 @needs_kernel
@@ -96,7 +98,7 @@ def test_value_and_slopes_are_the_definition(shape, shared_dims, dtype):
 def test_the_mask_is_that_of_every_other_path_bit_for_bit(p, seed):
     for shape, shared_dims in SHAPES:
         x = torch.ones(shape)
-        y = cpu.launch(None, x, torch.tensor(seed), p, [1.0, 1.0, 1.0], None, shared_dims, False)
+        y = cpu.launch(None, x, NoiseArguments(torch.tensor(seed), p, [1.0, 1.0, 1.0], None, shared_dims, False))
         drawn = [1 if dim in shared_dims else size for dim, size in enumerate(shape)]
         assert torch.equal(y != 0, masks.make(torch.tensor(seed), drawn, p).expand(shape))
 
@@ -107,7 +109,7 @@ def test_the_mask_is_that_of_every_other_path_bit_for_bit(p, seed):
 def test_every_number_of_a_half_type_is_read_and_rounded_as_torch_does(p, dtype):
     x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     y = launch(None, x, p, NoiseParams(2.0))
-    slope = cpu.slope(torch.ones(2**16), SEED, p, (2.0, 1.0, 1.0), ())
+    slope = cpu.run(cpu.SLOPE, None, torch.ones(2**16), int(SEED), p, (2.0, 1.0, 1.0), ())
     torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
     y = launch(x, torch.ones_like(x), p, NoiseParams(2.0))
     torch.testing.assert_close(y, (x.float() * slope).to(dtype), rtol=0, atol=0, equal_nan=True)
@@ -167,7 +169,7 @@ import os, torch
 from sparseout.kernels import cpu
 x = torch.randn(2_000_000)
 torch.set_num_threads(1)
-run = lambda: cpu.launch(None, x, torch.tensor(1), 0.3, [1.3, 1.0, 1.0], None, (), False)
+run = lambda: cpu.run(cpu.VALUE, None, x, 1, 0.3, (1.3, 1.0, 1.0), ())
 run(); alone = len(os.listdir("/proc/self/task"))
 torch.set_num_threads(3)
 run(); print(len(os.listdir("/proc/self/task")) - alone)

@@ -10,7 +10,7 @@ from interpreter import DEVICE, launchers
 
 from sparseout.kernels import mask as masks
 from sparseout.kernels import ops, reference
-from sparseout.kernels.params import NoiseParams
+from sparseout.kernels.params import NoiseArguments, NoiseParams
 
 tl = pytest.importorskip("triton.language", reason="triton is not installed: its kernel was not tested")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on which the interpreter computes
@@ -28,12 +28,12 @@ def cuda():
         yield module
 
 
-def forward(cuda, x, p, curve, shared_dims=(), seed=SEED):
-    return cuda.launch(None, x, seed, p, *curve, shared_dims, False)
+def forward(cuda, x, p, packed, shared_dims=(), seed=SEED):
+    return cuda.launch(None, x, NoiseArguments(seed, p, *packed, shared_dims, False))
 
 
-def backward(cuda, grad, x, p, curve, shared_dims=(), exact=False):
-    return cuda.launch(grad, x, SEED, p, *curve, shared_dims, exact)
+def backward(cuda, grad, x, p, packed, shared_dims=(), exact=False):
+    return cuda.launch(grad, x, NoiseArguments(SEED, p, *packed, shared_dims, exact))
 
 
 def mask_of(shape, p, shared_dims=(), seed=SEED):
@@ -50,53 +50,53 @@ def spread(n, dtype):
     return x[torch.randperm(n)].to(dtype).to(DEVICE)
 
 
-def curves(q, unit=1.0, gain=1.0):
-    """The three ways in which an op gets its curve."""
-    both = torch.tensor([unit, gain], device=DEVICE)
-    yield [q, unit, gain], None
+def forms(q, scale_unit=1.0, amplitude=1.0):
+    """The three forms in which an op gets the parameters of the noise."""
+    both = torch.tensor([scale_unit, amplitude], device=DEVICE)
+    yield [q, scale_unit, amplitude], None
     yield [q], both
     yield [], torch.cat([torch.tensor([q], device=DEVICE), both])
 
 
 def rounding(dtype):
-    """Half a unit in the last place; Triton's interpreter does not round to bf16, it truncates."""
+    """Half a scale_unit in the last place; Triton's interpreter does not round to bf16, it truncates."""
     truncated = DEVICE == "cpu" and dtype == torch.bfloat16
     return torch.finfo(dtype).eps / (1 if truncated else 2)
 
 
-def error_of_power(x, e, roots, unit):
-    """What the kernel promises of |x / unit|^e, relative, and some roundings more."""
+def error_of_power(x, e, roots, scale_unit):
+    """What the kernel promises of |x / scale_unit|^e, relative, and some roundings more."""
     if roots:
         return np.full(x.shape, 5 * 2.0**-22)
-    u = np.abs(np.where(x == 0, unit, x)) / unit
+    u = np.abs(np.where(x == 0, scale_unit, x)) / scale_unit
     return 2.0**-22 * (4 + 0.7 * abs(e) * np.maximum(1, np.abs(np.log2(u))))
 
 
-def check(cuda, x, p, curve, q, unit=1.0, gain=1.0, shared_dims=()):
+def check(cuda, x, p, packed, q, scale_unit=1.0, amplitude=1.0, shared_dims=()):
     """y and both gradients against numpy in fp64, within what the arithmetic allows."""
     wide = x.double().cpu().numpy()
     keep = np.broadcast_to(mask_of(x.shape, p, shared_dims).cpu().numpy(), x.shape)
     p_effective = masks.effective_p(p)
-    roots = bool(curve[0]) and 2 * q in range(9)
+    roots = bool(packed[0]) and 2 * q in range(9)
     half_ulp = rounding(x.dtype)
 
-    expected = wide + gain * (oracle.value(wide, keep, p_effective, q, unit) - wide)
-    y = forward(cuda, x, p, curve, shared_dims)
+    expected = wide + amplitude * (oracle.value(wide, keep, p_effective, q, scale_unit) - wide)
+    y = forward(cuda, x, p, packed, shared_dims)
     scale = np.abs(wide) + np.abs(expected - wide)
-    allowed = scale * error_of_power(wide, q / 2, roots, unit) + half_ulp * np.abs(expected)
+    allowed = scale * error_of_power(wide, q / 2, roots, scale_unit) + half_ulp * np.abs(expected)
     assert y.dtype == x.dtype
     assert (np.abs(y.double().cpu().numpy() - expected) <= allowed).all()
 
     grad = torch.randn(x.shape, device=DEVICE).to(x.dtype)
     limit = torch.finfo(x.dtype).max
     for gradient in ("detached", "exact"):
-        noise = gain * (oracle.slope(wide, keep, p_effective, q, unit, gradient) - 1)
+        noise = amplitude * (oracle.slope(wide, keep, p_effective, q, scale_unit, gradient) - 1)
         noise = np.clip(noise, -limit, limit)
         with np.errstate(over="ignore"):
             expected = grad.double().cpu().numpy() * (1 + noise)
-        result = backward(cuda, grad, x, p, curve, shared_dims, gradient == "exact")
+        result = backward(cuda, grad, x, p, packed, shared_dims, gradient == "exact")
         scale = np.abs(grad.double().cpu().numpy()) * (1 + np.abs(noise))
-        allowed = scale * error_of_power(wide, q / 2 - 1, roots, unit) + half_ulp * np.abs(expected)
+        allowed = scale * error_of_power(wide, q / 2 - 1, roots, scale_unit) + half_ulp * np.abs(expected)
         fits = np.abs(expected) < limit
         assert (np.abs(result.double().cpu().numpy() - expected)[fits] <= allowed[fits]).all()
         assert (result.double().abs().cpu().numpy()[~fits] >= limit * (1 - 2 * half_ulp)).all()
@@ -104,26 +104,26 @@ def check(cuda, x, p, curve, q, unit=1.0, gain=1.0, shared_dims=()):
 
 @pytest.mark.parametrize("q", QS)
 def test_value_and_slopes_are_the_equation(cuda, q):
-    for curve in curves(q):
-        check(cuda, spread(1000, torch.float32), PS[QS.index(q) % 4], curve, q)
+    for packed in forms(q):
+        check(cuda, spread(1000, torch.float32), PS[QS.index(q) % 4], packed, q)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("q", QS)
 def test_half_types_are_rounded_once(cuda, q, dtype):
-    check(cuda, spread(1000, dtype), 0.25, next(curves(q)), q)
+    check(cuda, spread(1000, dtype), 0.25, next(forms(q)), q)
 
 
 @pytest.mark.parametrize("q", [0.0, 1.0, 1.3, 2.0, 3.0])
 def test_units_and_gains_of_any_size(cuda, q):
-    for unit, gain in (
+    for scale_unit, amplitude in (
         (0.5, 0.25 if q != 2 else 1.0),
         (1.0, 1.5),
         (2.0**100, 1.5),
         (2.0**-100, 1.0),
     ):  # at q = 2 beta is 1
-        for curve in list(curves(q, unit, gain))[: 3 if unit == 0.5 else 1]:
-            check(cuda, spread(200, torch.float32) * unit, 0.25, curve, q, unit, gain)
+        for packed in list(forms(q, scale_unit, amplitude))[: 3 if scale_unit == 0.5 else 1]:
+            check(cuda, spread(200, torch.float32) * scale_unit, 0.25, packed, q, scale_unit, amplitude)
 
 
 @pytest.mark.parametrize("p", [0.001, 0.25])
@@ -141,7 +141,7 @@ def test_sizes_and_nothing_beside_the_tensor_is_written(cuda, n, p, monkeypatch)
         monkeypatch.setattr(torch, "empty_like", inside)
         for q in (1.0, 1.3):
             for grad in (None, x):
-                cuda.launch(grad, x, SEED, p, [q, 1.0, 1.0], None, (), False)
+                cuda.launch(grad, x, NoiseArguments(SEED, p, [q, 1.0, 1.0], None, (), False))
                 assert torch.equal(written[:n] > 0.5, keep)
                 assert (written[n:] == 7).all()
         monkeypatch.undo()
@@ -239,27 +239,27 @@ def test_awkward_numbers_go_where_plain_torch_sends_them(cuda, q, dtype):
     tolerance = {"rtol": 3e-5, "atol": 1e-37} if dtype == torch.float32 else {"rtol": 1.01 * info.eps, "atol": smallest}
     p = 0.9
     xi = ops._noise(x, SEED, p, [])
-    for curve in list(curves(q))[::2]:
-        expected = reference.value(flushed, xi, *NoiseParams.unpack(*curve))
-        y = forward(cuda, x, p, curve)
+    for packed in list(forms(q))[::2]:
+        expected = reference.value(flushed, xi, *NoiseParams.unpack(*packed))
+        y = forward(cuda, x, p, packed)
         same = x.isfinite()
         torch.testing.assert_close(y[same], expected[same], **tolerance)
         assert not y[~same].isfinite().any()
         assert y[x.isnan()].isnan().all()
         for exact in (False, True):
-            slope = reference.slope(flushed, xi, *NoiseParams.unpack(*curve), exact)
-            result = backward(cuda, grad, x, p, curve, exact=exact)
+            slope = reference.slope(flushed, xi, *NoiseParams.unpack(*packed), exact)
+            result = backward(cuda, grad, x, p, packed, exact=exact)
             torch.testing.assert_close(result[same], (grad * slope).to(dtype)[same], **tolerance)
             assert q in (0, 2) or result[x.isnan()].isnan().all()
 
 
-@pytest.mark.parametrize("unit", [None, 1.7])
-def test_q_2_is_dropout_to_the_last_bit(cuda, unit):
+@pytest.mark.parametrize("scale_unit", [None, 1.7])
+def test_q_2_is_dropout_to_the_last_bit(cuda, scale_unit):
     x = spread(1000, torch.float32)
-    curve = next(curves(2.0)) if unit is None else list(curves(2.0, unit))[2]
+    packed = next(forms(2.0)) if scale_unit is None else list(forms(2.0, scale_unit))[2]
     expected = torch.where(mask_of((1000,), 0.5), 2 * x, 0.0)
-    assert torch.equal(forward(cuda, x, 0.5, curve), expected)
-    assert torch.equal(backward(cuda, x, x, 0.5, curve, exact=True), expected)
+    assert torch.equal(forward(cuda, x, 0.5, packed), expected)
+    assert torch.equal(backward(cuda, x, x, 0.5, packed, exact=True), expected)
 
 
 def test_gradients_of_any_strides(cuda):
@@ -278,12 +278,12 @@ def test_of_nothing_comes_nothing(cuda, shape):
     assert backward(cuda, x, x, 0.5, ONES, (0,), True).shape == shape
 
 
-@pytest.mark.parametrize("unit", [2.0**-127, 2.0**-140])
-def test_units_too_small_to_have_an_inverse_give_no_nan(cuda, unit):
-    x = torch.tensor([0.0, unit, -unit, 1e-30], device=DEVICE)
-    curve = [1.3], torch.tensor([unit, 1.0], device=DEVICE)
-    assert forward(cuda, x, 0.5, curve).isfinite().all()
-    assert backward(cuda, torch.ones_like(x), x, 0.5, curve).isfinite().all()
+@pytest.mark.parametrize("scale_unit", [2.0**-127, 2.0**-140])
+def test_units_too_small_to_have_an_inverse_give_no_nan(cuda, scale_unit):
+    x = torch.tensor([0.0, scale_unit, -scale_unit, 1e-30], device=DEVICE)
+    packed = [1.3], torch.tensor([scale_unit, 1.0], device=DEVICE)
+    assert forward(cuda, x, 0.5, packed).isfinite().all()
+    assert backward(cuda, torch.ones_like(x), x, 0.5, packed).isfinite().all()
 
 
 def test_an_infinite_gradient_stays_infinite(cuda):

@@ -12,15 +12,15 @@ SEED = torch.tensor(5)
 
 @pytest.mark.parametrize("shared_dims", [[], [0], [1, 2]])
 @pytest.mark.parametrize(
-    "curve", [([1.3, 1.0, 1.0], None), ([], torch.tensor([1.3, 2.0, 0.5]))], ids=["floats", "tensor"]
+    "packed", [([1.3, 1.0, 1.0], None), ([], torch.tensor([1.3, 2.0, 0.5]))], ids=["floats", "tensor"]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("exact", [False, True])
-def test_opcheck(exact, dtype, curve, shared_dims):
+def test_opcheck(exact, dtype, packed, shared_dims):
     x = torch.randn(3, 4, 5, dtype=dtype, requires_grad=True)
-    opcheck(torch.ops.sparseout.forward.default, (x, SEED, 0.3, *curve, shared_dims, exact))
+    opcheck(torch.ops.sparseout.forward.default, (x, SEED, 0.3, *packed, shared_dims, exact))
     x, grad = x.detach(), torch.randn_like(x).detach()
-    opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *curve, shared_dims, exact))
+    opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *packed, shared_dims, exact))
 
 
 @pytest.mark.parametrize("shared_dims", [[], [0]])
@@ -36,24 +36,24 @@ def test_backward_keeps_the_layout_that_it_promises():
     assert torch.equal(result, expected)
 
 
-@pytest.mark.parametrize("batched", [("x",), ("seed",), ("curve",), ("grad",), ("grad", "x", "seed", "curve")])
+@pytest.mark.parametrize("batched", [("x",), ("seed",), ("packed",), ("grad",), ("grad", "x", "seed", "packed")])
 def test_vmap_rules_are_the_loop(batched, request):
     def draw(name, make):
         return torch.stack([make() for _ in range(4)], dim=1 if make().dim() else 0) if name in batched else make()
 
     x, grad = draw("x", lambda: torch.randn(600, 500)), draw("grad", lambda: torch.randn(600, 500))
     seed = draw("seed", lambda: torch.randint(2**40, ()))
-    curve = draw("curve", lambda: torch.rand(3) + 0.5)
-    arguments = {"grad": grad, "x": x, "seed": seed, "curve": curve}
+    packed = draw("packed", lambda: torch.rand(3) + 0.5)
+    arguments = {"grad": grad, "x": x, "seed": seed, "packed": packed}
     in_dims = tuple((0 if name == "seed" else 1) if name in batched else None for name in arguments)
 
     pairs = list(zip(arguments.values(), in_dims, strict=True))
 
-    def forward(grad, x, seed, curve):
-        return torch.ops.sparseout.forward(x, seed, 0.3, [], curve, [0], False)
+    def forward(grad, x, seed, packed):
+        return torch.ops.sparseout.forward(x, seed, 0.3, [], packed, [0], False)
 
-    def backward(grad, x, seed, curve):
-        return torch.ops.sparseout.backward(grad, x, seed, 0.3, [], curve, [0], True)
+    def backward(grad, x, seed, packed):
+        return torch.ops.sparseout.backward(grad, x, seed, 0.3, [], packed, [0], True)
 
     for op in (forward, backward):
         torch._C._functorch._set_vmap_fallback_enabled(False)  # or it would do, and tell nobody

@@ -11,6 +11,7 @@ from torch.export import Dim, export
 
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
 from sparseout.kernels import backends
+from sparseout.kernels.params import NoiseArguments
 
 SEED = torch.tensor(5)
 SETTINGS = [
@@ -91,10 +92,9 @@ def test_the_kernel_reads_and_writes_nothing_else(monkeypatch):
         for a, b in zip(results, plain, strict=True):
             torch.testing.assert_close(a, b)
         for _, x in layouts(4, 6, 8):  # called as such
-            y = module.launch(None, x.to(DEVICE), SEED.to(DEVICE), 0.3, [1.5, 1.0, 1.0], None, (), False)
-            expected = module.launch(
-                None, x.contiguous().to(DEVICE), SEED.to(DEVICE), 0.3, [1.5, 1.0, 1.0], None, (), False
-            )
+            noise = NoiseArguments(SEED.to(DEVICE), 0.3, [1.5, 1.0, 1.0], None, (), False)
+            y = module.launch(None, x.to(DEVICE), noise)
+            expected = module.launch(None, x.contiguous().to(DEVICE), noise)
             assert torch.equal(y, expected)
 
 

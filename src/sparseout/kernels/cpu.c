@@ -150,18 +150,15 @@ static Power power_of(double e, double log2_scale, double at_zero) {
 #define NAME(name) NAMED(name, REAL)
 #define REAL float
 #define BITS uint32_t
-#define SQRT sqrtf
 #define ABS fabsf
 #define TINY 0x1p-126f
 #include "cpu.c"
 #undef REAL
 #undef BITS
-#undef SQRT
 #undef ABS
 #undef TINY
 #define REAL double
 #define BITS uint64_t
-#define SQRT sqrt
 #define ABS fabs
 #define TINY 0x1p-1022
 #include "cpu.c"
@@ -283,12 +280,13 @@ INLINE REAL NAME(quarters)(REAL a, int how, int careful) {
     return how > 4 ? power * a * a : how > 0 ? power * a : power;
 }
 
+INLINE BITS NAME(bits_of)(REAL a) { BITS bits; memcpy(&bits, &a, sizeof bits); return bits; }
+
 /* The largest |x| and, 1 less, the least but 0, as bits: these have the same order, and NaN is the largest. */
 INLINE BITS NAME(extremes)(const REAL *x, int n, BITS *largest) {
-    BITS most = 0, least = ~(BITS)0, bits;
+    BITS most = 0, least = ~(BITS)0;
     for (int i = 0; i < n; i++) {
-        memcpy(&bits, x + i, sizeof bits);
-        bits &= ~(BITS)0 >> 1;
+        BITS bits = NAME(bits_of)(ABS(x[i]));
         most = bits > most ? bits : most;
         least = bits - 1 < least ? bits - 1 : least; /* that of 0 is the largest of all */
     }
@@ -303,11 +301,8 @@ INLINE void NAME(raise)(REAL *restrict s, const REAL *restrict x, int n, const P
     const double whole = rint(p->log2_scale);
     const REAL e_high = (REAL)as_float(as_bits((float)p->e) & 0xFFFFF000), e_low = (REAL)(p->e - e_high);
     const REAL scale_high = (REAL)whole, scale_low = (REAL)(p->log2_scale - whole);
-    BITS largest, lowest = NAME(extremes)(x, n, &largest);
-    REAL limits[2] = {TINY, infinity};
-    BITS bounds[2];
-    memcpy(bounds, limits, sizeof bounds);
-    int unusual = !p->moderate || lowest < bounds[0] - 1 || largest >= bounds[1];
+    BITS largest, least = NAME(extremes)(x, n, &largest);
+    int unusual = !p->moderate || least < NAME(bits_of)(TINY) - 1 || largest >= NAME(bits_of)(infinity);
 #define EACH(how, careful) \
     for (int i = 0; i < n; i++) { \
         REAL a = ABS(x[i]), power = how == OTHER ? \

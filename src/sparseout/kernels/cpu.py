@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sparseout._utils import torch_internals
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams, Numbers
+from sparseout.kernels.params import NoiseArguments, Numbers
 
 SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "columns.c")]
 LIBRARY = Path(__file__).with_name("_native.so")  # also on macOS: ctypes does not care
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_VALUE, _SLOPE, _GRADIENT = range(3)
+VALUE, SLOPE, GRADIENT = range(3)  # what to compute
 
 
 class _Plan(ctypes.Structure):
@@ -82,48 +82,41 @@ def supports(x: Tensor, shared_dims: Sequence[int]) -> bool:
     return x.dtype in _DTYPES
 
 
-def launch(
+def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
+    """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    arguments = int(noise.seed), noise.p, noise.params.numbers(), noise.shared_dims
+    return run(VALUE, None, x, *arguments) if grad is None else run(GRADIENT, grad, x, *arguments, noise.exact)
+
+
+def run(
+    what: int,
     grad: Tensor | None,
     x: Tensor,
-    seed: Tensor,
+    seed: int,
     p: float,
-    floats: Sequence[float],
-    rest: Tensor | None,
+    params: Numbers,
     shared_dims: Sequence[int],
-    exact: bool,
+    exact: bool = False,
 ) -> Tensor:
-    """Sparseout of a contiguous `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
-    params = NoiseParams.unpack(floats, rest).numbers()
-    if grad is None:
-        return value(x, int(seed), p, params, shared_dims)
-    return gradient(grad, x, int(seed), p, params, shared_dims, exact)
-
-
-def value(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
-    """Sparseout of a contiguous `x`."""
-    return _run(_VALUE, None, x, seed, p, params, shared_dims, False)
-
-
-def slope(x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int]) -> Tensor:
-    """The slope dy/dx under "detached" at a contiguous `x` of fp32 or fp64."""
-    return _run(_SLOPE, None, x, seed, p, params, shared_dims, False)
-
-
-def gradient(
-    grad: Tensor, x: Tensor, seed: int, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool
-) -> Tensor:
-    """`grad` times the slope dy/dx at a contiguous `x`."""
-    if grad.dtype != x.dtype or grad.shape != x.shape:
-        grad = grad.to(x.dtype).expand_as(x)
-    return _run(_GRADIENT, grad.contiguous(), x, seed, p, params, shared_dims, exact)
+    """What is asked for at a contiguous `x`: y (`VALUE`), the slope dy/dx, of fp32 or fp64, or `grad` times it."""
+    q, scale_unit, amplitude = params
+    plan, call = _plan(what, x.dtype, p, q, x.shape if shared_dims else (), tuple(shared_dims), exact)
+    if grad is not None:
+        if grad.dtype != x.dtype or grad.shape != x.shape:
+            grad = grad.to(x.dtype).expand_as(x)
+        grad = grad.contiguous()  # held until the call is over
+    out = torch.empty_like(x)
+    address = None if grad is None else grad.data_ptr()
+    call(plan, out.data_ptr(), address, x.data_ptr(), x.numel(), seed, scale_unit, amplitude)
+    return out
 
 
 def matched(x: Tensor, q: float) -> tuple[float, float]:
     """The `scale_unit` and `amplitude` of `reference.matched` for a contiguous `x`."""
-    unit, amplitude = ctypes.c_double(), ctypes.c_double()
-    plan, _ = _plan(_VALUE, x.dtype, 0.5, q, (), (), False)
-    _library().sparseout_matched(plan, x.data_ptr(), x.numel(), ctypes.byref(unit), ctypes.byref(amplitude))
-    return unit.value, amplitude.value
+    scale_unit, amplitude = ctypes.c_double(), ctypes.c_double()
+    plan, _ = _plan(VALUE, x.dtype, 0.5, q, (), (), False)
+    _library().sparseout_matched(plan, x.data_ptr(), x.numel(), ctypes.byref(scale_unit), ctypes.byref(amplitude))
+    return scale_unit.value, amplitude.value
 
 
 def linear(x: Tensor, columns: Tensor, bias: Tensor | None, most: int) -> Tensor | None:
@@ -139,24 +132,6 @@ def linear(x: Tensor, columns: Tensor, bias: Tensor | None, most: int) -> Tensor
     call = _library().sparseout_linear
     done = call(_DTYPES[x.dtype], y.data_ptr(), x.data_ptr(), columns.data_ptr(), address, rows, ins, outs, width, most)
     return y if done else None
-
-
-def _run(
-    what: int,
-    grad: Tensor | None,
-    x: Tensor,
-    seed: int,
-    p: float,
-    params: Numbers,
-    shared_dims: Sequence[int],
-    exact: bool,
-) -> Tensor:
-    q, unit, amplitude = params
-    plan, run = _plan(what, x.dtype, p, q, x.shape if shared_dims else (), tuple(shared_dims), exact)
-    out = torch.empty_like(x)
-    address = None if grad is None else grad.data_ptr()
-    run(plan, out.data_ptr(), address, x.data_ptr(), x.numel(), seed, unit, amplitude)
-    return out
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparseout.kernels import mask as masks
 from sparseout.kernels import reference
 from sparseout.kernels import triton_kernels as kernels
-from sparseout.kernels.params import NoiseParams
+from sparseout.kernels.params import NoiseArguments, NoiseParams
 
 _WIDTH = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}  # 16 bytes, what a thread loads in one go
 _WARPS = 4
@@ -28,17 +28,9 @@ def supports(x: Tensor, shared_dims: Sequence[int]) -> bool:
     return x.dtype in _WIDTH and _sharing(tuple(x.shape), tuple(shared_dims), 16) is not None
 
 
-def launch(
-    grad: Tensor | None,
-    x: Tensor,
-    seed: Tensor,
-    p: float,
-    floats: Sequence[float],
-    rest: Tensor | None,
-    shared_dims: Sequence[int],
-    exact: bool,
-) -> Tensor:
+def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
+    seed, p, floats, rest, shared_dims, exact = noise
     grad, x = None if grad is None else grad.contiguous(), x.contiguous()  # the kernel knows no strides
     out = torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)

@@ -11,7 +11,7 @@
 
 The ops save their input and a seed, and make the noise again in backward. In an op, and for a plain tensor:
 
-    on a CPU that has the kernel                 cpu.launch, cpu.slope        cpu.launch
+    on a CPU that has the kernel                 cpu.launch, cpu.run          cpu.launch
     on a GPU that has the kernel                 cuda.launch                  cuda.launch
     elsewhere                                    reference.value              grad times reference.slope
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from sparseout._utils import torch_internals
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
-from sparseout.kernels.params import NoiseParams, Numbers, Scalar, ScaleArgument
+from sparseout.kernels.params import NoiseArguments, NoiseParams, Numbers, Scalar, ScaleArgument
 
 _LIBRARY = torch.library.Library("sparseout", "DEF")
 _LIBRARY.define(
@@ -102,9 +102,9 @@ def _native(x: Tensor, seed: Tensor, p: float, params: Numbers, shared_dims: Seq
     """`apply` for a plain contiguous tensor and the native kernel, with as little between the two as can be."""
     number: Any = seed.item()
     if not (x.requires_grad and torch.is_grad_enabled()):
-        return cpu.value(x, number, p, params, shared_dims)
+        return cpu.run(cpu.VALUE, None, x, number, p, params, shared_dims)
     if not exact and x.numel() <= _SMALL and x.dtype in _UNROUNDED and _is_slope_finite_cached(x.dtype, p, *params):
-        return x * cpu.slope(x, number, p, params, shared_dims)
+        return x * cpu.run(cpu.SLOPE, None, x, number, p, params, shared_dims)
     y: Tensor = _Native.apply(x, (number, p, params, shared_dims, exact))  # type: ignore[no-untyped-call]
     return y
 
@@ -122,7 +122,7 @@ def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, 
     return reference.limit(reference.compute_dtype(dtype), p, q, scale_unit, amplitude) == math.inf
 
 
-def _is_product(x: Tensor, p: float, floats: list[float], rest: Tensor | None) -> bool:
+def _is_product(x: Tensor, p: float, floats: Sequence[float], rest: Tensor | None) -> bool:
     """Whether y is computed as x times its slope, with gradients or without: the two must be the same bits."""
     return rest is None and x.is_cpu and _is_slope_finite(x.dtype, p, *floats)
 
@@ -191,35 +191,30 @@ def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Ten
 
 
 def _forward(x: Tensor, *arguments: Any) -> Tensor:
-    return _compute(None, x, *arguments)
+    return _compute(None, x, NoiseArguments(*arguments))
 
 
-def _compute(
-    grad: Tensor | None,
-    x: Tensor,
-    seed: Tensor,
-    p: float,
-    floats: list[float],
-    rest: Tensor | None,
-    shared_dims: Sequence[int],
-    exact: bool,
-) -> Tensor:
+def _backward(grad: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    return _compute(grad, x, NoiseArguments(*arguments))
+
+
+def _compute(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     """The output y if there is no `grad`, else `grad` times the slope: where, the device and the arguments decide."""
     if not x.is_contiguous():
         return _in_memory_order(
-            lambda grad, x, dims: _compute(grad, x, seed, p, floats, rest, dims, exact), grad, x, shared_dims
+            lambda grad, x, dims: _compute(grad, x, noise._replace(shared_dims=dims)), grad, x, noise.shared_dims
         )
     kernels = backends.kernels(x.device)
-    if kernels is not None and kernels.supports(x, shared_dims):
-        result: Tensor = kernels.launch(grad, x, seed, p, floats, rest, shared_dims, exact)
+    if kernels is not None and kernels.supports(x, noise.shared_dims):
+        result: Tensor = kernels.launch(grad, x, noise)
         return result
-    xi, params = _noise(x, seed, p, shared_dims), NoiseParams.unpack(floats, rest)
-    if grad is None and _is_product(x, p, floats, rest):
+    xi = _noise(x, noise.seed, noise.p, noise.shared_dims)
+    if grad is not None:
+        return (grad * reference.slope(x, xi, *noise.params, noise.exact)).to(x.dtype).contiguous()
+    if _is_product(x, noise.p, noise.floats, noise.rest):
         wide = x.to(reference.compute_dtype(x.dtype))
-        return (wide * reference.slope(wide, xi, *params, exact=False)).to(x.dtype)
-    if grad is None:
-        return reference.value(x, xi, *params)
-    return (grad * reference.slope(x, xi, *params, exact)).to(x.dtype).contiguous()
+        return (wide * reference.slope(wide, xi, *noise.params, exact=False)).to(x.dtype)
+    return reference.value(x, xi, *noise.params)
 
 
 def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: Sequence[int]) -> Tensor:
@@ -228,14 +223,14 @@ def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: 
     if backends.kernels(x.device) is None:
         params = NoiseParams.unpack(floats, None)
         return reference.slope(x, _noise(x, seed, p, shared_dims), *params, exact=False).contiguous()
-    return cpu.slope(x, int(seed), p, NoiseParams.unpack(floats, None).numbers(), shared_dims)
+    return cpu.run(cpu.SLOPE, None, x, int(seed), p, NoiseParams(*floats).numbers(), shared_dims)
 
 
 # Plain registrations, not `triton_op`: the compiler is not to see into a kernel, which it could fuse with nothing and
 # would hand Python floats as fp64. One implementation for all devices, since even on CUDA it is the dtype, the mask
 # and the machine that choose between the kernels and plain torch.
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("backward", _compute, "CompositeExplicitAutograd")
+_LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 _LIBRARY.impl("slope", _slope, "CPU")
 
 
@@ -251,25 +246,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, seed, rest = ctx.saved_tensors
-    result = _gradient(grad, x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
-    return result, None, None, None, None, None, None
+    noise = NoiseArguments(seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
+    return _gradient(grad, x, noise), None, None, None, None, None, None
 
 
-def _gradient(
-    grad: Tensor,
-    x: Tensor,
-    seed: Tensor,
-    p: float,
-    floats: list[float],
-    rest: Tensor | None,
-    shared_dims: Sequence[int],
-    exact: bool,
-) -> Tensor:
+def _gradient(grad: Tensor, x: Tensor, noise: NoiseArguments) -> Tensor:
     if not _is_plain(grad):
-        slope = reference.slope(x, _noise(x, seed, p, shared_dims), *NoiseParams.unpack(floats, rest), exact)
-        return (grad * slope).to(x.dtype)
-    run: Any = torch.ops.sparseout.backward if _intercepted(grad) else _compute
-    result: Tensor = run(grad, x, seed, p, floats, rest, shared_dims, exact)
+        xi = _noise(x, noise.seed, noise.p, noise.shared_dims)
+        return (grad * reference.slope(x, xi, *noise.params, noise.exact)).to(x.dtype)
+    run: Any = torch.ops.sparseout.backward if _intercepted(grad) else _backward
+    result: Tensor = run(grad, x, *noise)
     return result
 
 
@@ -310,15 +296,16 @@ class _Native(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.arguments = arguments
-        return cpu.value(x, *arguments[:4])
+        return cpu.run(cpu.VALUE, None, x, *arguments[:4])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         if _is_plain(grad) and not _intercepted(grad):
-            return cpu.gradient(grad, x, *ctx.arguments), None
+            return cpu.run(cpu.GRADIENT, grad, x, *ctx.arguments), None
         seed, p, params, shared_dims, exact = ctx.arguments
-        return _gradient(grad, x, torch.tensor(seed), p, list(params), None, shared_dims, exact), None
+        noise = NoiseArguments(torch.tensor(seed), p, list(params), None, shared_dims, exact)
+        return _gradient(grad, x, noise), None
 
 
 class _Eager(torch.autograd.Function):

@@ -69,3 +69,19 @@ class NoiseParams(NamedTuple):
     def unpack(cls, floats: Sequence[float], rest: Tensor | None) -> NoiseParams:
         """The inverse of `pack`."""
         return cls(*floats) if rest is None else cls(*floats, *rest.unbind())
+
+
+class NoiseArguments(NamedTuple):
+    """The arguments of an op besides x and its gradient, from which the noise is made: see `NoiseParams.pack`."""
+
+    seed: Tensor
+    p: float
+    floats: Sequence[float]
+    rest: Tensor | None
+    shared_dims: Sequence[int]
+    exact: bool
+
+    @property
+    def params(self) -> NoiseParams:
+        """What `floats` and `rest` hold."""
+        return NoiseParams.unpack(self.floats, self.rest)
