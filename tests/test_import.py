@@ -21,6 +21,11 @@ def note(name):
 
 import sparseout
 note("alone")
+model = torch.nn.Sequential(torch.nn.ReLU())
+with sparseout.SparsityMonitor(model) as monitor:
+    model(torch.randn(3, 4))
+str(monitor.report())
+found["report"] = sorted({"pandas", "matplotlib"} & set(sys.modules))
 found["device"] = torch.cuda.is_initialized()
 import sparseout.integrations
 note("integrations")
@@ -46,6 +51,10 @@ def probed():
 
 def test_nothing_optional_is_imported_and_no_device_touched(probed):
     assert (probed["alone"], probed["integrations"], probed["device"]) == ([], [], False)
+
+
+def test_a_report_needs_nothing_optional(probed):
+    assert probed["report"] == []
 
 
 @pytest.mark.parametrize("framework", ["lightning", "transformers"])

@@ -131,19 +131,26 @@ def test_what_a_function_returns_is_not_taken_for_a_type(site, pages):
     assert found > 20
 
 
+def build_of_one_page(folder, text):
+    """Whether a site of a page with this text is built, under the configuration of the whole."""
+    (folder / "docs").mkdir()
+    (folder / "docs/index.md").write_text(f"# Home\n\n{text}\n")
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    config = re.sub(r"\nnav:\n.*?\n(?=\w)", "\n", config, flags=re.DOTALL).replace("[src]", f"[{ROOT}/src]")
+    (folder / "mkdocs.yml").write_text(re.sub(r"(extra_css|hooks): \[.*\]\n", "", config))
+    return build(folder / "site", folder / "mkdocs.yml").returncode == 0
+
+
+def test_a_page_that_is_whole_is_built(tmp_path):
+    assert build_of_one_page(tmp_path, "")
+
+
 @pytest.mark.parametrize(
     "broken",
     ["[gone](gone.md)", "[gone](index.md#gone)", "$\\frog$", "::: sparseout.gone", '--8<-- "gone.md"'],
 )
 def test_what_is_broken_stops_the_build(tmp_path, broken):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/index.md").write_text(f"# Home\n\n{broken}\n")
-    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    config = re.sub(r"\nnav:\n.*?\n(?=\w)", "\n", config, flags=re.DOTALL).replace("[src]", f"[{ROOT}/src]")
-    (tmp_path / "mkdocs.yml").write_text(re.sub(r"(extra_css|hooks): \[.*\]\n", "", config))
-    assert build(tmp_path / "site", tmp_path / "mkdocs.yml").returncode != 0
-    (tmp_path / "docs/index.md").write_text("# Home\n")
-    assert build(tmp_path / "site", tmp_path / "mkdocs.yml").returncode == 0
+    assert not build_of_one_page(tmp_path, broken)
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------
