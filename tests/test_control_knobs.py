@@ -439,3 +439,29 @@ def test_equal_bounds_hold_a_knob() -> None:
         controller.step()
     assert controller.q[""] == float(layer.q) == 2.0
     assert controller.measured[""] is not None
+
+
+@pytest.mark.parametrize("kind", ["q", "strength"])
+def test_dead_units_are_revived_where_that_is_asked_for(kind: str) -> None:
+    def trained(revive: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        model, knob, penalty = made(kind)
+        with torch.no_grad():
+            model[0].bias[:5] = -1e3  # dead
+        optimizer = torch.optim.Adam(model.parameters())
+        controller = SparsityController(model, 0.6, knob=knob, every=1, revive=optimizer if revive else False)
+        for x in batches(50):
+            loss = (model(x) - x).square().mean() + (penalty.loss() if penalty else 0.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            controller.step()
+        return model[0].bias[:5], model[-1].weight[:, :5]
+
+    bias, outgoing = trained(revive=True)
+    assert (bias > -10).all()
+    assert not outgoing.any()
+    bias, outgoing = trained(revive=False)
+    assert (bias < -900).all()
+    assert outgoing.any()
+    with pytest.raises(TypeError, match=r"^expected `revive` to be a bool or the optimizer, but got an int$"):
+        SparsityController(made("q")[0], 0.5, revive=1)

@@ -1,8 +1,11 @@
-"""Checks of the arguments of a controller: targets and states."""
+"""Checks of a controller: targets, states, and whether it is the same on all processes."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparseout._utils.distributed import Group, all_gather
 from sparseout._utils.validation import expected, is_number, type_name
 from sparseout.control._measure_specs import SCALES
 
@@ -45,3 +48,14 @@ def state_of_groups(
     if list(state["groups"]) != names:
         raise ValueError(expected("state", f"one of the layers {', '.join(names)}", ", ".join(state["groups"])))
     return list(state["groups"].values())
+
+
+def check_equal(values: Mapping[str, Any], group: Group | None) -> None:
+    """Raise, on all processes of the group, if one of them has another value under a name."""
+    everyone = all_gather(dict(values), group)
+    for (rank, theirs), name in itertools.product(enumerate(everyone), values):
+        first, value = everyone[0].get(name), theirs.get(name)
+        if value != first and not (isinstance(value, float) and math.isclose(value, first or 0.0)):
+            wanted = "the same on all processes (with the same arguments, and one state loaded on all)"
+            got = f"{name} {first} on process 0 and {value} on process {rank}"
+            raise RuntimeError(expected("controller", wanted, got))

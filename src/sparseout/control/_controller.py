@@ -1,34 +1,32 @@
 r"""A controller that moves a knob while a network trains, until its activations are as sparse as wanted."""
 
-import itertools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.distributed import (
     Group,
-    all_gather,
     check_group,
     check_replicas,
     data_parallel_group,
     is_distributed,
 )
 from sparseout._utils.modules import Modules, named_modules, unwrapped
+from sparseout._utils.revival import revive_units
 from sparseout._utils.validation import check_bool, check_choice, check_int, check_positive, expected, type_name
 from sparseout.baselines import ActivityPenalty
-from sparseout.control._arguments import state_of_groups, targets_of
+from sparseout.control._arguments import check_equal, state_of_groups, targets_of
 from sparseout.control._law import GAIN, MAX_STEP, TRIAL_UPDATES, Axis, Law
-from sparseout.control._layer_group import IDLE_UPDATES, LayerGroup, listed
+from sparseout.control._layer_group import LayerGroup, idle_messages, listed
 from sparseout.control._measure_specs import Goal, scale_of
 from sparseout.control._measurement import Accumulator, Eps, read
 from sparseout.control._probe import check_probe, probed, run_probe
-from sparseout.control._reach import STALL_WINDOW
 from sparseout.control.knobs import Knob, LayerKnob, StrengthKnob, bounds_of, hold, knobs_of
 from sparseout.measures._functions import check_eps
 
@@ -109,6 +107,9 @@ class SparsityController:
         relative: `eps` is in units of a row's root mean square.
         unit_dim: dimension of the units where the module that made an activation does not tell: an int, a mapping from
             names or types of modules to ints, or a function of name, module and tensor.
+        revive: units that were dead in 50 updates get fresh weights, as from :func:`sparseout.revive_`; pass the
+            optimizer to have what it keeps of them cleared. For knobs that act through training: what k-winners leave
+            out is not dead.
         group: process group over which measurements are summed; None: that of the data-parallel wrapper around the
             model, else all processes, which must have equal parameters then.
 
@@ -124,7 +125,7 @@ class SparsityController:
         ... )
         >>> controller = sparseout.SparsityController(model, target=0.6)
         >>> optimizer = torch.optim.Adam(model.parameters())
-        >>> for _ in range(20):
+        >>> for _ in range(100):
         ...     x = torch.rand(16, 8)
         ...     loss = (model(x) - x).square().mean()
         ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
@@ -157,6 +158,7 @@ class SparsityController:
         eps: float = 0.0,
         relative: bool = False,
         unit_dim: UnitDim = None,
+        revive: bool | Optimizer = False,
         group: Group | None = None,
     ) -> None:
         scale_of(measure)
@@ -179,6 +181,9 @@ class SparsityController:
         self.max_step = None if max_step is None else check_positive("max_step", max_step)
         if unit_dim is None and isinstance(knob, ActivityPenalty):
             unit_dim = knob.unit_dim
+        if not isinstance(revive, (bool, Optimizer)):
+            raise TypeError(expected("revive", "a bool or the optimizer", type_name(revive)))
+        self._revive = revive
         self._model, self._probed, self._tracker = model, probed(given), UnitTracker(model, unit_dim)
         check_group(group)
         self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
@@ -252,7 +257,10 @@ class SparsityController:
                 for mode in (True, False)
             )
             messages += group.update(training, evaluation, self._law(group))
-        for message in messages + self._idle_messages():
+        if self._revive:
+            dead = {site: units for group in self._groups for site, units in group.take_dead().items()}
+            revive_units(self._model, dead, None if self._revive is True else self._revive, self._process_group)
+        for message in messages + idle_messages(self._groups, self.mode, self.every):
             warnings.warn(message, stacklevel=2)
 
     def report(self) -> list[str]:
@@ -358,28 +366,12 @@ class SparsityController:
         if first and self._process_group is None:
             check_replicas(self._model)
         names = ("measure", "mode", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
-        values = {name.lstrip("_"): getattr(self, name) for name in names} | {"probe": self._probe is not None}
+        values = {name.lstrip("_"): getattr(self, name) for name in names}
+        values |= {"probe": self._probe is not None, "revive": self._revive is not False}
         for group in self._groups:
             knob = {group.knob.name: group.value, "target": group.goal.target, "error": group.error}
             values |= {f"{name} of {group.names}": value for name, value in knob.items()}
-        everyone = all_gather(values, self._process_group)
-        for (rank, theirs), name in itertools.product(enumerate(everyone), values):
-            first_value, value = everyone[0].get(name), theirs.get(name)
-            if value != first_value and not (isinstance(value, float) and math.isclose(value, first_value or 0.0)):
-                wanted = "the same on all processes (with the same arguments, and one state loaded on all)"
-                got = f"{name} {first_value} on process 0 and {value} on process {rank}"
-                raise RuntimeError(expected("controller", wanted, got))
+        check_equal(values, self._process_group)
 
     def _device(self) -> torch.device:
         return next((tensor.device for tensor in self._model.parameters()), torch.device("cpu"))
-
-    def _idle_messages(self) -> list[str]:
-        training, knob = self.mode != "eval", self._groups[0].knob.name
-        mode, other = ("training", "evaluation") if training else ("evaluation", "training")
-        limit = IDLE_UPDATES if training else STALL_WINDOW  # some evaluate once in an epoch
-        idle = [group for group in self._groups if group.idle == limit and (training or not group.called)]
-        seen = f"was seen in {limit * self.every} steps"
-        if len(idle) == len(self._groups):
-            return [f"no {mode} pass {seen}, so {knob} does not move: is the model in {other} mode?"]
-        question = f"is it called, and in {mode} mode?"
-        return [f"no {mode} pass of {group.names} {seen}, so its {knob} does not move: {question}" for group in idle]

@@ -2,14 +2,15 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparseout._utils.revival import Site
 from sparseout.control._law import TRIAL_STEP, TRIAL_UPDATES, Axis, Law, Swing, response, smooth, trial_side
 from sparseout.control._measure_specs import Goal
 from sparseout.control._measurement import Measurement, Source
-from sparseout.control._reach import Reach
+from sparseout.control._reach import STALL_WINDOW, Reach
 from sparseout.control.knobs import Knob
 
 EMA_WEIGHT = 0.25  # the part of a change of the error that an update takes in
@@ -112,6 +113,13 @@ class LayerGroup:
     def apply(self) -> None:
         """Give the knob the group's value."""
         self.knob.set(self.value)
+
+    def take_dead(self) -> dict[Site, set[int]]:
+        """The units that were dead in a window that has ended since the last call, where the knob acts in training."""
+        dead, self.reach.dead = self.reach.dead, {}
+        if self.responds:
+            return {}
+        return {Site(name, self.knob.sites[name], units): found for (name, units), found in dead.items()}
 
     def report(self) -> str:
         """A sentence: the knob, what is measured, and what is wrong."""
@@ -236,6 +244,19 @@ def _mean(measurements: Mapping[Source, Measurement]) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def idle_messages(groups: Sequence[LayerGroup], mode: str | None, every: int) -> list[str]:
+    """What there is to warn of where groups have seen no pass."""
+    training, knob = mode != "eval", groups[0].knob.name
+    own, other = ("training", "evaluation") if training else ("evaluation", "training")
+    limit = IDLE_UPDATES if training else STALL_WINDOW  # some evaluate once in an epoch
+    idle = [group for group in groups if group.idle == limit and (training or not group.called)]
+    seen = f"was seen in {limit * every} steps"
+    if len(idle) == len(groups):
+        return [f"no {own} pass {seen}, so {knob} does not move: is the model in {other} mode?"]
+    question = f"is it called, and in {own} mode?"
+    return [f"no {own} pass of {group.names} {seen}, so its {knob} does not move: {question}" for group in idle]
 
 
 def listed(names: Iterable[str]) -> str:

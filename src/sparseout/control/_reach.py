@@ -29,6 +29,7 @@ class Reach:
     why: str = ""  # the target is out of reach, as the last windows have it
     off_side: int = 0  # on which side of it the measure is then: 1 too sparse, -1 too dense
     stalled_windows: int = 0  # in a row, in which the knob was mostly close to a bound, and nothing changed
+    dead: dict[Source, set[int]] = field(default_factory=dict)  # units that were, in the last window
     # of the window so far
     updates: int = 0
     at_bound: int = 0  # updates at a bound that the error pushes the knob against
@@ -95,6 +96,7 @@ class Reach:
             self.why += f", and {killed}" if dead and side > 0 else ""
         elif not self.near_bound or self.off_side != side:
             self.off_side, self.why = 0, ""
+        self.dead = {source: set((count == 0).nonzero().flatten().tolist()) for source, count in self.active.items()}
         self.updates, self.near_bound, self.at_bound, self.active = 0, 0, 0, {}
 
     def _is_stalled(self, side: int, deadband: float) -> bool:
