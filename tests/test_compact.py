@@ -123,10 +123,25 @@ def test_saturated_units_are_constant(activation, bias):
     assert compacted(model, torch.randn(ROWS, 5, dtype=torch.float64)).chains[0].removed == (3,)
 
 
-def test_one_row_makes_nothing_constant():
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU, nn.Identity])
+def test_one_row_makes_nothing_constant(activation):
     """Of one row every unit has one value: only those that are 0 go."""
-    plan = compact(mlp(nn.GELU), [torch.randn(1, 5, dtype=torch.float64)])
-    assert plan.chains[0].removed == ()
+    model, x = mlp(activation), torch.randn(1, 5, dtype=torch.float64)
+    plan = compact(model, [x, x])
+    zero = (model.eval()[:3](x) == 0).flatten()
+    assert plan.chains[0].removed == tuple(zero.nonzero().flatten().tolist())
+    assert plan.chains[0].constant == 0
+
+
+def test_zeros_of_the_padding_are_in_the_range():
+    """Silent where all nine taps read the input; at a corner only four do, and they may be as small as elsewhere."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 1)).double()
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0], model[0].bias[1] = -1.0, 5.0, 9.0
+    x = torch.full((1, 1, 4, 4), 2.0, dtype=torch.float64)
+    x[0, 0, 1, 1] = 1.5
+    (chain,) = compact(model, [x]).chains
+    assert (chain.removed, chain.never_active, chain.provably_dead) == ((0,), 1, 0)
 
 
 def test_dead_columns_make_dead_rows():

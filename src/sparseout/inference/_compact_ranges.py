@@ -102,9 +102,10 @@ class Bounds(NamedTuple):
 
 
 def proven(chain: Chain, seen: Seen, gone: dict[nn.Module, Tensor]) -> Tensor:
-    """Which units are the same for every input in the range seen, by the weights alone.
+    """Which units are 0 for every input in the range seen, or constant for any input, by the weights alone.
 
-    A ReLU whose input cannot exceed 0 is; so is whatever comes of a row of zeros in the weight.
+    A ReLU whose input cannot exceed 0 is 0; whatever comes of a row of zeros in the weight is constant. On a range that
+    is one point, as of one row, everything is constant, which proves nothing.
 
     Args:
         chain: the units.
@@ -124,7 +125,7 @@ def proven(chain: Chain, seen: Seen, gone: dict[nn.Module, Tensor]) -> Tensor:
             return torch.zeros(chain.units, dtype=torch.bool)
         bounds[step.output] = last
     assert last is not None
-    return (last.constant | (last.low == last.high)).cpu()
+    return (last.constant | ((last.low == 0) & (last.high == 0))).cpu()
 
 
 def _of_layer(layer: nn.Module, given: Range, gone: Tensor | None) -> Bounds:
@@ -176,7 +177,7 @@ def _of_product(step: Step, given: list[Bounds]) -> Bounds:
         return Bounds(-unknown, unknown, constant)
     zero = torch.stack([(x.low == 0) & (x.high == 0) for x in given]).any(0)
     low, high = corners.amin(0).masked_fill(zero, 0.0), corners.amax(0).masked_fill(zero, 0.0)
-    return Bounds(low, high, constant | zero)
+    return Bounds(low, high, constant)
 
 
 def _of_norm(norm: Any, x: Bounds) -> Bounds:
