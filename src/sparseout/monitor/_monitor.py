@@ -179,7 +179,8 @@ class SparsityMonitor:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_inputs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_lock": RLock()}
+        of_later_versions = {"eps": 0.0, "relative": False, "_misfits": set()}
+        self.__dict__ |= of_later_versions | state | {"_lock": RLock()}
 
     def __enter__(self) -> Self:
         return self.attach()
