@@ -20,6 +20,8 @@ class Method(NamedTuple):
 
 
 _P = (0.1, 0.2, 0.35, 0.5, 0.7)
+_STRENGTHS = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_K = (0.05, 0.1, 0.2, 0.4, 0.6)
 # Methods of two knobs have a p that was chosen among 0.02 to 0.2 on validation data of seed 100, not one of SEEDS.
 METHODS = {
     "none": Method("", (math.nan,)),
@@ -28,8 +30,11 @@ METHODS = {
     "sparseout": Method("q", (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), {"p": 0.05, "scale": "matched"}),
     "bridgeout": Method("q", (0.5, 1.0, 1.5, 2.0, 3.0), {"p": 0.05}),
     "shakeout": Method("c", (0.0, 0.01, 0.03, 0.1, 0.3), {"p": 0.05}),
-    "penalty": Method("strength", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), {"q": 1.0}),
-    "kwinners": Method("k", (0.05, 0.1, 0.2, 0.4, 0.6), {"boost": 1.0}),
+    "penalty": Method("strength", _STRENGTHS, {"q": 1.0}),
+    "l1_warmup": Method("strength", _STRENGTHS, {"warmup": 0.05}),
+    "kwinners": Method("k", _K, {"boost": 1.0}),
+    "statistical_topk": Method("k", _K),
+    "relu2": Method("", (math.nan,)),
 }
 _DIGITS = {"data": "digits", "units": 256, "batch": 32, "device": "cpu"}
 _MNIST = {"data": "mnist", "units": 256, "batch": 128, "device": "cpu"}
