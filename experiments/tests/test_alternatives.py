@@ -12,7 +12,7 @@ from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import alternatives
 from sparseout_experiments.studies.alternatives import BUDGETS, comparison, frame_of, grid
-from sparseout_experiments.studies.alternatives.grid import METHODS
+from sparseout_experiments.studies.alternatives.grid import METHODS, WITHOUT_KNOB
 from sparseout_experiments.studies.alternatives.grid import runs as runs_of
 from sparseout_experiments.studies.engine import pages, study
 from study_rows import Inline
@@ -39,6 +39,7 @@ def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
         "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None},
         "test": {"mse": error},
         "mean": {"hoyer": hoyer, "hoyer_live": hoyer - 0.05, "dead": 0.25, "undefined": 0.0},
+        "sparsity": {"code": {"density": 1 - hoyer}},
         "best_epoch": 3,
         "seconds": 2.0,
     }
@@ -47,7 +48,7 @@ def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
 
 def test_every_method_has_five_settings_and_every_run_its_options() -> None:
     runs = runs_of("small", ["digits", "mnist"])
-    assert {len(method.settings) for name, method in METHODS.items() if name != "none"} == {5, 6}
+    assert {len(method.settings) for name, method in METHODS.items() if name not in WITHOUT_KNOB} == {5, 6}
     assert len(runs) == len(set(map(str, runs))) == 2 * 5 * sum(len(method.settings) for method in METHODS.values())
     for budget in BUDGETS:
         for run in runs_of(budget, ["digits", "mnist"]):
@@ -84,8 +85,11 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
     assert "| dropout | 4.0 ± 0.0 | 5.0 ± 0.0 | 6.0 ± 0.0 | 7.0 ± 0.0 | - |" in text
     assert "| penalty | **2.0 ± 0.0** | **2.5 ± 0.0** | **3.0 ± 0.0** | **3.5 ± 0.0** | - |" in text
     assert "| sparseout | 4.0 ± 0.0 | 5.0 ± 0.0 | 6.0 ± 0.0 | 7.0 ± 0.0 | **8.0 ± 0.0** |" in text
-    assert "| kwinners | k = 0.05 | 0.350 | 0.300 | 25% | 0.0% |" in text
-    assert "74 runs, 2 seeds, 2 minutes" in text
+    assert "| kwinners | k = 0.05 | 0.350 | 0.300 | 0.649 | 25% | 0.0% |" in text
+    assert (tmp_path / "images/alternatives-digits-density.png").stat().st_size > 10_000
+    # a point of no knob has its row among the settings, and none in the tables at equal sparsity
+    assert text.count("| relu2 |") == 1
+    assert "96 runs, 2 seeds, 3 minutes" in text
     again = tmp_path / "page.md"
     alternatives.render(tmp_path / "results", again)
     assert again.read_text() == text
@@ -108,7 +112,7 @@ def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
 def test_what_the_page_says_is_what_the_results_show() -> None:
     compared = 0
     for name, record in alternatives.load_all(ROOT / "results").items():
-        assert len(record["rows"]) == 185
+        assert len(record["rows"]) == {"digits": 185 + 3 * 11, "mnist": 185}[name]
         for measure in comparison.MEASURES:
             for level in comparison.LEVELS:
                 found = dict(comparison.errors_at(level, frame_of(record), measure).dropna().mean(axis=1))
@@ -129,6 +133,39 @@ def test_what_the_page_says_is_what_the_results_show() -> None:
                 if {"dropout", "gaussian"} <= found.keys():
                     assert found["gaussian"] == pytest.approx(found["dropout"], rel=0.04)
     assert compared == 12
+
+
+def test_what_the_page_says_of_the_methods_on_digits_alone() -> None:
+    record = alternatives.load_all(ROOT / "results")["digits"]
+    runs = frame_of(record)
+    compared = 0
+    for measure in comparison.MEASURES:
+        for level in comparison.LEVELS:
+            errors = comparison.errors_at(level, runs, measure)
+            found = comparison.reached(errors, runs).mean(axis=1)
+            if {"penalty", "l1_warmup"} <= set(found.index):
+                assert found["l1_warmup"] == pytest.approx(found["penalty"], rel=0.08)
+                compared += 1
+            if measure == "hoyer" and "statistical_topk" in found.index:
+                assert found.idxmin() == "statistical_topk"
+                compared += 1
+    assert compared == 11
+    means = runs.groupby(["method", runs["setting"].fillna(0)])[
+        ["hoyer", "hoyer_live", "density", "dead", "mse"]
+    ].mean()
+    least = means.loc[("statistical_topk", 0.05)]
+    assert (f"{least['dead']:.0%}", f"{least['density']:.2f}") == ("84%", "0.15")
+    assert means.loc["statistical_topk"]["hoyer_live"].max() < 0.3
+    squared = means.loc[("relu2", 0)]
+    at = comparison.errors_at(squared["hoyer"], runs, "hoyer").loc["sparseout"].mean()
+    assert squared["mse"] == pytest.approx(at, rel=0.1)
+    dense = alternatives.with_density(record)
+    plain = dense[dense["method"] == "none"]["density"].mean()
+    assert squared["hoyer"] > 1.5 * means.loc[("none", 0)]["hoyer"]
+    assert squared["density"] == pytest.approx(plain, abs=0.03)
+    for level in (0.25, 0.4, 0.55):
+        order = comparison.errors_at(level, dense, "density").mean(axis=1)
+        assert order["kwinners"] < order["penalty"] < order["sparseout"]
 
 
 def test_its_costs_are_those_of_the_benchmark() -> None:

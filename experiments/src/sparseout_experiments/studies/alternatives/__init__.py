@@ -1,5 +1,6 @@
 """The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from sparseout_experiments.studies.alternatives.comparison import (
     SIGNIFICANT,
     against_least,
     errors_at,
+    reached,
 )
-from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, Run, runs
+from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, WITHOUT_KNOB, Run, runs
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
@@ -52,8 +54,9 @@ def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each data set."""
     for name in request.names:
         mine = {run: ledger.results[run] for run in runs(request.budget, [name])}
-        rows = [_row(run, result) for run, result in mine.items()]
-        files.save(_path(results, request.budget, name), _head(request.budget, name, mine) | {"rows": rows})
+        head = _head(request.budget, name, mine)
+        rows = [_row(run, result, head["environments"]) for run, result in mine.items()]
+        files.save(_path(results, request.budget, name), head | {"rows": rows})
 
 
 def _text(page: Path, data: Iterable[str]) -> str:
@@ -76,6 +79,8 @@ def render(results: Path, page: Path) -> None:
     for name, record in records.items():
         frame = frame_of(record)
         images[f"alternatives-{name}"] = figures.price(frame, MEASURES)
+        if len(dense := with_density(record)):
+            images[f"alternatives-{name}-density"] = figures.density(dense)
         parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
     pages.write_images(page, images)
     atomic_files.write(page, pages.filled(text, parts))
@@ -92,20 +97,33 @@ def _path(results: Path, budget: str, data: str) -> Path:
 
 
 def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs of a record; what is undefined is nan."""
-    return pd.DataFrame(record["rows"]).astype(dict.fromkeys(("setting", "mse", *MEASURES), float))
+    """The runs of a record; what is undefined, or was not measured in its day, is nan."""
+    found = pd.DataFrame(record["rows"])
+    for name, default in {"density": math.nan, "environment": 0}.items():
+        found[name] = found[name].fillna(default) if name in found else default
+    return found.astype(dict.fromkeys(("setting", "mse", *MEASURES, "density"), float))
+
+
+def with_density(record: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs whose density is known, and those that were repeated since for nothing else than to know it."""
+    return frame_of(dict(record, rows=[*record["rows"], *record.get("repeated", ())])).dropna(subset=["density"])
 
 
 def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of a data set."""
-    name, config, p_values = record["data"], record["config"], against_least(runs)
+    name, config, p_values, dense = record["data"], record["config"], against_least(runs), with_density(record)
+    groups = dense.groupby(["method", "setting"], dropna=False)["density"]
+    densities = {(method, str(setting)): group.mean() for (method, setting), group in groups}  # nan is not equal to nan
+    every = pd.concat([runs, frame_of(dict(record, rows=record["repeated"]))]) if record.get("repeated") else runs
     tables = []
     for measure, units in MEASURES.items():
         rows: dict[str, list[dict[str, Any]]] = {}
         for level in LEVELS:
-            for method, errors in errors_at(level, runs, measure).drop(index="none", errors="ignore").iterrows():
+            errors = errors_at(level, runs, measure)
+            means = reached(errors, runs)
+            for method in errors.index.drop(WITHOUT_KNOB, errors="ignore"):
                 # where not every seed reaches the level there is no mean
-                error = t_interval([]) if errors.hasnans else t_interval(1000 * errors)
+                error = t_interval(1000 * means.loc[method] if method in means.index else [])
                 least = p_values[measure, level].get(str(method), 0.0) > SIGNIFICANT
                 rows.setdefault(str(method), []).append({"error": error, "least": least})
         tables.append({"units": units, "rows": rows})
@@ -116,7 +134,19 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
         "count": len(runs),
         "seeds": runs["seed"].nunique(),
         "minutes": runs["seconds"].sum() / 60,
-        "made_with": pages.made_with((environment, True) for environment in record["environments"]),
+        "made_with": [
+            # one revision for all needs no names beside it
+            {
+                "what": pages.made_with([(environment, True)])[0],
+                "methods": list(dict.fromkeys(made["method"])),
+                "seeds": made["seed"].nunique(),
+            }
+            for number, environment in enumerate(record["environments"])
+            if len(made := every[every["environment"] == number])
+        ],
+        "fewer": runs.groupby("method")["seed"].nunique().min() < runs["seed"].nunique(),
+        "with_density": len(dense),
+        "repeated": len(record.get("repeated", ())),
         "samples": config.get("test_size") or {"digits": 450, "mnist": 10_000}[name],
         "levels": LEVELS,
         "tables": tables,
@@ -126,6 +156,7 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
                 "setting": "" if setting != setting else f"{record['methods'][method]['knob']} = {setting:g}",
                 "hoyer": t_interval(group["hoyer"]),
                 "hoyer_live": t_interval(group["hoyer_live"]),
+                "density": densities.get((method, str(setting)), math.nan),
                 "error": t_interval(1000 * group["mse"]),
                 **group[["dead", "undefined", "seconds"]].mean(),
             }
@@ -145,13 +176,15 @@ def _head(budget: str, data: str, results: Mapping[Run, Mapping[str, Any]]) -> d
     }
 
 
-def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+def _row(run: Run, result: Mapping[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "method": run.method,
         "setting": run.setting,
         "seed": run.seed,
         "mse": result["test"]["mse"],
         **{name: result["mean"][name] for name in (*MEASURES, "dead", "undefined")},
+        "density": result["sparsity"]["code"]["density"],
         "best_epoch": result["best_epoch"],
         "seconds": result["seconds"],
+        "environment": environments.index(dict(result["environment"])),
     }

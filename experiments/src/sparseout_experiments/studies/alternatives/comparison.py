@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from sparseout_experiments.studies.alternatives.grid import WITHOUT_KNOB
 from sparseout_experiments.studies.engine.statistics import holm, p_value
 
 SIGNIFICANT = 0.05
@@ -26,15 +27,22 @@ def errors_at(level: float, runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     return found
 
 
+def reached(errors: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the errors at a sparsity, the methods with a knob that reach it with every seed that they ran with."""
+    ran = runs.groupby("method")["seed"].nunique()
+    errors = errors.drop(index=WITHOUT_KNOB, errors="ignore")
+    return errors[errors.notna().sum(axis=1) == ran[errors.index]]
+
+
 def against_least(runs: pd.DataFrame, levels: Sequence[float] = LEVELS) -> dict[tuple[str, float], dict[str, float]]:
     """By measure and level, the method of least mean error, and the others with the p-value of their difference.
 
-    Differences are taken within seeds, of methods that reach the level with every seed; p-values are corrected by Holm
-    for all of them, over both measures.
+    Differences are taken within seeds, of methods that reach the level with every seed that any has; p-values are
+    corrected by Holm for all of them, over both measures.
     """
     found: dict[tuple[str, float], dict[str, float]] = {}
     for measure, level in itertools.product(MEASURES, levels):
-        errors = errors_at(level, runs, measure).drop(index="none", errors="ignore").dropna()
+        errors = errors_at(level, runs, measure).drop(index=WITHOUT_KNOB, errors="ignore").dropna()
         least = errors.loc[errors.mean(axis=1).idxmin()] if len(errors) else None
         found[measure, level] = {str(method): p_value(list(row - least)) for method, row in errors.iterrows()}
     others = [(key, name) for key, methods in found.items() for name, p in methods.items() if p < 1]

@@ -1,8 +1,9 @@
-"""The figure of a data set: what every method pays for its sparsity."""
+"""The figures of a data set: what every method pays for its sparsity, and for its density."""
 
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
@@ -17,31 +18,56 @@ _LOOKS = {
     "bridgeout": ("#009e73", "s"),
     "shakeout": ("#cc79a7", "^"),
     "penalty": (COLOURS["first"], "D"),
+    "l1_warmup": ("#e69f00", "d"),
     "kwinners": ("#7a5195", "P"),
+    "statistical_topk": ("#8c510a", "X"),
+    "relu2": ("#4d9221", "p"),
 }
 
 
 def price(runs: pd.DataFrame, measures: Mapping[str, str]) -> bytes:
     """Error against sparsity as PNG, a panel a measure, a line a method, a point a setting."""
     with style():
-        figure = Figure((9.2, 4.4), layout="constrained")
+        figure = Figure((9.2, 4.6), layout="constrained")
         for axes, (measure, units) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
-            for method, (colour, marker) in _LOOKS.items():
-                settings = runs[runs["method"] == method].groupby("setting", dropna=False)
-                points = pd.DataFrame(
-                    [t_interval(group[measure]) + t_interval(1000 * group["mse"]) for _, group in settings],
-                    columns=["x", "dx", "_", "y", "dy", "_"],
-                ).sort_values("x")
-                axes.errorbar(
-                    *(points[name] for name in ("x", "y", "dy", "dx")),
-                    color=colour, marker=marker, markersize=9 if method == "none" else 5.5, linewidth=1.3,
-                    elinewidth=0.8, label=method if axes.get_subplotspec().is_first_col() else None,
-                )  # fmt: skip
-            axes.set(xlabel=f"Hoyer sparsity, {units}", yscale="log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _draw(axes, runs, measure)
+            axes.set_xlabel(f"Hoyer sparsity, {units}")
             axes.label_outer()
-        figure.axes[0].set_ylabel("test MSE x 1000")
-        figure.legend(loc="outside lower center", ncols=4)
-        return png(figure)
+        return _finished(figure)
+
+
+def density(runs: pd.DataFrame) -> bytes:
+    """Error against density as PNG, a line a method, a point a setting."""
+    with style():
+        figure = Figure((6.4, 4.6), layout="constrained")
+        axes = figure.subplots()
+        _draw(axes, runs, "density")
+        axes.set_xlabel("density: the fraction of units that are not 0")
+        return _finished(figure)
+
+
+def _draw(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
+    for method, (colour, marker) in _LOOKS.items():
+        settings = runs[runs["method"] == method].groupby("setting", dropna=False)
+        if not len(settings):
+            continue
+        points = pd.DataFrame(
+            [t_interval(group[measure]) + t_interval(1000 * group["mse"]) for _, group in settings],
+            columns=["x", "dx", "_", "y", "dy", "_"],
+        )
+        axes.errorbar(
+            *(points[name] for name in ("x", "y", "dy", "dx")),
+            color=colour, marker=marker, markersize=9 if method == "none" else 5.5, linewidth=1.3, elinewidth=0.8,
+            label=method,
+        )  # fmt: skip
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finished(figure: Figure) -> bytes:
+    first = figure.axes[0]
+    first.set_ylabel("test MSE x 1000")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return png(figure)

@@ -36,6 +36,7 @@ METHODS = {
     "statistical_topk": Method("k", _K),
     "relu2": Method("", (math.nan,)),
 }
+WITHOUT_KNOB = [name for name, method in METHODS.items() if not method.knob]  # one point, no curve to interpolate
 _DIGITS = {"data": "digits", "units": 256, "batch": 32, "device": "cpu"}
 _MNIST = {"data": "mnist", "units": 256, "batch": 128, "device": "cpu"}
 # Noise for each example of an autoencoder on MNIST takes 100 MB and minutes a run: only the larger budget has it.
