@@ -48,6 +48,7 @@ CHAINED = {
     "view": Net(lambda m, x: m.second((h := m.first(x)).view(h.size(0), -1)), nn.Conv2d(1, 4, 3), nn.Linear(36, 2)),
     "shape": Net(lambda m, x: m.second((h := m.first(x)).view(h.shape[0], -1)), nn.Conv2d(1, 4, 3), nn.Linear(36, 2)),
     "transposed": Net(lambda m, x: m.second(m.first(x)), nn.ConvTranspose2d(1, 4, 3), nn.ConvTranspose2d(4, 2, 3)),
+    "constant made": Net(lambda m, x: m.second(m.first(x)) * torch.tensor(2.0)),
     "pooled": Net(lambda m, x: m.second(F.max_pool2d(m.first(x), 2)), *convs()),
 }
 REFUSED = {
@@ -55,6 +56,7 @@ REFUSED = {
     "input added": (Net(lambda m, x: m.second(m.first(x) + x), nn.Linear(4, 4)), "read by add"),
     "scaled by a parameter": (Net(lambda m, x: m.second(m.first(x) * m.first.bias)), "read by mul"),
     "concatenated": (Net(lambda m, x: m.second(torch.cat([m.first(x), x], 1)), second=nn.Linear(7, 2)), "read by cat"),
+    "tensor made": (Net(lambda m, x: m.second(m.first(x) + torch.arange(4.0))), "read by add"),
     "consumers": (Net(lambda m, x: m.second(h := m.first(x)) + m.other(h), other=nn.Linear(4, 2)), "several layers"),
     "width read": (Net(lambda m, x: m.second((h := m.first(x)) * h.shape[-1] ** -0.5)), "read by getitem"),
     "size read": (Net(lambda m, x: m.second((h := m.first(x)) / h.size(1))), "read by size"),

@@ -433,6 +433,7 @@ def test_nothing_is_touched_by_planning():
     x = torch.rand(8, 3, 8, 8).double()
     rng = torch.get_rng_state()
     compact(model, iter([x]))
+    compact(model, torch.utils.data.DataLoader(x, 4, shuffle=True))
     assert torch.equal(torch.get_rng_state(), rng)
     assert [m.training for m in model] == [position != 1 for position in range(len(model))]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -522,6 +523,35 @@ def test_converted_and_compiled_models():
     compact(wrapped, [x]).apply_()
     assert model[0].out_features == 15
     torch.testing.assert_close(wrapped(x), before, rtol=0, atol=1e-12)
+
+
+def test_in_inference_mode_and_under_autocast():
+    model = mlp().float().eval()
+    silence(model[0], [1])
+    x = torch.randn(ROWS, 5)
+    with torch.autocast("cpu"):  # it keeps the weights in bf16, by parameter
+        before = model(x)
+        plan = compact(model, [x])
+        with torch.inference_mode():
+            plan.apply_()
+        assert 1 in plan.chains[0].removed
+        assert model[0](x).shape == (ROWS, model[0].out_features)
+        torch.testing.assert_close(model(x), before, rtol=0.02, atol=0.02)
+    model(x).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    model = mlp()
+    silence(model[0], [1])
+    parts = [torch.randn(n, 5, dtype=torch.float64) for n in (20, 30)]
+    before = [outputs(model, part) for part in parts]
+    plan = compact(model, [torch.nested.nested_tensor(parts, layout=layout)])
+    assert plan.chains[0].rows == 50
+    assert 1 in plan.chains[0].removed
+    plan.apply_()
+    torch.testing.assert_close([outputs(model, part) for part in parts], before, rtol=0, atol=1e-12)
 
 
 def test_the_plan_says_what_it_does():

@@ -357,7 +357,7 @@ class Lacking:
     [
         ({"sites": {"7": "output"}}, ValueError, "`knob.sites` to be by names of the model's modules, but got '7'"),
         ({"sites": {"1": "both"}}, ValueError, "`knob.sites` to be 'input' or 'output' for '1', but got 'both'"),
-        ({"sites": {}}, TypeError, "`knob.sites` to be a mapping of names of modules, but got a dict"),
+        ({"sites": {}}, TypeError, "`knob.sites` to be a mapping of names of .*, but got an empty one"),
         ({"scale": "cubic"}, ValueError, "`knob.scale` to be one of 'linear', 'log', 'logit', but got 'cubic'"),
         (
             {"scale": "log"},
@@ -465,3 +465,18 @@ def test_dead_units_are_revived_where_that_is_asked_for(kind: str) -> None:
     assert outgoing.any()
     with pytest.raises(TypeError, match=r"^expected `revive` to be a bool or the optimizer, but got an int$"):
         SparsityController(made("q")[0], 0.5, revive=1)
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 1.0), (1.0, 10.0)])
+def test_bounds_of_k_are_fractions_since_from_1_on_k_is_a_number_of_units(bounds: tuple[float, float]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), KWinners(0.3))
+    with pytest.raises(ValueError, match="`bounds` to be two finite numbers > 0 and < 1, low <= high"):
+        SparsityController(model, 0.5, knob="k", bounds=bounds)
+    assert model[1].k == 0.3
+
+
+def test_a_knob_of_ones_own_may_have_the_name_of_one_of_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    knob = ShiftKnob(Shift())
+    knob.name = "q"
+    assert SparsityController(model, 0.5, knob=knob, bounds=(-0.5, 0.5)).bounds == (-0.5, 0.5)

@@ -293,6 +293,17 @@ def test_it_trains_on_and_is_sparse_again(always):
     assert always == [True]
 
 
+def test_in_inference_mode_the_weight_stays_one_to_train(always):
+    layer = nn.Linear(32, 24).eval()
+    with torch.inference_mode():
+        converted(always, layer)
+    layer.train()(with_zeros(4, 32)).sum().backward()
+    with torch.inference_mode():
+        revert_(layer)
+    layer.zero_grad()
+    layer(with_zeros(4, 32)).sum().backward()
+
+
 def test_what_is_put_on_the_weight_since_counts(always):
     x = with_zeros(3, 32)
     for change in (

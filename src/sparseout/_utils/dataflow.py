@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from sparseout._utils.modules import named_modules, unwrapped
-from sparseout._utils.tracing import runs_own_code, trace, untouched_random_state
+from sparseout._utils.tracing import attribute, runs_own_code, trace, untouched_random_state
 
 # Methods that hold a feed-forward network where `forward` cannot be traced: those of torch's transformer layers and of
 # the encoder layers of `transformers`.
@@ -118,7 +118,7 @@ class _Builder:
             if node.op == "placeholder":
                 env[node] = given.get(str(node.target), Value())
             elif node.op == "get_attr":
-                env[node] = Value(parameter=operator.attrgetter(str(node.target))(module))
+                env[node] = Value(parameter=attribute(module, str(node.target)))  # None of a tensor made in forward
             elif node.op == "call_module":
                 env[node] = self._call(flow, unwrapped(module.get_submodule(str(node.target))), args, kwargs)
             elif node.op == "output":

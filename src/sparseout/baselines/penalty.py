@@ -253,7 +253,7 @@ class ActivityPenalty:
             return torch.zeros(())
         total = torch.stack(terms).sum()
         if self.warmup:
-            total = total * (self._steps / self.warmup).clamp(max=1)[0]
+            total = total * torch.ops.sparseout.warmup_factor(self._steps, self.warmup)
             self._steps.add_(1)
         return total
 
@@ -332,6 +332,12 @@ _KEEP_OUTPUT = (nn.ReLU, nn.Sigmoid, nn.Tanh)
 _library = torch.library.Library("sparseout", "FRAGMENT")
 _library.define("in_backward(Tensor term) -> Tensor")
 _library.impl("in_backward", lambda term: torch.tensor(in_backward(), device="cpu"), "CompositeExplicitAutograd")
+# An op, as the compiler would compute it again for backward, from the steps that are one more by then.
+_library.define("warmup_factor(Tensor steps, int warmup) -> Tensor")
+_library.impl("warmup_factor", lambda steps, warmup: (steps / warmup).clamp(max=1)[0], "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "sparseout::warmup_factor", lambda steps, warmup: steps.new_empty((), dtype=torch.float32), lib=_library
+)
 torch.library.register_fake("sparseout::in_backward", lambda term: torch.empty((), dtype=torch.bool), lib=_library)
 
 

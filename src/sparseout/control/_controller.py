@@ -174,7 +174,8 @@ class SparsityController:
         knobs = knobs_of(model, knob, modules, check_bool("per_layer", per_layer))
         targets = targets_of(target, measure, [name for one in knobs for name in one.sites], per_layer)
         self.measure, self.mode, self.every = measure, mode, check_int("every", every, 1)
-        self.bounds = None if bounds is None else bounds_of("bounds", bounds, knobs[0].scale, knobs[0].name)
+        layer_knob = knobs[0].name if isinstance(knobs[0], LayerKnob) else ""  # one's own may have any name
+        self.bounds = None if bounds is None else bounds_of("bounds", bounds, knobs[0].scale, layer_knob)
         self.deadband = check_positive("deadband", deadband, zero=True)
         self.gain = None if gain is None else check_positive("gain", gain)
         self.delay = check_positive("delay", delay)

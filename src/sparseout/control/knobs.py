@@ -263,7 +263,8 @@ def _checked(model: nn.Module, knob: Any) -> Knob:
     if not isinstance(knob.name, str) or not knob.name:
         raise TypeError(expected("knob.name", "a name", type_name(knob.name)))
     if not isinstance(knob.sites, Mapping) or not knob.sites:
-        raise TypeError(expected("knob.sites", "a mapping of names of modules", type_name(knob.sites)))
+        got = "an empty one" if isinstance(knob.sites, Mapping) else type_name(knob.sites)
+        raise TypeError(expected("knob.sites", "a mapping of names of modules to 'input' or 'output'", got))
     names = dict(named_modules(model))
     for name, tensor in knob.sites.items():
         if name not in names:
@@ -284,15 +285,16 @@ def _checked(model: nn.Module, knob: Any) -> Knob:
 _PARTS = ("name", "sites", "bounds", "scale", "raises_sparsity", "get", "set")
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "q": ("0 <= ", lambda value: 0 <= value < math.inf),
+    "k": ("> 0 and < 1, ", lambda value: 0 < value < 1),  # from 1 on it would be a number of units
     "linear": ("", math.isfinite),
     "log": ("> 0, ", lambda value: 0 < value < math.inf),
     "logit": ("> 0 and < 1, ", lambda value: 0 < value < 1),
 }
 
 
-def bounds_of(name: str, bounds: Any, scale: str, knob: str = "") -> tuple[float, float]:
-    """The bounds of a knob of that scale, which has no place for others."""
-    text, holds = _RANGES["q" if knob == "q" else scale]
+def bounds_of(name: str, bounds: Any, scale: str, layer_knob: str = "") -> tuple[float, float]:
+    """The bounds of a knob of that scale, which has no place for others; q and k of layers have ranges of their own."""
+    text, holds = _RANGES[layer_knob if layer_knob in ("q", "k") else scale]
     wanted = f"two finite numbers {text}low <= high"
     if isinstance(bounds, str) or not isinstance(bounds, Sequence):
         raise TypeError(expected(name, wanted, type_name(bounds)))

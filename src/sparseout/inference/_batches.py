@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.modules import unwrapped
+from sparseout._utils.tracing import untouched_random_state
 from sparseout._utils.validation import expected, type_name
 
 
@@ -28,7 +29,8 @@ def check_batches(batches: Any) -> Collection[Any]:
         )
         raise TypeError(expected("batches", wanted, got))
     again: Any = list(batches) if isinstance(batches, Iterator) or not hasattr(batches, "__len__") else batches
-    first = next(iter(again), None)
+    with untouched_random_state():  # a DataLoader draws
+        first = next(iter(again), None)
     if first is None:
         raise ValueError(expected("batches", "at least one batch", "none"))
     begins = first[0] if isinstance(first, (tuple, list)) and first else first

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -131,12 +132,14 @@ class CompactionPlan:
             )
         state = State(self._modules)
         try:
-            for cut in self._cuts:
-                cut.apply_()
+            with torch.inference_mode(False), torch.no_grad():  # the model may train on
+                for cut in self._cuts:
+                    cut.apply_()
         except BaseException:
             state.restore()
             raise
         forget_graphs(self._modules)
+        torch.clear_autocast_cache()
         self._fingerprint = None
         reset_compiler()
 

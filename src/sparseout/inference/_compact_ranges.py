@@ -39,6 +39,8 @@ class Range:
         """Take in `x`, whose units are along `dim` < 0, each in a block of so many columns."""
         self.calls += 1
         self.ndims.add(x.ndim)
+        if x.is_nested:
+            x = torch.cat([part.flatten(0, -2) for part in x.unbind()])
         x = masked(x.detach().movedim(dim, -1), 1)
         if not x.numel():
             return

@@ -110,11 +110,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """A block of passes in evaluation mode, in eager code, that leave buffers and random generators as they are."""
     kept = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(x, x.clone()) for _, own in kept for x in own.values() if x is not None]
+    cached = torch.is_autocast_cache_enabled()
     stance: Any = torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
     with untouched_random_state(), evaluation(model), stance:
+        torch.set_autocast_cache_enabled(False)  # it would hold on to weights as they were before a cut
         try:
             yield
         finally:
+            torch.set_autocast_cache_enabled(cached)
             for module, own in kept:
                 module._buffers.update(own)
             for buffer, value in values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import nn
 
 from sparseout._utils.class_swap import restore_class_, swapped
@@ -45,7 +46,8 @@ def revert_(model: nn.Module) -> None:
         restore_class_(layer, ATTRIBUTES, RECORD)
         weight = layer._parameters.get("weight")
         if was_contiguous and weight is not None:
-            weight.data = weight.data.contiguous()
+            with torch.inference_mode(False):
+                weight.data = weight.data.contiguous()
     if not remove_thresholds_(model) and not layers:
         warnings.warn("nothing was reverted: the model has no sparse layer and no threshold", stacklevel=2)
     else:

@@ -185,7 +185,8 @@ def _limit(break_even: tuple[Break, ...], rows: int) -> float:
 
 
 def _in_columns(weight: Tensor) -> Tensor:
-    return weight.t().contiguous().t()
+    with torch.inference_mode(False):  # of a tensor of inference mode no parameter could be trained again
+        return weight.t().contiguous().t()
 
 
 def _shape(layer: nn.Linear) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(ONE_TARGET)
-#define TARGETS __attribute__((target_clones("arch=x86-64-v4", "arch=haswell", "default"))) /* chosen when the library is loaded */
+/* Which of them is chosen when the library is loaded. */
+#define TARGETS __attribute__((target_clones("arch=x86-64-v4", "arch=haswell", "default")))
 #else
 #define TARGETS
 #endif
