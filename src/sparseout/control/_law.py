@@ -123,7 +123,7 @@ def trial_side(update: int, error: float) -> int:
 
 
 def response(errors: Sequence[float], step: float) -> float:
-    """The fall of the error for a unit of x, at once, from the errors of the trial, whose x was back and forth by `step`.
+    """The fall of the error for a unit of x, at once, from the errors of the trial, x moved back and forth by `step`.
 
     Differences of neighbours, averaged such that a drift of the error cancels, less two standard errors; 0 at least.
     """
