@@ -130,21 +130,3 @@ def test_the_dead_units_that_are_named():
 def test_slopes_are_those_of_the_study(page, claim, contrast, places):
     mean, half = re.search(rf"{contrast}[^|]*\| (\S+) ± (\S+) \|", text("docs/results.md")).groups()
     assert re.search(claim, text(page))[1] == f"{float(mean):+.{places}f} ± {float(half):.{places}f}"
-
-
-def test_targets_as_fractions_of_the_range():
-    said = re.search(
-        r"([\d.]+)% of the range that q reaches in the autoencoder \(Hoyer ([\d.]+) to ([\d.]+)\) "
-        r"and (\d)% of that in the language model \(([\d.]+) to ([\d.]+)\)",
-        text("docs/how-to/target.md"),
-    ).groups()
-    parts = []
-    for name, low, high in (("autoencoder", *said[1:3]), ("language", *said[4:6])):
-        record = json.loads((ROOT / f"results/targets-{name}.json").read_text())
-        assert [low, high] == [f"{end:.3f}" for end in record["range"]]
-        runs = [row for row in record["rows"] if row["target"] is not None]
-        assert len(runs) == 15
-        off = max(abs(run["control"]["hoyer"] - run["target"]) for run in runs)
-        assert off < 0.004
-        parts.append(100 * off / (record["range"][1] - record["range"][0]))
-    assert [said[0], said[3]] == [f"{parts[0]:.1f}", f"{parts[1]:.0f}"]

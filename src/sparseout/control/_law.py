@@ -8,7 +8,7 @@ from typing import NamedTuple
 # The law's constants, as fractions of a knob's range where they are of its unit.
 GAIN = 12.0  # the largest proportional gain, in ranges per unit of error
 MAX_STEP = 1 / 30
-TRIAL_STEP = 0.02  # by which a knob is moved to and fro in the first updates, to see what responds at once
+TRIAL_STEP = 0.02  # by which a knob is moved back and forth in the first updates, to see what responds at once
 TRIAL_UPDATES = 8
 LEAST_TIME = 3.0  # integral time where the measure responds at once: that of the moving average of the error
 TRIAL_ERRORS = 2  # standard errors that a response has to be from 0 to count
@@ -88,7 +88,7 @@ class Law(NamedTuple):
 
 
 class Swing:
-    """Detects a gain that is too large: steps to and fro, each more than half of the largest.
+    """Detects a gain that is too large: steps back and forth, each more than half of the largest.
 
     The measure may respond at once at one value of a knob and not at another, and be noisier at one time than at
     another; then what the trial found does not hold.
@@ -115,7 +115,7 @@ def smooth(previous: float | None, value: float, weight: float) -> float:
 
 
 def trial_side(update: int, error: float) -> int:
-    """Where x is moved to after this update of the trial, the first being 1: to and fro by a step, and back.
+    """Where x is moved to after this update of the trial, the first being 1: back and forth by a step, and back.
 
     Begins on the side that the first `error` asks for.
     """
@@ -123,7 +123,7 @@ def trial_side(update: int, error: float) -> int:
 
 
 def response(errors: Sequence[float], step: float) -> float:
-    """The fall of the error for a unit of x, at once, from the errors of the trial, whose x was to and fro by `step`.
+    """The fall of the error for a unit of x, at once, from the errors of the trial, x moved back and forth by `step`.
 
     Differences of neighbours, averaged such that a drift of the error cancels, less two standard errors; 0 at least.
     """

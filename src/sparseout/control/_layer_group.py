@@ -197,7 +197,7 @@ class LayerGroup:
         return error + self.offset
 
     def _move(self, law: Law, error: float, change: float) -> None:
-        """Move the knob by the law; in the first updates to and fro beside, to see what responds at once."""
+        """Move the knob by the law; in the first updates back and forth beside, to see what responds at once."""
         low, high = law.ends
         step = TRIAL_STEP * (high - low)
         first = self.trial_errors[0] if self.trial_errors else 0.0

@@ -100,7 +100,7 @@ def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
         head = {"kind": KIND, "task": name, "environments": made}
         if name == MINILM:
             (result,) = mine.values()
-            numbers = {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "rows")}
+            numbers = {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
             files.save(_path(results, name), head | numbers)
         else:
             rows = [{**run._asdict(), **_numbers(result)} for run, result in mine.items()]
@@ -115,8 +115,15 @@ def render(results: Path, page: Path) -> None:
     records = files.some(load_all(results), results, "payoff")
     tasks = [summary(record) for name, record in records.items() if name in TASKS]
     minilm = records.get(MINILM)
-    values = {"tasks": tasks, "minilm": minilm, "setup": training, "labels": LABELS, "tolerance": TOLERANCE}
+    values: dict[str, Any] = {
+        "tasks": tasks,
+        "minilm": minilm,
+        "setup": training,
+        "labels": LABELS,
+        "tolerance": TOLERANCE,
+    }
     made = [] if minilm is None else pages.made_with((environment, True) for environment in minilm["environments"])
+    values["missing"] = [task.title for name, task in TASKS.items() if name not in records]
     text = pages.rendered(__package__, "page.md.j2", **values, minilm_made_with=made)
     runs = sum(map(_runs, records.values()))
     pages.check(page, TITLE, runs)
@@ -156,6 +163,9 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "dense": next(row for row in settings if row["method"] == "none"),
         "count": len(frame),
         "seeds": frame["seed"].nunique(),
+        "missing": [LABELS[method] for method in METHODS if method not in set(frame["method"])],
+        "sparse": any(row["sparse_layers"] for row in settings),
+        "load": (frame["load"].min(), frame["load"].max()),
         "told": sum(bool(told) for told in frame["told"]),
         "minutes": frame["seconds"].sum() / 60,
         "made_with": pages.made_with((environment, True) for environment in record["environments"]),

@@ -28,7 +28,7 @@ def price(settings: Sequence[Mapping[str, Any]]) -> bytes:
         panels[1].set(ylabel="parameters after compaction, %", ylim=(0, None))
         panels[2].set(ylabel="µs for one row", ylim=(0, None))
         for panel in panels:
-            panel.set(xlabel="active units, %", xscale="log")
+            panel.set(xlabel="active units, %", xlim=(0, None))
         dense = next(row for row in settings if row["method"] == "none")
         panels[2].axhline(dense["dense_1"], color=COLOURS["muted"], linewidth=1, linestyle="--")
         panels[2].annotate("dense", (0.02, dense["dense_1"]), xycoords=("axes fraction", "data"), va="bottom")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -216,6 +217,6 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
             options["target"],
             options["seed"],
         )
-    found |= {"config": options, "environment": environment()}
+    found |= {"config": options, "environment": environment(), "load": os.getloadavg()[0]}
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})

