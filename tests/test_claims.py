@@ -130,3 +130,26 @@ def test_the_dead_units_that_are_named():
 def test_slopes_are_those_of_the_study(page, claim, contrast, places):
     mean, half = re.search(rf"{contrast}[^|]*\| (\S+) ± (\S+) \|", text("docs/results.md")).groups()
     assert re.search(claim, text(page))[1] == f"{float(mean):+.{places}f} ± {float(half):.{places}f}"
+
+
+def test_what_sparsity_is_worth_on_the_first_page():
+    found = json.loads((ROOT / "results/payoff-digits.json").read_text())["rows"]
+    lines = re.findall(
+        r"^\| (no noise|L1 penalty|Sparseout)(?:, target ([\d.]+))? \| ([\d.]+) \| ([\d.]+%) \| (\d+%) \| (\d+%) \|$",
+        (ROOT / "docs/index.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(lines) == 4
+    methods = {"no noise": "none", "L1 penalty": "penalty", "Sparseout": "sparseout"}
+    for method, target, *said in lines:
+        (row,) = [
+            row
+            for row in found
+            if row["method"] == methods[method] and row["target"] == (float(target) if target else None)
+        ]
+        assert said == [
+            f"{row['density']:.3f}",
+            f"{row['error']:.2%}",
+            f"{row['parameters_compact'] / row['parameters']:.0%}",
+            f"{row['macs_effective'] / row['macs_dense']:.0%}",
+        ]
