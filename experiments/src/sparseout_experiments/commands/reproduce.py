@@ -47,9 +47,9 @@ _STUDIES = {
         device=True,
     ),
     "targets": _Entry(
-        "Does the controller meet its targets? Trains at fixed q's, then to targets in the range that these reach.\n\n"
-        "Takes about 15 minutes on two cores and needs no download.",
-        ("autoencoder", "language"),
+        "Does the controller meet its targets? Trains at fixed values of every knob, then to targets in their range.\n\n"
+        "Takes about half an hour on two cores and needs no download.",
+        ("autoencoder", "classifier", "language"),
         "docs/targets.md",
     ),
     "alternatives": _Entry(

@@ -1,4 +1,4 @@
-"""Does a controller meet its targets? First the range that fixed q's reach, then runs to targets within it."""
+"""Does a controller meet its targets, whatever the knob? First the range of fixed values, then targets within it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,32 +10,30 @@ from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
-from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.study import Request
-from sparseout_experiments.studies.targets import figures
-from sparseout_experiments.studies.targets.grid import START, TASKS, Results, Run, Task, reach, runs
-from sparseout_experiments.training import run_folder
+from sparseout_experiments.studies.targets import figures, grid, training
+from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
 
-__all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+__all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total", "train"]
 
 ALL_MUST_FINISH = True
 ledger = Ledger
+train = training.train
 
 TITLE = "# Are targets met?"
-KIND = "sparseout targets"
-POINTS = 100  # of a run's course that are kept, evenly spaced
-TOLERANCE = 0.02  # of the target, in Hoyer
-NOISE = 0.1  # of the power of Dropout's noise
+KIND = "sparseout targets of knobs"
+POINTS = 60  # of the course of a run of the first seed that are kept, evenly spaced
+TOLERANCE = 0.01  # of the target, in Hoyer and in density
 
 
 def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-    """The jobs at fixed q's, and of each task whose range these have shown, the jobs to targets."""
-    return {run: run.job(TASKS[run.name], request.work) for run in runs(request.names, ledger.results)}
+    """The jobs at fixed values, and of each knob whose range these have shown, the jobs to targets."""
+    return {run: run.job(request.work) for run in grid.runs(request.names, ledger.results)}
 
 
 def total(request: Request, ledger: Ledger[Run]) -> int:
     """How many runs there will be."""
-    return sum(TASKS[name].runs for name in request.names)
+    return sum(grid.count(name) for name in request.names)
 
 
 def check(request: Request, results: Path, page: Path) -> None:
@@ -46,11 +44,11 @@ def check(request: Request, results: Path, page: Path) -> None:
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each task."""
-    jobs = plan(request, ledger)
     for name in request.names:
-        mine = {run: result for run, result in ledger.results.items() if run.name == name}
-        rows = [_row(run, result, jobs[run].folder) for run, result in mine.items()]
-        files.save(_path(results, name), _head(name, TASKS[name], mine) | {"rows": rows})
+        mine = {run: result for run, result in ledger.results.items() if run.task == name}
+        environments = files.distinct([result["environment"] for result in mine.values()])
+        rows = [_row(run, result) for run, result in mine.items()]
+        files.save(_path(results, name), {"kind": KIND, "task": name, "environments": environments, "rows": rows})
 
 
 def render(results: Path, page: Path) -> None:
@@ -61,9 +59,10 @@ def render(results: Path, page: Path) -> None:
     records = files.some(load_all(results), results, "targets")
     tasks = [summary(record) for record in records.values()]
     count = sum(task["count"] for task in tasks)
-    text = pages.rendered(__package__, "page.md.j2", tasks=tasks, start=START, tolerance=TOLERANCE, noise=NOISE)
+    text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
     pages.check(page, TITLE, count)
-    pages.write_images(page, {f"targets-{task['name']}": figures.course(task["steered"], TOLERANCE) for task in tasks})
+    images = {f"targets-{task['name']}": figures.misses(task["steered"], task["courses"], TOLERANCE) for task in tasks}
+    pages.write_images(page, images)
     pages.write(page, text, count)
 
 
@@ -78,75 +77,65 @@ def _path(results: Path, name: str) -> Path:
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of a task."""
-    frame = pd.json_normalize(record["rows"])
-    frame["off"] = frame["control.hoyer"].astype(float) - frame["target"]
-    low, high = record["range"]
-    steered = frame[frame["part"].notna()]
+    frame = pd.DataFrame(record["rows"])
+    steered = frame[frame["target"].notna()].copy()
+    steered["off"] = [row[row["measure"]] - row["target"] for row in steered.to_dict("records")]
+    rows = [_targets(frame, group) for _, group in steered.groupby(["measure", "knob"], sort=False)]
     return {
         "name": record["task"],
         "title": TASKS[record["task"]].title,
-        "config": record["config"],
-        "range": (low, high),
-        "width": (high - low) or float("nan"),
+        "task": TASKS[record["task"]],
         "count": len(frame),
         "seeds": frame["seed"].nunique(),
-        "steps": int(frame["steps"].iloc[0]),
         "minutes": frame["seconds"].sum() / 60,
         "made_with": pages.made_with((environment, True) for environment in record["environments"]),
         "steered": steered,
+        "courses": [row for row in steered.to_dict("records") if row["course"]],
+        "rows": sorted(rows, key=lambda row: (row["measure"] != "hoyer", list(KNOBS).index(row["knob"]))),
+        "met": sum(row["met"] for row in rows),
         "runs": len(steered),
-        "met": int((steered["off"].abs() <= TOLERANCE).sum()),
         "farthest": steered["off"].abs().max(),
-        "told": int(steered["told"].map(bool).sum()),
-        "noise": _noise(frame),
-        "constant": _noise(frame)[0] >= 1 - NOISE and _noise(frame)[1] <= 1 + NOISE,
-        "targets": [{"part": part, **_target(group)} for part, group in steered.groupby("part")],
-        "fixed": [{"q": q, "hoyer": t_interval(group["control.hoyer"])} for q, group in frame.groupby("q")],
+        "missed": [_missed(row) for row in steered.to_dict("records") if abs(row["off"]) > TOLERANCE],
     }
 
 
-def _target(runs: pd.DataFrame) -> dict[str, Any]:
+def _targets(frame: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
+    knob, measure = runs["knob"].iloc[0], runs["measure"].iloc[0]
+    fixed = frame[(frame["knob"] == knob) & frame["target"].isna()]
+    means = fixed.groupby("value")[measure].mean()
     return {
-        "target": runs["target"].iloc[0],
-        "hoyer": t_interval(runs["control.hoyer"]),
+        "knob": knob,
+        "measure": measure,
+        "range": (means.min(), means.max()),
+        "targets": sorted(runs["target"].unique()),
+        "values": [runs[runs["target"] == target]["value"].mean() for target in sorted(runs["target"].unique())],
+        "met": int((runs["off"].abs() <= TOLERANCE).sum()),
+        "runs": len(runs),
         "off": max(runs["off"], key=abs),
-        "q": t_interval(runs["control.q"]),
-        "noise": _noise(runs),
+        "mean": runs["off"].mean(),
     }
 
 
-def _noise(runs: pd.DataFrame) -> tuple[float, float]:
-    return runs["control.noise_least"].min(), runs["control.noise_most"].max()
+def _missed(row: Mapping[str, Any]) -> dict[str, Any]:
+    probe = row["course_end"]
+    return {**row, "probe_off": probe - row["target"]}
 
 
-def _head(name: str, task: Task, results: Results) -> dict[str, Any]:
+def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+    course = result["course"]
+    kept = files.thinned(course, POINTS) if course and run.seed == grid.SEEDS[0] else []
+    last = course[-max(1, len(course) // 10) :]
     return {
-        "kind": KIND,
-        "task": name,
-        "config": files.shared([result["config"] for result in results.values()]),
-        "environments": files.distinct([result["environment"] for result in results.values()]),
-        "range": reach(name, task, results),
-    }
-
-
-def _row(run: Run, result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return {
-        "q": run.q,
-        "part": run.part,
-        "target": None if run.part is None else run.target,
+        "knob": run.knob,
         "seed": run.seed,
-        "control": result["control"],
-        "steps": result["steps"],
+        "value": result["value"],
+        "measure": run.measure,
+        "part": run.part,
+        "target": run.target,
+        "hoyer": result["hoyer"],
+        "density": result["density"],
         "seconds": result["seconds"],
-        "told": [warning for warning in result["warnings"] if "out of reach" in warning],
-        "course": None if run.part is None else _course(folder),
+        "messages": result["messages"],
+        "course_end": sum(point[2] for point in last) / len(last) if last else None,
+        "course": [[step, *(float(f"{number:.5g}") for number in numbers)] for step, *numbers in kept],
     }
-
-
-def _course(folder: Path) -> list[list[float | None]]:
-    """Step, q and Hoyer of every so many intervals, the last one among them."""
-    course = [entry for line in run_folder.metrics(folder) for entry in line["control"]]
-    return [
-        [entry["step"], *(None if entry[name] is None else round(entry[name], 4) for name in ("q", "hoyer"))]
-        for entry in files.thinned(course, POINTS)
-    ]

@@ -1,92 +1,125 @@
-"""The runs of the study: at fixed values of q, then to targets inside the range of sparsity that these reach."""
+"""The runs of the study: fixed values of every knob, then targets inside the range of sparsity that these reach."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.studies.engine.cluster import Job
 
-START = 2.5  # q at the beginning of a run to a target
+PARTS = (0.25, 0.5, 0.75)  # of the range
+SEEDS = (0, 1, 2, 3, 4)
+FIXED_SEEDS = SEEDS[:2]  # of the runs that show a range
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What a controller moves, the fixed values that show its range, and where runs to targets start."""
+
+    title: str
+    values: tuple[float, ...]
+    start: float
+
+
+KNOBS = {
+    "q": Knob("q of Sparseout", (1.0, 1.5, 2.0, 2.5, 3.0, 4.0), 2.5),
+    "p": Knob("p of Sparseout, q = 1.5", (0.05, 0.2, 0.4, 0.6, 0.8, 0.9), 0.5),
+    "strength": Knob("strength of an L1 penalty", (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 1e-3),
+    "k": Knob("k of k-winners", (0.02, 0.05, 0.1, 0.2, 0.4, 0.8), 0.5),
+    "threshold": Knob("a threshold in units of the row's rms, a knob of one's own", (0.0, 0.5, 1.0, 1.5, 2.0), 0.5),
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network to train, the values and targets of its runs, and their seeds."""
+    """A network to train, its knobs, and the measures whose targets are set."""
 
-    task: str
     title: str
-    options: Mapping[str, Any]
-    qs: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-    parts: tuple[float, ...] = (0.25, 0.5, 0.75)  # of the range
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-
-    @property
-    def runs(self) -> int:
-        """How many there are."""
-        return len(self.seeds) * (len(self.qs) + len(self.parts))
+    knobs: tuple[str, ...]
+    measures: tuple[str, ...]
+    steps: int
+    every: int  # steps between updates of the controller
+    batch: int
+    rate: float  # of Adam
 
 
 TASKS = {
-    "autoencoder": Task(
-        "autoencoder",
-        "Autoencoder on digits",
-        {"data": "digits", "units": 256, "p": 0.4, "batch": 32, "epochs": 60, "device": "cpu"},
-    ),
+    "autoencoder": Task("Autoencoder on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
+    "classifier": Task("ReLU classifier on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
     "language": Task(
-        "language",
-        "LSTM language model on Python's help texts",
-        {
-            "data": "topics", "words": 1000, "train_size": 20_000, "valid_size": 4_000, "test_size": 4_000,
-            "units": 64, "embedding": 64, "p": 0.4, "batch": 20, "bptt": 20, "lr": 5e-3, "epochs": 30, "device": "cpu",
-        },
+        "LSTM language model on Python's help texts", ("q", "p", "strength"), ("hoyer",), 1500, 10, 20, 5e-3
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: at a fixed q, which is the bounds' only value, or to a target in a part of the range."""
+    """One training: at a fixed value of a knob, or to a target in a part of the range."""
 
-    name: str
+    task: str
+    knob: str
     seed: int
-    q: float | None = None
+    value: float | None = None
+    measure: str | None = None
     part: float | None = None
-    target: float = 0.5
+    target: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.key}"
+        return f"{self.task}: {self.key}"
 
     @property
     def key(self) -> str:
         """Its name among the runs of its task."""
-        return f"q={self.q:g} seed={self.seed}" if self.part is None else f"target={self.target:g} seed={self.seed}"
+        what = f"{self.value:g}" if self.measure is None else f"{self.measure} {self.target:g}"
+        return f"{self.knob} {what} seed={self.seed}"
 
-    def job(self, task: Task, work: Path) -> Job:
-        """As options of `sparseout run`, and a folder."""
-        fixed = {} if self.q is None else {"q_min": self.q, "q_max": self.q}
-        start = START if self.q is None else self.q
-        options = {**task.options, "seed": self.seed, "target_sparsity": self.target, "q": start, **fixed}
-        return Job(task.task, options, work / self.name / self.key.replace(" ", "_"))
+    def job(self, work: Path) -> Job:
+        """As options of the training, and a folder."""
+        options = {name: getattr(self, name) for name in ("knob", "seed", "value", "measure", "target")}
+        return Job(self.task, options, work / self.task / self.key.replace(" ", "_"))
 
 
 Results = Mapping[Run, Mapping[str, Any]]
 
 
 def runs(names: Sequence[str], results: Results) -> list[Run]:
-    """The runs at fixed q's, and of each task for which `results` has all of these, the runs to targets."""
-    found = [Run(name, seed, q=q) for name in names for seed in TASKS[name].seeds for q in TASKS[name].qs]
+    """The runs at fixed values, and of each knob for which `results` has all of these, the runs to targets."""
+    found = []
     for name in names:
-        if all(run in results for run in found if run.name == name):
-            low, high = reach(name, TASKS[name], results)
-            aims = [(part, round(low + part * (high - low), 3)) for part in TASKS[name].parts]
-            found += [Run(name, seed, part=part, target=aim) for part, aim in aims for seed in TASKS[name].seeds]
+        for knob in TASKS[name].knobs:
+            fixed = fixed_runs(name, knob)
+            found += fixed
+            if all(run in results for run in fixed):
+                found += steered_runs(name, knob, results)
     return found
 
 
-def reach(name: str, task: Task, results: Results) -> tuple[float, float]:
-    """Hoyer at the q's that give least and most of it, means over seeds."""
-    means = [
-        sum(results[Run(name, seed, q=q)]["control"]["hoyer"] for seed in task.seeds) / len(task.seeds) for q in task.qs
-    ]
+def fixed_runs(name: str, knob: str) -> list[Run]:
+    """The runs of a knob at fixed values."""
+    return [Run(name, knob, seed, value=value) for seed in FIXED_SEEDS for value in KNOBS[knob].values]
+
+
+def steered_runs(name: str, knob: str, results: Results) -> Iterator[Run]:
+    """The runs of a knob to targets, at parts of the range from the least to the greatest mean over seeds."""
+    for measure in TASKS[name].measures:
+        low, high = reach(fixed_runs(name, knob), measure, results)
+        for part in PARTS:
+            target = round(low + part * (high - low), 3)
+            for seed in SEEDS:
+                yield Run(name, knob, seed, measure=measure, part=part, target=target)
+
+
+def reach(fixed: Sequence[Run], measure: str, results: Results) -> tuple[float, float]:
+    """The measure at the values that give least and most of it, means over seeds."""
+    of_value: dict[float | None, list[float]] = {}
+    for run in fixed:
+        of_value.setdefault(run.value, []).append(results[run][measure])
+    means = [sum(values) / len(values) for values in of_value.values()]
     return min(means), max(means)
+
+
+def count(name: str) -> int:
+    """How many runs of a task there are."""
+    task = TASKS[name]
+    fixed = sum(len(KNOBS[knob].values) for knob in task.knobs)
+    return len(FIXED_SEEDS) * fixed + len(SEEDS) * len(task.knobs) * len(task.measures) * len(PARTS)
