@@ -47,7 +47,7 @@ _STUDIES = {
         device=True,
     ),
     "targets": _Entry(
-        "Does the controller meet its targets? Trains at fixed values of every knob, then to targets in their range.\n\n"
+        "Does the controller meet its targets? Trains at fixed values of each knob, then to targets in their range.\n\n"
         "Takes about half an hour on two cores and needs no download.",
         ("autoencoder", "classifier", "language"),
         "docs/targets.md",

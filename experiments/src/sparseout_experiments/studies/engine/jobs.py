@@ -77,6 +77,14 @@ class Ledger(Generic[Name]):
         return name in self
 
 
+class OwnLedger(Ledger[Name]):
+    """How runs have ended of a study with a training of its own: their options are those of the jobs, as they are."""
+
+    def wanted(self, job: Job) -> Mapping[str, Any]:
+        """The options of the job."""
+        return job.options
+
+
 def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a run, or the reason of its failure, or neither, from its folder.
 

@@ -9,7 +9,7 @@ import pandas as pd
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger
+from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.statistics import Difference, paired, t_interval
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.revival import figures, training
@@ -35,15 +35,7 @@ class Run(NamedTuple):
         return f"{self.task}: {self.arm}, seed {self.seed}"
 
 
-class _Ledger(Ledger[Run]):
-    """How runs have ended, whose options are those of this study's own training."""
-
-    def wanted(self, job: Job) -> Mapping[str, Any]:
-        """The options of the job."""
-        return job.options
-
-
-ledger = _Ledger
+ledger = OwnLedger
 
 
 def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
@@ -66,7 +58,7 @@ def total(request: Request, ledger: Ledger[Run]) -> int:
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that was made from more runs."""
     others = (len(record["rows"]) for name, record in load_all(results).items() if name not in request.names)
-    pages.check(page, TITLE, total(request, _Ledger()) + sum(others))
+    pages.check(page, TITLE, total(request, OwnLedger()) + sum(others))
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:

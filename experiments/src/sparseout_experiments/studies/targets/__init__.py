@@ -9,7 +9,7 @@ import pandas as pd
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger
+from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.targets import figures, grid, training
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
@@ -17,7 +17,7 @@ from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
 __all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total", "train"]
 
 ALL_MUST_FINISH = True
-ledger = Ledger
+ledger = OwnLedger
 train = training.train
 
 TITLE = "# Are targets met?"
@@ -39,7 +39,7 @@ def total(request: Request, ledger: Ledger[Run]) -> int:
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that was made from more runs."""
     others = (len(record["rows"]) for name, record in load_all(results).items() if name not in request.names)
-    pages.check(page, TITLE, total(request, Ledger()) + sum(others))
+    pages.check(page, TITLE, total(request, OwnLedger()) + sum(others))
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
