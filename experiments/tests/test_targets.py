@@ -1,92 +1,71 @@
-"""Whether targets are met: the study at small size, and its files and page."""
+"""Whether targets are met, with any knob: the study at small size, and its files and page."""
 
 import json
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sparseout_experiments import config
+import torch
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import targets
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import study
-from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped, train
-from sparseout_experiments.studies.targets import TASKS
-from sparseout_experiments.studies.targets.grid import Task
+from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped
+from sparseout_experiments.studies.targets import grid, training
 from study_rows import Inline
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"autoencoder": replace(TASKS["autoencoder"], qs=(1.0, 4.0), parts=(0.5,), seeds=(0, 1))}
-
-RANGE = "of the range 0.300 that fixed q's reach (the tolerance of 0.02 is 7% of it)."
+SMALL = grid.Task("A small network", ("q", "k"), ("hoyer", "density"), 40, 5, 16, 1e-3, (0, 1, 2))
 
 
 @pytest.fixture(autouse=True)
-def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "Cluster", Inline)
+    monkeypatch.setitem(grid.TASKS, "autoencoder", SMALL)
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
-    """Hoyer falls with q; a run to a target ends 0.001 above it times its seed."""
+    """Sparsity by a formula of the value; a run to a target ends 0.004 above it times its seed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "calls").open("a") as file:
         file.write("x")
-    fixed = options.get("q_min") is not None
-    hoyer = 0.9 - 0.1 * options["q"] if fixed else options["target_sparsity"] + 0.001 * options["seed"]
-    course = [{"step": 10 * i, "q": 2.0, "hoyer": None if i == 1 else hoyer, "noise": 1.0} for i in range(1, 301)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"control": [entry]}) + "\n" for entry in course))
-    control = {"target": options["target_sparsity"], "hoyer": hoyer, "q": 2.0, "intervals": 300}
-    control |= {"noise_least": 0.97, "noise_most": 1.02 + 0.01 * options["seed"]}
-    found = {
-        "config": config.record(config.resolve(task, options)),
-        "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None},
-        "control": control,
-        "steps": 3000,
-        "seconds": 60.0,
-        "warnings": ["the target 0.5 of hoyer is out of reach: so it is"] if fixed else [],
-    }
-    (folder / "result.json").write_text(json.dumps(found))
-
-
-def failing(task: str, options: dict[str, Any], folder: Path) -> None:
-    if options["seed"] == 1:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.json").write_text(
-            json.dumps({"reason": "the loss of step 7 is nan", "config": config.record(config.resolve(task, options))})
-        )
+    found = {"hoyer": 0.5, "density": 0.5, "value": options["value"], "course": [], "messages": []}
+    if options["measure"] is None:
+        found |= {"hoyer": 0.9 - 0.1 * options["value"], "density": 0.1 + 0.2 * options["value"]}
     else:
-        fake_train(task, options, folder)
+        found[options["measure"]] = options["target"] + 0.004 * options["seed"]
+        found |= {"value": 2.0, "course": [[5 * i, 2.0, options["target"]] for i in range(1, 201)]}
+    found |= {"config": options, "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None}}
+    (folder / "result.json").write_text(json.dumps(found | {"seconds": 60.0}))
 
 
-def reproduce(root: Path, train: Any = fake_train, tasks: dict[str, Task] = SMALL, **options: Any) -> dict[str, Any]:
+def reproduce(root: Path, train: Any = fake_train, **options: Any) -> dict[str, Any]:
     (root / "docs").mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, task in tasks.items():
-            patch.setitem(TASKS, name, task)
-        request = study.Request(tuple(tasks), root / "work")
-        study.reproduce(targets, request, root / "results", root / "docs/page.md", 1, train=train, **options)
-    return targets.load_all(root / "results")
+    request = study.Request(("autoencoder",), root / "work")
+    study.reproduce(targets, request, root / "results", root / "docs/page.md", 1, train=train, **options)
+    return targets.load_all(root / "results")["autoencoder"]
 
 
-def test_targets_lie_in_the_range_that_fixed_qs_reach(tmp_path: Path) -> None:
+def test_targets_lie_in_the_range_that_fixed_values_reach(tmp_path: Path) -> None:
     heard: list[Progress] = []
-    found = reproduce(tmp_path, on_progress=heard.append)["autoencoder"]
-    assert found["range"] == pytest.approx([0.5, 0.8])
-    steered = [row for row in found["rows"] if row["part"] is not None]
-    assert [(row["part"], row["target"], row["seed"]) for row in steered] == [(0.5, 0.65, 0), (0.5, 0.65, 1)]
-    course = steered[0]["course"]
-    assert len(course) == 100
-    assert course[-1] == [3000, 2.0, 0.65]
-    assert [(one.done, one.total) for one in heard] == [(done, 6) for done in range(7)]
-    assert [one.left for one in heard][1:] == [300, 240, 180, 120, 60, 0]  # a minute each, one at a time
+    record = reproduce(tmp_path, on_progress=heard.append)
+    assert grid.count("autoencoder") == len(record["rows"]) == 1 * (6 + 6) + 3 * 2 * 2 * 3 == heard[-1].total
+    steered = [row for row in record["rows"] if row["target"] is not None]
+    # of q, from 1 to 4: Hoyer from .8 to .5, density from .3 to .9
+    found = {(row["measure"], row["part"], row["target"]) for row in steered if row["knob"] == "q"}
+    assert found == {
+        ("hoyer", 0.25, 0.575), ("hoyer", 0.5, 0.65), ("hoyer", 0.75, 0.725),
+        ("density", 0.25, 0.45), ("density", 0.5, 0.6), ("density", 0.75, 0.75),
+    }  # fmt: skip
+    assert [len(row["course"]) for row in steered] == [67 if row["seed"] == 0 else 0 for row in steered]
     text = " ".join((tmp_path / "docs/page.md").read_text().split())
-    assert f"2 of 2 runs met their targets. The farthest was off by 0.0010, which is 0.3% {RANGE}" in text
-    assert "The noise was constant: 0.970 to 1.030 of Dropout's power." in text
-    assert "| 50% | 0.650 | 0.651 ± 0.006 | +0.0010 | +0.3% | 2.00 ± 0.00 | 0.970 to 1.030 |" in text
-    assert "| Hoyer | 0.800 ± 0.0000 | 0.500 ± 0.0000 |" in text
+    assert "- **A small network**: 36 of 36 runs met their targets; the farthest was off by 0.0080." in text
+    assert (
+        "| hoyer | q | 0.500 to 0.800 | 0.575, 0.650, 0.725 | 2.0000, 2.0000, 2.0000 | 9 of 9 | +0.0040 | +0.0080 |"
+        in text
+    )
+    assert "Missed" not in text
     assert (tmp_path / "docs/images/targets-autoencoder.png").stat().st_size > 10_000
 
 
@@ -94,86 +73,69 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     first = reproduce(tmp_path)
     assert reproduce(tmp_path) == first
     assert {path.read_text() for path in (tmp_path / "work").rglob("calls")} == {"x"}
-    other = {"autoencoder": replace(SMALL["autoencoder"], options={**SMALL["autoencoder"].options, "p": 0.3})}
+    other = next((tmp_path / "work").rglob("q_1_seed=0/result.json"))
+    other.write_text(other.read_text().replace('"seed": 0', '"seed": 7'))
     with pytest.raises(
-        StudyStopped, match=r"holds a run with p = 0.4 where the study wants 0.3: give the study another work"
+        StudyStopped, match=r"holds a run with seed = 7 where the study wants 0: give the study another"
     ):
-        reproduce(tmp_path, tasks=other)
-
-
-def test_a_failed_run_ends_it_in_a_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
-    with pytest.raises(StudyStopped, match=r"^autoencoder: q=\d seed=1: the loss of step 7 is nan$"):
-        reproduce(tmp_path, failing)
-    assert not (tmp_path / "results").exists()
-    assert list((tmp_path / "work").rglob("result.json"))
+        reproduce(tmp_path)
 
 
 def test_a_target_that_is_missed_is_said(tmp_path: Path) -> None:
-    found = reproduce(tmp_path)
-    for row in found["autoencoder"]["rows"]:
-        if row["part"] is not None and row["seed"] == 1:
-            row["control"] |= {"hoyer": row["target"] - 0.021, "noise_least": 0.89}
-    files.save(tmp_path / "results/targets-autoencoder.json", found["autoencoder"])
+    record = reproduce(tmp_path)
+    row = next(row for row in record["rows"] if row["measure"] == "density" and row["seed"] == 1)
+    row["density"] = row["target"] - 0.011
+    files.save(tmp_path / "results/targets-autoencoder.json", record)
     targets.render(tmp_path / "results", tmp_path / "docs/page.md")
-    text = " ".join((tmp_path / "docs/page.md").read_text().split())
-    assert f"1 of 2 runs met their targets. The farthest was off by 0.0210, which is 7.0% {RANGE}" in text
-    assert "The noise was not constant: 0.890 to" in text
+    text = (tmp_path / "docs/page.md").read_text()
+    assert "35 of 36 runs met their targets; the farthest was off by 0.0110." in " ".join(text.split())
+    assert f"| q | density | {row['target']:.3f} | 1 | -0.0110 | +0.0000 |" in text
 
 
 @pytest.mark.parametrize("given", [["--only", "image"], ["--workers", "0"]])
-def test_bad_options_are_one_sentence(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_one_sentence(given: list[str]) -> None:
     assert CliRunner().invoke(app, ["reproduce", "targets", *given]).exit_code == 2
 
 
-@pytest.mark.parametrize("only", ["autoencoder", "autoencoder,autoencoder"])
-def test_what_there_is_to_run_is_said_and_nothing_is_written(
-    only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_there_is_to_run_is_said_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = CliRunner().invoke(app, ["reproduce", "targets", "--only", only, "--dry-run"])
-    assert said.exit_code == 0
+    said = CliRunner().invoke(app, ["reproduce", "targets", "--only", "autoencoder,autoencoder", "--dry-run"])
+    assert said.exit_code == 0, said.output
     assert said.stdout.splitlines() == [
-        "autoencoder: 30 runs, 0 have ended",  # those to targets follow from them
-        "45 runs in all. How long they take is known when the first has finished.",
+        "autoencoder: 12 runs, 0 have ended",  # those to targets follow from them
+        "48 runs in all. How long they take is known when the first has finished.",
     ]
     assert not list(tmp_path.iterdir())
 
 
-def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    targets.render(ROOT / "results", tmp_path / "docs/targets.md")
-    assert (tmp_path / "docs/targets.md").read_text() == (ROOT / "docs/targets.md").read_text()
+@pytest.mark.parametrize("knob", grid.KNOBS)
+def test_every_knob_trains_and_is_moved(knob: str) -> None:
+    """From where it starts, towards a target on either side; what is read is that of evaluation."""
+    towards = {target: training.run("autoencoder", knob, 0, None, "hoyer", target) for target in (0.1, 0.9)}
+    start = grid.KNOBS[knob].start
+    sparser = knob in ("p", "strength", "threshold")
+    values = [towards[target]["value"] for target in ((0.1, 0.9) if sparser else (0.9, 0.1))]
+    assert values[0] < start < values[1]
+    assert all(0 < found["hoyer"] < 1 and 0 < found["density"] < 1 for found in towards.values())
+    assert [point[0] for point in towards[0.1]["course"]] == list(range(5, 45, 5))
 
 
-def test_the_committed_evidence_holds() -> None:
-    """What README and how-to say of targets: all within 0.004; and the noise within 10% of Dropout's."""
-    found = targets.load_all(ROOT / "results")
-    assert list(found) == ["autoencoder", "language"]
-    for name, record in found.items():
-        steered = [row for row in record["rows"] if row["part"] is not None]
-        assert len(steered) == 15
-        for row in steered:
-            assert abs(row["control"]["hoyer"] - row["target"]) <= 0.004, (name, row["target"], row["seed"])
-            assert 0.9 <= row["control"]["noise_least"] <= row["control"]["noise_most"] <= 1.1
-        options = TASKS[name].options
-        assert all(record["config"][option] == options[option] for option in options if option != "data")
+def test_the_threshold_by_hand() -> None:
+    out = training.Threshold(1.0)(torch.tensor([[3.0, 0.0, 1.0, -4.0], [1.0, 1.0, 1.0, 2.0]]))
+    # the rows' rms are 2.55 and 1.32
+    assert out.tolist() == [[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]
 
 
 @pytest.mark.slow
-def test_targets_are_met(tmp_path: Path) -> None:
-    """The study itself, with one seed and one target a task, and less training."""
-    autoencoder, language = (
-        {**TASKS[name].options, "epochs": n} for name, n in (("autoencoder", 30), ("language", 20))
-    )
-    few: dict[str, Any] = {"qs": (1.0, 4.0), "parts": (0.5,), "seeds": (0,)}
-    tasks = {
-        "autoencoder": replace(TASKS["autoencoder"], options=autoencoder, **few),
-        "language": replace(TASKS["language"], options=language, **few),
-    }
-    for name, record in reproduce(tmp_path, train, tasks).items():
-        low, high = record["range"]
-        assert high - low > 0.05, name
-        row = record["rows"][-1]
-        assert row["control"]["hoyer"] == pytest.approx(row["target"], abs=0.02)
-        assert 0.9 < row["control"]["noise_least"] <= row["control"]["noise_most"] < 1.1
-        assert not math.isnan(row["control"]["q"])
+def test_one_target_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's classifier and its controller, with one seed and one target for two knobs."""
+    for knob, measure, target in (("strength", "hoyer", 0.6), ("threshold", "density", 0.3)):
+        found = training.run("classifier", knob, 0, None, measure, target)
+        assert found[measure] == pytest.approx(target, abs=targets.TOLERANCE)
+
+
+def test_the_page_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (tmp_path / "docs").mkdir()
+    targets.render(ROOT / "results", tmp_path / "docs/targets.md")
+    assert (tmp_path / "docs/targets.md").read_text() == (ROOT / "docs/targets.md").read_text()

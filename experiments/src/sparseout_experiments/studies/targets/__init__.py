@@ -123,7 +123,7 @@ def _missed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     course = result["course"]
-    kept = files.thinned(course, POINTS) if course and run.seed == grid.SEEDS[0] else []
+    kept = files.thinned(course, POINTS) if course and run.seed == 0 else []
     last = course[-max(1, len(course) // 10) :]
     return {
         "knob": run.knob,

@@ -8,8 +8,6 @@ from typing import Any
 from sparseout_experiments.studies.engine.cluster import Job
 
 PARTS = (0.25, 0.5, 0.75)  # of the range
-SEEDS = (0, 1, 2, 3, 4)
-FIXED_SEEDS = SEEDS[:2]  # of the runs that show a range
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,19 @@ class Task:
     every: int  # steps between updates of the controller
     batch: int
     rate: float  # of Adam
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    @property
+    def fixed_seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs that show a range."""
+        return self.seeds[: len(self.seeds) // 2]
 
 
 TASKS = {
     "autoencoder": Task("Autoencoder on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
     "classifier": Task("ReLU classifier on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
     "language": Task(
-        "LSTM language model on Python's help texts", ("q", "p", "strength"), ("hoyer",), 1500, 10, 20, 5e-3
+        "LSTM language model on Python's help texts", ("q", "p", "strength"), ("hoyer",), 1500, 10, 20, 5e-3, (0, 1, 2)
     ),
 }
 
@@ -96,7 +100,7 @@ def runs(names: Sequence[str], results: Results) -> list[Run]:
 
 def fixed_runs(name: str, knob: str) -> list[Run]:
     """The runs of a knob at fixed values."""
-    return [Run(name, knob, seed, value=value) for seed in FIXED_SEEDS for value in KNOBS[knob].values]
+    return [Run(name, knob, seed, value=value) for seed in TASKS[name].fixed_seeds for value in KNOBS[knob].values]
 
 
 def steered_runs(name: str, knob: str, results: Results) -> Iterator[Run]:
@@ -105,7 +109,7 @@ def steered_runs(name: str, knob: str, results: Results) -> Iterator[Run]:
         low, high = reach(fixed_runs(name, knob), measure, results)
         for part in PARTS:
             target = round(low + part * (high - low), 3)
-            for seed in SEEDS:
+            for seed in TASKS[name].seeds:
                 yield Run(name, knob, seed, measure=measure, part=part, target=target)
 
 
@@ -122,4 +126,4 @@ def count(name: str) -> int:
     """How many runs of a task there are."""
     task = TASKS[name]
     fixed = sum(len(KNOBS[knob].values) for knob in task.knobs)
-    return len(FIXED_SEEDS) * fixed + len(SEEDS) * len(task.knobs) * len(task.measures) * len(PARTS)
+    return len(task.fixed_seeds) * fixed + len(task.seeds) * len(task.knobs) * len(task.measures) * len(PARTS)
