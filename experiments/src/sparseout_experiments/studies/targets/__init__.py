@@ -79,7 +79,8 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of a task."""
     frame = pd.DataFrame(record["rows"])
     steered = frame[frame["target"].notna()].copy()
-    steered["off"] = [row[row["measure"]] - row["target"] for row in steered.to_dict("records")]
+    steered["tested"] = [row[row["measure"]] - row["target"] for row in steered.to_dict("records")]
+    steered["off"] = steered["last_tenth"] - steered["target"]
     rows = [_targets(frame, group) for _, group in steered.groupby(["measure", "knob"], sort=False)]
     return {
         "name": record["task"],
@@ -94,8 +95,10 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "rows": sorted(rows, key=lambda row: (row["measure"] != "hoyer", list(KNOBS).index(row["knob"]))),
         "met": sum(row["met"] for row in rows),
         "runs": len(steered),
+        "met_tested": sum(row["met_tested"] for row in rows),
         "farthest": steered["off"].abs().max(),
-        "missed": [_missed(row) for row in steered.to_dict("records") if abs(row["off"]) > TOLERANCE],
+        "farthest_tested": steered["tested"].abs().max(),
+        "missed": [row for row in steered.to_dict("records") if max(abs(row["off"]), abs(row["tested"])) > TOLERANCE],
     }
 
 
@@ -112,13 +115,9 @@ def _targets(frame: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
         "met": int((runs["off"].abs() <= TOLERANCE).sum()),
         "runs": len(runs),
         "off": max(runs["off"], key=abs),
-        "mean": runs["off"].mean(),
+        "met_tested": int((runs["tested"].abs() <= TOLERANCE).sum()),
+        "tested": max(runs["tested"], key=abs),
     }
-
-
-def _missed(row: Mapping[str, Any]) -> dict[str, Any]:
-    probe = row["course_end"]
-    return {**row, "probe_off": probe - row["target"]}
 
 
 def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +135,6 @@ def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         "density": result["density"],
         "seconds": result["seconds"],
         "messages": result["messages"],
-        "course_end": sum(point[2] for point in last) / len(last) if last else None,
+        "last_tenth": sum(point[2] for point in last) / len(last) if last else None,
         "course": [[step, *(float(f"{number:.5g}") for number in numbers)] for step, *numbers in kept],
     }

@@ -28,7 +28,7 @@ def misses(runs: pd.DataFrame, courses: Sequence[Mapping[str, Any]], tolerance: 
                 ]
                 label = measure if place == 0 else None
                 colour = (COLOURS["first"], COLOURS["second"])[index]
-                ends.plot(spread, group["off"], _MARKS[measure], color=colour, markersize=3, alpha=0.7, label=label)
+                ends.plot(spread, group["tested"], _MARKS[measure], color=colour, markersize=3, alpha=0.7, label=label)
         for axes in (ends, way):
             axes.axhspan(-tolerance, tolerance, color="#999999", alpha=0.25, linewidth=0)
             axes.axhline(0, color="#666666", linewidth=0.6)
