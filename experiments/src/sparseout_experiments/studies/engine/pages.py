@@ -33,8 +33,8 @@ def rendered(package: str, template: str, **values: Any) -> str:
 
 
 def fixed(value: float | None, digits: int, signed: bool = False) -> str:
-    """A number with so many digits after the point."""
-    return "-" if value is None or math.isnan(value) else f"{value:{'+' if signed else ''}.{digits}f}"
+    """A number with so many digits after the point; what rounds to 0 has no minus."""
+    return "-" if value is None or math.isnan(value) else f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
 def percent(value: float | Interval | None, digits: int = 0, signed: bool = False) -> str:
