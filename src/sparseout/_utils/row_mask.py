@@ -26,6 +26,7 @@ class _Open(NamedTuple):
 
     kept: Kept | None
     outer: _Open | None
+    owner: object
 
 
 _open: ContextVar[_Open | None] = ContextVar("sparseout_row_mask", default=None)
@@ -76,13 +77,18 @@ class row_mask:
         self._kept = None if mask is None else _read(mask)
 
     def __enter__(self) -> Self:
-        _open.set(_Open(self._kept, _open.get()))
+        _open.set(_Open(self._kept, _open.get(), self))
         return self
 
     def __exit__(self, *error: object) -> None:
-        block = _open.get()
-        assert block is not None
-        _open.set(block.outer)
+        _open.set(_without(_open.get(), self))
+
+
+def _without(block: _Open | None, owner: row_mask) -> _Open | None:
+    """The open blocks less the innermost of an owner: not always the last, as generators may end in any order."""
+    if block is None or block.owner is owner:
+        return None if block is None else block.outer
+    return block._replace(outer=_without(block.outer, owner))
 
 
 def _read(mask: Any) -> Kept:
