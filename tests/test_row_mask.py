@@ -285,3 +285,16 @@ def test_a_monitor_with_data_can_be_pickled_and_goes_on():
     with again.attach(), row_mask(MASK):
         again._model(x)
     assert again.report()[0]["rows"] == 14
+
+
+def test_blocks_may_end_in_any_order():
+    def block(mask):
+        with row_mask(torch.tensor(mask)):
+            yield
+
+    first, second = block([1, 0, 0]), block([1, 1, 0])
+    next(first), next(second)
+    first.close()
+    assert [len(rows) for rows in counted_rows(torch.ones(3, 2), -1)[0]] == [2]
+    second.close()
+    assert not module.any_mask()
