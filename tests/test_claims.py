@@ -132,24 +132,27 @@ def test_slopes_are_those_of_the_study(page, claim, contrast, places):
     assert re.search(claim, text(page))[1] == f"{float(mean):+.{places}f} ± {float(half):.{places}f}"
 
 
-def test_what_sparsity_is_worth_on_the_first_page():
-    found = json.loads((ROOT / "results/payoff-digits.json").read_text())["rows"]
+def test_what_sparsity_is_worth_on_the_first_pages():
+    rows = json.loads((ROOT / "results/payoff-mnist.json").read_text())["rows"]
+    methods = {"no noise": "none", "Dropout": "dropout", "L1 penalty": "penalty", "Sparseout": "sparseout"}
     lines = re.findall(
-        r"^\| (no noise|L1 penalty|Sparseout)(?:, target ([\d.]+))? \| ([\d.]+) \| ([\d.]+%) \| (\d+%) \| (\d+%) \|$",
+        rf"^\| ({'|'.join(methods)})(?:, target ([\d.]+))? \| ([\d.]+) \| ([\d.]+%) \| (\d+%) \| (\d+) \| (\d+) \|$",
         (ROOT / "docs/index.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert len(lines) == 4
-    methods = {"no noise": "none", "L1 penalty": "penalty", "Sparseout": "sparseout"}
-    for method, target, *said in lines:
-        (row,) = [
-            row
-            for row in found
-            if row["method"] == methods[method] and row["target"] == (float(target) if target else None)
-        ]
-        assert said == [
+    assert len(lines) == 5
+    for method, target, *shown in lines:
+        wanted = (methods[method], float(target) if target else None)
+        (row,) = [row for row in rows if (row["method"], row["target"]) == wanted]
+        assert shown == [
             f"{row['density']:.3f}",
             f"{row['error']:.2%}",
             f"{row['parameters_compact'] / row['parameters']:.0%}",
-            f"{row['macs_effective'] / row['macs_dense']:.0%}",
+            f"{row['us']['dense']['1']:.0f}",
+            f"{row['us']['sparse']['1']:.0f}",
         ]
+    none, sparse = (
+        next(line for line in lines if line[:2] == one) for one in (("no noise", ""), ("L1 penalty", "0.05"))
+    )
+    kept = f"kept {sparse[4]} of its parameters and took {sparse[6]} µs a row in place of {sparse[5]}, at an error of"
+    assert f"{kept} {sparse[3]}; without noise or penalty it was {none[3]}" in text("README.md")
