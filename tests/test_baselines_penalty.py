@@ -406,7 +406,7 @@ def test_nothing_is_kept_over_many_steps():
             if step in (5, 299):
                 gc.collect()
                 counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]
 
 
 @pytest.mark.parametrize(
