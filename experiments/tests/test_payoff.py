@@ -86,9 +86,9 @@ def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     request = Request(("digits", "minilm"), tmp_path / "work")
     study.reproduce(payoff, request, tmp_path / "results", page, 1, train=fake_train)
     text = " ".join(page.read_text().split())
-    assert "**Digits (8 x 8), Sparseout to 0.1**: not met, density 0.150" in text
-    assert "**Digits (8 x 8), L1 penalty to 0.1**: met, density 0.100" in text
-    assert "90% of the parameters stay, and one row takes 10 µs where it took 100." in text
+    assert "| Sparseout | 0.1 | no | 0.150" in text
+    assert "| L1 penalty | 0.1 | yes | 0.100" in text
+    assert "| L1 penalty | 0.1 | 100 | 90 | 10 | 10.0 |" in text
     assert "| 0.50 | 0.490 | 0.950 | 0.900 | 5.00 | 6.00 |" in text
     assert "7 processes waiting for its cores" in text
     assert (tmp_path / "docs/images/payoff-digits.png").stat().st_size > 5000
