@@ -134,6 +134,15 @@ def steered():
     return SparsityCallback(target=0.6, modules=lambda name, module: name == ACT, control=CONTROL)
 
 
+def rounded(state):
+    """A state to 6 digits: with several threads two processes differ in the last bits of a sum."""
+    if isinstance(state, dict):
+        return {key: rounded(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [rounded(value) for value in state]
+    return float(f"{state:.6g}") if isinstance(state, float) else state
+
+
 def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -176,7 +185,8 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
     assert (used == [callback]) is not restored  # the Trainer makes a new one from what the checkpoint has
     names = {tag for tag in scalars(tmp_path / "rest") if "sparsity" in tag and not tag.endswith("/q")}
     assert names == {f"train/sparsity/{ACT}/{name}" for name in SEEN}
-    assert plain(used[0]._session.state()) == plain(unbroken._session.state())
+    found, wanted = (plain(one._session.state()) for one in (used[0], unbroken))
+    assert rounded(found) == rounded(wanted) if how == "a kill" else found == wanted
     assert again.model.transformer.drop.q == 2.5  # not one of those that are controlled
     assert hooks(again.model) == 0
 
