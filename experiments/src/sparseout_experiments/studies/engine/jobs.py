@@ -1,6 +1,7 @@
 """Runs that are wanted: what their folders hold is read, and the rest is trained by a cluster."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
@@ -44,6 +45,21 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
 
     with suppress(run_folder.RunFailed, _Cancelled):
         perform(resolve(task, options), folder, stop, wait=True)
+
+
+def train_own(run: Callable[[], dict[str, Any]], options: dict[str, Any], folder: Path, *packages: str) -> None:
+    """Train one run of a study with a training of its own: what `run` finds is the result, written once it is whole.
+
+    `packages` are those whose versions matter besides torch's.
+    """
+    from sparseout_experiments.training.environment import environment, one_thread
+
+    start = time.perf_counter()
+    with one_thread():
+        found = run()
+    found |= {"config": options, "environment": environment(*packages)}
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
 
 
 class _Cancelled(Exception):

@@ -9,7 +9,7 @@ import pandas as pd
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger
+from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.payoff import figures, training, transformer
@@ -55,12 +55,7 @@ class Run(NamedTuple):
         )
 
 
-class _Ledger(Ledger[Run]):
-    def wanted(self, job: Job) -> Mapping[str, Any]:
-        return job.options  # they are no options of `sparseout run`
-
-
-ledger = _Ledger
+ledger = OwnLedger
 
 
 def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:

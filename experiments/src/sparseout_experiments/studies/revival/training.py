@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +14,7 @@ from torch.nn import functional as F
 
 import sparseout
 from sparseout_experiments.data import shuffled_digits
-from sparseout_experiments.training import run_folder
-from sparseout_experiments.training.environment import environment, one_thread
+from sparseout_experiments.studies.engine.jobs import train_own
 
 TEST = 450  # images of 1797
 UNITS, P, Q = 256, 0.4, 1.0
@@ -119,9 +117,4 @@ def live(report: Sequence[dict[str, Any]]) -> float:
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """A job of the engine: one training, with its result in the folder."""
-    start = time.perf_counter()
-    with one_thread():
-        found = run(task, **options)
-    found |= {"config": options, "environment": environment("scikit-learn")}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
+    train_own(lambda: run(task, **options), options, folder, "scikit-learn")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import sparseout
 from sparseout import baselines
 from sparseout_experiments.data import shuffled_digits, text
 from sparseout_experiments.models import LanguageModel
+from sparseout_experiments.studies.engine.jobs import train_own
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Task
-from sparseout_experiments.training import run_folder
-from sparseout_experiments.training.environment import environment, one_thread
 
 P, Q = 0.5, 1.5  # of Sparseout, where they are not the knob
 TEST, PROBE = 450, 256  # images
@@ -187,9 +185,4 @@ def mean(values: Any) -> float:
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """A job of the engine: one training, with its result in the folder."""
-    start = time.perf_counter()
-    with one_thread():
-        found = run(task, **options)
-    found |= {"config": options, "environment": environment()}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
+    train_own(lambda: run(task, **options), options, folder)
