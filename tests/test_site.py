@@ -173,7 +173,7 @@ SEARCH = """new Promise(found => {
   document.querySelector("[for=__search]").click();
   const field = document.querySelector("[data-md-component=search-query]");
   field.focus();
-  field.value = "dead units";
+  field.value = "limits";
   field.dispatchEvent(new Event("keyup", {bubbles: true}));
   const look = () => {
     const hits = [...document.querySelectorAll(".md-search-result__link")].map(link => link.textContent);
@@ -236,7 +236,7 @@ def test_mathematics_has_the_font_of_the_site(host, tab):
 @needs_chromium
 def test_search_finds(host, tab):
     tab.open(f"{host}/index.html")
-    assert any("Limits" in hit for hit in tab.evaluate(SEARCH))
+    assert "Limits" in tab.evaluate(SEARCH)[0]  # a page's title counts most, whatever the other pages say
     assert tab.complaints == []
     assert all(url.startswith((host, "data:", "blob:")) for url in tab.requests)
 
