@@ -62,7 +62,7 @@ def test_the_page_on_frameworks_runs_and_logs_what_it_says(place, tmp_path):
 
 
 def test_its_figures_are_those_of_the_benchmark():
-    from sparseout_experiments.bench.table import number
+    from sparseout_experiments.bench.page import number
 
     record = newest()
     rows, old = record["rows"], record["environment"]["backend"]["name"] != "native"

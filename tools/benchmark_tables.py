@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sparseout_experiments.bench import render
+from sparseout_experiments.bench import page
 from sparseout_experiments.bench.measure import Row
+from sparseout_experiments.bench.page import number
 from sparseout_experiments.bench.store import Record
-from sparseout_experiments.bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
 M = 2**20
@@ -58,7 +58,7 @@ def newest() -> Record:
     """The rows of a CPU that were measured last."""
     records = [
         record
-        for record in render.read(ROOT / "benchmarks/results")
+        for record in page.read(ROOT / "benchmarks/results")
         if record.environment["device"]["type"] == "cpu" and not record.quick
     ]
     return max(records, key=lambda record: max(row["date"] for row in record.rows))

@@ -80,7 +80,7 @@ def test_layouts_reach_the_peers_and_masks_are_of_channels():
     for name, layout in list(implementations.LAYOUTS.items())[1:]:
         if layout.shape[0] != -1:
             continue
-        x, grad, target = measure._tensors(cases.Operation(N, "fp32", 1, name), layout, "cpu")
+        x, grad, target = measure._tensors(cases.Operation(N, "fp32", 1, name), "cpu")
         assert all(tensor.is_contiguous(memory_format=layout.memory_format) for tensor in (x, grad, target))
         for function in layout.implementations("cpu").values():
             ratio = (function(x) / x).flatten(2).detach()

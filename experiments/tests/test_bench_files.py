@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import unexpected
 from sparseout_experiments import cli
-from sparseout_experiments.bench import cases, measure, plot, render, store, table
+from sparseout_experiments.bench import cases, measure, page, plot, store
 from sparseout_experiments.bench.timing import Budget
 from sparseout_experiments.training import environment
 
@@ -200,7 +200,7 @@ def record(device="cpu", name="Some CPU", ratio=1.237):
 
 
 def test_the_page_says_what_the_rows_say():
-    text = table.page([record()], "there")
+    text = page.page([record()], "there")
     lines = text.splitlines()
     assert "## Some CPU" in lines
     assert "Measured 2031-02-03 with torch 9.8.7. Sparseout's code abc, backend torch (no kernel)." in text
@@ -218,7 +218,7 @@ def test_the_page_says_what_the_rows_say():
 
 
 def test_missing_gpu_rows_are_said_with_the_command_that_makes_them():
-    without, with_one = table.page([record()], "there"), table.page([record(), record("cuda", "A GPU", 1.01)], "there")
+    without, with_one = page.page([record()], "there"), page.page([record(), record("cuda", "A GPU", 1.01)], "there")
     assert "**Rows from a GPU are missing**" in without
     assert "`sparseout bench --device cuda --out there`" in without
     assert "missing" not in with_one
@@ -232,13 +232,13 @@ def test_missing_gpu_rows_are_said_with_the_command_that_makes_them():
 def test_an_unfinished_file_says_so():
     one = record()
     one.planned.append("a case that was not reached")
-    assert "Interrupted: 1 case of 10 not measured yet." in table.page([one], "x")
+    assert "Interrupted: 1 case of 10 not measured yet." in page.page([one], "x")
 
 
 def test_devices_live_side_by_side(tmp_path):
     for one in (record(), record("cuda", "A GPU")):
         store.save(one, tmp_path)
-    assert [path.name for path in render.write(tmp_path)] == ["bench.md", "a-gpu.png", "some-cpu.png"]
+    assert [path.name for path in page.write(tmp_path)] == ["bench.md", "a-gpu.png", "some-cpu.png"]
     text = (tmp_path / "bench.md").read_text()
     assert text.count("\n## ") == 2
     assert all(f"]({name}.png)" in text for name in ("a-gpu", "some-cpu"))
@@ -270,12 +270,12 @@ def test_the_plot_shows_every_ratio_but_the_yardsticks(monkeypatch):
     ],
 )
 def test_durations(seconds, shown):
-    assert table.duration(seconds) == shown
+    assert page.duration(seconds) == shown
 
 
 @pytest.mark.parametrize(("ratio", "shown"), [(0.256, "0.26"), (9.994, "9.99"), (9.996, "10.0"), (123.4, "123")])
 def test_ratios(ratio, shown):
-    assert table.number(ratio) == shown
+    assert page.number(ratio) == shown
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert ours["peak_bytes"] >= 8 * N
     out, err = capfd.readouterr()
     assert max(map(len, out[: out.index("Wrote")].splitlines())) <= 80
-    assert table.number(ours["ratio"]["both"]["median"]) in out
+    assert page.number(ours["ratio"]["both"]["median"]) in out
     assert unexpected(err) == []
     text = (folder / "bench.md").read_text()
     assert "plain formula, compiled failed in" in text
@@ -344,7 +344,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert heading == "|  | 8 x 8 |"
     shown = rows["Linear 8 x 8, batch 64", "Bridgeout, per example"]
     (line,) = (line for line in lines if line.startswith("| Bridgeout, per example |"))
-    assert f"**{table.number(shown['ratio']['step']['median'])}**" in line
+    assert f"**{page.number(shown['ratio']['step']['median'])}**" in line
     assert shown["peak_bytes"] > 2 * 64 * 4 * 8 * 8
     assert "A linear layer: time over that with nn.Dropout" in " ".join(out.split())
     before = text, path.read_text()

@@ -1,7 +1,7 @@
 """The implementations that are compared. The first of each table is the baseline."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -74,9 +74,9 @@ def element(device: str) -> dict[str, Function]:
     }
 
 
-def few(device: str) -> dict[str, Function]:
-    """An element mask, where the layout of the input is what matters."""
-    return {"F.dropout": lambda x: F.dropout(x, P), "Sparseout q=1.5": _sparseout(1.5)}
+def element_short(device: str) -> dict[str, Function]:
+    """Two of them, where the layout of the input is what matters."""
+    return {name: element(device)[name] for name in ("F.dropout", "Sparseout q=1.5")}
 
 
 def channel(device: str) -> dict[str, Function]:
@@ -97,11 +97,11 @@ LAYOUTS = {
     "vector": Layout(element),
     "channel mask, NCHW": Layout(channel, _MAPS),
     "channel mask, channels_last": Layout(channel, _MAPS, torch.channels_last),
-    "element mask, channels_last": Layout(few, _MAPS, torch.channels_last),
+    "element mask, channels_last": Layout(element_short, _MAPS, torch.channels_last),
     # As users have them: a batch of features, of tokens, of maps.
-    "32 x 4096": Layout(few, (32, 4096)),
-    "8 x 512 x 768": Layout(few, (8, 512, 768)),
-    "64 x 64 x 32 x 32": Layout(few, (64, 64, 32, 32)),
+    "32 x 4096": Layout(element_short, (32, 4096)),
+    "8 x 512 x 768": Layout(element_short, (8, 512, 768)),
+    "64 x 64 x 32 x 32": Layout(element_short, (64, 64, 32, 32)),
     "channel mask, 64 x 64 x 32 x 32": Layout(channel, (64, 64, 32, 32)),
 }
 
@@ -109,35 +109,28 @@ LAYOUTS = {
 class Method(NamedTuple):
     """A layer in the position of Dropout, and an attachment to a layer or a model."""
 
-    noise: Callable[[], nn.Module]
+    noise: Callable[[], Any]
     attachment: Attachment | None = None
 
 
-def method(name: str, **parameters: Any) -> Method:
+def named(name: str, **parameters: Any) -> Method:
     """A method of `baselines.make`."""
     made = make(name, **parameters)
-    if isinstance(made, Attachment):
-        return Method(nn.Identity, made)
-    return Method(lambda: _layer(make(name, **parameters)))
-
-
-def _layer(made: nn.Module | Attachment) -> nn.Module:
-    assert isinstance(made, nn.Module)
-    return made
+    return Method(nn.Identity, made) if isinstance(made, Attachment) else Method(partial(make, name, **parameters))
 
 
 # In whole models and beside a linear layer; the others where a model has a place for them.
 METHODS = {
-    "nn.Dropout": method("dropout", p=P),
-    "no dropout": method("none"),
-    "Sparseout q=1.5": method("sparseout", p=P, q=1.5),
+    "nn.Dropout": named("dropout", p=P),
+    "no dropout": named("none"),
+    "Sparseout q=1.5": named("sparseout", p=P, q=1.5),
 }
 ALTERNATIVES = {
-    "Gaussian dropout": method("gaussian", p=P),
-    "L1 penalty": method("penalty"),
-    "k-winners, a tenth": method("kwinners", k=0.1),
-    "Shakeout": method("shakeout", p=P),
-    "Bridgeout, per batch": method("bridgeout", p=P, q=1.5, per_example=False),
-    "Bridgeout, per example": method("bridgeout", p=P, q=1.5),
+    "Gaussian dropout": named("gaussian", p=P),
+    "L1 penalty": named("penalty"),
+    "k-winners, a tenth": named("kwinners", k=0.1),
+    "Shakeout": named("shakeout", p=P),
+    "Bridgeout, per batch": named("bridgeout", p=P, q=1.5, per_example=False),
+    "Bridgeout, per example": named("bridgeout", p=P, q=1.5),
 }
 FOR_TEXT = ("Gaussian dropout", "L1 penalty")  # LSTM layers keep their weights to themselves

@@ -13,41 +13,21 @@ from torch import Tensor, nn
 
 from sparseout.baselines import Attachment
 from sparseout_experiments.bench import memory, timing
-from sparseout_experiments.bench.cases import (
-    LATENCY_CALLS,
-    MODELS,
-    SMALL,
-    Case,
-    Images,
-    Layer,
-    Model,
-    Operation,
-    cores,
-)
+from sparseout_experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation, cores
 from sparseout_experiments.bench.implementations import (
     ALTERNATIVES,
     FOR_TEXT,
     LAYOUTS,
     METHODS,
-    Layout,
     Method,
     P,
     compiled,
-    method,
+    named,
 )
-from sparseout_experiments.bench.timing import (
-    STREAMS,
-    Budget,
-    Clock,
-    EventClock,
-    Function,
-    Runner,
-    Times,
-    WallClock,
-    spread,
-)
+from sparseout_experiments.bench.timing import STREAMS, Budget, Clock, Function, Runner, Times, spread
 from sparseout_experiments.models import LanguageModel, WideResNet
 from sparseout_experiments.tasks.base import penalised
+from sparseout_experiments.training.environment import threads
 from sparseout_experiments.training.noise import attach
 
 Row = dict[str, Any]
@@ -60,7 +40,7 @@ _COPY = "copy"
 def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
     """The rows of one case, the baseline first."""
     busy = timing.spinning(cores() if case.busy else 0)
-    with busy, timing.threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
+    with busy, threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
         torch.manual_seed(0)
         if isinstance(case, Operation):
             return _operation(case, device, budget, on_progress)
@@ -68,26 +48,24 @@ def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) ->
 
 
 def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
-    layout = LAYOUTS[case.layout]
-    x, grad, target = _tensors(case, layout, device)
-    clock: Clock = EventClock() if case.clock == "events" else WallClock(device)
+    x, grad, target = _tensors(case, device)
+    clock: Clock = timing.EventClock() if case.clock == "events" else timing.WallClock(device)
     calls = LATENCY_CALLS[case.clock] if case.elements == SMALL else 1
-    implementations = layout.implementations(device)
+    implementations = LAYOUTS[case.layout].implementations(device)
     if case.busy:
-        implementations = {name: one for name, one in implementations.items() if "formula" not in name}
+        implementations = {name: call for name, call in implementations.items() if "formula" not in name}
     runners: dict[str, Runner] = {
         name: partial(timing.phases, function, x, grad, calls, clock) for name, function in implementations.items()
     }
     if case.elements != SMALL:  # where a copy is a matter of bandwidth
-        source = x.detach()
-        runners[_COPY] = lambda: {_COPY: timing.timed(lambda: target.copy_(source), clock)}
+        runners[_COPY] = lambda: {_COPY: clock(partial(target.copy_, x.detach()))}
     rows, times = _rows(case, runners, budget, on_progress)
     copies = times.pop(_COPY, None)
     rows.pop(_COPY, None)
     for name, row in rows.items():
         row["calls"] = calls
         if copies and name in times:
-            copying = spread([one[_COPY] for one in copies]).median
+            copying = spread([seconds[_COPY] for seconds in copies]).median
             row["copy_bytes_per_second"] = STREAMS["forward"] * x.nbytes / copying
             row["of_copy_bandwidth"] = of_copy_bandwidth(row["seconds"], copying)
         if name in times:
@@ -98,8 +76,9 @@ def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProg
     return list(rows.values())
 
 
-def _tensors(case: Operation, layout: Layout, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(case: Operation, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """An input, a gradient and a target for copies."""
+    layout = LAYOUTS[case.layout]
     x = torch.randn(case.elements, dtype=DTYPES[case.dtype], device=device)
     x = x.view(layout.shape).contiguous(memory_format=layout.memory_format)
     return x.requires_grad_(), torch.randn_like(x.detach()), torch.empty_like(x.detach())
@@ -118,29 +97,25 @@ def of_copy_bandwidth(seconds: Mapping[str, Mapping[str, float]], copying: float
 def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
     """A training step with every method that the case has a place for."""
     if isinstance(case, Layer):
-        return {name: layer_step(case, one, device) for name, one in (METHODS | ALTERNATIVES).items()}
+        return {name: layer_step(case, method, device) for name, method in (METHODS | ALTERNATIVES).items()}
     methods = dict(METHODS)
     if device == "cuda":
-        methods |= {f"Sparseout q={q:g}": method("sparseout", p=P, q=q) for q in (1.0, 2.5)}
+        methods |= {f"Sparseout q={q:g}": named("sparseout", p=P, q=q) for q in (1.0, 2.5)}
     if case.mode == "eager" and not case.busy:
         images = isinstance(MODELS[case.model], Images)
-        methods |= {name: one for name, one in ALTERNATIVES.items() if images or name in FOR_TEXT}
-    return {name: training_step(case, one.noise, device, one.attachment) for name, one in methods.items()}
+        methods |= {name: method for name, method in ALTERNATIVES.items() if images or name in FOR_TEXT}
+    return {name: training_step(case, method.noise, device, method.attachment) for name, method in methods.items()}
 
 
 def _steps(
     case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, on_progress: OnProgress
 ) -> list[Row]:
-    clock = WallClock(device)
-    runners: dict[str, Runner] = {name: partial(_timed_step, step, clock) for name, step in steps.items()}
+    clock = timing.WallClock(device)
+    runners: dict[str, Runner] = {name: lambda step=step: {"step": clock(step)} for name, step in steps.items()}  # type: ignore[misc]
     rows, times = _rows(case, runners, budget, on_progress)
     for name in times:
         rows[name]["peak_bytes"] = memory.peak(steps[name], device)
     return list(rows.values())
-
-
-def _timed_step(step: Callable[[], None], clock: Clock) -> Times:
-    return {"step": timing.timed(step, clock)}
 
 
 def layer_step(case: Layer, method: Method, device: str) -> Callable[[], None]:
@@ -217,11 +192,11 @@ def _rows(
 
 def ratios(times: list[Times], baseline: list[Times]) -> list[Times]:
     """Round by round, so that what slowed a round down slowed both."""
-    return [{phase: one[phase] / base[phase] for phase in one} for one, base in zip(times, baseline, strict=True)]
+    return [{phase: time[phase] / base[phase] for phase in time} for time, base in zip(times, baseline, strict=True)]
 
 
 def _spreads(times: list[Times]) -> dict[str, dict[str, float]]:
-    return {phase: spread([one[phase] for one in times])._asdict() for phase in times[0]}
+    return {phase: spread([time[phase] for time in times])._asdict() for phase in times[0]}
 
 
 def _reason(error: Exception) -> str:

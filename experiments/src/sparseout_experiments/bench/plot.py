@@ -1,7 +1,7 @@
 """The rows as a picture: ratios as points on a line for each implementation, with a mark at 1."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -12,37 +12,30 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
-from sparseout_experiments.bench.store import Record
+from sparseout_experiments.bench.store import Record, grouped
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 _MARKERS = ("o", "s", "D", "^")
 _ROW = 0.44  # inches an implementation
 
-Series = Callable[[Row], tuple[str, str]]  # what the marker says and what the colour says
-
 
 def picture(record: Record) -> bytes:
     """PNG: the operation above, models below, as far as there are any."""
-    measured = [row for row in record.rows if row.get("ratio")]
-    vectors = {
-        busy: [row for row in measured if row.get("layout") == "vector" and row.get("busy", False) == busy]
-        for busy in (False, True)
+    tables = {
+        name: [row for rows in by_dtype.values() for row in rows]
+        for name, by_dtype in grouped(row for row in record.rows if row.get("ratio")).items()
     }
-    panels: list[tuple[list[Row], str, Series, str]] = [
-        (vectors[False], "both", _of_operation, "Forward and backward"),
-        (vectors[True], "both", _of_operation, "Forward and backward, one busy process a core"),
-        ([row for row in measured if row["section"] == "model"], "step", _of_model, "A training step"),
-    ]
-    panels = [panel for panel in panels if panel[0]]
-    heights = [_ROW * max(len({row["implementation"] for row in rows}) - 1, 3) for rows, *_ in panels]
+    panels = [panel for panel in _PANELS if tables[panel.table]]
+    rows_of = [tables[panel.table] for panel in panels]
+    heights = [_ROW * max(len({row["implementation"] for row in rows}) - 1, 3) for rows in rows_of]
     device = record.environment["device"]["name"] + (" (quick run)" if record.quick else "")
     with style():
         extent = (9.2, sum(heights) + 0.95 * len(heights) + 0.1)
         figure = Figure(extent, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         grid: Any = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights) if panels else ()
-        for (axes,), (rows, phase, series, title) in zip(grid, panels, strict=True):
-            _draw(axes, rows, phase, series)
-            axes.set_title(f"{title} on {device}")
+        for (axes,), panel, rows in zip(grid, panels, rows_of, strict=True):
+            _draw(axes, rows, panel.phase, panel.series)
+            axes.set_title(f"{panel.title} on {device}")
         return png(figure, dpi=150)
 
 
@@ -56,14 +49,26 @@ def _of_model(row: Row) -> tuple[str, str]:
     return row["mode"] + (BUSY if row.get("busy") else ""), row["model"].replace(", ", "\n")
 
 
-def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Series) -> None:
+class _Panel(NamedTuple):
+    """The rows of a table, drawn."""
+
+    table: str
+    phase: str
+    series: Callable[[Row], tuple[str, str]]  # what the marker says and what the colour says
+    title: str
+
+
+_PANELS = (
+    _Panel("operation", "both", _of_operation, "Forward and backward"),
+    _Panel("busy", "both", _of_operation, "Forward and backward, one busy process a core"),
+    _Panel("model", "step", _of_model, "A training step"),
+)
+
+
+def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Callable[[Row], tuple[str, str]]) -> None:
     """Markers and colours by series, side by side on the line of an implementation, in the order of the rows."""
     baseline = rows[0]["implementation"]
-    implementations = [
-        implementation
-        for implementation in dict.fromkeys(row["implementation"] for row in rows)
-        if implementation != baseline
-    ]
+    implementations = list(dict.fromkeys(row["implementation"] for row in rows if row["implementation"] != baseline))
     drawn = list(dict.fromkeys(map(series, rows)))
     markers = dict(zip(dict.fromkeys(name[0] for name in drawn), _MARKERS, strict=False))
     names = list(dict.fromkeys(name[1] for name in drawn))

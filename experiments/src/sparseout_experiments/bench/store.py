@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -138,3 +138,18 @@ def run(record: Record, cases: Sequence[Case], folder: Path, on_progress: Callab
         if case.key in record.missing:
             record.rows += measure(case, device, budget, partial(on_progress, case))
             save(record, folder)
+
+
+def grouped(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Rows by the table in which they stand, and there by dtype where there is a table for each."""
+    tables: dict[str, dict[str, list[Row]]] = {
+        name: {} for name in ("operation", "busy", "layouts", "model", "alternatives")
+    }
+    for row in rows:
+        table, dtype = row["section"], ""
+        if table == "operation" and row["layout"] == "vector":
+            table, dtype = "busy" if row.get("busy") else "operation", row["dtype"]
+        elif table == "operation":
+            table = "layouts"
+        tables[table].setdefault(dtype, []).append(row)
+    return tables

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 Times = dict[str, float]  # seconds by phase
 Runner = Callable[[], Times]
+Clock = Callable[[Callable[[], object]], float]  # the seconds that a call takes
 
 # Bytes that must move at least, in tensors of the input's size: forward x, y; backward the gradient, x, the result.
 STREAMS = {"forward": 2, "backward": 3, "both": 5}
@@ -51,53 +52,35 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), tenths[0], tenths[-1])
 
 
-class Clock(Protocol):
-    """Two kinds: the wall's, for what the host takes, and CUDA events, for what the device takes."""
-
-    def prepare(self) -> None:
-        """Called before a measurement."""
-
-    def mark(self) -> Any:
-        """A point in time."""
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds from one mark to another."""
-
-
 class WallClock:
-    """Host time; the device's work is waited for at every mark."""
+    """A clock of host time, which waits for the device before and after."""
 
     def __init__(self, device: str) -> None:
-        self._waits = device == "cuda"
+        self._wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
 
-    def prepare(self) -> None:
-        pass
-
-    def mark(self) -> float:
-        if self._waits:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def between(self, start: float, end: float) -> float:
-        return end - start
+    def __call__(self, act: Callable[[], object]) -> float:
+        """Seconds that `act` takes."""
+        self._wait()
+        start = time.perf_counter()
+        act()
+        self._wait()
+        return time.perf_counter() - start
 
 
 class EventClock:
-    """Device time: caches emptied, and the device held while the host queues the work, so that launches stay out."""
+    """A clock of device time: caches emptied, and the device held while the host queues the work."""
 
     def __init__(self) -> None:
         self._filler = torch.zeros(256 << 18, dtype=torch.int32, device="cuda")  # 256 MiB, more than any L2
 
-    def prepare(self) -> None:
+    def __call__(self, act: Callable[[], object]) -> float:
+        """Seconds that `act` takes on the device, launches not counted."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._filler.add_(1)
         torch.cuda._sleep(_AHEAD)
-
-    def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        start.record()
+        act()
+        end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1000
 
@@ -115,49 +98,35 @@ def alternate(
     """
     times: dict[str, list[Times]] = {}
     cost = 0.0
-
-    def attempt(act: Callable[[str], None], name: str) -> None:
+    for index, (name, runner) in enumerate(runners.items()):
+        on_progress(name, index / len(runners) / 2)
         try:
-            act(name)
+            cost += _warm(runner)
+            times[name] = []
         except Exception as error:
             failed(name, error)
-            times.pop(name, None)
-
-    def warm(name: str) -> None:
-        nonlocal cost
-        cost += _warm(runners[name])
-        times[name] = []
-
-    def run(name: str) -> None:
-        times[name].append(runners[name]())
-
-    for place, name in enumerate(runners):
-        on_progress(name, place / len(runners) / 2)
-        attempt(warm, name)
     order = list(times)
     shuffle = random.Random(_SHUFFLE_SEED).shuffle
     rounds = budget.rounds(cost)
     with _no_collection():
         for done in range(rounds):
             shuffle(order)
-            for name in order:
-                if name in times:
-                    on_progress(name, (1 + done / rounds) / 2)
-                    attempt(run, name)
+            for name in [name for name in order if name in times]:
+                on_progress(name, (1 + done / rounds) / 2)
+                try:
+                    times[name].append(runners[name]())
+                except Exception as error:
+                    failed(name, error)
+                    del times[name]
     return times
 
 
 def _warm(run: Runner) -> float:
     """Run until compilations, allocations and caches have settled; return what one run then takes."""
-    _seconds(run)
-    cost = _seconds(run)
-    return cost if cost > _SLOW else _seconds(run)
-
-
-def _seconds(run: Runner) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    clock = WallClock("cpu")
+    clock(run)
+    cost = clock(run)
+    return cost if cost > _SLOW else clock(run)
 
 
 def phases(function: Function, x: Tensor, grad: Tensor, calls: int, clock: Clock) -> Times:
@@ -175,17 +144,9 @@ def phases(function: Function, x: Tensor, grad: Tensor, calls: int, clock: Clock
         for _ in range(calls):
             torch.autograd.grad(function(x), x, grad)
 
-    times = {"forward": timed(forward, clock) / calls, "backward": timed(backward, clock) / calls}
+    times = {"forward": clock(forward) / calls, "backward": clock(backward) / calls}
     outputs.clear()
-    return times | {"both": timed(both, clock) / calls}
-
-
-def timed(act: Callable[[], object], clock: Clock) -> float:
-    """Seconds that `act` takes."""
-    clock.prepare()
-    start = clock.mark()
-    act()
-    return clock.between(start, clock.mark())
+    return times | {"both": clock(both) / calls}
 
 
 @contextmanager
@@ -202,17 +163,6 @@ def spinning(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.communicate()
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """So many threads for a block; None leaves them as they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

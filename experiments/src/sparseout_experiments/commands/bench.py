@@ -34,8 +34,7 @@ def bench(
     name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
     interrupted goes on when it is started again.
     """
-    from sparseout_experiments.bench import cases, store
-    from sparseout_experiments.bench import render as rendering
+    from sparseout_experiments.bench import cases, page, store
 
     folder, console = out, Console()
     device = device_named(device)
@@ -44,21 +43,21 @@ def bench(
     try:
         with atomic_files.prepared(folder):
             if render:
-                wrote(console, rendering.write(folder))
+                wrote(console, page.write(folder))
                 return
             todo = cases.cases(device, quick, only or "")
-            rendering.read(folder)  # what cannot be read is to be known before the work, not after it
+            page.read(folder)  # what cannot be read is to be known before the work, not after it
             record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
             interrupted = _measure(record, todo, folder)
             finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
             if interrupted and len(record.missing) == len(todo):
                 fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
-            written = rendering.write(folder)
+            written = page.write(folder)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
     except store.NotRows as error:
         fail(str(error), FAILED)
-    rendering.show(console, record)
+    page.show(console, record)
     partial = folder / f"{record.slug}.partial"
     wrote(console, [partial if partial.exists() else folder / f"{record.slug}.json", *written])
     if partial.exists() and not interrupted:

@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,16 @@ def processor() -> str:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for a block: at this size a second one doubles the processor time and saves none."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int | None) -> Iterator[None]:
+    """So many of torch's threads for a block; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """One thread for a block: at the size of a study a second one doubles the processor time and saves none."""
+    return threads(1)
