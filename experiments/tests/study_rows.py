@@ -31,6 +31,7 @@ def result_of(task: Task, options: dict[str, Any], effect: float = 1.0) -> dict[
         "autoencoder": 0.012 + 0.02 * p + 0.004 * tilt**2 + off / 40,
         "image": 0.55 + 0.1 * p - 0.01 * tilt + off,
         "language": 47.0 - 6.0 * p * (1 - p) + 1.5 * tilt + 20 * off,
+        "transformer": 52.0 - 5.0 * p * (1 - p) + 1.2 * tilt + 20 * off,
     }[task]
     name = GRIDS[task].metric
     measures = {"hoyer": hoyer, "hoyer_live": live, "gini": hoyer / 1.1, "dead_units": round(256 * dead), "units": 256}
@@ -127,6 +128,6 @@ def ledger_of(task: Task, budget: str = "small", effect: float = 1.0, seeds: int
             if run.role == "tuning" or run.seed < seeds:
                 ledger.results[run] = result_of(task, grid.options(run, budget, {}, {}), effect)
 
-    add(grid.first(task))
-    add(grid.second(task, ledger.chosen(task)))
+    add(grid.first(budget, task))
+    add(grid.second(budget, task, ledger.chosen(budget, task)))
     return ledger

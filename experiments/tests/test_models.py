@@ -41,6 +41,15 @@ def test_wide_resnet_has_noise_between_the_convolutions_of_every_block():
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_a_stride_of_the_first_convolution_halves_what_follows():
+    model, plain = (WideResNet(10, 1, nn.Identity, generator(), stride=stride) for stride in (2, 1))
+    shapes = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert shapes == [(2, 16, 16, 16)]
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("depth", [4, 15, 29])
 def test_wide_resnet_refuses_a_depth_it_cannot_have(depth):
     with pytest.raises(ValueError, match=f"expected `depth` to be 6 n \\+ 4 with n >= 1, but got {depth}"):

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparseout_experiments import config
+from sparseout_experiments.studies import control
 from sparseout_experiments.studies.control import grid, page
-from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TUNING_SEED, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, SEEDS, TUNING_SEED, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine.study import Request
+from study_rows import ledger_of
 
 from sparseout import Sparseout
 
@@ -16,8 +21,8 @@ TUNED: tuple[Task, ...] = ("image", "language")
 def tuned(task: Task, **low: float) -> dict[Setting, Value]:
     """A choice of p: the first, but the second for the settings named."""
     return {
-        setting: grid.trials(task, setting)[int(setting.name in low)]  # type: ignore[misc]
-        for setting in grid.settings(task)
+        setting: grid.trials("small", task, setting)[int(setting.name in low)]  # type: ignore[misc]
+        for setting in grid.settings("small", task)
     }
 
 
@@ -26,7 +31,7 @@ def test_the_protocol_has_the_tables_of_the_grid() -> None:
     for line in page.protocol_tables().splitlines():
         assert line in text
     assert "about two hours" in text
-    assert len([line for line in text.splitlines() if re.match(r"\| (small|gpu|full) \|", line)]) == 9
+    assert len([line for line in text.splitlines() if re.match(r"\| (small|medium|gpu|full) \|", line)]) == 12
 
 
 def test_the_protocol_has_the_margins_of_the_grid() -> None:
@@ -42,17 +47,17 @@ def test_the_protocol_has_the_margins_of_the_grid() -> None:
 
 
 def test_the_autoencoder_has_every_combination_once() -> None:
-    runs = grid.first("autoencoder")
+    runs = grid.first("small", "autoencoder")
     # 6 q's other than 2, 2 p's, 2 gradients, 2 scales; q = 2 and Dropout at 2 p's; none
     assert len(runs) == 5 * (6 * 2 * 2 * 2 + 2 + 2 + 1) == 265
     assert len({run.key for run in runs}) == len(runs)
     assert {run.seed for run in runs} == set(SEEDS)
-    assert not grid.second("autoencoder", {})
+    assert not grid.second("small", "autoencoder", {})
 
 
 @pytest.mark.parametrize("task", TUNED)
 def test_every_setting_gets_two_trials_none_included(task: Task) -> None:
-    runs = grid.first(task)
+    runs = grid.first("small", task)
     assert len(runs) == 16
     assert set(Counter(run.setting for run in runs).values()) == {2}
     assert Setting("none") in {run.setting for run in runs}
@@ -62,15 +67,48 @@ def test_every_setting_gets_two_trials_none_included(task: Task) -> None:
 
 @pytest.mark.parametrize("task", TUNED)
 def test_where_all_choose_the_same_p_nothing_is_run_at_a_common_one(task: Task) -> None:
-    runs = grid.second(task, tuned(task))
+    runs = grid.second("small", task, tuned(task))
     assert Counter(run.role for run in runs) == {"tuned": 40, "identity": 1}
     assert len({run.key for run in runs}) == 41
-    assert grid.count(task) == (57, 72)
+    assert grid.count("small", task) == (57, 72)
+
+
+@pytest.mark.parametrize("task", BUDGETS["medium"])
+def test_medium_has_three_q_at_matched_noise(task: Task) -> None:
+    trials = grid.first("medium", task)
+    settings = {run.setting for run in trials}
+    assert {(one.q, one.scale) for one in settings} == {(1.5, "matched"), (2.0, None), (3.0, "matched"), (None, None)}
+    assert len(trials) == 8
+    assert grid.count("medium", task) == (8 + 5 * 4 + 1, 8 + 5 * 6 + 1)
+
+
+def test_a_transformer_of_medium_is_a_language_run() -> None:
+    run = Run("transformer", Setting("sparseout", 1.5, "matched", "detached"), Value("p", 0.2), 3, "tuned")
+    found = config.resolve("language", grid.options(run, "medium", {}, {}))
+    assert found.model_dump(include={"model", "place", "activation", "scale", "q", "p"}) == {
+        "model": "transformer", "place": "ffn", "activation": "relu", "scale": "matched", "q": 1.5, "p": 0.2,
+    }  # fmt: skip
+
+
+def test_medium_goes_seed_by_seed_through_all_networks(tmp_path: Path) -> None:
+    ledger = Ledger()
+    for task in BUDGETS["medium"]:
+        ledger.results |= ledger_of(task, "medium").results
+    request = Request(("autoencoder", "image", "language", "transformer"), tmp_path, "medium")
+    plan = list(control.plan(request, ledger))
+    assert len(plan) == 3 * 29  # there is no autoencoder; all chose one p
+    assert [run.seed for run in plan] == sorted(
+        (run.seed for run in plan), key=lambda seed: (seed != TUNING_SEED, seed)
+    )
+    for seed in SEEDS:
+        assert {run.task for run in plan if run.seed == seed} == {"image", "language", "transformer"}
+    with pytest.raises(ValueError, match="expected `--only` to be of image, language, transformer at this budget"):
+        control.plan(Request(("autoencoder",), tmp_path, "medium"), ledger)
 
 
 def test_another_p_than_that_of_dropout_is_run_at_that_of_dropout_too() -> None:
     chosen = tuned("image", **{"q=1.5 matched detached": 1, "q=1.5 paper detached": 1})
-    runs = [run for run in grid.second("image", chosen) if run.role == "common"]
+    runs = [run for run in grid.second("small", "image", chosen) if run.role == "common"]
     assert {run.setting.name for run in runs} == {"q=1.5 matched detached"}  # at the paper's scale noise differs anyhow
     assert [run.seed for run in runs] == list(SEEDS)
     assert {run.value for run in runs} == {chosen[Setting("sparseout", 2.0)]}
@@ -78,7 +116,7 @@ def test_another_p_than_that_of_dropout_is_run_at_that_of_dropout_too() -> None:
 
 def test_the_identity_run_is_dropout_at_the_p_of_q_2() -> None:
     chosen = tuned("language", **{"q=2": 1})
-    (run,) = [run for run in grid.second("language", chosen) if run.role == "identity"]
+    (run,) = [run for run in grid.second("small", "language", chosen) if run.role == "identity"]
     assert run.setting.method == "dropout"
     assert run.value == Value("p", 0.5)
 
@@ -89,13 +127,13 @@ def test_the_value_with_the_lowest_score_is_chosen() -> None:
     def at(p: float) -> Run:
         return Run("image", setting, Value("p", p), TUNING_SEED, "tuning")
 
-    assert grid.choose("image", [(at(0.1), 0.5), (at(0.3), 0.4)]) == {setting: Value("p", 0.3)}
-    assert grid.choose("image", [(at(0.1), 0.5), (at(0.3), 0.5)]) == {setting: Value("p", 0.1)}
-    assert grid.choose("image", [(at(0.1), 0.5), (at(0.3), float("inf"))]) == {setting: Value("p", 0.1)}
-    assert grid.choose("image", [(at(0.1), 0.5)]) == {}  # the other trial is not there yet
-    assert grid.choose("image", [(at(0.1), float("inf")), (at(0.3), float("inf"))]) == {}
+    assert grid.choose("small", "image", [(at(0.1), 0.5), (at(0.3), 0.4)]) == {setting: Value("p", 0.3)}
+    assert grid.choose("small", "image", [(at(0.1), 0.5), (at(0.3), 0.5)]) == {setting: Value("p", 0.1)}
+    assert grid.choose("small", "image", [(at(0.1), 0.5), (at(0.3), float("inf"))]) == {setting: Value("p", 0.1)}
+    assert grid.choose("small", "image", [(at(0.1), 0.5)]) == {}  # the other trial is not there yet
+    assert grid.choose("small", "image", [(at(0.1), float("inf")), (at(0.3), float("inf"))]) == {}
     analysed = [(Run("image", setting, Value("p", p), 0, "tuned"), 0.1) for p in (0.1, 0.3)]
-    assert grid.choose("image", analysed) == {}  # only trials choose
+    assert grid.choose("small", "image", analysed) == {}  # only trials choose
 
 
 def test_options_name_what_is_compared_and_the_source() -> None:

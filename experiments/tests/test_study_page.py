@@ -408,7 +408,7 @@ def test_where_the_chosen_p_differ_the_common_one_has_a_line_of_its_own(tmp_path
     )
     trials[other]["valid"]["perplexity"] = 1.0  # q = 3 now chooses another p than q = 2
     again = Ledger(trials)
-    for run in grid.second("language", again.chosen("language")):
+    for run in grid.second("small", "language", again.chosen("small", "language")):
         again.results[run] = result_of("language", grid.options(run, "small", {}, {}))
     record = save(tmp_path, again, "language")
     own, common, _ = tables(render(tmp_path), "Images and words")

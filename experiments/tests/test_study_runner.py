@@ -139,7 +139,7 @@ def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", '{"epoch": 5, "mean": {}}', '{"epoch": 6}', "[]"])
 def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path: Path, content: str) -> None:
-    run = grid.first("image")[0]
+    run = grid.first("small", "image")[0]
     options = grid.options(run, "small", {}, {})
     job = Job("image", options, tmp_path / "run")
     fake_train("image", options, job.folder)
@@ -201,7 +201,7 @@ def test_what_every_run_would_meet_stops_the_study_and_keeps_what_is_done(tmp_pa
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    run = grid.first("image")[0]
+    run = grid.first("small", "image")[0]
     folder = runner.folder_of(run, "small", tmp_path)
     folder.mkdir(parents=True)
     options = grid.options(run, "small", {}, {})

@@ -8,20 +8,20 @@ from scipy import stats
 from sparseout_experiments.studies.control import collect, grid
 from sparseout_experiments.studies.control.analysis import (
     COLLAPSED,
-    CONTRASTS,
     LAST,
-    POST_HOC,
     SOUND,
     Contrast,
     ContrastResult,
     Curve,
     alive,
     both,
+    contrasts,
     curve_of,
     evaluate,
     identity,
     judge,
     none_is_best,
+    post_hoc,
     rows_of,
     warned,
 )
@@ -34,6 +34,7 @@ C1 = Contrast("C1", "autoencoder", "hoyer", "matched", "detached", 0.5, True)
 C2 = Contrast("C2", "image", "metric", "matched", "detached", "own", True)
 C3 = Contrast("C3", "language", "metric", "matched", "detached", "own", True)
 Q = (1.5, 2.0, 2.5, 3.0)
+CONTRASTS, POST_HOC = contrasts("small"), post_hoc("small")
 NOISE = (0.4, -1.0, 0.7, -0.6, 0.5)  # mean 0
 
 
@@ -166,7 +167,7 @@ def test_own_and_common_p_are_kept_apart(tmp_path: Path) -> None:
     trial = next(run for run in ledger.results if run.setting == setting and run.value == Value("p", 0.3))
     ledger.results[trial]["valid"]["error"] = 0.1  # now q = 1.5 chooses another p than q = 2
     again = Ledger({run: result for run, result in ledger.results.items() if run.role == "tuning"})
-    for run in grid.second("image", again.chosen("image")):
+    for run in grid.second("small", "image", again.chosen("small", "image")):
         again.results[run] = result_of("image", grid.options(run, "small", {}, {}))
     record = collect.load(collect.save(tmp_path, "small", "image", again))
     own, common = (rows_of(record, "matched", "detached", place)[1.5] for place in ("own", "common"))  # type: ignore[arg-type]

@@ -277,6 +277,7 @@ class Image(Config):
     data: Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images with labels.")
     depth: Depth = option(16, "Number of layers, 6 n + 4.")
     width: Count = option(2, "Factor on the channels 16, 32, 64.")
+    stride: Count = option(1, "Of the first convolution: 2 makes all that follows four times cheaper.")
     norm: Literal["batch", "group", "none"] = option("batch", "Normalisation.")
     place: Literal["post-relu", "pre-norm"] = option(
         "post-relu",

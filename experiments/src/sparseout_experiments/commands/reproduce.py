@@ -39,10 +39,10 @@ class _Entry:
 _STUDIES = {
     "control": _Entry(
         "Does q control sparsity, and at what cost? Trains every run of the protocol and writes results and page.\n\n"
-        "The budget small takes about two hours on two processor cores.",
-        ("autoencoder", "image", "language"),
+        "The budget small takes about two hours on two processor cores, medium several.",
+        ("autoencoder", "image", "language", "transformer"),
         "docs/results.md",
-        ("small", "gpu", "full"),
+        ("small", "medium", "gpu", "full"),
         {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"},
         device=True,
     ),

@@ -40,6 +40,7 @@ class WideResNet(nn.Module):
         place: of the noise. `post-relu`: after the ReLU that follows the second norm, as in the source. `pre-norm`:
             between the first convolution and that norm, as in the code of Khan & Stavness (2019).
         activation: makes the activation between the second norm and the noise of each block.
+        stride: of the first convolution, 1 in the source; with 2 all that follows sees a quarter of the positions.
 
     Shape:
         - Input: (batch, channels, height, width).
@@ -58,6 +59,7 @@ class WideResNet(nn.Module):
         norm: str = "batch",
         place: str = "post-relu",
         activation: Callable[[], nn.Module] = nn.ReLU,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
@@ -67,7 +69,7 @@ class WideResNet(nn.Module):
         if place not in PLACES:
             raise ValueError(expected("place", "'post-relu' or 'pre-norm'", repr(place)))
         bare = norm == "none"
-        self.stem = _convolution(channels, 16, bias=bare)
+        self.stem = _convolution(channels, 16, stride, bias=bare)
         blocks: list[nn.Module] = []
         inputs = 16
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):

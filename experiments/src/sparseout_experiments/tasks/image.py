@@ -78,6 +78,7 @@ class Classify(Task):
             norm=config.norm,
             place=config.place,
             activation=lambda: activation(config),
+            stride=config.stride,
         )
         self.model = model.to(context.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.control import collect, grid, runner
 from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
@@ -17,27 +18,32 @@ ledger = Ledger
 
 
 def plan(request: Request, ledger: Ledger) -> dict[Run, Job]:
-    """The jobs that are known. Tuning comes first; what it does not decide fills the time until its last trial."""
-    runs = [run for task in _tasks(request) for run in ledger.plan(task)]
+    """The jobs that are known. Tuning comes first; what it does not decide fills the time until its last trial.
+
+    Then seed by seed: what is interrupted has compared all settings of all tasks on the seeds it did.
+    """
+    runs = [run for task in _tasks(request) for run in ledger.plan(request.budget, task)]
     return {
         run: Job(
-            run.task,
+            grid.RUN_AS.get(run.task, run.task),
             grid.options(run, request.budget, request.sources, request.common),
             runner.folder_of(run, request.budget, request.work),
         )
-        for run in sorted(runs, key=lambda run: run.role != "tuning")
+        for run in sorted(runs, key=lambda run: (run.role != "tuning", run.seed))
     }
 
 
 def total(request: Request, ledger: Ledger) -> int:
     """How many runs there will be: tuning decides how many follow."""
-    return sum(max(len(ledger.plan(task)), grid.count(task)[0]) for task in _tasks(request))
+    return sum(
+        max(len(ledger.plan(request.budget, task)), grid.count(request.budget, task)[0]) for task in _tasks(request)
+    )
 
 
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that shows more than there can be in the end."""
     others = [one for one in collect.load_all(results) if one.budget != request.budget or one.task not in request.names]
-    planned = sum(grid.count(task)[1] for task in _tasks(request))  # at most
+    planned = sum(grid.count(request.budget, task)[1] for task in _tasks(request))  # at most
     pages.check(page, TITLE, planned + sum(len(one.rows) + len(one.failures) for one in others))
 
 
@@ -59,4 +65,7 @@ def render(results: Path, page: Path) -> None:
 
 
 def _tasks(request: Request) -> list[Task]:
-    return [task for task in TASKS if task in request.names]
+    """Those asked for that the budget has. Raises ValueError where there are none."""
+    if tasks := [task for task in BUDGETS[request.budget] if task in request.names]:
+        return tasks
+    raise ValueError(expected("--only", f"of {', '.join(BUDGETS[request.budget])} at this budget", request.names[0]))

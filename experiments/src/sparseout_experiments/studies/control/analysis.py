@@ -2,10 +2,20 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 from sparseout_experiments.studies.control.collect import Record, Row
-from sparseout_experiments.studies.control.grid import GRIDS, HOYER_MARGIN, SEEDS, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import (
+    BUDGETS,
+    GRIDS,
+    HOYER_MARGIN,
+    SEEDS,
+    Setting,
+    Task,
+    Value,
+    grid_of,
+)
 from sparseout_experiments.studies.engine.statistics import (
     Interval,
     direction,
@@ -68,46 +78,59 @@ class ContrastResult(NamedTuple):
     left_out: tuple[float, ...]  # q's without a defined measure
 
 
-def _contrasts() -> list[Contrast]:
-    units: tuple[Measure, ...] = ("hoyer", "hoyer_live")
-    grid = GRIDS["autoencoder"]
-    found = [
-        Contrast("C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5))
-        for gradient in grid.gradients
-        for scale in grid.scales
-        for p in reversed(grid.p)
-        for measure in units
-    ]
-    tasks: tuple[tuple[Task, Literal["C2", "C3"]], ...] = (("image", "C2"), ("language", "C3"))
-    choices: tuple[tuple[str, PChoice], ...] = (("matched", "common"), ("paper", "own"))
-    for task, claim in tasks:
-        found += [Contrast("C1", task, measure, scale, "detached", p) for scale, p in choices for measure in units]
-        found.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
-        found += [Contrast(claim, task, "metric", scale, "detached", p) for scale, p in choices]
-    return sorted(found, key=lambda contrast: (contrast.claim, not contrast.primary))
-
-
-CONTRASTS = _contrasts()
+Claim = Literal["C2", "C3"]
+CLAIMS: dict[Task, Claim] = {"image": "C2", "language": "C3", "transformer": "C3"}  # of the metric
+UNITS: tuple[Measure, ...] = ("hoyer", "hoyer_live")
 SOUND = "without collapsed q's"
 LAST = "at the last epoch, validation data"
 
 
-def _sensitivity() -> list[Contrast]:
-    primary = [one for one in CONTRASTS if one.primary and one.claim == "C1"]
+@cache
+def contrasts(budget: str) -> list[Contrast]:
+    """The contrasts of a budget, by claim, the primary ones first."""
+    found: list[Contrast] = []
+    whole = "autoencoder" in BUDGETS[budget]  # C1 is read there, and where it is not run, in the networks that are
+    if whole:
+        grid = grid_of(budget, "autoencoder")
+        found = [
+            Contrast(
+                "C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5)
+            )
+            for gradient in grid.gradients
+            for scale in grid.scales
+            for p in reversed(grid.p)
+            for measure in UNITS
+        ]
+    choices: tuple[tuple[str, PChoice], ...] = (("matched", "common"), ("paper", "own"))
+    for task, claim in CLAIMS.items():
+        if task not in BUDGETS[budget]:
+            continue
+        some = [(scale, p) for scale, p in choices if scale in grid_of(budget, task).scales]
+        found += [
+            Contrast("C1", task, measure, scale, "detached", p, primary=not whole)
+            for scale, p in some
+            for measure in UNITS
+        ]
+        found.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
+        found += [Contrast(claim, task, "metric", scale, "detached", p) for scale, p in some]
+    return sorted(found, key=lambda contrast: (contrast.claim, not contrast.primary))
+
+
+@cache
+def post_hoc(budget: str) -> list[Contrast]:
+    """What was added beside C1 in the autoencoder, for the reader: it decides nothing."""
+    primary = [one for one in contrasts(budget) if one.primary and one.task == "autoencoder"]
     last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
     return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [
         one._replace(primary=False, post_hoc=LAST, measure=last[one.measure]) for one in primary
     ]
 
 
-POST_HOC = _sensitivity()  # beside C1, for the reader: they decide nothing
-
-
 def rows_of(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
     """The rows of one dial by rising q; the q's that have none are there with an empty list."""
     twos = Setting("sparseout", 2.0)
     found: dict[float, list[Row]] = {}
-    for q in GRIDS[record.task].q:
+    for q in record.grid.q:
         setting = twos if q == 2 else Setting("sparseout", q, scale, gradient)
         value = record.chosen.get(twos if p == "common" else setting) if isinstance(p, str) else Value("p", p)
         found[q] = [
@@ -221,7 +244,7 @@ def identity(records: Iterable[Record]) -> Identity:
 def none_is_best(record: Record) -> bool | None:
     """Whether "none" beats every q at matched noise on validation data; None where there is nothing to compare."""
     none = [row.valid for row in record.rows if row.run.setting.method == "none" and row.run.role != "tuning"]
-    rows = rows_of(record, "matched", "detached", "own" if GRIDS[record.task].tuned else 0.5)
+    rows = rows_of(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
     others = [[row.valid for row in some] for some in rows.values()]
     if not none or not all(others):
         return None

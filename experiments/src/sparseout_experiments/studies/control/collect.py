@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.studies.control import grid
-from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Role, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.training import run_folder
@@ -68,6 +68,11 @@ class Record:
         """Runs that are planned and neither finished nor failed."""
         return self.planned - len(self.rows) - len(self.failures)
 
+    @property
+    def grid(self) -> Grid:
+        """What is run of the task at the budget."""
+        return grid.grid_of(self.budget, self.task)
+
 
 def path_of(results: Path, budget: str, task: Task) -> Path:
     """The file of one task."""
@@ -77,7 +82,7 @@ def path_of(results: Path, budget: str, task: Task) -> Path:
 def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
     """Write what is known of a task, unless nothing is, or the file that is there knows of more runs."""
     path = path_of(results, budget, task)
-    plan = ledger.plan(task)
+    plan = ledger.plan(budget, task)
     known = sum(run in ledger for run in plan)
     before = load(path) if path.exists() else None
     if known < (len(before.rows) + len(before.failures) if before else 1):
@@ -88,13 +93,13 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "kind": KIND,
         "budget": budget,
         "task": task,
-        "planned": max(len(plan), grid.count(task)[0]),
+        "planned": max(len(plan), grid.count(budget, task)[0]),
         "data": ALWAYS[task]["data"],
         "config": files.shared([result["config"] for _, result in mine]),
         "environments": files.distinct([result.get("environment", {}) for _, result in mine]),
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
-        "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(task).items()],
+        "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(budget, task).items()],
     }
     files.save(path, content)
     return path
@@ -135,7 +140,7 @@ def samples(record: Record, part: str = "test") -> int | None:
     """Over how many samples sparsity and dead units were measured; None: over all there are."""
     from sparseout_experiments.tasks import image, language  # which import torch
 
-    measured = {"image": image.MEASURED[part], "language": language.MEASURED}
+    measured = {"image": image.MEASURED[part], "language": language.MEASURED, "transformer": language.MEASURED}
     return measured.get(record.task, options(record).get(f"{part}_size"))
 
 

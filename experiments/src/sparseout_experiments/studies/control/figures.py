@@ -45,7 +45,7 @@ def plain_rows(record: Record, method: str, p: PChoice) -> list[Row]:
 
 def panels(record: Record, name: str) -> Figure:
     """Every dial of the autoencoder: rows are gradients, columns are p's."""
-    grid = GRIDS[record.task]
+    grid = record.grid
     ps = tuple(reversed(grid.p))
     figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
     axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
@@ -72,7 +72,7 @@ def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
 
 
 def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:
-    qs = GRIDS[record.task].q
+    qs = record.grid.q
     apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):

@@ -5,10 +5,10 @@ docs/protocol.md says the same in words; a test holds its numbers to the tables 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-Task = Literal["autoencoder", "image", "language"]
+Task = Literal["autoencoder", "image", "language", "transformer"]
 Role = Literal["grid", "tuning", "tuned", "common", "identity"]
 
 TITLE = "# Results of the control study"  # of the page
@@ -63,8 +63,13 @@ GRIDS: dict[Task, Grid] = {
     "language": Grid(
         "perplexity", (1.5, 2.0, 2.5, 3.0), (0.2, 0.5), True, ("detached",), BOTH, (0.0, 0.1), 0.005, True
     ),
+    "transformer": Grid(
+        "perplexity", (1.5, 2.0, 3.0), (0.2, 0.5), True, ("detached",), ("matched",), (0.0, 0.1), 0.005, True
+    ),
 }
 TASKS = tuple(GRIDS)
+LEANER: dict[str, dict[str, Any]] = {"medium": {"q": (1.5, 2.0, 3.0), "scales": ("matched",)}}  # in place of the above
+RUN_AS: dict[Task, str] = {"transformer": "language"}  # the task of `sparseout run`, where its name is another
 HOYER_MARGIN = 0.01  # of Hoyer, between the extreme q's
 
 # AWD-LSTM learns by SGD at a rate of 30, where the others of its task have AdamW at some thousandths.
@@ -84,8 +89,15 @@ ALWAYS: dict[Task, dict[str, Any]] = {
         "channels_last": True,
     },
     "language": {"data": "wikitext-2", "weight_decay": 0.0},
+    "transformer": {
+        "data": "wikitext-2",
+        "weight_decay": 0.0,
+        "model": "transformer",
+        "activation": "relu",
+        "place": "ffn",
+    },
 }
-# A size of None is all that the set has (for validation: the task's default).
+# A size of None is all that the set has (for validation: the task's default). A budget has the tasks that it names.
 BUDGETS: dict[str, dict[Task, dict[str, Any]]] = {
     "small": {
         "autoencoder": {"train_size": 10_000, "valid_size": 1_000, "test_size": 10_000, "epochs": 14},
@@ -97,6 +109,23 @@ BUDGETS: dict[str, dict[Task, dict[str, Any]]] = {
             "train_size": 40_000, "valid_size": 10_000, "test_size": 40_000, "epochs": 10,
             "words": 2_000, "model": "lstm", "layers": 2, "units": 200, "embedding": 200, "bptt": 35, "batch": 20,
             "lr": 5e-3,
+        },
+    },
+    "medium": {
+        "image": {
+            "train_size": 45_000, "valid_size": 5_000, "test_size": 10_000, "epochs": 4,
+            "depth": 10, "width": 2, "stride": 2, "batch": 64, "schedule": "one-cycle", "augment": False,
+            "precision": "fp32",
+        },
+        "language": {
+            "train_size": 40_000, "valid_size": 20_000, "test_size": 60_000, "epochs": 10,
+            "words": 2_000, "model": "lstm", "layers": 2, "units": 400, "embedding": 400, "bptt": 35, "batch": 10,
+            "lr": 3e-3,
+        },
+        "transformer": {
+            "train_size": 60_000, "valid_size": 20_000, "test_size": 60_000, "epochs": 12,
+            "words": 2_500, "layers": 2, "units": 512, "embedding": 128, "heads": 4, "bptt": 64, "batch": 5,
+            "lr": 1e-3,
         },
     },
     "gpu": {
@@ -146,9 +175,14 @@ class Run:
         return re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{self.setting.name}{value} seed={self.seed}")
 
 
-def settings(task: Task) -> list[Setting]:
+def grid_of(budget: str, task: Task) -> Grid:
+    """What is run of a task at a budget."""
+    return replace(GRIDS[task], **LEANER.get(budget, {}))
+
+
+def settings(budget: str, task: Task) -> list[Setting]:
     """All settings, in the order of tables. q = 2 is one setting: gradient and scale change nothing there."""
-    grid = GRIDS[task]
+    grid = grid_of(budget, task)
     found = [
         Setting("sparseout", q, scale, gradient)
         for scale in grid.scales
@@ -160,43 +194,43 @@ def settings(task: Task) -> list[Setting]:
     return [*twos, *found, Setting("none"), *([] if grid.tuned else [Setting("dropout")])]
 
 
-def trials(task: Task, setting: Setting) -> list[Value | None]:
+def trials(budget: str, task: Task, setting: Setting) -> list[Value | None]:
     """The values of a setting that are run: of p, or for "none" of the weight decay."""
-    grid = GRIDS[task]
+    grid = grid_of(budget, task)
     if setting.method == "none":
         return [Value("weight_decay", value) for value in grid.decay] if grid.tuned else [None]
     return [Value("p", value) for value in grid.p]
 
 
-def first(task: Task) -> list[Run]:
+def first(budget: str, task: Task) -> list[Run]:
     """The runs that depend on no other: the whole grid, or where p is tuned, the trials."""
-    if GRIDS[task].tuned:
+    if grid_of(budget, task).tuned:
         return [
             Run(task, setting, value, TUNING_SEED, "tuning")
-            for setting in settings(task)
-            for value in trials(task, setting)
+            for setting in settings(budget, task)
+            for value in trials(budget, task, setting)
         ]
     return [
         Run(task, setting, value, seed, "grid")
         for seed in SEEDS  # seed by seed: what is interrupted has compared all settings on the seeds it did
-        for setting in settings(task)
-        for value in trials(task, setting)
+        for setting in settings(budget, task)
+        for value in trials(budget, task, setting)
     ]
 
 
-def second(task: Task, chosen: Mapping[Setting, Value]) -> list[Run]:
+def second(budget: str, task: Task, chosen: Mapping[Setting, Value]) -> list[Run]:
     """The runs with the values that tuning chose.
 
     Every setting at its own value; at matched noise every q also at the p of q = 2, if its own is another, since
     noise is matched only where p is the same; and Dropout at that p, on the first seed, to be compared bit for bit.
     """
-    if not GRIDS[task].tuned:
+    if not grid_of(budget, task).tuned:
         return []
     reference = chosen.get(Setting("sparseout", 2.0))
     runs = [
         Run(task, setting, chosen[setting], seed, "tuned")
         for seed in SEEDS
-        for setting in settings(task)
+        for setting in settings(budget, task)
         if setting in chosen
     ]
     if reference is not None:
@@ -204,13 +238,13 @@ def second(task: Task, chosen: Mapping[Setting, Value]) -> list[Run]:
         runs += [
             Run(task, setting, reference, seed, "common")
             for seed in SEEDS
-            for setting in settings(task)
+            for setting in settings(budget, task)
             if setting.scale == "matched" and setting in chosen and chosen[setting] != reference
         ]
     return runs
 
 
-def choose(task: Task, scores: Iterable[tuple[Run, float]]) -> dict[Setting, Value]:
+def choose(budget: str, task: Task, scores: Iterable[tuple[Run, float]]) -> dict[Setting, Value]:
     """The value of each setting with the lowest score on validation data; of equal ones the first that was listed.
 
     A setting one of whose trials has no score is left out until it has; a failed trial counts as infinite.
@@ -220,8 +254,8 @@ def choose(task: Task, scores: Iterable[tuple[Run, float]]) -> dict[Setting, Val
         if run.role == "tuning" and run.value is not None:
             found.setdefault(run.setting, {})[run.value] = score
     chosen = {}
-    for setting in settings(task):
-        tried = [value for value in trials(task, setting) if value is not None]
+    for setting in settings(budget, task):
+        tried = [value for value in trials(budget, task, setting) if value is not None]
         scored = found.get(setting, {})
         if tried and all(value in scored for value in tried) and min(scored.values()) < float("inf"):
             chosen[setting] = min(tried, key=scored.__getitem__)
@@ -247,11 +281,13 @@ def options(run: Run, budget: str, sources: Mapping[str, str], common: Mapping[s
     return {name: value for name, value in given.items() if value is not None}
 
 
-def count(task: Task) -> tuple[int, int]:
+def count(budget: str, task: Task) -> tuple[int, int]:
     """Runs of a task: at least, and at most (if every q at matched noise needs the p of q = 2 besides its own)."""
-    least = len(first(task))
-    if GRIDS[task].tuned:
-        chosen = {setting: value for setting in settings(task) if (value := trials(task, setting)[0])}
-        least += len(second(task, chosen))
-    matched = sum(setting.scale == "matched" for setting in settings(task)) if GRIDS[task].tuned else 0
+    least = len(first(budget, task))
+    if grid_of(budget, task).tuned:
+        chosen = {setting: value for setting in settings(budget, task) if (value := trials(budget, task, setting)[0])}
+        least += len(second(budget, task, chosen))
+    matched = (
+        sum(setting.scale == "matched" for setting in settings(budget, task)) if grid_of(budget, task).tuned else 0
+    )
     return least, least + matched * len(SEEDS)

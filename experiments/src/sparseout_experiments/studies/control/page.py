@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseout_experiments.studies.control import analysis, figures
-from sparseout_experiments.studies.control.analysis import CONTRASTS, POST_HOC, Contrast, ContrastResult, PChoice
+from sparseout_experiments.studies.control.analysis import Contrast, ContrastResult, PChoice, contrasts, post_hoc
 from sparseout_experiments.studies.control.collect import Record, Row, options, samples
 from sparseout_experiments.studies.control.grid import (
     ALWAYS,
@@ -21,6 +21,7 @@ from sparseout_experiments.studies.control.grid import (
     TUNING_SEED,
     Setting,
     count,
+    grid_of,
     settings,
 )
 from sparseout_experiments.studies.engine import pages
@@ -65,7 +66,7 @@ def text(sections: Sequence["Section"]) -> str:
 
 def protocol_tables() -> str:
     """The tables of docs/protocol.md, which a test compares with it."""
-    plan = {"grids": GRIDS, "budgets": BUDGETS, "always": ALWAYS, "count": count}
+    plan = {"grid_of": grid_of, "budgets": BUDGETS, "always": ALWAYS, "count": count}
     return pages.rendered(__package__, "protocol.md.j2", **plan, seeds=SEEDS, tuning_seed=TUNING_SEED)
 
 
@@ -100,7 +101,7 @@ class Task:
     """One task at one budget."""
 
     def __init__(self, record: Record) -> None:
-        self.record, self.grid, self.images = record, GRIDS[record.task], dict[str, str]()
+        self.record, self.grid, self.images = record, record.grid, dict[str, str]()
         self.digits = _DIGITS[self.grid.metric]
         self.options = options(record)
 
@@ -125,7 +126,8 @@ class Task:
     @property
     def nothing_dead(self) -> bool:
         """Whether live units are all units in every contrast."""
-        some = (one for one in CONTRASTS if one.task == self.record.task and one.measure != "metric")
+        of_budget = contrasts(self.record.budget)
+        some = (one for one in of_budget if one.task == self.record.task and one.measure != "metric")
         return all(analysis.alive(self.record, one) for one in some)
 
     @property
@@ -159,7 +161,7 @@ class Task:
         """The trials of each setting with their score, and the value that they chose."""
         trials = [row for row in self.record.rows if row.run.role == "tuning" and row.run.value]
         found = []
-        for setting in settings(self.record.task):
+        for setting in settings(self.record.budget, self.record.task):
             scores = [(_value(row), row.valid) for row in trials if row.run.setting == setting]
             chosen = self.record.chosen.get(setting)
             found += [(setting, scores, chosen.value if chosen else None)] if scores else []
@@ -251,7 +253,7 @@ class Section:
     """Everything at one budget."""
 
     def __init__(self, budget: str, tasks: Sequence[Task]) -> None:
-        self.budget, self.tasks = budget, tasks
+        self.budget, self.tasks, self.contrasts = budget, tasks, contrasts(budget)
         self.by_name = {task.record.task: task for task in tasks}
         self.identity = analysis.identity(task.record for task in tasks)
 
@@ -274,7 +276,7 @@ class Section:
 
     def primary(self, claim: str) -> list[Line]:
         """The contrasts that decide a claim: of C1 two, over all and over live units."""
-        return [self._line(one) for one in CONTRASTS if one.primary and one.claim == claim]
+        return [self._line(one) for one in self.contrasts if one.primary and one.claim == claim]
 
     def verdict(self, claim: str) -> str:
         """The word for a claim."""
@@ -282,7 +284,7 @@ class Section:
 
     def post_hoc(self, kind: str) -> list[Line]:
         """The contrasts beside C1 that were added when its data had been seen."""
-        return [self._line(one) for one in POST_HOC if one.post_hoc == kind]
+        return [self._line(one) for one in post_hoc(self.budget) if one.post_hoc == kind]
 
     def post_hoc_verdict(self, kind: str) -> str:
         """The word that these share."""
@@ -291,20 +293,20 @@ class Section:
     @property
     def undecided(self) -> list[Line]:
         """The primary contrasts that are undecided although there are numbers."""
-        some = [self._line(one) for one in CONTRASTS if one.primary]
+        some = [self._line(one) for one in self.contrasts if one.primary]
         return [one for one in some if one.result.verdict == "undecided" and not math.isnan(one.result.ends.half)]
 
     def secondary(self, claim: str, task: str, measure: str) -> Line:
         """The contrast at matched noise and the p of q = 2, which does not decide."""
         wanted = (claim, task, measure, "matched", "detached", "common", False)
-        return next(self._line(one) for one in CONTRASTS if one[:7] == wanted)
+        return next(self._line(one) for one in self.contrasts if one[:7] == wanted)
 
     @property
     def lines(self) -> list[Line]:
         """Every contrast. Where no unit is dead, that over live units is that over all, and is not repeated."""
-        count = sum(one.claim == "C1" and one.primary for one in CONTRASTS)
+        count = sum(one.claim == "C1" and one.primary for one in self.contrasts)
         found = []
-        for contrast in [*CONTRASTS[:count], *POST_HOC, *CONTRASTS[count:]]:
+        for contrast in [*self.contrasts[:count], *post_hoc(self.budget), *self.contrasts[count:]]:
             line = self._line(contrast)
             task = self.by_name.get(contrast.task)
             if line.units and analysis.alive(task.record if task else None, contrast):

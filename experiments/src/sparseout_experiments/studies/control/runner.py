@@ -26,18 +26,18 @@ class Ledger(jobs.Ledger[Run]):
             self.results[name]["last"] = _last(job.folder, self.results[name]["epochs"])
         return ended
 
-    def chosen(self, task: Task) -> dict[Setting, Value]:
+    def chosen(self, budget: str, task: Task) -> dict[Setting, Value]:
         """The values that tuning chose, as far as its trials are done."""
         metric = GRIDS[task].metric
         scores = [(run, _score(result, metric)) for run, result in self.results.items() if run.task == task]
         scores += [(run, math.inf) for run in self.failures if run.task == task]
-        return grid.choose(task, scores)
+        return grid.choose(budget, task, scores)
 
-    def plan(self, task: Task) -> list[Run]:
+    def plan(self, budget: str, task: Task) -> list[Run]:
         """The runs of a task as far as they are known."""
-        first = grid.first(task)
+        first = grid.first(budget, task)
         tuned = all(run in self.results or run in self.failures for run in first)
-        return first + (grid.second(task, self.chosen(task)) if tuned else [])
+        return first + (grid.second(budget, task, self.chosen(budget, task)) if tuned else [])
 
 
 def folder_of(run: Run, budget: str, work: Path) -> Path:
