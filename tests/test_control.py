@@ -536,7 +536,7 @@ def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None
         ),
         ({"modules": [5]}, TypeError, "`modules` to be a function .*, but got one of an int"),
         ({"target": torch.tensor(0.5)}, TypeError, "`target` to be a number, but got a Tensor"),
-        ({"model": 3}, TypeError, "`model` to be an nn.Module, but got an int"),
+        ({"model": 3}, TypeError, "`model` to be a module, but got an int"),
         ({"modules": ["7"]}, ValueError, "`modules` to be names of Sparseout layers, such as '2', but got '7'"),
     ],
 )

@@ -273,7 +273,7 @@ def test_two_processes_move_q_alike_and_one_logs(tmp_path):
     ("options", "error", "says"),
     [
         ({"measures": ["hoyr"]}, ValueError, "`measures` to be"),
-        ({"every": 0}, ValueError, "`every` to be at least 1, but got 0"),
+        ({"every": 0}, ValueError, "`every` to be an int >= 1, but got 0"),
         (
             {"target": 0.5, "control": {"evry": 1}},
             ValueError,

@@ -359,8 +359,8 @@ def test_bad_tensors(name, arguments, error, text):
 @pytest.mark.parametrize(
     ("eps", "error", "text"),
     [
-        (True, TypeError, "expected `eps` to be a number, but got True"),
-        ("0", TypeError, "expected `eps` to be a number, but got '0'"),
+        (True, TypeError, "expected `eps` to be a finite number >= 0, but got True"),
+        ("0", TypeError, "expected `eps` to be a finite number >= 0, but got '0'"),
         (-0.1, ValueError, "expected `eps` to be a finite number >= 0, but got -0.1"),
         (math.inf, ValueError, "expected `eps` to be a finite number >= 0, but got inf"),
         (math.nan, ValueError, "expected `eps` to be a finite number >= 0, but got nan"),

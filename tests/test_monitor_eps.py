@@ -50,7 +50,7 @@ def test_a_value_of_eps_is_zero_and_the_report_says_what_is():
     ("options", "error", "text"),
     [
         ({"eps": -1.0}, ValueError, "expected `eps` to be a finite number >= 0, but got -1.0"),
-        ({"eps": "0"}, TypeError, "expected `eps` to be a number, but got '0'"),
+        ({"eps": "0"}, TypeError, "expected `eps` to be a finite number >= 0, but got '0'"),
         ({"eps": float("nan")}, ValueError, "expected `eps` to be a finite number >= 0, but got nan"),
         ({"eps": 0.1, "relative": 1}, TypeError, "expected `relative` to be a bool, but got an int"),
     ],

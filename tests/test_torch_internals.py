@@ -29,6 +29,99 @@ def test_batch_norm_base():
     assert not issubclass(nn.GroupNorm, internals.BatchNormBase)
 
 
+def test_own_children():
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, shared)
+    model.add_module("none", None)
+    assert dict(internals.own_children(model)) == {"0": shared, "1": shared, "none": None}
+
+
+def test_shallow_copy():
+    layer = nn.Linear(2, 3)
+    weight = nn.Parameter(torch.ones(3, 2))
+    copy = internals.shallow_copy(layer, {"weight": weight})
+    copy.training, copy.other = False, nn.ReLU()
+    assert (copy.weight, copy.bias) == (weight, layer.bias)
+    assert type(copy) is nn.Linear
+    assert layer.training
+    assert layer.weight is not weight
+    assert not hasattr(layer, "other")
+
+
+def test_call_hooks_and_remove_call_hooks():
+    class Before:
+        def __call__(self, module, args, kwargs):
+            calls.append("before")
+
+    class After:
+        def __call__(self, module, args, output):
+            calls.append("after")
+
+    calls, layer = [], nn.Linear(2, 2)
+    layer.register_forward_pre_hook(Before(), with_kwargs=True)
+    layer.register_forward_hook(After())
+    layer.register_full_backward_hook(lambda *args: None)
+    assert [type(hook) for hook in internals.call_hooks(layer)] == [Before, After]
+    assert internals.remove_call_hooks(layer, Before)
+    assert not internals.remove_call_hooks(layer, Before)
+    layer(torch.ones(1, 2))
+    assert calls == ["after"]
+    assert internals.remove_call_hooks(layer, After)
+    layer.register_forward_pre_hook(lambda module, args: calls.append(args))  # without keyword arguments
+    layer(torch.ones(1, 2))
+    assert len(calls[1]) == 1
+
+
+@pytest.mark.parametrize("name", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_gradient_hooks(name):
+    layer = nn.Linear(2, 2)
+    assert internals.gradient_hooks(layer) == []
+    handle = getattr(layer, name)(lambda *args: None)
+    assert len(internals.gradient_hooks(layer)) == 1
+    handle.remove()
+    assert internals.gradient_hooks(layer) == []
+
+
+@pytest.mark.parametrize("name", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_has_parameter_hooks(name):
+    parameter = nn.Parameter(torch.ones(1))
+    assert not internals.has_parameter_hooks(parameter)
+    getattr(parameter, name)(lambda *args: None)
+    assert internals.has_parameter_hooks(parameter)
+
+
+def test_tensor_version():
+    x = torch.zeros(2)
+    before = internals.tensor_version(x)
+    x.add_(1)
+    assert internals.tensor_version(x) > before
+    with torch.inference_mode():
+        assert internals.tensor_version(torch.zeros(2)) is None
+
+
+def test_conv_forward():
+    layer = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular", bias=False)
+    x = torch.randn(1, 1, 4, 4)
+    assert torch.equal(internals.conv_forward(layer, x, layer.weight * 2, None), layer(x) * 2)
+
+
+def test_dispatch_mode():
+    names = []
+
+    class Mode(internals.DispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.zeros(2) + 1
+    assert names[-1] == "add"
+
+
+def test_tree_leaves():
+    assert internals.tree_leaves(([1, (2, {"a": 3})], {"b": 4})) == [1, 2, 3, 4]
+
+
 def test_transforms_active():
     inside = []
 

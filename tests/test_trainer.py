@@ -281,7 +281,7 @@ def test_two_in_a_trainer_are_refused(tmp_path):
 
 
 def test_errors_come_where_the_callback_is_made():
-    with pytest.raises(ValueError, match=r"^expected `every` to be at least 1, but got 0$"):
+    with pytest.raises(ValueError, match=r"^expected `every` to be an int >= 1, but got 0$"):
         SparsityCallback(every=0)
 
 

@@ -9,7 +9,7 @@ from torch.nn.modules import activation
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from sparseout._utils.torch_internals import DROPOUT_BASE
+from sparseout._utils.torch_internals import DROPOUT_BASE, own_children
 from sparseout._utils.validation import expected, type_name
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -53,6 +53,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module by each of its names in the model as it was written: wrappers, at any depth, are not there."""
     return _named("", unwrapped(model), ())
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself by each of their names, without those of its children."""
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:
@@ -121,15 +126,15 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    children = module._modules
+    children = own_children(module)
     inner = next((children[name] for name in _WRAPPED if name in children), None)
     name = "module" if isinstance(module, _WRAPPERS) else _FOREIGN.get(type(module).__name__)
-    return children[name] if inner is None and name in children else inner
+    return children.get(name or "") if inner is None else inner
 
 
 def _named(name: str, module: nn.Module, around: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
-    for key, child in module._modules.items():
+    for key, child in own_children(module).items():
         inner = child if child is None else unwrapped(child)
         if inner is not None and not any(inner is outer for outer in (*around, module)):  # some hold what holds them
             yield from _named(f"{name}.{key}" if name else key, inner, (*around, module))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from sparseout._utils.chains import Chain, Chains, find_chains
 from sparseout._utils.dataflow import Flow, Step, Value, flows, values_in
 from sparseout._utils.distributed import Group, all_gather, is_distributed
-from sparseout._utils.modules import named_modules
+from sparseout._utils.modules import named_modules, own_parameters
+from sparseout._utils.outcome_table import aligned, outcome_rows
+from sparseout._utils.torch_internals import shallow_copy
 from sparseout._utils.unit_steps import in_dim, out_dim, spatial_dims, step_kind, weight
 from sparseout._utils.validation import expected, type_name
 
@@ -42,11 +44,11 @@ class RevivalReport:
     left: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [("revived", name, _units(len(units))) for name, units in self.revived.items()]
-        rows += [("left", name or "(the model itself)", f"{_units(n)}: {why}") for name, (n, why) in self.left.items()]
-        rows = rows or [("revived", "nothing", "no unit is dead")]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+        rows = [
+            *outcome_rows("revived", {name: _units(len(units)) for name, units in self.revived.items()}),
+            *outcome_rows("left", {name: f"{_units(count)}: {why}" for name, (count, why) in self.left.items()}),
+        ]
+        return aligned(rows or [("revived", "nothing", "no unit is dead")])
 
 
 @dataclass
@@ -158,7 +160,7 @@ class _Path:
         consumer = self.chain.consumer
         padded = any(p != 0 for p in _tuple(getattr(consumer, "padding", 0)))
         transposed = "Transpose" in type(consumer).__name__
-        if padded or transposed or consumer._parameters.get("bias") is None:
+        if padded or transposed or "bias" not in own_parameters(consumer):
             return None
         return result if result.isfinite().all() else None
 
@@ -171,10 +173,9 @@ def _run(step: Step, known: Mapping[Value, Tensor], spatial: int) -> Tensor | No
     kwargs = {name: shaped if isinstance(arg, Value) else arg for name, arg in step.kwargs.items()}
     module, function = step.module, step.function
     if module is not None:
-        module = copy.copy(module)
-        vars(module).update(training=False, _forward_hooks={}, _forward_pre_hooks={})
-        tensors = {**module._parameters, **module._buffers}
-        device = next((t.device for t in tensors.values() if t is not None), x.device)
+        module = shallow_copy(module)
+        module.training = False
+        device = next((t.device for t in chain(module.parameters(), module.buffers())), x.device)
         args = tuple(arg.to(device) if arg is shaped else arg for arg in args)
     try:
         if module is not None:
@@ -242,16 +243,15 @@ def _untouchable(chain: Chain, chains: Chains) -> str | None:
 
 def _fresh(layer: nn.Module) -> dict[str, Tensor]:
     """Parameters as the layer's own initialisation draws them."""
-    new = copy.copy(layer)
-    parameters = {k: None if p is None else nn.Parameter(torch.empty_like(p)) for k, p in layer._parameters.items()}
-    vars(new)["_parameters"] = parameters
+    parameters = {name: nn.Parameter(torch.empty_like(p)) for name, p in own_parameters(layer).items()}
+    new = shallow_copy(layer, parameters)
     reset = getattr(new, "reset_parameters", None)
     if reset is not None:
         reset()
     else:  # the Conv1D of transformers, which does this where it is made
         nn.init.normal_(weight(new), std=0.02)
         nn.init.zeros_(new.get_parameter("bias"))
-    return {name: p.detach() for name, p in parameters.items() if p is not None}
+    return {name: p.detach() for name, p in parameters.items()}
 
 
 def _shared(parameters: dict[str, Tensor], group: Group | None) -> dict[str, Tensor]:
@@ -272,7 +272,7 @@ def _replace_incoming(revival: _Revival, optimizer: Any) -> None:
             _forget(optimizer, parameter, dim, units)
     for norm in revival.chain.norms:
         for name, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            kept = norm._parameters.get(name, norm._buffers.get(name))
+            kept: Tensor | None = getattr(norm, name)
             if kept is not None:
                 units = revival.units.to(kept.device)
                 kept.index_fill_(0, units, start)

@@ -1,25 +1,80 @@
 """Private names of torch, one function each: a torch that renames one breaks here only.
 
-Attributes of modules that everybody relies on, `_modules` and the dicts of hooks, are read where they are needed.
+Layers override `_apply` and `_load_from_state_dict`, torch's own points of extension, in their classes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.nn.modules import batchnorm, dropout
-from torch.utils import _python_dispatch
+from torch.utils import _python_dispatch, _pytree
 
 DROPOUT_BASE: type[nn.Module] = dropout._DropoutNd  # of nn.Dropout, 1d, 2d, 3d, AlphaDropout and FeatureAlphaDropout
 BatchNormBase = batchnorm._BatchNorm  # of nn.BatchNorm1d, 2d, 3d and SyncBatchNorm
+DispatchMode = _python_dispatch.TorchDispatchMode
+tree_leaves = _pytree.tree_leaves
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """The children by each of their names, where `named_children` has a shared child once."""
+    return module._modules
+
+
+def shallow_copy(module: AnyModule, parameters: Mapping[str, nn.Parameter] | None = None) -> AnyModule:
+    """A copy that shares tensors and children, but for these parameters: what is set on it is not set on the module."""
+    copy = object.__new__(type(module))
+    vars(copy).update(vars(module))
+    for name in ("_parameters", "_buffers", "_modules"):
+        vars(copy)[name] = dict(vars(module)[name])
+    vars(copy)["_parameters"].update(parameters or {})
+    return copy
+
+
+def call_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that a call of the module runs, before it and after it."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def gradient_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that backward through a call of the module runs."""
+    return [*module._backward_pre_hooks.values(), *module._backward_hooks.values()]
+
+
+def remove_call_hooks(module: nn.Module, cls: type) -> bool:
+    """Remove the hooks of a class that calls of the module run. Returns whether there was one."""
+    removed = False
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, cls)]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+            removed = True
+    return removed
+
+
+def has_parameter_hooks(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has hooks on its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def tensor_version(x: Tensor) -> int | None:
+    """The number of in-place changes of a tensor so far; None for inference tensors, which do not count them."""
+    return None if x.is_inference() else x._version
+
+
+def conv_forward(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The forward of a convolution with another weight."""
+    out: Tensor = layer._conv_forward(input, weight, bias)
+    return out
 
 
 def transforms_active() -> bool:

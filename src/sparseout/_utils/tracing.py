@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparseout._utils.torch_internals import shallow_copy
+
 
 class _OneLevel(fx.Tracer):
     """Every child is one step of the graph: what is inside it is its own graph's business."""
@@ -29,9 +31,8 @@ def trace(module: nn.Module, training: bool = True, method: str = "forward") -> 
     """The graph of the module's own forward, or of another method, in a mode; None if it cannot be traced."""
     # A twin, so that a forward that keeps its activations as attributes leaves none of the tracer's in the model.
     try:
-        twin = object.__new__(type(module))
-        copied = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
-        vars(twin).update(vars(module), **copied, training=training)
+        twin = shallow_copy(module)
+        twin.training = training
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parameters = inspect.signature(getattr(type(module), method)).parameters.values()

@@ -62,6 +62,16 @@ def unit_dim(layer: nn.Module) -> int:
     return -1 - spatial_dims(layer)
 
 
+def padding_sizes(convolution: Any) -> list[int]:
+    """The padding of a convolution as `F.pad` takes it: before and after, from the last dim to the first."""
+    if convolution.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+        return [part for total in reversed(totals) for part in (total // 2, total - total // 2)]
+    if convolution.padding == "valid":
+        return [0] * (2 * len(convolution.kernel_size))
+    return [part for part in reversed(convolution.padding) for _ in range(2)]
+
+
 def module_kind(module: nn.Module) -> str:
     """What a module is to hidden units.
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseout._utils.unit_steps import padding_sizes
 from sparseout._utils.validation import check_bool, check_positive, check_probability
 from sparseout.baselines.rows import with_parts
 from sparseout.baselines.weights import Layer, NoisyWeights, change_
@@ -113,7 +114,7 @@ class BridgeoutConv2d(_Bridgeout, nn.Conv2d):
             return self._product(input, perturbed(self.weight, self.p, self.q), self.bias)
         x, padding = input, self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+            x, padding = F.pad(x, padding_sizes(self), mode=self.padding_mode), (0, 0)
         weights = perturbed(self.weight, self.p, self.q, len(x)).flatten(0, 1)
         groups = self.groups * len(x)
         out = F.conv2d(x.flatten(0, 1), weights, None, self.stride, padding, self.dilation, groups)

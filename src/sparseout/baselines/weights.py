@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import check_model
+from sparseout._utils.torch_internals import conv_forward
 from sparseout._utils.validation import expected
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -31,8 +32,7 @@ class NoisyWeights(nn.Module):
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The forward of the layer's class with another weight."""
         if isinstance(self, nn.Conv2d):
-            out: Tensor = self._conv_forward(input, weight, bias)
-            return out
+            return conv_forward(self, input, weight, bias)
         return F.linear(input, weight, bias)
 
     def extra_repr(self) -> str:

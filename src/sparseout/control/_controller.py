@@ -17,7 +17,7 @@ from sparseout._utils.distributed import (
     data_parallel_group,
     is_distributed,
 )
-from sparseout._utils.modules import Modules, named_modules, unwrapped
+from sparseout._utils.modules import Modules, check_model, named_modules, unwrapped
 from sparseout._utils.revival import revive_units
 from sparseout._utils.validation import check_bool, check_choice, check_int, check_positive, expected, type_name
 from sparseout.baselines import ActivityPenalty
@@ -167,8 +167,7 @@ class SparsityController:
         check_probe(probe)
         if probe is not None and mode == "train":
             raise ValueError(expected("mode", "None or 'eval' beside a probe, which is evaluated", repr(mode)))
-        if not isinstance(model, nn.Module):
-            raise TypeError(expected("model", "an nn.Module", type_name(model)))
+        check_model(model)
         check_eps(eps, relative)
         given, model = model, unwrapped(model)
         knobs = knobs_of(model, knob, modules, check_bool("per_layer", per_layer))

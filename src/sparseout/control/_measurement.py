@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from sparseout._utils.activations import UnitTracker, counted_rows, first_tensor, local_rows
 from sparseout._utils.distributed import Group, all_reduce_sums
 from sparseout._utils.hooks import DeadHook, Hook, Hooks
-from sparseout._utils.torch_internals import in_backward, is_recorded, outside_transforms, without_transforms
+from sparseout._utils.torch_internals import (
+    call_hooks,
+    in_backward,
+    is_recorded,
+    outside_transforms,
+    without_transforms,
+)
 from sparseout.measures import MEASURES, Streaming
 
 Source = tuple[str, int]  # a module's name and its number of units: a module may be called at several widths
@@ -65,8 +71,7 @@ class Accumulator:
 
     def attach(self, module: nn.Module) -> bool:
         """Begin to measure, in the place of another controller of the same knob. Returns whether there was one."""
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        functions = [getattr(hook.function, "__self__", None) for hook in hooks if isinstance(hook, Hook)]
+        functions = [getattr(hook.function, "__self__", None) for hook in call_hooks(module) if isinstance(hook, Hook)]
         others = [other for other in functions if isinstance(other, Accumulator) and other.knob == self.knob]
         for other in others:
             other.hooks.remove()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sparseout._utils.hooks import uncounted
+from sparseout._utils.modes import restored_modes
+from sparseout._utils.torch_internals import own_children, tensor_version
 from sparseout._utils.validation import expected, type_name
 
 
@@ -23,8 +25,8 @@ def check_probe(probe: Any) -> None:
 
 def probed(model: nn.Module) -> nn.Module:
     """The model without wrappers that are for training: DataParallel, DistributedDataParallel, torch.compile's."""
-    while isinstance(model, (DistributedDataParallel, DataParallel)) or "_orig_mod" in model._modules:
-        inner = model._modules.get("_orig_mod") or model._modules["module"]
+    while isinstance(model, (DistributedDataParallel, DataParallel)) or "_orig_mod" in own_children(model):
+        inner = own_children(model).get("_orig_mod") or own_children(model)["module"]
         assert inner is not None
         model = inner
     return model
@@ -58,16 +60,14 @@ def run_probe(model: nn.Module, probe: Any) -> None:
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """A block after which modes and buffers are those of before."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    buffers = [(buffer, tensor_version(buffer), buffer.clone()) for buffer in model.buffers()]
     try:
-        yield
+        with restored_modes(model):
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         with torch.no_grad():
             for buffer, version, value in buffers:
-                if buffer._version != version:
+                if tensor_version(buffer) != version:
                     buffer.copy_(value)
 
 

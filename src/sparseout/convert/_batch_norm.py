@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import named_modules, select
+from sparseout._utils.modes import restored_modes
+from sparseout._utils.modules import check_model, named_modules, select
 from sparseout._utils.torch_internals import BatchNormBase
 from sparseout._utils.validation import expected, type_name
 
@@ -58,8 +59,7 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
 
     Source: `torch.optim.swa_utils.update_bn`, which leaves the noise on and the running means in the model's dtype.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(expected("model", "a module", type_name(model)))
+    check_model(model)
     norms = list(batch_norms(model).values())
     if not norms:
         warnings.warn(f"no statistics were estimated: the {type(model).__name__} has no batch norm", stacklevel=2)
@@ -74,32 +74,29 @@ def recalibrate_norm_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tens
     begins = first[0] if isinstance(first, (tuple, list)) and first else first
     if not isinstance(begins, Tensor):
         raise TypeError(expected("batches", "tensors, or tuples or lists that begin with one", type_name(begins)))
-    flags = [(module, module.training) for module in model.modules()]
-    kept = [(norm, norm.momentum, [(old, old.clone()) for old in norm.buffers(recurse=False)]) for norm in norms]
+    before = [(norm, norm.momentum, [(old, old.clone()) for old in norm.buffers(recurse=False)]) for norm in norms]
     sums = {norm: _Sums() for norm in norms}
     hooks = Hooks()
     for norm, means in sums.items():
         hooks.after(norm, means.update)
     device = next(chain(model.parameters(), model.buffers())).device
-    done: set[nn.Module] = set()
+    estimated: set[nn.Module] = set()
     try:
-        for module, _ in flags:
-            module.training = module in sums
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = 1.0  # what is running is then the last batch's
-        with torch.no_grad():
+        with restored_modes(model), torch.no_grad():
+            for module in model.modules():
+                module.training = module in sums
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = 1.0  # the running statistics are then those of the last batch
             for batch in chain([first], source):
                 x: Any = batch[0] if isinstance(batch, (tuple, list)) else batch
                 model(x.to(device))
-        done = {norm for norm, means in sums.items() if means.write(norm)}
+        estimated = {norm for norm, means in sums.items() if means.write(norm)}
     finally:
         hooks.remove()
-        for module, flag in flags:
-            module.training = flag
-        for norm, momentum, buffers in kept:
+        for norm, momentum, buffers in before:
             norm.momentum = momentum
-            if norm not in done:  # after an error, or not called
+            if norm not in estimated:  # after an error, or not called
                 for buffer, old in buffers:
                     buffer.data.copy_(old)
 

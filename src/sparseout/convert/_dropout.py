@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_class_, swapped
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select, such_as, unwrapped
-from sparseout._utils.torch_internals import DROPOUT_BASE
+from sparseout._utils.torch_internals import DROPOUT_BASE, own_children
 from sparseout._utils.tracing import runs_own_code, trace, untouched_random_state
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._attention import attention_reason
@@ -246,7 +246,7 @@ def _dropout_layers(model: nn.Module) -> dict[nn.Module, list[_Reference]]:
 
 
 def _applied(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in owner._modules.items():
+    for name, child in own_children(owner).items():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from ((f"{name}.{path}", inner) for path, inner in _applied(child))
         elif child is not None:

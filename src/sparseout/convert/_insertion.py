@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select
+from sparseout._utils.torch_internals import own_children, remove_call_hooks
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._report import ConversionReport
 from sparseout.functional import Gradient, Scale
@@ -103,10 +104,7 @@ def remove_inserted_(model: nn.Module) -> bool:
                 handle.remove()
                 delattr(module, name)
                 removed = True
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, PerturbOutput):  # copied without the child, by quantization
-                del module._forward_hooks[key]
-                removed = True
+        removed |= remove_call_hooks(module, PerturbOutput)  # copied without the child, by quantization
     return removed
 
 
@@ -142,7 +140,7 @@ class PerturbOutput:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if _NAME not in module._modules and not module.training:
+        if _NAME not in own_children(module) and not module.training:
             return output
         return self._perturb(type(module).__name__, output)
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sparseout._utils.hooks import Hooks
+from sparseout._utils.torch_internals import DispatchMode, tree_leaves
 
 # Names of torch's operations, those in place with a "_" at the end.
 _ACTIVATIONS = re.compile(
@@ -45,7 +44,7 @@ def linears_after_activations(
     return found
 
 
-class _Trace(TorchDispatchMode):
+class _Trace(DispatchMode):
     """Remembers which memory holds activations: a view of it is one, too, and memory that is used again is not."""
 
     def __init__(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparseout._utils.dataflow import is_conv1d
 from sparseout._utils.hooks import Hooks
 from sparseout._utils.modules import check_model, named_modules
+from sparseout._utils.records import RecordSequence
 from sparseout.inference._batches import call, check_batches
 from sparseout.inference._compact_trial import tensors_in, undisturbed
 
@@ -26,7 +27,7 @@ _CONVS: dict[type[nn.Module], Callable[..., Tensor]] = {
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)  # matrices that no input is multiplied by
 
 
-class CostReport(Sequence[dict[str, Any]]):
+class CostReport(RecordSequence):
     """Report of `cost`: a dict for each layer, in the order of the model.
 
     Its keys: `module`, `type`; `dense_macs`, `effective_macs`, means per example; `density`, their ratio;
@@ -39,34 +40,14 @@ class CostReport(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], examples: int, uncounted: dict[str, str]) -> None:
-        self._records, self.examples, self.uncounted = list(records), examples, dict(uncounted)
+        super().__init__(records)
+        self.examples, self.uncounted = examples, dict(uncounted)
 
     @property
     def total(self) -> dict[str, float]:
         """The sums over layers, per example, and their ratio."""
         dense, effective = (sum(record[key] for record in self) for key in ("dense_macs", "effective_macs"))
         return {"dense_macs": dense, "effective_macs": effective, "density": effective / dense if dense else 0.0}
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return self._records[index]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._records)
-
-    def frame(self) -> Any:
-        """The records as a pandas DataFrame. Raises: ImportError without pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("CostReport.frame needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self._records)
 
     def __str__(self) -> str:
         lines = [("module", "type", "dense MACs", "effective", "density", "input", "weight")]
@@ -87,8 +68,6 @@ class CostReport(Sequence[dict[str, Any]]):
         ]
         title = f"Multiplications per example, means over {self.examples:,}:"
         return "\n".join([title, *text, *(f"not counted: {name}, {why}" for name, why in self.uncounted.items())])
-
-    __repr__ = __str__
 
 
 def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected, type_name
+from sparseout._utils.validation import check_bool, check_int, check_positive, expected, type_name
 
 __all__ = ["MEASURES", "density", "gini", "hoyer", "kurtosis", "sparsity", "treves_rolls"]
 
@@ -104,15 +104,10 @@ def rows_of(x: Tensor, dim: int, eps: float, relative: bool) -> tuple[Rows, Tens
     return Rows(raw, unit, eps * rms), (peak == 0).squeeze(dim)
 
 
-def check_dim(dim: int, name: str) -> None:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(expected(name, "an int", type_name(dim)))
-
-
 def check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else type_name(x)))
-    check_dim(dim, name)
+    check_int(name, dim)
     if x.ndim == 0:
         raise ValueError(expected("x", "a tensor of at least one dimension", "a 0-d one"))
     if not -x.ndim <= dim < x.ndim:
@@ -120,12 +115,8 @@ def check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
 
 
 def check_eps(eps: float, relative: bool) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(expected("eps", "a number", type_name(eps)))
-    if not isinstance(relative, bool):
-        raise TypeError(expected("relative", "a bool", type_name(relative)))
-    if not 0 <= eps < math.inf:
-        raise ValueError(expected("eps", "a finite number >= 0", eps))
+    check_positive("eps", eps, zero=True)
+    check_bool("relative", relative)
 
 
 def _measure(name: str, x: Tensor, dim: int, eps: float = 0.0, relative: bool = False) -> Tensor:

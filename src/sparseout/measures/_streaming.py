@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import expected, type_name
+from sparseout._utils.validation import check_int, expected, type_name
 from sparseout.measures._functions import (
     MEASURES,
     RATIO,
     Measure,
     active,
-    check_dim,
     check_eps,
     check_tensor,
     rows_of,
@@ -82,7 +81,7 @@ class Streaming:
         if axis not in ("population", "lifetime"):
             raise ValueError(expected("axis", "'population' or 'lifetime'", repr(axis)))
         check_eps(eps, relative)
-        check_dim(unit_dim, "unit_dim")
+        check_int("unit_dim", unit_dim)
         if axis == "lifetime" and "gini" in names:
             raise ValueError(expected("axis", "'population' for gini", "'lifetime'"))
         self._names = names

@@ -24,7 +24,7 @@ from sparseout._utils.distributed import (
 from sparseout._utils.hooks import EagerHook, Hooks, is_counted
 from sparseout._utils.modules import Modules, Site, check_model, choose, unwrapped
 from sparseout._utils.torch_internals import outside_transforms, without_transforms
-from sparseout._utils.validation import expected, type_name
+from sparseout._utils.validation import check_int, expected
 from sparseout.convert._batch_norm import batch_norms
 from sparseout.measures import Streaming
 from sparseout.monitor._accumulators import Accumulators, Key, add_to, compare_norm, norm_moments
@@ -112,10 +112,7 @@ class SparsityMonitor:
         relative: bool = False,
     ) -> None:
         check_model(model)
-        if isinstance(every, bool) or not isinstance(every, int):
-            raise TypeError(expected("every", "an int", type_name(every)))
-        if every < 1:
-            raise ValueError(expected("every", "at least 1", every))
+        check_int("every", every, 1)
         self.measures = measures if isinstance(measures, str) else tuple(measures)
         Streaming(self.measures, eps=eps, relative=relative)  # says what is wrong with them
         self.every, self.unit_dim, self.eps, self.relative = every, unit_dim, eps, relative

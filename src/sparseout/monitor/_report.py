@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
+from sparseout._utils.records import RecordSequence
 from sparseout.monitor._accumulators import Norm
 from sparseout.monitor._table import WIDTH, table
 
@@ -15,7 +16,7 @@ OFF = 0.1  # noise power against Dropout's; batch norm in units of its standard 
 SURE = 3.0  # standard errors
 
 
-class SparsityReport(Sequence[dict[str, Any]]):
+class SparsityReport(RecordSequence):
     r"""The records of a :class:`sparseout.SparsityMonitor`: one for each module, mode and axis.
 
     A record is a dict: module, tensor ("input" or "output"), mode ("train" or "eval"), axis; steps watched, of_steps
@@ -59,21 +60,9 @@ class SparsityReport(Sequence[dict[str, Any]]):
         unmasked: Sequence[str] = (),
         zero: tuple[float, bool] = (0.0, False),
     ) -> None:
-        self._records, self.steps, self.norms = list(records), dict(steps), list(norms)
+        super().__init__(records)
+        self.steps, self.norms = dict(steps), list(norms)
         self.silent, self.skipped, self.unmasked, self.zero = list(silent), list(skipped), list(unmasked), zero
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return self._records[index]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._records)
 
     @property
     def diagnosis(self) -> list[str]:
@@ -122,16 +111,6 @@ class SparsityReport(Sequence[dict[str, Any]]):
         zero = f" What is at most {eps:g}{unit} counts as zero." if eps else ""
         head = f"Sparsity over {window}. Measures over the units of a row.{zero}"
         return "\n".join([head, "", self.table(), *sentences])
-
-    __repr__ = __str__
-
-    def frame(self) -> Any:
-        """The records as a pandas DataFrame. Raises: ImportError without pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("SparsityReport.frame needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self._records)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """A matplotlib Figure, written to `path` if one is given. Raises: ImportError without matplotlib."""
