@@ -75,7 +75,7 @@ def test_forgetting_a_mode_begins_its_count_and_closing_begins_a_step():
     counter = StepCounter(every=3)
     for _ in range(2):
         counter.part("a", True)
-    counter.forget("train")
+    counter.reset("train")
     assert counter.part("a", True)
     counter.enter(True)
     counter.close()

@@ -162,9 +162,9 @@ def test_nothing_is_left_of_it_and_a_copy_is_not_followed():
     tracker.attach()
     tracker.attach()
     copy.deepcopy(model)(torch.randn(2, 8))
-    assert tracker.made is None
+    assert tracker.produced is None
     model(torch.randn(2, 8))
-    assert tracker.made.shape == (2, 7)
+    assert tracker.produced.shape == (2, 7)
     tracker.detach()
     assert hooks(model) == 0
 

@@ -54,7 +54,7 @@ _PRODUCERS: dict[tuple[type[nn.Module], ...], tuple[Callable[[int], int], str]] 
 }
 
 
-class Produced(NamedTuple):
+class Production(NamedTuple):
     """Units of a tensor, as far as they are known from the module that made it."""
 
     dim: int
@@ -70,44 +70,46 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, PackedSequence):
         return value.data
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+    return next((tensor for item in items if (tensor := first_tensor(item)) is not None), None)
 
 
 def channel_dim(module: nn.Module, ndim: int) -> int | None:
     """The dim of the channels in an input of `ndim` dims, if `module` is of a class that knows; else None."""
-    own: Mapping[int, int] | None = getattr(module, "channel_dims", None)
-    dims = own or next((dims for cls, dims in _CHANNELS.items() if isinstance(module, cls)), None)
+    declared: Mapping[int, int] | None = getattr(module, "channel_dims", None)
+    dims = declared or next((dims for cls, dims in _CHANNELS.items() if isinstance(module, cls)), None)
     return None if dims is None else dims.get(ndim)
 
 
-def unit_dim(x: Tensor, given: int | None = None, module: nn.Module | None = None, made: Produced | None = None) -> int:
+def unit_dim(
+    x: Tensor, override: int | None = None, module: nn.Module | None = None, produced: Production | None = None
+) -> int:
     """The dim of the units of `x`.
 
     As given; as `module`, which takes or gives it, has it; where the module that `made` it put them; else at dim 1 of
     maps and volumes and at the last dim of others.
     """
-    if given is not None:
-        return given
-    own = None if module is None else channel_dim(module, x.ndim)
-    if own is not None:
-        return own
-    followed = None if made is None else _follow(x, made)
+    if override is not None:
+        return override
+    channels = None if module is None else channel_dim(module, x.ndim)
+    if channels is not None:
+        return channels
+    followed = None if produced is None else _follow(x, produced)
     return followed if followed is not None else 1 if x.ndim in (4, 5) else -1
 
 
-def check_unit_dim(given: Any) -> None:
+def check_unit_dim(unit_dim: Any) -> None:
     """Raise TypeError if it is no :data:`UnitDim`."""
     wanted = "an int, a mapping from names or types of modules to ints, a function (name, module, tensor), or None"
-    if isinstance(given, bool):
-        raise TypeError(expected("unit_dim", wanted, given))
-    if isinstance(given, Mapping):
-        for key, dim in given.items():
+    if isinstance(unit_dim, bool):
+        raise TypeError(expected("unit_dim", wanted, unit_dim))
+    if isinstance(unit_dim, Mapping):
+        for key, dim in unit_dim.items():
             if not isinstance(key, (str, type)):
                 raise TypeError(expected("unit_dim", wanted, f"a mapping with a key that is {type_name(key)}"))
             if isinstance(dim, bool) or not isinstance(dim, int):
                 raise TypeError(expected("unit_dim", wanted, f"a mapping to {type_name(dim)}"))
-    elif given is not None and not isinstance(given, int) and not callable(given):
-        raise TypeError(expected("unit_dim", wanted, type_name(given)))
+    elif unit_dim is not None and not isinstance(unit_dim, int) and not callable(unit_dim):
+        raise TypeError(expected("unit_dim", wanted, type_name(unit_dim)))
 
 
 class UnitTracker:
@@ -125,16 +127,16 @@ class UnitTracker:
             module's name, the module and the tensor that gives an int, or None for no opinion.
     """
 
-    def __init__(self, model: nn.Module, given: UnitDim = None) -> None:
-        check_unit_dim(given)
-        self.given = given
-        self.made: Produced | None = None
+    def __init__(self, model: nn.Module, unit_dim: UnitDim = None) -> None:
+        check_unit_dim(unit_dim)
+        self.unit_dim = unit_dim
+        self.produced: Production | None = None
         self._model = model
         self._hooks = Hooks(Hook)
 
     def attach(self) -> None:
         """Begin to follow. Attach before the hooks that ask, since a watched module may be a producer itself."""
-        if self._hooks or isinstance(self.given, int):
+        if self._hooks or isinstance(self.unit_dim, int):
             return
         self._hooks.before(self._model, self._begin)
         for module in self._model.modules():
@@ -144,7 +146,7 @@ class UnitTracker:
     def detach(self) -> None:
         """Follow no more."""
         self._hooks.remove()
-        self.made = None
+        self.produced = None
 
     def dim(self, name: str, module: nn.Module, x: Tensor) -> int:
         """The dim of the units of `x`, seen at the module of that name, in [0, x.ndim).
@@ -153,14 +155,14 @@ class UnitTracker:
             ValueError: if what was given is out of range for `x`.
             TypeError: if a function gave something else than an int or None.
         """
-        given = _resolve(self.given, name, module, x)
-        if given is not None and not -x.ndim <= given < x.ndim:
+        override = _resolve(self.unit_dim, name, module, x)
+        if override is not None and not -x.ndim <= override < x.ndim:
             wanted = f"in [{-x.ndim}, {x.ndim - 1}] for `{name or 'model'}`, which has {x.ndim} dims"
-            raise ValueError(expected("unit_dim", wanted, given))
-        return unit_dim(x, given, module, self.made) % x.ndim
+            raise ValueError(expected("unit_dim", wanted, override))
+        return unit_dim(x, override, module, self.produced) % x.ndim
 
     def _begin(self, *call: Any) -> None:
-        self.made = None
+        self.produced = None
 
     def _record(self, dim_of: Callable[[int], int], units: int | None, module: nn.Module, args: Any, out: Any) -> None:
         x = None if is_tracing() else first_tensor(out)  # sizes are no numbers to a tracer
@@ -168,22 +170,22 @@ class UnitTracker:
             return
         dim = dim_of(x.ndim)
         if x.is_nested:
-            self._remember(Produced(dim, x.ndim))
+            self._remember(Production(dim, x.ndim))
             return
         if units is not None and x.shape[dim] != units:  # a subclass with a layout of its own, or a part of the units
             elsewhere = [d for d in range(x.ndim) if x.shape[d] == units]
             dim = elsewhere[0] if len(elsewhere) == 1 else dim
         strided = x.layout is torch.strided and not torch.compiler.is_compiling()
-        self._remember(Produced(dim, x.ndim, x.shape, x.stride(dim) if strided else None))
+        self._remember(Production(dim, x.ndim, x.shape, x.stride(dim) if strided else None))
 
-    def _remember(self, made: Produced) -> None:
+    def _remember(self, produced: Production) -> None:
         if torch.compiler.is_compiling():  # perhaps in a checkpoint, where the compiler refuses what is left behind
-            allow_side_effect(self._set, made)
+            allow_side_effect(self._set, produced)
         else:
-            self._set(made)
+            self._set(produced)
 
-    def _set(self, made: Produced) -> None:
-        self.made = made
+    def _set(self, produced: Production) -> None:
+        self.produced = produced
 
 
 def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | None:
@@ -201,42 +203,42 @@ def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | No
     return None
 
 
-def _follow(x: Tensor, made: Produced) -> int | None:
+def _follow(x: Tensor, produced: Production) -> int | None:
     """The dim of the units of a tensor that was made as `made` says and perhaps permuted or reshaped since."""
-    last = made.dim == made.ndim - 1
-    dim = x.ndim - 1 if last else made.dim
-    if x.is_nested or made.shape is None:
-        return dim if x.ndim == made.ndim else None
-    units = made.shape[made.dim]
-    as_many = dim < x.ndim and x.shape[dim] == units
-    same = x.ndim == made.ndim
+    last = produced.dim == produced.ndim - 1
+    dim = x.ndim - 1 if last else produced.dim
+    if x.is_nested or produced.shape is None:
+        return dim if x.ndim == produced.ndim else None
+    units = produced.shape[produced.dim]
+    same_units = dim < x.ndim and x.shape[dim] == units
+    same_ndim = x.ndim == produced.ndim
     # Where several dims are as long, a permuted view is told by its strides.
-    if same and made.stride is not None and not (as_many and x.stride(dim) == made.stride):
-        moved = [d for d in range(x.ndim) if x.shape[d] == units and x.stride(d) == made.stride]
-        if len(moved) == 1:
-            return moved[0]
-    if same and as_many:  # asked before other sizes, which compiled code would have to guard on
+    if same_ndim and produced.stride is not None and not (same_units and x.stride(dim) == produced.stride):
+        permuted = [d for d in range(x.ndim) if x.shape[d] == units and x.stride(d) == produced.stride]
+        if len(permuted) == 1:
+            return permuted[0]
+    if same_ndim and same_units:  # asked before other sizes, which compiled code would have to guard on
         return dim
     elsewhere = [d for d in range(1, x.ndim) if d != dim and x.shape[d] == units]
-    if not same:
+    if not same_ndim:
         # A view of the same elements keeps their order; of others, as an attention's (batch, heads, queries, keys), a
         # dim that happens to be as long says nothing beside another one.
-        if as_many and (not elsewhere or x.numel() == made.shape.numel()):
+        if same_units and (not elsewhere or x.numel() == produced.shape.numel()):
             return dim
-        return elsewhere[0] if len(elsewhere) == 1 and not as_many else None
-    if len(elsewhere) != 1 or all(x.shape[d] == made.shape[d] for d in range(x.ndim) if d != dim):
+        return elsewhere[0] if len(elsewhere) == 1 and not same_units else None
+    if len(elsewhere) != 1 or all(x.shape[d] == produced.shape[d] for d in range(x.ndim) if d != dim):
         return dim  # in the second case some of the units, as of a GLU
     return elsewhere[0]
 
 
-def _resolve(given: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | None:
-    if given is None or isinstance(given, int):
-        return given
-    if isinstance(given, Mapping):
-        if name in given:
-            return given[name]
-        return next((given[cls] for cls in type(module).__mro__ if cls in given), None)
-    dim = given(name, module, x)
+def _resolve(unit_dim: UnitDim, name: str, module: nn.Module, x: Tensor) -> int | None:
+    if unit_dim is None or isinstance(unit_dim, int):
+        return unit_dim
+    if isinstance(unit_dim, Mapping):
+        if name in unit_dim:
+            return unit_dim[name]
+        return next((unit_dim[cls] for cls in type(module).__mro__ if cls in unit_dim), None)
+    dim = unit_dim(name, module, x)
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
         raise TypeError(expected("unit_dim", "a function that gives an int or None", f"one that gave {type_name(dim)}"))
     return dim
@@ -260,8 +262,8 @@ def local_rows(x: Tensor, dim: int) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     assert isinstance(x, DTensor)
-    whole = [Replicate() if p.is_partial() or p.is_shard(dim + x.ndim) else p for p in x.placements]
-    return x.redistribute(placements=whole).to_local()
+    layout = [Replicate() if p.is_partial() or p.is_shard(dim + x.ndim) else p for p in x.placements]
+    return x.redistribute(placements=layout).to_local()
 
 
 def counted_rows(x: Tensor, dim: int, limit: int | None = ROWS) -> tuple[list[Tensor], bool]:

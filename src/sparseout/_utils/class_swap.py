@@ -12,16 +12,18 @@ from sparseout._utils.validation import expected, type_name
 def forward_replaced(module: nn.Module) -> bool:
     """Whether a forward on the object, such as accelerate's hooks put there, decides in place of the class's."""
     forward = vars(module).get("forward")
-    return forward is not None and not _is_own(module, forward) and not getattr(forward, "follows_class", False)
+    return (
+        forward is not None and not _is_class_forward(module, forward) and not getattr(forward, "follows_class", False)
+    )
 
 
-def _is_own(module: nn.Module, forward: Any) -> bool:
+def _is_class_forward(module: nn.Module, forward: Any) -> bool:
     """Whether it is the one of its class after all, as accelerate leaves it on the object."""
     return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
 
 
 def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    if _is_own(module, vars(module).get("forward")):
+    if _is_class_forward(module, vars(module).get("forward")):
         del vars(module)["forward"]
     module.__class__ = cls
 

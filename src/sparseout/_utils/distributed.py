@@ -63,7 +63,7 @@ def check_replicas(model: nn.Module) -> None:
     if any(map(is_part_of_fsdp, model.modules())):
         return  # each holds a part of the parameters, and runs all of the model
     fingerprints = all_gather(_fingerprint(model), None)
-    others = [rank for rank, theirs in enumerate(fingerprints) if theirs != fingerprints[0]]
+    others = [rank for rank, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
     if others:
         wanted = "the processes that run copies of this model, as not all processes do"
         got = f"None, with other parameters on process {others[0]} than on process 0"
@@ -93,8 +93,8 @@ def all_reduce_sums(sums: Mapping[Key, Tensor], device: torch.device, group: Gro
     if not is_distributed():
         return {key: value.to(device, torch.float64, copy=True) for key, value in sums.items()}
     shapes: dict[Key, tuple[int, ...]] = {}
-    for theirs in all_gather({key: tuple(value.shape) for key, value in sums.items()}, group):
-        for key, shape in theirs.items():
+    for shapes_of_rank in all_gather({key: tuple(value.shape) for key, value in sums.items()}, group):
+        for key, shape in shapes_of_rank.items():
             if shapes.setdefault(key, shape) != shape:
                 raise ValueError(
                     expected("sums", f"of one shape on every process for {key}", f"{shapes[key]}, {shape}")

@@ -33,17 +33,17 @@ class Hook:
     In compiled code it is compiled along, so the function must allow that. A copy of it, or a pickle, does nothing.
     """
 
-    def __init__(self, function: Callable[..., None], *own: Any) -> None:
-        self.function, self.own = function, own
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
         self._eager = outside_compiler(self._call, type(self).__call__) if compiler_loaded() else self._call
 
-    def __call__(self, *given: Any) -> None:
+    def __call__(self, *call: Any) -> None:
         if not torch.compiler.is_exporting():
             run = self._call if torch.compiler.is_compiling() else self._eager
-            run(*given)
+            run(*call)
 
-    def _call(self, *given: Any) -> None:
-        self.function(*self.own, *given)
+    def _call(self, *call: Any) -> None:
+        self.function(*self.arguments, *call)
 
     def __reduce__(self) -> Any:
         return DeadHook, ()
@@ -52,19 +52,19 @@ class Hook:
 class EagerHook(Hook):
     """A hook that runs as Python: the compiler breaks its graph there."""
 
-    def __init__(self, function: Callable[..., None], *own: Any) -> None:
-        self.function, self.own = function, own
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
         self._eager = outside_compiler(self._call, type(self).__call__)
 
-    def __call__(self, *given: Any) -> None:
+    def __call__(self, *call: Any) -> None:
         if not torch.compiler.is_exporting():  # asked in code that an exporter, which cannot break a graph, reads
-            self._eager(*given)
+            self._eager(*call)
 
 
 class DeadHook:
     """A hook that does nothing: what is left of one in a copy of the model, or in a file."""
 
-    def __call__(self, *given: Any) -> None:
+    def __call__(self, *call: Any) -> None:
         pass
 
 
@@ -94,18 +94,18 @@ class Hooks:
     Functions get, after arguments of their own, (module, args, kwargs) before a call and (module, args, output) after.
     """
 
-    def __init__(self, kind: Callable[..., Any] = Hook) -> None:
-        self._kind = kind
+    def __init__(self, hook_type: Callable[..., Any] = Hook) -> None:
+        self._hook_type = hook_type
         self._handles: list[RemovableHandle] = []
 
-    def before(self, module: nn.Module, function: Callable[..., None], *own: Any) -> None:
+    def before(self, module: nn.Module, function: Callable[..., None], *arguments: Any) -> None:
         """Call `function` before every call of `module`."""
-        hook = self._kind(function, *own)
+        hook = self._hook_type(function, *arguments)
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def after(self, module: nn.Module, function: Callable[..., None], *own: Any, always: bool = False) -> None:
+    def after(self, module: nn.Module, function: Callable[..., None], *arguments: Any, always: bool = False) -> None:
         """Call `function` after every call of `module`; with `always` also after an error, then without an output."""
-        self._handles.append(module.register_forward_hook(self._kind(function, *own), always_call=always))
+        self._handles.append(module.register_forward_hook(self._hook_type(function, *arguments), always_call=always))
 
     def remove(self) -> None:
         """Take them off their modules."""
@@ -117,4 +117,4 @@ class Hooks:
         return bool(self._handles)
 
     def __reduce__(self) -> Any:
-        return Hooks, (self._kind,)
+        return Hooks, (self._hook_type,)

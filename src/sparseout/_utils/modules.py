@@ -29,7 +29,7 @@ _WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 _FOREIGN = {"DeepSpeedEngine": "module", "_FabricModule": "_forward_module"}
 
 
-class Site(NamedTuple):
+class HookPoint(NamedTuple):
     """A hook point of a model: a module, at its input or at its output."""
 
     name: str
@@ -102,7 +102,7 @@ def select(candidates: Mapping[str, AnyModule], modules: Any, noun: str = "modul
     return dict(selected.values())
 
 
-def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
+def choose(model: nn.Module, modules: Modules | None) -> list[HookPoint]:
     """The hook points of `model`, in its order: dropout-like modules at their input, others at their output.
 
     Raises: TypeError, ValueError.
@@ -112,7 +112,7 @@ def choose(model: nn.Module, modules: Modules | None) -> list[Site]:
         wanted = "a module with activation modules or dropout layers (or `modules` to say what to watch)"
         raise ValueError(expected("model", wanted, f"{type(model).__name__} without any"))
     chosen = select(candidates, modules).items()
-    return [Site(name, module, "input" if is_noise(module) else "output") for name, module in chosen]
+    return [HookPoint(name, module, "input" if is_noise(module) else "output") for name, module in chosen]
 
 
 def is_noise(module: nn.Module) -> bool:

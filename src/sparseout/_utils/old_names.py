@@ -14,6 +14,7 @@ _MOVED = {
     "sites": "_utils.modules",
     "sparsity_report": "monitor._report",
 }
+_RENAMED = {"Site": "HookPoint"}
 
 
 class _Moved(ModuleType):
@@ -22,7 +23,8 @@ class _Moved(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # else whoever looks for the file of a module finds two of it
             raise AttributeError(name)
-        return getattr(importlib.import_module(f"sparseout.{_MOVED[self.__name__.partition('.')[2]]}"), name)
+        module = importlib.import_module(f"sparseout.{_MOVED[self.__name__.partition('.')[2]]}")
+        return getattr(module, _RENAMED.get(name, name))
 
 
 def register() -> None:

@@ -21,7 +21,7 @@ from sparseout._utils.unit_steps import in_dim, out_dim, spatial_dims, step_kind
 from sparseout._utils.validation import expected, type_name
 
 
-class Site(NamedTuple):
+class MeasuredUnits(NamedTuple):
     """Units that were measured: at the input or output of a module, by its name, and how many there are."""
 
     name: str
@@ -62,15 +62,15 @@ class _Revival:
 
 
 def revive_units(
-    model: nn.Module, dead: Mapping[Site, set[int]], optimizer: Any = None, group: Group | None = None
+    model: nn.Module, dead: Mapping[MeasuredUnits, set[int]], optimizer: Any = None, group: Group | None = None
 ) -> RevivalReport:
     """Revive the dead units that were seen at these sites, as :func:`sparseout.revive_` does."""
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(expected("optimizer", "a torch.optim.Optimizer or None", type_name(optimizer)))
-    dead = {site: units for site, units in dead.items() if units}
+    dead = {measured: units for measured, units in dead.items() if units}
     if is_distributed():
-        everyone = all_gather(sorted((site, sorted(units)) for site, units in dead.items()), group)
-        if any(theirs != everyone[0] for theirs in everyone):
+        by_rank = all_gather(sorted((measured, sorted(units)) for measured, units in dead.items()), group)
+        if any(dead_units != by_rank[0] for dead_units in by_rank):
             got = "others on some: sum the report over them (sync=True)"
             raise ValueError(expected("report", "one with the same dead units on all processes", got))
     report = RevivalReport()
@@ -81,7 +81,7 @@ def revive_units(
     with torch.no_grad():
         for revival in revivals:
             for producer in revival.chain.producers:
-                revival.fresh[producer] = _shared(_fresh(producer), group)
+                revival.fresh[producer] = _shared(_draw_parameters(producer), group)
         for revival in revivals:  # all of these first: a layer may read dead units and make others
             _replace_incoming(revival, optimizer)
         for revival in revivals:
@@ -91,38 +91,40 @@ def revive_units(
     return report
 
 
-def _plan(model: nn.Module, chains: Chains, dead: Mapping[Site, set[int]], report: RevivalReport) -> list[_Revival]:
+def _plan(
+    model: nn.Module, chains: Chains, dead: Mapping[MeasuredUnits, set[int]], report: RevivalReport
+) -> list[_Revival]:
     """What to do, with what is to be left in the report. Nothing is changed."""
     modules = dict(named_modules(model))
-    every = flows(model, training=False)
-    seen: dict[int, list[tuple[_Path, Value, Site]]] = defaultdict(list)
-    paths = [path for chain in chains.chains if (path := _path(chain, every)) is not None]
-    for site, units in dead.items():
-        if site.name not in modules:
-            raise ValueError(expected("report", "one of this model", f"one with a module {site.name!r}"))
-        values = [value for flow in every for value in _values_at(flow, modules[site.name], site.tensor)]
-        fitting = [path for path in paths if path.chain.units == site.units]
+    graphs = flows(model, training=False)
+    by_path: dict[int, list[tuple[_Path, Value, MeasuredUnits]]] = defaultdict(list)
+    paths = [path for chain in chains.chains if (path := _path(chain, graphs)) is not None]
+    for measured, units in dead.items():
+        if measured.name not in modules:
+            raise ValueError(expected("report", "one of this model", f"one with a module {measured.name!r}"))
+        values = [value for flow in graphs for value in _values_of(flow, modules[measured.name], measured.tensor)]
+        fitting = [path for path in paths if path.chain.units == measured.units]
         inside = [(path, value) for value in values for path in fitting if value in path.values]
         for path, value in inside:
-            seen[id(path)].append((path, value, site))
+            by_path[id(path)].append((path, value, measured))
         if not inside:
-            report.left[site.name] = (len(units), _why_not(chains, values))
+            report.left[measured.name] = (len(units), _why_not(chains, values))
     revivals = []
-    for found in seen.values():
-        path = found[0][0]
+    for values_of_path in by_path.values():
+        path = values_of_path[0][0]
         constants: dict[int, Tensor] = {}
-        for _, value, site in found:
+        for _, value, measured in values_of_path:
             why = _untouchable(path.chain, chains)
             constant = None if why else path.constant(value)
             if constant is None:
                 why = why or "a dead unit gives the next layer a constant that its bias cannot take over"
-                report.left[site.name] = (len(dead[site]), why)
+                report.left[measured.name] = (len(dead[measured]), why)
                 continue
-            constants |= {unit: constant[unit] for unit in dead[site]}
+            constants |= {unit: constant[unit] for unit in dead[measured]}
         if constants:
             chosen = sorted(constants)
-            given = torch.stack([constants[unit] for unit in chosen])
-            revivals.append(_Revival(path.chain, torch.tensor(chosen), given))
+            constant_values = torch.stack([constants[unit] for unit in chosen])
+            revivals.append(_Revival(path.chain, torch.tensor(chosen), constant_values))
     return revivals
 
 
@@ -193,9 +195,9 @@ def _run(step: Step, known: Mapping[Value, Tensor], spatial: int) -> Tensor | No
     return result.detach().to("cpu", x.dtype).flatten() if fits else None
 
 
-def _path(chain: Chain, every: Iterable[Flow]) -> _Path | None:
+def _path(chain: Chain, graphs: Iterable[Flow]) -> _Path | None:
     """The steps of a chain in the flow where its consumer is called."""
-    for flow in every:
+    for flow in graphs:
         for step in flow.steps:
             if step.module is chain.consumer and not step.inlined:
                 inside: set[Step] = set()
@@ -209,16 +211,16 @@ def _path(chain: Chain, every: Iterable[Flow]) -> _Path | None:
     return None
 
 
-def _values_at(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:
+def _values_of(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:
     """The values that a module is given, or gives, in a flow."""
-    found = []
+    values = []
     for step in flow.steps:
         if step.module is module:
-            given = step.inputs[:1] if tensor == "input" else [step.output]
+            new = step.inputs[:1] if tensor == "input" else [step.output]
             if step.inlined:  # (arguments, result)
-                given = list(values_in(step.args[0]))[:1] if tensor == "input" else list(values_in(step.args[1]))[:1]
-            found += given
-    return found
+                new = list(values_in(step.args[0]))[:1] if tensor == "input" else list(values_in(step.args[1]))[:1]
+            values += new
+    return values
 
 
 def _why_not(chains: Chains, values: Iterable[Value]) -> str:
@@ -241,7 +243,7 @@ def _untouchable(chain: Chain, chains: Chains) -> str | None:
     return None
 
 
-def _fresh(layer: nn.Module) -> dict[str, Tensor]:
+def _draw_parameters(layer: nn.Module) -> dict[str, Tensor]:
     """Parameters as the layer's own initialisation draws them."""
     parameters = {name: nn.Parameter(torch.empty_like(p)) for name, p in own_parameters(layer).items()}
     new = shallow_copy(layer, parameters)
@@ -269,14 +271,14 @@ def _replace_incoming(revival: _Revival, optimizer: Any) -> None:
             dim = out_dim(layer) if name == "weight" else 0
             units = revival.units.to(parameter.device)
             parameter.index_copy_(dim, units, value.index_select(dim, units))
-            _forget(optimizer, parameter, dim, units)
+            _clear_state(optimizer, parameter, dim, units)
     for norm in revival.chain.norms:
         for name, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             kept: Tensor | None = getattr(norm, name)
             if kept is not None:
                 units = revival.units.to(kept.device)
                 kept.index_fill_(0, units, start)
-                _forget(optimizer, kept, 0, units)
+                _clear_state(optimizer, kept, 0, units)
 
 
 def _clear_outgoing(revival: _Revival, optimizer: Any) -> None:
@@ -286,13 +288,13 @@ def _clear_outgoing(revival: _Revival, optimizer: Any) -> None:
     if revival.constant.any():
         constant = revival.constant.repeat_interleave(block).to(parameter.device, torch.float64)
         columns = parameter.index_select(dim, units).double().movedim(dim, -1)  # (outputs, ..., units)
-        given = columns @ constant if columns.ndim == 2 else (columns.flatten(1, -2).sum(1)) @ constant
-        layer.get_parameter("bias").add_(given.to(parameter.dtype))
+        contribution = columns @ constant if columns.ndim == 2 else (columns.flatten(1, -2).sum(1)) @ constant
+        layer.get_parameter("bias").add_(contribution.to(parameter.dtype))
     parameter.index_fill_(dim, units, 0.0)
-    _forget(optimizer, parameter, dim, units)
+    _clear_state(optimizer, parameter, dim, units)
 
 
-def _forget(optimizer: Any, parameter: Tensor, dim: int, units: Tensor) -> None:
+def _clear_state(optimizer: Any, parameter: Tensor, dim: int, units: Tensor) -> None:
     """Clear the gradient, and what the optimizer keeps, of some rows or columns of a parameter."""
     if parameter.grad is not None:
         parameter.grad.index_fill_(dim, units.to(parameter.grad.device), 0.0)
@@ -304,12 +306,12 @@ def _forget(optimizer: Any, parameter: Tensor, dim: int, units: Tensor) -> None:
         if name == "ax":  # of ASGD, an average of weights
             value.index_copy_(dim, units, parameter.index_select(dim, units).to(value))
         elif name == "step_size":  # of Rprop
-            value.index_fill_(dim, units, next(g["lr"] for g in optimizer.param_groups if _holds(g, parameter)))
+            value.index_fill_(dim, units, next(g["lr"] for g in optimizer.param_groups if _has_parameter(g, parameter)))
         else:
             value.index_fill_(dim, units, 0.0)
 
 
-def _holds(group: Mapping[str, Any], parameter: Tensor) -> bool:
+def _has_parameter(group: Mapping[str, Any], parameter: Tensor) -> bool:
     return any(parameter is other for other in group["params"])
 
 

@@ -128,16 +128,16 @@ def kept_entries(lengths: Sequence[int]) -> tuple[Sequence[int], bool]:
 
     Waits for the device if a mask is open.
     """
-    everything, block, misfit = range(len(lengths)), _open.get(), False
+    all_entries, block, misfit = range(len(lengths)), _open.get(), False
     while block is not None and block.kept is not None:
         size, numbers = block.kept
         if size == (len(lengths),):
             return numbers.tolist(), False
         entry = numbers // max(1, math.prod(size[1:]))
         if size[:1] == (len(lengths),) and entry.bincount(minlength=len(lengths)).tolist() == list(lengths):
-            return everything, False  # its rows are those that the mask keeps
+            return all_entries, False  # its rows are those that the mask keeps
         block, misfit = block.outer, True
-    return everything, misfit
+    return all_entries, misfit
 
 
 def any_mask() -> bool:

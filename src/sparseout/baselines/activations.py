@@ -167,7 +167,7 @@ class StatisticalTopK(nn.Module):
         self._tracker = UnitTracker(self, unit_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        given = self._tracker.given
+        given = self._tracker.unit_dim
         dim = given if given is None or isinstance(given, int) else self._tracker.dim("", self, x)
         return statistical_topk(x, self.k, unit_dim=dim)
 

@@ -113,7 +113,7 @@ class KWinners(nn.Module):
         return [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
 
     def _unit_dim(self, x: Tensor) -> int:
-        units, plain = len(self.duty_cycle), self._tracker.given is None and not x.is_nested
+        units, plain = len(self.duty_cycle), self._tracker.unit_dim is None and not x.is_nested
         if plain and x.dim() in (4, 5) and x.shape[-1] == units != x.shape[1]:
             return x.dim() - 1
         return self._tracker.dim("", self, x)

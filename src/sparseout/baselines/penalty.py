@@ -13,7 +13,7 @@ from sparseout._utils.activations import UnitDim, UnitTracker, check_unit_dim, f
 from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import DeadHook, Hooks
-from sparseout._utils.modules import Modules, Site, check_model, choose, is_activation, unwrapped
+from sparseout._utils.modules import HookPoint, Modules, check_model, choose, is_activation, unwrapped
 from sparseout._utils.torch_internals import in_backward, is_recorded, is_sharded, is_transformed, transforms_active
 from sparseout._utils.validation import check_int, check_number, check_positive, expected
 
@@ -106,8 +106,8 @@ def _kl(x: Tensor, target: float, dim: int) -> Tensor:
         raise ValueError(expected("x", "activations from 0 to 1, as of a sigmoid, for the KL penalty", got))
     limits = torch.finfo(wide.dtype)
     mean = wide.flatten(0, -2).mean(0).clamp(limits.tiny, 1 - limits.eps)
-    rest = (1 - target) * ((1 - target) / (1 - mean)).log()
-    divergence: Tensor = target * (target / mean).log() + rest
+    inactive = (1 - target) * ((1 - target) / (1 - mean)).log()
+    divergence: Tensor = target * (target / mean).log() + inactive
     return divergence.sum()
 
 
@@ -195,37 +195,37 @@ class ActivityPenalty:
         if modules is None:
             modules = list(strength) if isinstance(strength, Mapping) else _activations
         self._sites = choose(model, modules)
-        if isinstance(strength, Mapping) and {site.name for site in self._sites} != set(strength):
-            wanted = f"of the watched modules, {', '.join(repr(site.name) for site in self._sites)}"
+        if isinstance(strength, Mapping) and {point.name for point in self._sites} != set(strength):
+            wanted = f"of the watched modules, {', '.join(repr(point.name) for point in self._sites)}"
             raise ValueError(expected("strength", f"one number for each {wanted}", f"names {', '.join(strength)}"))
         self._units = UnitTracker(unwrapped(model), unit_dim)
         self._hooks = Hooks()
         self._terms: list[Tensor] = []
-        self._again: list[Tensor | None] = []  # of each term, whether compiled code added it in backward
+        self._recomputed: list[Tensor | None] = []  # of each term, whether compiled code added it in backward
         self._attached = self._warned = False
         self._without_grad: set[str] = set()  # sites that ran in training without gradients, as a checkpoint may
 
     @property
-    def sites(self) -> dict[str, Site]:
+    def sites(self) -> dict[str, HookPoint]:
         """What is watched, by dotted name: the module, and whether its ``"input"`` or its ``"output"``."""
-        return {site.name: site for site in self._sites}
+        return {point.name: point for point in self._sites}
 
     def attach(self) -> Self:
         """Start collecting. Returns the penalty itself."""
         self._attached = True
         if not self._hooks:
             self._units.attach()
-            for site in self._sites:
+            for point in self._sites:
                 # an input before the call, which may overwrite it
-                hook = self._hooks.before if site.tensor == "input" else self._hooks.after
-                hook(site.module, self._collect, site)
+                hook = self._hooks.before if point.tensor == "input" else self._hooks.after
+                hook(point.module, self._collect, point)
             reset_compiler()
         return self
 
     def detach(self) -> None:
         """Remove all hooks from the model, and what was collected: ask for :meth:`loss` before."""
         self._attached = self._attached and not self._terms
-        self._terms, self._again = [], []
+        self._terms, self._recomputed = [], []
         if self._hooks:
             self._hooks.remove()
             self._units.detach()
@@ -242,10 +242,10 @@ class ActivityPenalty:
         if not self._attached:
             wanted, got = "attached, by attach() or a with-block", "one that never was or no longer is"
             raise RuntimeError(expected("penalty", wanted, got))
-        terms, again, self._terms, self._again = self._terms, self._again, [], []
+        terms, recomputed, self._terms, self._recomputed = self._terms, self._recomputed, [], []
         if not torch.compiler.is_compiling():
             # Of what compiled code collected it is known only now whether a checkpoint computed it again.
-            terms = [term for term, flag in zip(terms, again, strict=True) if flag is None or not flag]
+            terms = [term for term, flag in zip(terms, recomputed, strict=True) if flag is None or not flag]
             if not transforms_active() and any(map(is_transformed, terms)):
                 wanted = "called in the vmap or grad that the model ran in"
                 raise RuntimeError(expected("penalty.loss()", wanted, "called after it"))
@@ -265,48 +265,48 @@ class ActivityPenalty:
         """Go on from a state of :meth:`state_dict`. Raises: KeyError, TypeError, ValueError."""
         self._steps.fill_(check_int("steps", state["steps"], 0))
 
-    def _collect(self, site: Site, module: nn.Module, args: Any, more: Any) -> None:
+    def _collect(self, point: HookPoint, module: nn.Module, args: Any, more: Any) -> None:
         """Add the term of a call: a hook's, on inputs with `more` keyword arguments, on outputs with the output."""
         if not module.training:
             return
         eager = not torch.compiler.is_compiling()
         if not torch.is_grad_enabled():
             if eager:
-                self._without_grad.add(site.name)
+                self._without_grad.add(point.name)
             return
-        value = (args, more) if site.tensor == "input" else more
+        value = (args, more) if point.tensor == "input" else more
         x = first_tensor(value)
         if x is None:
-            wanted = f"a floating-point tensor of at least one dimension as {site.tensor}"
-            raise TypeError(expected(site.name or "model", f"a module with {wanted}", "one without"))
+            wanted = f"a floating-point tensor of at least one dimension as {point.tensor}"
+            raise TypeError(expected(point.name or "model", f"a module with {wanted}", "one without"))
         if is_recorded((x,)) if eager else torch.compiler.is_exporting():
             return  # no values are computed, or what is computed is written down
-        term = self._term(site, x)
+        term = self._term(point, x)
         if not eager or not in_backward():  # else computed all the same, since a checkpoint counts what is saved
             self._terms.append(term)
-            self._again.append(None if eager else torch.ops.sparseout.in_backward(term.detach()))
+            self._recomputed.append(None if eager else torch.ops.sparseout.in_backward(term.detach()))
             if eager:
-                self._without_grad.discard(site.name)
-        elif site.name in self._without_grad and not self._warned:
+                self._without_grad.discard(point.name)
+        elif point.name in self._without_grad and not self._warned:
             self._warned = True
-            how = "which runs forward without gradients: use_reentrant=False collects it"
-            what = f"the penalty of {site.name or 'the model'} was not collected"
-            warnings.warn(f"{what} under checkpoint(use_reentrant=True), {how}", stacklevel=2)
+            remedy = "which runs forward without gradients: use_reentrant=False collects it"
+            penalty = f"the penalty of {point.name or 'the model'} was not collected"
+            warnings.warn(f"{penalty} under checkpoint(use_reentrant=True), {remedy}", stacklevel=2)
 
-    def _term(self, site: Site, x: Tensor) -> Tensor:
-        dim = self._units.dim(site.name, site.module, x)
+    def _term(self, point: HookPoint, x: Tensor) -> Tensor:
+        dim = self._units.dim(point.name, point.module, x)
         if x.is_nested:
             x, dim = torch.cat([part.movedim(dim - 1, -1).flatten(0, -2) for part in x.unbind()]), -1
-        strength = self.strength[site.name] if isinstance(self.strength, Mapping) else self.strength
+        strength = self.strength[point.name] if isinstance(self.strength, Mapping) else self.strength
         if isinstance(strength, Tensor):  # that a controller moves, perhaps before backward
             strength = strength.clone()
         if self.target is not None:
             term = _kl(x, self.target, dim)
         else:
-            kept = site.tensor == "output" and type(site.module) in _KEEP_OUTPUT
+            kept = point.tensor == "output" and type(point.module) in _KEEP_OUTPUT
             term = _lq(x, 1.0 if self.q is None else self.q, EPS if self.eps is None else self.eps, dim, not kept)
-        whole: Any = strength * term
-        return whole.full_tensor() if is_sharded(whole) else whole  # type: ignore[no-any-return]
+        weighted: Any = strength * term
+        return weighted.full_tensor() if is_sharded(weighted) else weighted  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes of a copy, which is attached to nothing: the hooks in a copied model are dead."""
@@ -351,14 +351,14 @@ def check(
     """The arguments of an :class:`sparseout.baselines.ActivityPenalty`, if they are right."""
     for value in strength.values() if isinstance(strength, Mapping) else (strength,):
         check_positive("strength", value, zero=True)
-    for name, given in (("q", q), ("eps", eps)):
-        if given is not None:
-            check_positive(name, given)
+    for name, value in (("q", q), ("eps", eps)):
+        if value is not None:
+            check_positive(name, value)
             if target is not None:
-                raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", given))
+                raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", value))
     if target is not None:
         _target(target)
     check_unit_dim(unit_dim)
     check_int("warmup", warmup, 0)
-    given = {"strength": strength, "q": q, "eps": eps, "target": target, "unit_dim": unit_dim, "warmup": warmup}
-    return {name: value for name, value in given.items() if name != "warmup" or value}
+    checked = {"strength": strength, "q": q, "eps": eps, "target": target, "unit_dim": unit_dim, "warmup": warmup}
+    return {name: value for name, value in checked.items() if name != "warmup" or value}

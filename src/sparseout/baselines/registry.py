@@ -53,16 +53,16 @@ class Attachment:
                 returned, until `revert_`; for "loss" the model, for which an attached `ActivityPenalty` is returned.
             more: further arguments of the function or class, such as `modules`.
         """
-        made = self.function(module, **self.parameters, **more)
-        return made.attach() if isinstance(made, penalty.ActivityPenalty) else made
+        attached = self.function(module, **self.parameters, **more)
+        return attached.attach() if isinstance(attached, penalty.ActivityPenalty) else attached
 
     def __str__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if value is not None)
-        how = {
+        parameters = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if value is not None)
+        targets = {
             "weights": "the weights of the Linear or Conv2d that follows the place of the noise: attach(layer)",
             "loss": "the loss, by a penalty on activations: attach(model), and add its loss() in every step",
         }
-        return f"{self.name} ({given}) acts on {how[self.acts_on]}"
+        return f"{self.name} ({parameters}) acts on {targets[self.acts_on]}"
 
 
 def make(name: str, **parameters: Any) -> nn.Module | Attachment:
@@ -106,12 +106,12 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
     if name not in METHODS:
         raise ValueError(expected("name", f"one of {', '.join(METHODS)}", repr(name)))
     builder = METHODS[name]
-    known = [] if builder is nn.Identity else list(inspect.signature(builder).parameters)
+    names = [] if builder is nn.Identity else list(inspect.signature(builder).parameters)
     for parameter in parameters:
-        if parameter not in known:
-            raise TypeError(expected("parameters", f"among {', '.join(known) or 'none'} for {name}", repr(parameter)))
-    made: nn.Module | Attachment = builder(**parameters)
-    return made
+        if parameter not in names:
+            raise TypeError(expected("parameters", f"among {', '.join(names) or 'none'} for {name}", repr(parameter)))
+    method: nn.Module | Attachment = builder(**parameters)
+    return method
 
 
 def _bridgeout(p: float = 0.5, q: float = 1.5, per_example: bool = True) -> Attachment:

@@ -36,8 +36,8 @@ class NoisyWeights(nn.Module):
         return F.linear(input, weight, bias)
 
     def extra_repr(self) -> str:
-        given = [f"{name}={vars(self)[name]}" for name in _ATTRIBUTES if name in vars(self)]
-        return ", ".join([super().extra_repr(), *given])
+        parameters = [f"{name}={vars(self)[name]}" for name in _ATTRIBUTES if name in vars(self)]
+        return ", ".join([super().extra_repr(), *parameters])
 
 
 def change_(layer: Layer, classes: Mapping[type[nn.Module], type[nn.Module]], **attributes: Any) -> Layer:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparseout._utils.revival import Site
+from sparseout._utils.revival import MeasuredUnits
 from sparseout.control._law import TRIAL_STEP, TRIAL_UPDATES, Axis, Law, Swing, response, smooth, trial_side
 from sparseout.control._measure_specs import Goal
 from sparseout.control._measurement import Measurement, Source
@@ -114,12 +114,12 @@ class LayerGroup:
         """Give the knob the group's value."""
         self.knob.set(self.value)
 
-    def take_dead(self) -> dict[Site, set[int]]:
+    def take_dead(self) -> dict[MeasuredUnits, set[int]]:
         """The units that were dead in a window that has ended since the last call, where the knob acts in training."""
         dead, self.reach.dead = self.reach.dead, {}
         if self.responds:
             return {}
-        return {Site(name, self.knob.sites[name], units): found for (name, units), found in dead.items()}
+        return {MeasuredUnits(name, self.knob.sites[name], units): found for (name, units), found in dead.items()}
 
     def report(self) -> str:
         """A sentence: the knob, what is measured, and what is wrong."""

@@ -27,7 +27,7 @@ _TRANSPARENT = re.compile(
     "dropout"
 )
 # Whatever goes in, what comes out are no probabilities of attention.
-_OTHERS = re.compile(
+_NO_PROBABILITIES = re.compile(
     "matmul|bmm|baddbmm|einsum|linear|conv[123]d|embedding|layer_norm|relu|gelu|silu|tanh|scaled_dot_product_attention|"
     "multi_head_attention_forward"
 )
@@ -60,10 +60,10 @@ def attention_reason(owner: nn.Module, path: str, graph: fx.Graph | None) -> str
 def _by_graph(owner: nn.Module, path: str, graph: fx.Graph) -> bool | None:
     layer = attribute(owner, path)
     calls = [n for n in graph.nodes if n.op == "call_module" and owner.get_submodule(n.target) is layer]
-    return _any(_node_holds_probabilities(owner, n.args[0]) for n in calls if n.args)
+    return _any(_is_probability_node(owner, n.args[0]) for n in calls if n.args)
 
 
-def _node_holds_probabilities(owner: nn.Module, node: Any) -> bool | None:
+def _is_probability_node(owner: nn.Module, node: Any) -> bool | None:
     while isinstance(node, fx.Node) and node.op.startswith("call"):
         if node.op == "call_module":
             module = unwrapped(owner.get_submodule(str(node.target)))
@@ -76,10 +76,10 @@ def _node_holds_probabilities(owner: nn.Module, node: Any) -> bool | None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if _PROBABILITIES.search(name):
             return True
-        if _OTHERS.fullmatch(name) or node.target is operator.matmul:
+        if _NO_PROBABILITIES.fullmatch(name) or node.target is operator.matmul:
             return False
         if name == "where":
-            return _any(_node_holds_probabilities(owner, x) for x in node.args[1:])
+            return _any(_is_probability_node(owner, x) for x in node.args[1:])
         scaled = name in _SCALINGS and not any(isinstance(x, fx.Node) for x in node.args[1:])
         node = node.args[0] if (_TRANSPARENT.fullmatch(name) or scaled) and node.args else None
     return None
@@ -113,7 +113,7 @@ class _Reader(ast.NodeVisitor):
         for target in node.targets:
             for name in ast.walk(target):
                 if isinstance(name, ast.Name):
-                    self.names[name.id] = self.holds(node.value)
+                    self.names[name.id] = self.is_probability(node.value)
 
     def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
@@ -128,23 +128,23 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         if self_path(node.func) == self.layer and node.args:
-            self.verdicts.append(self.holds(node.args[0]))
+            self.verdicts.append(self.is_probability(node.args[0]))
         for keyword in node.keywords:  # a function for attention is told the layer's p
             if keyword.arg in ("dropout", "dropout_p"):
                 self.verdicts += [True for x in ast.walk(keyword.value) if self_path(x) == f"{self.layer}.p"]
 
-    def holds(self, node: ast.AST) -> bool | None:
+    def is_probability(self, node: ast.AST) -> bool | None:
         if isinstance(node, ast.Name):
             return self.names.get(node.id)
         if isinstance(node, ast.Subscript):
-            return self.holds(node.value)
+            return self.is_probability(node.value)
         if isinstance(node, ast.IfExp):
-            return _any(map(self.holds, (node.body, node.orelse)))
+            return _any(map(self.is_probability, (node.body, node.orelse)))
         if isinstance(node, ast.BinOp):
             if isinstance(node.op, ast.MatMult):
                 return False
             scaled = isinstance(node.op, (ast.Mult, ast.Div)) and isinstance(node.right, ast.Constant)
-            return self.holds(node.left) if scaled else None
+            return self.is_probability(node.left) if scaled else None
         if not isinstance(node, ast.Call):
             return None
         name, child = label(node.func), attribute(self.owner, self_path(node.func) or "")
@@ -153,10 +153,10 @@ class _Reader(ast.NodeVisitor):
             return True
         if isinstance(child, nn.Module) and not isinstance(child, (nn.Identity, nn.Dropout)):
             return False
-        if _OTHERS.fullmatch(name):
+        if _NO_PROBABILITIES.fullmatch(name):
             return False
         if not _TRANSPARENT.fullmatch(name) and not isinstance(child, nn.Module):
             return None
         if isinstance(node.func, ast.Attribute) and child is None and label(node.func.value) not in _NAMESPACES:
-            return self.holds(node.func.value)  # a method of a tensor
-        return self.holds(node.args[0]) if node.args else None
+            return self.is_probability(node.func.value)  # a method of a tensor
+        return self.is_probability(node.args[0]) if node.args else None

@@ -28,7 +28,7 @@ _LAYERS: dict[type[nn.Module], type[Sparseout]] = {
     nn.Dropout2d: Sparseout2d,
     nn.Dropout3d: Sparseout3d,
 }
-_LEFT: dict[type[nn.Module], str] = {
+_UNSUPPORTED: dict[type[nn.Module], str] = {
     nn.AlphaDropout: "AlphaDropout keeps the mean and variance of SELU units, which Sparseout does not",
     nn.FeatureAlphaDropout: "FeatureAlphaDropout keeps the mean and variance of SELU units, which Sparseout does not",
 }
@@ -121,8 +121,8 @@ def convert_dropout_(
             on_attention.add(layer)
         if reason is None:
             try:
-                own_p, inplace = vars(layer)["p"] if p is None else p, vars(layer)["inplace"]
-                new[layer] = _LAYERS[type(layer)](own_p, q, inplace, gradient=gradient, scale=scale)
+                layer_p, inplace = vars(layer)["p"] if p is None else p, vars(layer)["inplace"]
+                new[layer] = _LAYERS[type(layer)](layer_p, q, inplace, gradient=gradient, scale=scale)
             except (TypeError, ValueError) as error:  # a p that torch's constructor would not have taken
                 reason = str(error)
         if reason is None:
@@ -260,8 +260,8 @@ def _is_dropout(module: nn.Module) -> bool:
 def _why_not(layer: nn.Module) -> str | None:
     if isinstance(layer, Sparseout):
         return "it is a Sparseout layer already: set_q_ changes its q"
-    if type(layer) in _LEFT:
-        return _LEFT[type(layer)]
+    if type(layer) in _UNSUPPORTED:
+        return _UNSUPPORTED[type(layer)]
     if type(layer) not in _LAYERS:
         base = next(cls for cls in type(layer).__mro__[1:] if issubclass(cls, DROPOUT_BASE))
         return f"{type(layer).__name__} is derived from {base.__name__} and may do something else"

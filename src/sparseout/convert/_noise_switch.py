@@ -144,8 +144,8 @@ def _noisy(model: nn.Module) -> list[nn.Module]:
 
 def _is_noisy(module: nn.Module) -> bool:
     named = _NAMES.search(type(module).__name__) and next(module.children(), None) is None
-    kinds = (*_INSIDE, *_FAST_PATHS, nn.RReLU)
-    return is_noise(module) or isinstance(module, kinds) or bool(named)
+    types = (*_INSIDE, *_FAST_PATHS, nn.RReLU)
+    return is_noise(module) or isinstance(module, types) or bool(named)
 
 
 def _set(module: nn.Module, enabled: bool | None) -> bool:

@@ -50,8 +50,8 @@ class TrainingSession:
         for name in ("knob", "eps", "relative"):
             if name in (control or ()):
                 raise ValueError(expected("control", f"without {name}, which is an argument of its own", "one with it"))
-        for name, given in (("control", bool(control)), ("knob", knob != "q")):
-            if given and target is None:
+        for name, is_given in (("control", bool(control)), ("knob", knob != "q")):
+            if is_given and target is None:
                 raise ValueError(expected("target", f"a number, as `{name}` is given", None))
         self.target, self.modules, self.every, self.control = target, modules, every, dict(control or {})
         self.monitor: SparsityMonitor | None = None
@@ -80,7 +80,7 @@ class TrainingSession:
                     raise
         self._layers = {name: layer for name, layer in named_modules(model) if isinstance(layer, Sparseout)}
         if self.modules is not None:
-            self._names["modules"] = [site.name for site in choose(model, self.modules)]
+            self._names["modules"] = [point.name for point in choose(model, self.modules)]
         if self.controller is not None and "modules" in self.control:
             self._names["control"] = self.control | {"modules": list(self.controller.values)}
         self.monitor = monitor.attach()
@@ -101,10 +101,10 @@ class TrainingSession:
     def arguments(self) -> dict[str, Any]:
         """Those of the constructor, as JSON can hold them: for modules, once there is a model, the names they have."""
         target = dict(self.target) if isinstance(self.target, Mapping) else self.target
-        given = {"target": target, "measures": list(self.measures), "modules": self.modules, "every": self.every}
+        arguments = {"target": target, "measures": list(self.measures), "modules": self.modules, "every": self.every}
         # A knob that is an object cannot be made again from JSON: the name of its type is an error that says which.
         knob = self.knob if isinstance(self.knob, str) else type(self.knob).__name__
-        return given | {"control": self.control, "knob": knob} | self.zero | self._names
+        return arguments | {"control": self.control, "knob": knob} | self.zero | self._names
 
     def step(self) -> None:
         """Count a step of the optimizer."""

@@ -82,11 +82,11 @@ def statistics_of(table: Table, rows: Rows, dim: int) -> dict[str, Tensor]:
 def _value(
     measure: Measure, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor, undefined: float
 ) -> Tensor:
-    given = [statistics[name] for name in measure.statistics]
+    values = [statistics[name] for name in measure.statistics]
     if measure.zero_defined:
-        return measure.value(n, *given)
+        return measure.value(n, *values)
     # Ones in place of zeros: an undefined value then has slope 0 and not NaN.
-    return measure.value(n, *(s.masked_fill(zero, 1) for s in given)).masked_fill(zero, undefined)
+    return measure.value(n, *(s.masked_fill(zero, 1) for s in values)).masked_fill(zero, undefined)
 
 
 def totals_of(table: Table, n: int | Tensor, statistics: Mapping[str, Tensor], zero: Tensor) -> dict[str, Tensor]:

@@ -106,9 +106,9 @@ class Streaming:
         """Add all that `other` has seen."""
         if not isinstance(other, Streaming):
             raise TypeError(expected("other", "a Streaming", type_name(other)))
-        mine, theirs = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
-        if mine != theirs:
-            raise ValueError(expected("other", f"a Streaming of {mine}", f"one of {theirs}"))
+        settings, other_settings = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
+        if settings != other_settings:
+            raise ValueError(expected("other", f"a Streaming of {settings}", f"one of {other_settings}"))
         self._add(other._state, "other")
 
     def state(self) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class Accumulators:
 
     def __init__(self, measures: Iterable[str], eps: float = 0.0, relative: bool = False) -> None:
         lifetime = [name for name in measures if name != "gini"]
-        self.streams = {
+        self.measures_by_axis = {
             "population": Streaming(measures, eps=eps, relative=relative),
             "lifetime": Streaming(lifetime, axis="lifetime", eps=eps, relative=relative),
         }
@@ -42,14 +42,14 @@ class Accumulators:
         """Add the rows of one call in a step, which has a number."""
         self._in_step = self._in_step + 1 if step == self._step else 1
         self._step, self.calls = step, max(self.calls, self._in_step)
-        for stream in self.streams.values():
+        for stream in self.measures_by_axis.values():
             stream.update(rows)
         add_to(self.sums, "histogram", histogram(rows))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors, by name."""
-        streams = {f"{axis}.{k}": v for axis, stream in self.streams.items() for k, v in stream.state().items()}
-        return streams | {f"sums.{name}": value for name, value in self.sums.items()}
+        state = {f"{axis}.{k}": v for axis, stream in self.measures_by_axis.items() for k, v in stream.state().items()}
+        return state | {f"sums.{name}": value for name, value in self.sums.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take tensors that `state` gave, or sums of such."""
@@ -59,12 +59,12 @@ class Accumulators:
             parts.setdefault(head, {})[tail] = value
         self.sums = parts.pop("sums", {})
         for axis, values in parts.items():
-            self.streams[axis].load_state(values)
+            self.measures_by_axis[axis].load_state(values)
 
     def records(self, head: dict[str, Any], measures: Iterable[str]) -> list[dict[str, Any]]:
         """One record for each axis."""
         counts = [int(count) for count in self.sums["histogram"].tolist()]
-        dead = tuple(self.streams["population"].dead_units().tolist())
+        dead = tuple(self.measures_by_axis["population"].dead_units().tolist())
         noise, error = noise_ratio(self.sums.get("noise"))
         return [
             {"module": head["module"], "tensor": head["tensor"], "mode": head["mode"], "axis": axis}
@@ -74,7 +74,7 @@ class Accumulators:
             | {"noise": noise, "noise_error": error}
             | {"zeros": counts[0], "histogram": tuple(counts[1:-1]), "not_finite": counts[-1]}
             | {"calls": self.calls, "dead_indices": dead}
-            for axis, stream in self.streams.items()
+            for axis, stream in self.measures_by_axis.items()
         ]
 
 

@@ -11,5 +11,5 @@ def histogram(rows: Tensor) -> Tensor:
     size = rows.abs() if rows.dtype == torch.float64 else rows.float().abs()
     bins = ((size.log10() - LOWEST) * PER_DECADE).floor().clamp(0, BINS - 1) + 1
     bins = bins.masked_fill(size == 0, 0).masked_fill(~size.isfinite(), BINS + 1).long().flatten()
-    ones = torch.ones((), dtype=torch.float64, device=rows.device).expand(bins.shape)
-    return torch.zeros(BINS + 2, dtype=torch.float64, device=rows.device).scatter_add(0, bins, ones)
+    counts = torch.ones((), dtype=torch.float64, device=rows.device).expand(bins.shape)
+    return torch.zeros(BINS + 2, dtype=torch.float64, device=rows.device).scatter_add(0, bins, counts)

@@ -22,7 +22,7 @@ from sparseout._utils.distributed import (
     is_distributed,
 )
 from sparseout._utils.hooks import EagerHook, Hooks, is_counted
-from sparseout._utils.modules import Modules, Site, check_model, choose, unwrapped
+from sparseout._utils.modules import HookPoint, Modules, check_model, choose, unwrapped
 from sparseout._utils.torch_internals import outside_transforms, without_transforms
 from sparseout._utils.validation import check_int, expected
 from sparseout.convert._batch_norm import batch_norms
@@ -139,7 +139,7 @@ class SparsityMonitor:
             self._misfits = {(name, its) for name, its in self._misfits if its != mode}
             if mode == "eval":
                 self._moments = {}
-            self._counter.forget(mode)
+            self._counter.reset(mode)
         else:
             raise ValueError(expected("mode", f"one of {', '.join(MODES)}", repr(mode)))
 
@@ -193,16 +193,16 @@ class SparsityMonitor:
         with self._lock:
             self._counter.leave()
 
-    def _output(self, site: Site, module: nn.Module, args: Any, output: Any) -> None:
+    def _output(self, site: HookPoint, module: nn.Module, args: Any, output: Any) -> None:
         self._update(site, output)
 
-    def _input(self, site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _input(self, site: HookPoint, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._inputs.pop((site.name, get_ident()), None)
         x = self._update(site, (args, kwargs))
         if x is not None and module.training and dropout_variance(module):
             self._inputs[site.name, get_ident()] = x.clone() if getattr(module, "inplace", False) else x
 
-    def _noise(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _noise(self, site: HookPoint, module: nn.Module, args: Any, output: Tensor) -> None:
         x = self._inputs.pop((site.name, get_ident()), None)
         if x is None:
             return
@@ -227,7 +227,7 @@ class SparsityMonitor:
                     with self._lock:
                         add_to(self._moments.setdefault(name, {}), key, value)
 
-    def _update(self, site: Site, value: Any) -> Tensor | None:
+    def _update(self, site: HookPoint, value: Any) -> Tensor | None:
         """Add what a module takes or gives to its accumulators; returns the tensor if it was added."""
         x = first_tensor(value)
         if not is_counted(value if x is None else x):
@@ -251,7 +251,7 @@ class SparsityMonitor:
                     self._misfits.add((site.name, MODES[not site.module.training]))
         return x
 
-    def _at(self, site: Site, module: nn.Module, units: int) -> Accumulators:
+    def _at(self, site: HookPoint, module: nn.Module, units: int) -> Accumulators:
         # a module may be called at several widths, as the one ReLU of a ResNet's block is
         key = (site.name, MODES[not module.training], units)
         if key not in self._accumulators:

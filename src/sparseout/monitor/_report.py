@@ -102,10 +102,12 @@ class SparsityReport(RecordSequence):
         return "\n".join(table(self._records, axes)) if self._records else ""
 
     def __str__(self) -> str:
-        window = ", ".join(f"{seen} of {total} steps in {mode}" for mode, (seen, total) in self.steps.items() if total)
+        window = ", ".join(
+            f"{watched} of {total} steps in {mode}" for mode, (watched, total) in self.steps.items() if total
+        )
         sentences = map(_folded, self.diagnosis)
         if not self._records:
-            return "\n".join([f"Sparsity: {window or 'no step seen'}", *sentences])
+            return "\n".join([f"Sparsity: {window or 'no step watched'}", *sentences])
         eps, relative = self.zero
         unit = " times the root mean square of the row" if relative else ""
         zero = f" What is at most {eps:g}{unit} counts as zero." if eps else ""

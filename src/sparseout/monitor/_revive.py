@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sparseout._utils.distributed import data_parallel_group, is_distributed
 from sparseout._utils.modules import check_model
-from sparseout._utils.revival import RevivalReport, Site, revive_units
+from sparseout._utils.revival import MeasuredUnits, RevivalReport, revive_units
 from sparseout._utils.validation import expected, type_name
 from sparseout.monitor._report import SparsityReport
 
@@ -76,12 +76,12 @@ def revive_(model: nn.Module, report: SparsityReport, optimizer: Optimizer | Non
     return revive_units(model, _dead(report), optimizer, group)
 
 
-def _dead(report: Iterable[dict[str, Any]]) -> dict[Site, set[int]]:
+def _dead(report: Iterable[dict[str, Any]]) -> dict[MeasuredUnits, set[int]]:
     """The units that are dead in all records of a module at a width."""
-    dead: dict[Site, set[int]] = {}
+    dead: dict[MeasuredUnits, set[int]] = {}
     for record in report:
         if "dead_indices" not in record:
             raise ValueError(expected("report", "one of this version", "one without `dead_indices`"))
-        site = Site(record["module"], record["tensor"], record["units"])
-        dead[site] = dead.get(site, set(record["dead_indices"])) & set(record["dead_indices"])
+        units = MeasuredUnits(record["module"], record["tensor"], record["units"])
+        dead[units] = dead.get(units, set(record["dead_indices"])) & set(record["dead_indices"])
     return dead

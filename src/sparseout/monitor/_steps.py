@@ -51,7 +51,7 @@ class StepCounter:
         """The number of the present step of a mode, from 1."""
         return self.counts[_mode(training)][1]
 
-    def forget(self, mode: str) -> None:
+    def reset(self, mode: str) -> None:
         """Count the steps of a mode from 0: the next is watched."""
         self.counts[mode] = [0, 0]
 

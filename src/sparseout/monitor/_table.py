@@ -26,14 +26,14 @@ def table(records: Sequence[Record], axes: bool) -> list[str]:
         "on": "always_on_units",
         "noise": "noise",
     }
-    words = ["tensor", "mode", *(["axis"] if axes else [])]
+    labels = ["tensor", "mode", *(["axis"] if axes else [])]
     shown = [record for record in records if axes or record["axis"] == "population"]
-    lines = [["at", "mode", *words[2:], *columns]]
-    lines += [[str(_SHORT.get(r[k], r[k])) for k in words] + [_cell(r, k) for k in columns.values()] for r in shown]
+    lines = [["at", "mode", *labels[2:], *columns]]
+    lines += [[str(_SHORT.get(r[k], r[k])) for k in labels] + [_cell(r, k) for k in columns.values()] for r in shown]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = [
         "  ".join(
-            cell.ljust(width) if index < len(words) else cell.rjust(width)
+            cell.ljust(width) if index < len(labels) else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
@@ -79,26 +79,26 @@ def _grouped(records: Sequence[Record]) -> list[tuple[str, str, int]]:
 
     A group are modules of as many units, hooked alike, whose names differ in one number: those of a stack of layers.
     """
-    sites = dict.fromkeys((r["module"], r["tensor"], r["units"]) for r in records)
-    sizes = Counter(pattern for site in sites for pattern, _ in _patterns(*site))
-    chosen = {site: max(_patterns(*site), key=lambda p: sizes[p[0]], default=None) for site in sites}
+    all_measured = dict.fromkeys((r["module"], r["tensor"], r["units"]) for r in records)
+    sizes = Counter(pattern for measured in all_measured for pattern, _ in _patterns(*measured))
+    chosen = {measured: max(_patterns(*measured), key=lambda p: sizes[p[0]], default=None) for measured in all_measured}
     members = Counter(choice[0] for choice in chosen.values() if choice)
     groups: dict[Any, list[tuple[str, str, int]]] = {}
     for index, record in enumerate(records):
-        site = (record["module"], record["tensor"], record["units"])
-        choice = chosen[site]
+        measured = (record["module"], record["tensor"], record["units"])
+        choice = chosen[measured]
         if choice and members[choice[0]] >= STACK:
             groups.setdefault(choice[0], []).append((choice[0][0], f"  {choice[1]}", index))
         else:
-            groups.setdefault(index, []).append((site[0] or "(model)", "", index))
+            groups.setdefault(index, []).append((measured[0] or "(model)", "", index))
     return [line for group in groups.values() for line in group]
 
 
 def _patterns(name: str, tensor: str, units: int) -> list[tuple[tuple[str, str, int], str]]:
     parts = name.split(".")
     return [
-        ((".".join([*parts[:at], "*", *parts[at + 1 :]]), tensor, units), part)
-        for at, part in enumerate(parts)
+        ((".".join([*parts[:index], "*", *parts[index + 1 :]]), tensor, units), part)
+        for index, part in enumerate(parts)
         if part.isdecimal() and len(parts) > 1
     ]
 
