@@ -119,7 +119,7 @@ class ReadsP(Base):
 
 
 TRACED = "softmax feeds it"
-READ = "the source of {}.forward says so"
+READ = "according to the source of {}.forward"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def unknown(module, x):
     "name", ["attn_drop", "attention_dropout", "attn_pdrop", "drop_attn", "att_drop", "dropout_attn"]
 )
 def test_names_of_attention(name):
-    assert convert_dropout_(holder("Block", name), q=1.5).skipped == {name: PROBABILITIES + "so its name says"}
+    assert convert_dropout_(holder("Block", name), q=1.5).skipped == {name: PROBABILITIES + "according to its name"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The function: check the arguments, leave early where nothing is to be done, hand the rest to the kernels."""
+"""The function: checks its arguments, returns early where there is nothing to do, and calls the kernels."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def sparseout(
     return _perturb(input, p, q, gradient, scale, dims, seed)
 
 
-# One check for each argument, for whoever takes arguments of these names: what no input could make right.
+# One check for each argument, without an input, for everything that takes arguments of these names.
 
 
 def check_p(p: Any) -> float:

@@ -34,7 +34,7 @@ def _second(ndim: int) -> int:
     return 1
 
 
-# Modules that make an activation: where its units lie, by its number of dims, and the attribute that says how many.
+# Modules that produce an activation: the dim of its units by its number of dims, and the attribute with their number.
 # Unbatched maps, (C, H, W), have their units at dim 0.
 _PRODUCERS: dict[tuple[type[nn.Module], ...], tuple[Callable[[int], int], str]] = {
     (nn.Linear, nn.Bilinear): (_last, "out_features"),
@@ -55,7 +55,7 @@ _PRODUCERS: dict[tuple[type[nn.Module], ...], tuple[Callable[[int], int], str]] 
 
 
 class Production(NamedTuple):
-    """Units of a tensor, as far as they are known from the module that made it."""
+    """The units of a tensor as the module that produced it has them."""
 
     dim: int
     ndim: int
@@ -85,8 +85,8 @@ def unit_dim(
 ) -> int:
     """The dim of the units of `x`.
 
-    As given; as `module`, which takes or gives it, has it; where the module that `made` it put them; else at dim 1 of
-    maps and volumes and at the last dim of others.
+    In this order: `override`; the channels of `module`, which takes `x` or returns it; where the module that produced
+    `x` put the units; dim 1 of maps and volumes and the last dim of others.
     """
     if override is not None:
         return override
@@ -98,7 +98,7 @@ def unit_dim(
 
 
 def check_unit_dim(unit_dim: Any) -> None:
-    """Raise TypeError if it is no :data:`UnitDim`."""
+    """Raise TypeError unless it is a :data:`UnitDim`."""
     wanted = "an int, a mapping from names or types of modules to ints, a function (name, module, tensor), or None"
     if isinstance(unit_dim, bool):
         raise TypeError(expected("unit_dim", wanted, unit_dim))
@@ -123,8 +123,8 @@ class UnitTracker:
 
     Args:
         model: the module whose producers are followed.
-        given: what goes before all that: an int; a mapping from names or types of modules to ints; a function of a
-            module's name, the module and the tensor that gives an int, or None for no opinion.
+        unit_dim: overrides all of that: an int; a mapping from names or types of modules to ints; a function of a
+            module's name, the module and the tensor that returns an int, or None where it does not decide.
     """
 
     def __init__(self, model: nn.Module, unit_dim: UnitDim = None) -> None:
@@ -135,7 +135,7 @@ class UnitTracker:
         self._hooks = Hooks(Hook)
 
     def attach(self) -> None:
-        """Begin to follow. Attach before the hooks that ask, since a watched module may be a producer itself."""
+        """Start tracking. Attach it before hooks that call `dim`, since a watched module may be a producer itself."""
         if self._hooks or isinstance(self.unit_dim, int):
             return
         self._hooks.before(self._model, self._begin)
@@ -144,16 +144,16 @@ class UnitTracker:
                 self._hooks.after(module, self._record, *producer)
 
     def detach(self) -> None:
-        """Follow no more."""
+        """Stop tracking."""
         self._hooks.remove()
         self.produced = None
 
     def dim(self, name: str, module: nn.Module, x: Tensor) -> int:
-        """The dim of the units of `x`, seen at the module of that name, in [0, x.ndim).
+        """The dim in [0, x.ndim) of the units of `x`, which enters or leaves the module of that name.
 
         Raises:
-            ValueError: if what was given is out of range for `x`.
-            TypeError: if a function gave something else than an int or None.
+            ValueError: if the user's dim is out of range for `x`.
+            TypeError: if the user's function returns anything but an int or None.
         """
         override = _resolve(self.unit_dim, name, module, x)
         if override is not None and not -x.ndim <= override < x.ndim:
@@ -204,7 +204,7 @@ def _producer(module: nn.Module) -> tuple[Callable[[int], int], int | None] | No
 
 
 def _follow(x: Tensor, produced: Production) -> int | None:
-    """The dim of the units of a tensor that was made as `made` says and perhaps permuted or reshaped since."""
+    """The dim of the units of a tensor that was produced so, and perhaps permuted or reshaped since."""
     last = produced.dim == produced.ndim - 1
     dim = x.ndim - 1 if last else produced.dim
     if x.is_nested or produced.shape is None:
@@ -283,7 +283,7 @@ def counted_rows(x: Tensor, dim: int, limit: int | None = ROWS) -> tuple[list[Te
         return [sampled(x, dim, limit, kept)], misfit
     parts = [part.movedim(dim % x.ndim - 1, -1) for part in x.detach().unbind()]
     entries, misfit = kept_entries([math.prod(part.shape[:-1]) for part in parts])
-    # those of none kept too, so that a width that was seen is seen
+    # also those of which no row is kept, so that every width has an entry
     widths: dict[int, list[Tensor]] = {part.shape[-1]: [] for part in parts}
     for entry in entries:
         part = parts[entry]

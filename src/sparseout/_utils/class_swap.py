@@ -1,4 +1,4 @@
-"""Another class for a module, which stays the object that it is with its hooks and keys, and the way back."""
+"""Class swaps: a module gets another class but stays the same object, with its hooks and keys; and their undoing."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def forward_replaced(module: nn.Module) -> bool:
 
 
 def _is_class_forward(module: nn.Module, forward: Any) -> bool:
-    """Whether it is the one of its class after all, as accelerate leaves it on the object."""
+    """Whether it is the forward of the class after all, which accelerate leaves on the object."""
     return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
 
 
@@ -29,14 +29,14 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def swap_class_(module: nn.Module, new: type[nn.Module], attributes: Mapping[str, Any], record: str) -> None:
-    """Make `module` one of the class `new` with these attributes; its attribute `record` says what it was."""
+    """Make `module` an instance of `new` with these attributes; its attribute `record` keeps what it was."""
     before = {name: vars(module)[name] for name in attributes if name in vars(module)}
     vars(module).update(attributes, **{record: (type(module), before, new)})
     _set_class(module, new)
 
 
 def swapped(model: nn.Module, record: str) -> list[nn.Module]:
-    """The modules of `model` whose class was swapped and that have this record of it.
+    """The modules of `model` that have this record of a swap.
 
     Raises:
         RuntimeError: if one has been changed since, by parametrizations, fully_shard or a forward of its own: given
@@ -61,7 +61,7 @@ def swapped(model: nn.Module, record: str) -> list[nn.Module]:
 
 
 def restore_class_(module: nn.Module, attributes: Collection[str], record: str) -> None:
-    """Make `module` what it was, with none of the `attributes` but those that it had."""
+    """Give `module` its class back, and of the `attributes` those that it had."""
     cls, before, *_ = vars(module).pop(record)
     _set_class(module, cls)
     for name in attributes:

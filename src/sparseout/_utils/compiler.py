@@ -1,4 +1,4 @@
-"""Compiled code after a change that the compiler does not look for."""
+"""Reset of compiled code after changes that the compiler does not detect."""
 
 import torch
 
@@ -6,6 +6,6 @@ from sparseout._utils.torch_internals import compiler_loaded
 
 
 def reset_compiler() -> None:
-    """Code compiled before a change of hooks would not see it."""
+    """Discard compiled code, which would not see that hooks or classes have changed."""
     if compiler_loaded():
         torch.compiler.reset()

@@ -43,7 +43,7 @@ def data_parallel_group(model: nn.Module) -> Group | None:
 
 
 def check_group(group: Any) -> None:
-    """Raise if `group` is none of `torch.distributed`, or this process is not in it."""
+    """Raise unless `group` is None or a group of `torch.distributed` with this process in it."""
     if group is None:
         return
     if not is_distributed():
@@ -57,8 +57,8 @@ def check_group(group: Any) -> None:
 def check_replicas(model: nn.Module) -> None:
     """Raise, on all processes, if they do not all have this model with the same parameters.
 
-    Data-parallel processes have. Those of a pipeline or of tensor parallelism have other parts of one model, whose
-    sums, added up, would be those of nothing.
+    Data-parallel processes do. Those of a pipeline or of tensor parallelism hold different parts of one model, and
+    sums over them would mean nothing.
     """
     if any(map(is_part_of_fsdp, model.modules())):
         return  # each holds a part of the parameters, and runs all of the model

@@ -1,4 +1,4 @@
-"""Forward hooks of an observer: they see what a module is given and puts out, and are dead in copies and in files."""
+"""Forward hooks of an observer: they read the inputs and outputs of modules, and do nothing in copies and pickles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _is_uncounted: ContextVar[bool] = ContextVar("sparseout_uncounted", default=Fals
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """A block whose passes no monitor counts: they are a controller's own."""
+    """A block whose passes monitors do not count, for passes that a controller makes."""
     token = _is_uncounted.set(True)
     try:
         yield
@@ -28,7 +28,7 @@ def uncounted() -> Iterator[None]:
 
 
 class Hook:
-    """Calls a function with arguments of its own before those of the hook, but while a graph is exported.
+    """Calls a function with its own arguments followed by those of the hook, except while a graph is exported.
 
     In compiled code it is compiled along, so the function must allow that. A copy of it, or a pickle, does nothing.
     """
@@ -62,7 +62,7 @@ class EagerHook(Hook):
 
 
 class DeadHook:
-    """A hook that does nothing: what is left of one in a copy of the model, or in a file."""
+    """A hook that does nothing, in place of another in copies and pickles of a model."""
 
     def __call__(self, *call: Any) -> None:
         pass
@@ -108,7 +108,7 @@ class Hooks:
         self._handles.append(module.register_forward_hook(self._hook_type(function, *arguments), always_call=always))
 
     def remove(self) -> None:
-        """Take them off their modules."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

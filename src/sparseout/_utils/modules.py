@@ -1,4 +1,4 @@
-"""Modules of a model: their names as it was written, those that an argument `modules` selects, and hook points."""
+"""Modules of a model: their names without wrappers, those that an argument `modules` selects, and hook points."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,8 +22,8 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
     getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS
 )
 
-# What is put around a module after it was written: torch.compile, FSDP1 and activation checkpointing hold it under a
-# name that nobody writes, others are known by their class, those of other libraries by its name.
+# Wrappers: torch.compile, FSDP1 and activation checkpointing hold the module under a private name; others are known by
+# their class, those of other libraries by the name of their class.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 _FOREIGN = {"DeepSpeedEngine": "module", "_FabricModule": "_forward_module"}
@@ -38,20 +38,20 @@ class HookPoint(NamedTuple):
 
 
 def check_model(model: Any) -> None:
-    """Raise if it is no module."""
+    """Raise TypeError unless it is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(expected("model", "a module", type_name(model)))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module that was written, without what torch.compile, DistributedDataParallel and the like put around it."""
+    """The user's own module, without the wrappers of torch.compile, DistributedDataParallel and the like."""
     while (inner := _wrapped(module)) is not None:
         module = inner
     return module
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module by each of its names in the model as it was written: wrappers, at any depth, are not there."""
+    """Every module by each of its names in the user's model: names without wrappers, at any depth."""
     return _named("", unwrapped(model), ())
 
 
@@ -61,7 +61,7 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:
-    """The decision of filter_fn about a module with these names."""
+    """The decision of `filter_fn` about a module with these names: one False is enough, then one True."""
     decisions = [filter_fn(name, module) for name in names] if filter_fn else []
     for decision in decisions:
         if decision is not None and not isinstance(decision, bool):
@@ -136,7 +136,7 @@ def _named(name: str, module: nn.Module, around: tuple[nn.Module, ...]) -> Itera
     yield name, module
     for key, child in own_children(module).items():
         inner = child if child is None else unwrapped(child)
-        if inner is not None and not any(inner is outer for outer in (*around, module)):  # some hold what holds them
+        if inner is not None and not any(inner is outer for outer in (*around, module)):  # some hold their parent
             yield from _named(f"{name}.{key}" if name else key, inner, (*around, module))
 
 

@@ -1,4 +1,4 @@
-"""Modules of the first version by their names of then, for its pickles and for who imports them."""
+"""Module names of the first version, for its pickles and for code that imports them."""
 
 import importlib
 import sys
@@ -18,7 +18,7 @@ _RENAMED = {"Site": "HookPoint"}
 
 
 class _Moved(ModuleType):
-    """Has the names of the module that stands in its place."""
+    """A module of the first version: looks names up in the module that replaces it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # else whoever looks for the file of a module finds two of it

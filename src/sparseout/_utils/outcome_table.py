@@ -1,4 +1,4 @@
-"""Table of what became of modules: outcome, name, text; modules that differ only in numbers share a line."""
+"""Table of outcomes by module: outcome, name, text; modules whose names differ only in numbers share a line."""
 
 from __future__ import annotations
 

@@ -38,6 +38,13 @@ class RevivalReport:
     Args:
         revived: name of the layer whose outputs the units are -> their indices.
         left: name of a module where dead units were measured -> how many were left, and why.
+
+    Example:
+        >>> print(RevivalReport({"0": (1, 5)}, {"4": (1, "is what the model returns")}))
+        revived  0  2 units
+        left     4  1 unit: is what the model returns
+
+    Source: Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", ICML, section 4.
     """
 
     revived: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -53,7 +60,7 @@ class RevivalReport:
 
 @dataclass
 class _Revival:
-    """What is to be done to the dead units of a chain."""
+    """The revival of the dead units of a chain."""
 
     chain: Chain
     units: Tensor  # indices
@@ -64,7 +71,7 @@ class _Revival:
 def revive_units(
     model: nn.Module, dead: Mapping[MeasuredUnits, set[int]], optimizer: Any = None, group: Group | None = None
 ) -> RevivalReport:
-    """Revive the dead units that were seen at these sites, as :func:`sparseout.revive_` does."""
+    """Revive these dead units, as :func:`sparseout.revive_` does."""
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(expected("optimizer", "a torch.optim.Optimizer or None", type_name(optimizer)))
     dead = {measured: units for measured, units in dead.items() if units}
@@ -94,7 +101,7 @@ def revive_units(
 def _plan(
     model: nn.Module, chains: Chains, dead: Mapping[MeasuredUnits, set[int]], report: RevivalReport
 ) -> list[_Revival]:
-    """What to do, with what is to be left in the report. Nothing is changed."""
+    """The revivals, with the units that cannot be revived in the report. Nothing is changed."""
     modules = dict(named_modules(model))
     graphs = flows(model, training=False)
     by_path: dict[int, list[tuple[_Path, Value, MeasuredUnits]]] = defaultdict(list)
@@ -136,7 +143,7 @@ class _Path:
         self.values = {step.output for step in steps}
 
     def constant(self, start: Value) -> Tensor | None:
-        """What each unit gives the consumer if it is 0 at `start`; None if the consumer's bias cannot stand for it."""
+        """The input of the consumer from each unit if that is 0 at `start`; None if its bias cannot stand for it."""
         layer = self.chain.producers[0]
         known: dict[Value, Tensor] = {start: torch.zeros(self.chain.units, dtype=weight(layer).dtype)}
         for step in self.steps:
@@ -168,7 +175,7 @@ class _Path:
 
 
 def _run(step: Step, known: Mapping[Value, Tensor], spatial: int) -> Tensor | None:
-    """A step of one tensor, on what is known of each unit."""
+    """The result of a step of one tensor, for each unit."""
     x = known[step.inputs[0]]
     shaped = x.reshape(1, -1, *[1] * spatial)
     args = tuple(shaped if isinstance(arg, Value) else arg for arg in step.args)
@@ -212,7 +219,7 @@ def _path(chain: Chain, graphs: Iterable[Flow]) -> _Path | None:
 
 
 def _values_of(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:
-    """The values that a module is given, or gives, in a flow."""
+    """The inputs or outputs of a module in a flow."""
     values = []
     for step in flow.steps:
         if step.module is module:

@@ -1,4 +1,4 @@
-"""Row mask: which rows of the activations are data, for as long as a block lasts."""
+"""Row mask: which rows of the activations are counted in a block."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class row_mask:
     if the first of these are the dims of the mask: a mask (batch, time) is for (batch, time, units), for the
     channels-first (batch, units, time), and for (batch, time, heads, units), all heads of a position; a mask (batch,)
     for whatever begins with the batch. Rows of others, such as (batch, heads, time, units), (batch * time, units) or
-    (time, batch, units), are all counted, and the report names them. Sizes are all there is to tell by: where heads or
-    batch happen to be as many as the steps of time, dims that mean something else are masked. Of nested tensors, which
-    have no padding, a mask (batch,) keeps whole entries; a mask (batch, time) that keeps as many rows of each entry as
-    it has changes nothing.
+    (time, batch, units), are all counted, and the report names them. Only sizes are compared: where the number of heads
+    or of examples equals that of time steps, the wrong dims are masked. Of nested tensors, which have no padding, a
+    mask (batch,) keeps whole entries; a mask (batch, time) that keeps as many rows of each entry as it has changes
+    nothing.
 
     **Blocks.** A mask is read from its device once, when it is given, and not again. It holds in the block, in the
     thread (or asyncio task) that opened it; a block inside has its own, which for activations of other sizes leaves
     that of the outer block in place, as with the masks of an encoder and a decoder. Activation checkpointing may
-    compute again outside the block, since that is not counted. Threads that begin in the block, as those of
-    `nn.DataParallel` on several devices, do not know the mask; DistributedDataParallel has none. Put the block around
-    compiled code: in it, it breaks the graph.
+    recompute outside the block, since that is not counted. Threads that begin in the block, as those of
+    `nn.DataParallel` on several devices, do not know the mask; DistributedDataParallel starts none. Put the block
+    around compiled code: inside, it breaks the graph.
 
     Args:
         mask: a tensor of at least one dim, boolean or of zeros and ones: 0 where a row is not to be counted. None: all

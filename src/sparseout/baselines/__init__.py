@@ -4,7 +4,8 @@ from sparseout.baselines.activations import ReLUSquared, StatisticalTopK, relu_s
 from sparseout.baselines.bridgeout import bridgeout_
 from sparseout.baselines.gaussian import GaussianDropout, gaussian_dropout
 from sparseout.baselines.kwinners import KWinners
-from sparseout.baselines.penalty import ActivityPenalty, kl_penalty, lq_penalty
+from sparseout.baselines.penalty import ActivityPenalty
+from sparseout.baselines.penalty_terms import kl_penalty, lq_penalty
 from sparseout.baselines.registry import METHODS, Attachment, make
 from sparseout.baselines.shakeout import shakeout_
 from sparseout.baselines.weights import revert_

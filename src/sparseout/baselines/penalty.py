@@ -1,4 +1,4 @@
-"""Penalties on activations, to be added to the loss."""
+"""Penalty on the activations of a model, collected while it runs, to be added to the loss."""
 
 from __future__ import annotations
 
@@ -10,109 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker, check_unit_dim, first_tensor
-from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import DeadHook, Hooks
 from sparseout._utils.modules import HookPoint, Modules, check_model, choose, is_activation, unwrapped
 from sparseout._utils.torch_internals import in_backward, is_recorded, is_sharded, is_transformed, transforms_active
-from sparseout._utils.validation import check_int, check_number, check_positive, expected
-
-EPS = 1e-3
-
-
-def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | None = None) -> Tensor:
-    r"""The L_q^q of activations, summed over units and averaged over rows, and smooth at zero.
-
-    .. math::
-        R = \frac1N \sum_{n=1}^N \sum_j \left[ (x_{nj}^2 + \varepsilon^2)^{q/2} - \varepsilon^q \right]
-
-    It differs from :math:`\sum_j |x_{nj}|^q` by the shift, and otherwise only where :math:`|x|` is not large against
-    :math:`\varepsilon`. Units lie along dim 1 of a 4-d or 5-d tensor and along the last dim of others; rows are all
-    the rest: examples, times positions of a map. So neither the size of the batch nor that of the map changes R, while
-    twice the units give twice the R. The slope is :math:`q x (x^2 + \varepsilon^2)^{q/2 - 1} / N`.
-
-    Args:
-        x: activations; half types are computed in fp32.
-        q: exponent, a finite number > 0; 1 is the L1 penalty, and for q < 1 the term is not convex.
-        eps: a finite number > 0, in the unit of x.
-        unit_dim: where units lie, if not as said.
-
-    Returns:
-        A 0-d tensor, in the unit of x to the power q.
-
-    Raises:
-        ValueError: for a value out of range.
-        TypeError: for an argument of another type.
-
-    Example:
-        >>> x = torch.tensor([[3.0, 0.0], [1.0, -1.0]])
-        >>> lq_penalty(x, q=2.0)
-        tensor(5.5000)
-
-    Source: Glorot, Bordes & Bengio (2011), Deep sparse rectifier neural networks, section 3.3, at q = 1 and without
-    the smoothing.
-    """
-    return _lq(x, check_positive("q", q), check_positive("eps", eps), dim_of_units(x, unit_dim))
-
-
-def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) -> Tensor:
-    r"""The divergence of each unit's mean activation from a target, summed over units.
-
-    .. math::
-        R = \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
-        \qquad \hat\rho_j = \frac1N \sum_n x_{nj}
-
-    for activations in [0, 1], as those of a sigmoid: others are an error, ReLU's among them. The mean is that of the
-    batch at hand, so that R has a bias upwards in small batches. A mean of 0 or 1, from units that are saturated
-    for every row, counts as the nearest number to it that has a logarithm. Checking the range waits for the device.
-
-    Args:
-        x: activations, rows and units as in :func:`sparseout.baselines.lq_penalty`.
-        target: :math:`\rho`, the mean activation wanted, a number > 0 and < 1.
-        unit_dim: where units lie, if not as in :func:`sparseout.baselines.lq_penalty`.
-
-    Returns:
-        A 0-d tensor without unit (nats).
-
-    Raises:
-        ValueError: for a value out of range; for activations outside [0, 1].
-        TypeError: for an argument of another type.
-
-    Example:
-        >>> kl_penalty(torch.full((4, 3), 0.05)).item(), kl_penalty(torch.full((4, 3), 0.5)).item() > 0
-        (0.0, True)
-
-    Source: Hinton (2010), A practical guide to training restricted Boltzmann machines, section 11 (a mean that decays
-    over batches there); Lee, Ekanadham & Ng (2008), Sparse deep belief net model for visual area V2, which has the
-    squared difference in place of the divergence.
-    """
-    return _kl(x, _target(target), dim_of_units(x, unit_dim))
-
-
-def _lq(x: Tensor, q: float, eps: float, dim: int, copy: bool = False) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
-    rows = max(1, x.numel() // max(1, x.shape[dim]))
-    terms: Tensor = (wide.square() + eps**2) ** (q / 2) - eps**q
-    return terms.sum() / rows
-
-
-def _kl(x: Tensor, target: float, dim: int) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim, -1)
-    if x.numel() == 0:
-        return wide.sum()
-    low, high = wide.detach().aminmax()
-    if low < 0 or high > 1:
-        got = f"some from {low.item():g} to {high.item():g}"
-        raise ValueError(expected("x", "activations from 0 to 1, as of a sigmoid, for the KL penalty", got))
-    limits = torch.finfo(wide.dtype)
-    mean = wide.flatten(0, -2).mean(0).clamp(limits.tiny, 1 - limits.eps)
-    inactive = (1 - target) * ((1 - target) / (1 - mean)).log()
-    divergence: Tensor = target * (target / mean).log() + inactive
-    return divergence.sum()
-
-
-def _target(value: Any) -> float:
-    return check_number("target", value, "a number > 0 and < 1", lambda target: 0 < target < 1)
+from sparseout._utils.validation import check_int, check_positive, expected
+from sparseout.baselines.penalty_terms import EPS, check_target, kl_term, lq_term
 
 
 class ActivityPenalty:
@@ -301,10 +204,10 @@ class ActivityPenalty:
         if isinstance(strength, Tensor):  # that a controller moves, perhaps before backward
             strength = strength.clone()
         if self.target is not None:
-            term = _kl(x, self.target, dim)
+            term = kl_term(x, self.target, dim)
         else:
             kept = point.tensor == "output" and type(point.module) in _KEEP_OUTPUT
-            term = _lq(x, 1.0 if self.q is None else self.q, EPS if self.eps is None else self.eps, dim, not kept)
+            term = lq_term(x, 1.0 if self.q is None else self.q, EPS if self.eps is None else self.eps, dim, not kept)
         weighted: Any = strength * term
         return weighted.full_tensor() if is_sharded(weighted) else weighted  # type: ignore[no-any-return]
 
@@ -357,7 +260,7 @@ def check(
             if target is not None:
                 raise ValueError(expected(name, "left out, as `target` asks for the KL penalty", value))
     if target is not None:
-        _target(target)
+        check_target(target)
     check_unit_dim(unit_dim)
     check_int("warmup", warmup, 0)
     checked = {"strength": strength, "q": q, "eps": eps, "target": target, "unit_dim": unit_dim, "warmup": warmup}

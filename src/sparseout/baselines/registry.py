@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""Methods by name: layers in place of Dropout, and attachments to layers and models."""
 
 import inspect
 from collections.abc import Callable
@@ -100,6 +100,8 @@ def make(name: str, **parameters: Any) -> nn.Module | Attachment:
             attach(layer)
         >>> make("shakeout", p=0.5, c=0.1).attach(nn.Linear(3, 2))
         ShakeoutLinear(in_features=3, out_features=2, bias=True, p=0.5, c=0.1)
+
+    Source: each method has its own, in the class or function that it is made from.
     """
     if not isinstance(name, str):
         raise TypeError(expected("name", f"one of {', '.join(METHODS)}", type_name(name)))

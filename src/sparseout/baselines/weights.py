@@ -1,4 +1,4 @@
-"""Noise on weights: how it comes onto a layer that is there, and how it goes again."""
+"""Noise on weights: added to an existing layer, and removed again."""
 
 import warnings
 from collections.abc import Mapping
@@ -61,10 +61,10 @@ def revert_(model: nn.Module) -> None:
     """Undo `bridgeout_` and `shakeout_` in a layer or in all layers of a model.
 
     Args:
-        model: the layer, or what holds it.
+        model: the layer, or a model with such layers.
 
     Raises:
-        TypeError: if `model` is no module.
+        TypeError: if `model` is not a module.
         RuntimeError: if such a layer was changed since, by a parametrization for one; nothing is reverted then.
 
     Warns:

@@ -1,6 +1,6 @@
-"""Whether a dropout layer is applied to attention probabilities.
+"""Evidence that a dropout layer is applied to attention probabilities.
 
-There the noise of q != 2 would make weights negative. What decides, in this order: the graph of the owner's forward
+There the noise of q != 2 would make weights negative. The evidence, strongest first: the graph of the owner's forward
 (softmax feeds the layer, or a product does); the layer's own name; the source of the owner's forward; that the owner
 is an ...Attention and the layer's name does not say that it is on the output.
 """
@@ -20,13 +20,13 @@ from sparseout._utils.tracing import attribute, label, self_path, source
 _PROBABILITIES = re.compile(r"soft_?max|entmax|sparsemax", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention|(^|_)att(_|\d|\.|$)", re.IGNORECASE)
 _OUTPUT = re.compile(r"(?<!drop)out|proj|resid|post|hidden|final", re.IGNORECASE)
-# What moves or hides elements and leaves the others as they are: the first argument is what comes through.
+# Functions that move or mask elements of their first argument and leave the others as they are.
 _TRANSPARENT = re.compile(
     "to|type|type_as|float|half|bfloat16|double|contiguous|clone|view|reshape|flatten|unflatten|transpose|permute|"
     "movedim|swapaxes|squeeze|unsqueeze|expand|expand_as|chunk|split|unbind|select|getitem|masked_fill_?|nan_to_num|"
     "dropout"
 )
-# Whatever goes in, what comes out are no probabilities of attention.
+# Functions whose result is never attention probabilities.
 _NO_PROBABILITIES = re.compile(
     "matmul|bmm|baddbmm|einsum|linear|conv[123]d|embedding|layer_norm|relu|gelu|silu|tanh|scaled_dot_product_attention|"
     "multi_head_attention_forward"
@@ -36,7 +36,7 @@ _SCALINGS = {"mul", "truediv", "div"}
 
 
 def attention_reason(owner: nn.Module, path: str, graph: fx.Graph | None) -> str | None:
-    """The reason why `owner.path` is taken for dropout on attention probabilities, or None if it is not.
+    """The reason to take `owner.path` for dropout on attention probabilities, or None if there is none.
 
     Args:
         owner: the module whose forward applies the layer.
@@ -47,10 +47,10 @@ def attention_reason(owner: nn.Module, path: str, graph: fx.Graph | None) -> str
     if verdict is not None:
         return "softmax feeds it" if verdict else None
     if _ATTENTION.search(path) and not _OUTPUT.search(path):
-        return "so its name says"
+        return "according to its name"
     verdict = _by_source(owner, path)
     if verdict is not None:
-        return f"the source of {type(owner).__name__}.forward says so" if verdict else None
+        return f"according to the source of {type(owner).__name__}.forward" if verdict else None
     name = type(owner).__name__
     if _ATTENTION.search(name) and not name.endswith("Output") and not _OUTPUT.search(path):
         return f"its owner is a {name}"
@@ -94,13 +94,13 @@ def _by_source(owner: nn.Module, path: str) -> bool | None:
 
 
 def _any(verdicts: Any) -> bool | None:
-    """True if one is True, else False if one is, else None: nothing is known."""
+    """True if one is True, else False if one is False, else None: nothing is known."""
     verdicts = set(verdicts)
     return True if True in verdicts else False if False in verdicts else None
 
 
 class _Reader(ast.NodeVisitor):
-    """Follows, line by line, which names hold probabilities (True), something else (False), or who knows (None)."""
+    """Tracks, line by line, whether names are probabilities (True), something else (False) or unknown (None)."""
 
     def __init__(self, owner: nn.Module, path: str) -> None:
         self.owner = owner
@@ -129,7 +129,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
         if self_path(node.func) == self.layer and node.args:
             self.verdicts.append(self.is_probability(node.args[0]))
-        for keyword in node.keywords:  # a function for attention is told the layer's p
+        for keyword in node.keywords:  # an attention function gets the layer's p
             if keyword.arg in ("dropout", "dropout_p"):
                 self.verdicts += [True for x in ast.walk(keyword.value) if self_path(x) == f"{self.layer}.p"]
 

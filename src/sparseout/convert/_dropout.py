@@ -97,6 +97,8 @@ def convert_dropout_(
         >>> sparseout.revert_(model)
         >>> model[2]
         Dropout(p=0.1, inplace=False)
+
+    Source: Khan & Stavness (2019), section 3, for the noise that replaces Dropout's.
     """
     check_model(model)
     if p is not None:
@@ -200,6 +202,8 @@ def set_q_(model: nn.Module, q: float | Tensor | Mapping[str, float | Tensor]) -
         >>> sparseout.set_q_(model, {"2": 2.5})
         >>> model[0].q, model[2].q
         (1.5, 2.5)
+
+    Source: Khan & Stavness (2019), section 3, for q.
     """
     check_model(model)
     layers = {name: module for name, module in named_modules(model) if isinstance(module, Sparseout)}

@@ -42,7 +42,7 @@ def unreached(
     Args:
         model: the model.
         graphs: the graph of each module that runs code of its own, None where it cannot be traced.
-        on_attention: layers that were left because they stand for the dropout of an attention function.
+        on_attention: layers that were left, whose p an attention function uses.
     """
     calls = {}
     for name, module in select(dict(named_modules(model)), None).items():
@@ -114,7 +114,7 @@ def _calls_in_source(module: nn.Module) -> Iterator[tuple[str, str, bool]]:
 
 
 def _torch_name(target: Any) -> str:
-    """The name by which the table has a function or class of torch's; "" for all else, whatever it is called."""
+    """The name in the table of a function or class of torch's; "" for all others, whatever their name."""
     if isinstance(target, type):
         return next((cls.__name__ for cls in _LAYERS if issubclass(target, cls)), "")
     name = getattr(target, "__name__", "")

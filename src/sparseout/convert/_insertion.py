@@ -65,6 +65,8 @@ def insert_after_(
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
         >>> print(sparseout.insert_after_(model, nn.ReLU, p=0.2, q=1.5))
         changed  1  ReLU -> ReLU, then Sparseout(p=0.2, q=1.5)
+
+    Source: Khan & Stavness (2019), section 3, for the noise that is inserted.
     """
     check_model(model)
     _check_types(types)
@@ -95,7 +97,7 @@ def insert_after_(
 
 
 def remove_inserted_(model: nn.Module) -> bool:
-    """Take inserted layers out again, and say whether there was one."""
+    """Remove inserted layers. Returns whether there was one."""
     removed = False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -131,9 +133,8 @@ def _why_not(module: nn.Module) -> str | None:
 class PerturbOutput:
     """The hook of an inserted layer.
 
-    It holds the layer, since whoever makes another module of this one, such as torch's quantization, copies its hooks
-    and not its children. There is noise then where the layer was in training and the new module, which nobody may have
-    put into evaluation mode, is too.
+    It holds the layer, since torch's quantization makes another module of this one with its hooks but without its
+    children. That module has noise if it is in training mode and the layer was.
     """
 
     def __init__(self, layer: Sparseout) -> None:

@@ -1,4 +1,4 @@
-"""All noise of a model on or off, whatever its mode."""
+"""The noise of a model on or off, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def noise_(model: nn.Module, enabled: bool | None) -> None:
     go by the flags: a Monte-Carlo pass in evaluation counts as evaluation.
 
     Switched are Sparseout layers, whether built, converted or inserted; ``nn.Dropout`` of every kind and classes
-    derived from it; layers without children that are called something with drop or noise, such as ``DropPath``;
+    derived from it; layers without children whose class name contains drop or noise, such as ``DropPath``;
     ``nn.RReLU``; :class:`sparseout.baselines.GaussianDropout`, Bridgeout and Shakeout; the dropout inside ``nn.LSTM``,
     ``nn.GRU``, ``nn.RNN``, ``nn.MultiheadAttention`` and transformer layers; and modules whose own forward calls a
     dropout function, which then runs as if their flag were other than it is. Not switched is noise that does not go by
     the flag ``training``, such as ``F.dropout(x)``, what a forward draws by ``torch.rand`` or the like, and what
-    TorchScript has compiled. k-winners are no noise. Not for ``nn.DataParallel`` on several devices, whose copies of a
+    TorchScript has compiled. k-winners are not noise. Not for ``nn.DataParallel`` on several devices, whose copies of a
     module would all use the first one.
 
     Args:
@@ -69,7 +69,7 @@ def noise_(model: nn.Module, enabled: bool | None) -> None:
         True
 
     Source: Gal & Ghahramani (2016), Dropout as a Bayesian approximation: representing model uncertainty in deep
-    learning, for what Monte-Carlo passes are good for.
+    learning, for the use of Monte-Carlo passes.
     """
     check_model(model)
     if enabled is not None and not isinstance(enabled, bool):
@@ -85,7 +85,7 @@ def noise_(model: nn.Module, enabled: bool | None) -> None:
 class NoiseSwitch:
     """The forward of a module whose noise is switched: that of its class, with other attributes while it runs.
 
-    It stands on the object, inside the module's hooks, which so see the flag `training` as it is.
+    It is an attribute of the module, called inside its hooks, which therefore see the flag `training` unchanged.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -149,7 +149,7 @@ def _is_noisy(module: nn.Module) -> bool:
 
 
 def _set(module: nn.Module, enabled: bool | None) -> bool:
-    """Switch a module, and say whether that put something on it or took it away."""
+    """Switch a module. Returns whether a forward was put on it or removed."""
     switch: NoiseSwitch | None = vars(module).get(_RECORD)
     forward = vars(module).get("forward")
     if switch is not None and enabled is not None and _is_in(switch, forward):
@@ -170,7 +170,7 @@ def _set(module: nn.Module, enabled: bool | None) -> bool:
 
 
 def _is_in(switch: NoiseSwitch, forward: Any) -> bool:
-    """Whether it is this forward or one that this forward wraps; others may have taken it out."""
+    """Whether it is this forward or one that this forward wraps; other code may have removed it."""
     while forward is not None and forward is not switch:
         forward = getattr(forward, "__wrapped__", None)
     return forward is switch

@@ -1,4 +1,4 @@
-"""A monitor and a controller on a model for the time of a training, and what the callbacks share around them."""
+"""Training session: a monitor and a controller on a model while it trains, and the base class of the callbacks."""
 
 import inspect
 import math
@@ -157,14 +157,14 @@ class TrainingSession:
         return self._last if self.controller is None else self.controller.state_dict()
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from a state, now or when training begins."""
+        """Continue from a state, now or when training begins."""
         if self.controller is None:
             self._pending = state
         elif state is not None:
             self.controller.load_state_dict(state)
 
     def close(self) -> None:
-        """Take everything off the model. q stays where it is."""
+        """Remove everything from the model. q keeps its value."""
         self._last = self.state()
         self._masks.detach()
         if self.monitor is not None:

@@ -42,9 +42,9 @@ class SparsityCallback(CallbackBase, Callback):
             activation modules, Sparseout and Dropout.
         every: interval of the steps that are watched; the first step after a log always is.
         control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
-        knob: what the controller moves, as it takes it: ``"q"``, ``"p"``, ``"k"``, a penalty on the model, whose
-            strength is moved, or a knob of your own.
-        eps: what is no larger counts as zero, for monitor and controller.
+        knob: what the controller moves: ``"q"``, ``"p"``, ``"k"``, a penalty on the model, whose strength is moved, or
+            a knob of your own.
+        eps: magnitudes up to it count as zero, for monitor and controller.
         relative: `eps` is in units of the root mean square of the row.
 
     Raises:
@@ -71,6 +71,8 @@ class SparsityCallback(CallbackBase, Callback):
         >>> trainer.fit(model, batches)
         >>> model.net[2].q < 2.5
         True
+
+    Source: that of the controller, :class:`sparseout.SparsityController`.
     """
 
     _step = 0  # of the trainer, at the last call

@@ -55,9 +55,9 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
         every: interval of the steps that are watched, which are calls of the model; the first step after a log always
             is.
         control: further arguments of the controller, by name, such as ``{"measure": "gini", "per_layer": True}``.
-        knob: what the controller moves, as it takes it: ``"q"``, ``"p"``, ``"k"``, a penalty on the model, whose
-            strength is moved, or a knob of your own.
-        eps: what is no larger counts as zero, for monitor and controller.
+        knob: what the controller moves: ``"q"``, ``"p"``, ``"k"``, a penalty on the model, whose strength is moved, or
+            a knob of your own.
+        eps: magnitudes up to it count as zero, for monitor and controller.
         relative: `eps` is in units of the root mean square of the row.
 
     Raises:
@@ -80,6 +80,8 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
         ['loss', 'sparsity/1/hoyer', 'sparsity/1/gini', 'sparsity/1/density', 'sparsity/1/hoyer_live',
          'sparsity/1/dead', 'sparsity/2/q']
         >>> callback.on_train_end(*events)
+
+    Source: that of the controller, :class:`sparseout.SparsityController`.
     """
 
     saved: str | None = None  # set by a Trainer that restores callbacks; read from its state

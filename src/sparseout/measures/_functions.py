@@ -1,7 +1,7 @@
-r"""Measures of how sparse a row of activations is, six of them.
+r"""Six measures of how sparse a row of activations is.
 
-A row is x along `dim`, n its length, and only magnitudes |x| count. Every measure is some statistics of a row and a
-value made from them, kept in one table, `MEASURES`, which the functions and `Streaming` share.
+A row is x along `dim`, n its length, and only magnitudes |x| count. Every measure is a value computed from
+statistics of the row, both in one table, `MEASURES`, which the functions and `Streaming` share.
 
 All are dimensionless. float16 and bfloat16 are computed, and returned, in float32. Rows are divided by their largest
 magnitude, so nothing overflows or underflows. NaN or infinity in a row gives NaN, and so does n = 0. |x| has slope 0
@@ -138,11 +138,11 @@ def hoyer(x: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
+        dim: the dim of a row's elements.
 
     Raises:
         ValueError: for a dim out of range.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: Hoyer (2004), "Non-negative matrix factorization with sparseness constraints", JMLR 5.
 
@@ -163,11 +163,11 @@ def gini(x: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
+        dim: the dim of a row's elements.
 
     Raises:
         ValueError: for a dim out of range.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: Hurley & Rickard (2009), "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55, table I.
 
@@ -190,11 +190,11 @@ def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
+        dim: the dim of a row's elements.
 
     Raises:
         ValueError: for a dim out of range.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: Treves & Rolls (1991), Network 2, for rates >= 0; of signed x the magnitudes are taken.
 
@@ -206,7 +206,7 @@ def treves_rolls(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = False) -> Tensor:
-    r"""The fraction of elements that are zero, or as good as zero.
+    r"""The fraction of elements that are zero, or close to zero.
 
     .. math:: \#\{i : |x_i| \le \mathrm{eps}\} \, / \, n
 
@@ -218,13 +218,13 @@ def sparsity(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fal
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
-        eps: what is no larger counts as zero; finite, >= 0.
+        dim: the dim of a row's elements.
+        eps: magnitudes up to it count as zero; finite, >= 0.
         relative: `eps` is in units of the root mean square of the row.
 
     Raises:
         ValueError: for a dim out of range or an eps < 0.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions; a count breaks D4.
 
@@ -244,13 +244,13 @@ def density(x: Tensor, dim: int = -1, *, eps: float = 0.0, relative: bool = Fals
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
-        eps: what is no larger counts as zero; finite, >= 0.
+        dim: the dim of a row's elements.
+        eps: magnitudes up to it count as zero; finite, >= 0.
         relative: `eps` is in units of the root mean square of the row.
 
     Raises:
         ValueError: for a dim out of range or an eps < 0.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: l0 and l0_eps of Hurley & Rickard (2009), table I, as fractions.
 
@@ -272,11 +272,11 @@ def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         x: rows of n elements along `dim`; the result has the other dims.
-        dim: where a row lies.
+        dim: the dim of a row's elements.
 
     Raises:
         ValueError: for a dim out of range.
-        TypeError: for another kind of x or argument.
+        TypeError: for an argument of another type, or an x that is not of floating point.
 
     Source: n times kappa_4 of Hurley & Rickard (2009), table I, which without the n breaks D4 and P2 too.
 

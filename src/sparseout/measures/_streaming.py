@@ -23,7 +23,8 @@ from sparseout.measures._functions import (
 class Streaming:
     r"""Means of measures over a stream of activations, in memory that does not grow.
 
-    Where all is zero a measure that is undefined there is not averaged in. NaN or infinity in the data gives NaN.
+    Rows that are all zero are left out of the mean of a measure that is undefined for them. NaN or infinity in the data
+    gives NaN.
 
     `compute` gives 0-d tensors: the means; rows, the number of samples; undefined_rows, those all zero; units;
     dead_units, active (see `density`) in no sample; always_on_units, active in all; and hoyer_live, Hoyer over live
@@ -36,11 +37,11 @@ class Streaming:
     `load_state`. Bad input raises TypeError or ValueError and leaves the state as it was.
 
     Args:
-        measures: names of what is taken.
+        measures: names in `sparseout.measures`.
         axis: ``"population"``: over the units of each sample, then the mean over samples. ``"lifetime"``: over all
             samples of each unit, then the mean over units; without gini, which needs whole rows, and for |x| in
             [1e-75, 1e75], for it sums raw powers.
-        eps: what is no larger counts as zero.
+        eps: magnitudes up to it count as zero.
         relative: `eps` is in units of the root mean square of the sample, over its units, on either axis.
         unit_dim: where units lie, 1 for an NCHW map; samples are along all other dims.
 
@@ -49,7 +50,7 @@ class Streaming:
         - `compute`: 0-d.
 
     Raises:
-        ValueError: for a name that is none of a measure's or a value out of range; from `update`, for another number
+        ValueError: for an unknown measure or a value out of range; from `update`, for another number
             of units.
         TypeError: for an argument of another type.
 
@@ -93,7 +94,7 @@ class Streaming:
         return {name: MEASURES[name] for name in self._names}
 
     def reset(self) -> None:
-        """Forget all chunks."""
+        """Discard all chunks."""
         self._state: dict[str, Tensor] = {}
 
     def update(self, x: Tensor) -> None:
@@ -103,7 +104,7 @@ class Streaming:
         self._add(self._chunk(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])), "x")
 
     def merge(self, other: "Streaming") -> None:
-        """Add all that `other` has seen."""
+        """Add the chunks of another accumulator."""
         if not isinstance(other, Streaming):
             raise TypeError(expected("other", "a Streaming", type_name(other)))
         settings, other_settings = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
@@ -116,7 +117,7 @@ class Streaming:
         return {name: value.clone() for name, value in self._state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a result of `state`."""
         keys = self._chunk(torch.zeros(0, 0)).keys()
         if state and state.keys() != keys:
             raise ValueError(expected("state", f"a dict of {sorted(keys)}", f"one of {sorted(state)}"))

@@ -1,4 +1,4 @@
-"""What the activations of a model look like while it runs."""
+"""Monitor of the activations of a model: how sparse they are, and which units are dead."""
 
 # By this name models are pickled that were watched at the time, up to 0.1.
 from sparseout._utils.hooks import DeadHook as _Unwatched  # noqa: F401

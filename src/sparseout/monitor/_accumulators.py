@@ -1,4 +1,4 @@
-"""Accumulators for what modules are seen to do: sums on their device, and the records that these make once read."""
+"""Accumulators for activations: sums on their device, and the records that are made from them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Accumulators:
         return state | {f"sums.{name}": value for name, value in self.sums.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take tensors that `state` gave, or sums of such."""
+        """Load a result of `state`, or a sum of several."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             head, _, tail = name.partition(".")

@@ -1,4 +1,4 @@
-"""Report of a monitor: records, a table, a picture, and sentences about what is off."""
+"""Report of a monitor: records, a table, a picture, and warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SparsityReport(RecordSequence):
     0, have log10|x| in [-8, -7.5), ..., [3.5, 4) (what is beyond counts in the outermost), are NaN or infinite; calls,
     how often the module was called in one step, at most; dead_indices, which units are dead.
 
-    `diagnosis` is a list of sentences, empty when nothing is off:
+    `diagnosis` is a list of warnings, empty when nothing is wrong:
 
     - more than half of a module's units are 0 in all rows;
     - more than 1% of rows are all zero;
@@ -42,7 +42,10 @@ class SparsityReport(RecordSequence):
 
     `norms` holds the figures of the batch norms, `steps` the window, `silent` the modules that were never called,
     `unmasked` those that no mask fitted, `zero` the monitor's (eps, relative).
-    `str` gives :meth:`table` and the sentences.
+    `str` gives :meth:`table` and the warnings.
+
+    Source: Willmore & Tolhurst (2001), Characterizing the sparseness of neural codes, for the two axes; the measures
+    have theirs in :mod:`sparseout.measures`.
     """
 
     # of reports that were pickled before there were these
@@ -66,7 +69,7 @@ class SparsityReport(RecordSequence):
 
     @property
     def diagnosis(self) -> list[str]:
-        """What is off, a sentence each."""
+        """Warnings, one sentence each."""
         population = [record for record in self if record["axis"] == "population"]
 
         def where(test: Any, shown: Any) -> str:

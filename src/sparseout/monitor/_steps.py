@@ -1,4 +1,4 @@
-"""Steps: which one a call of a module belongs to, and whether it is watched."""
+"""Steps: the one that a call of a module belongs to, and whether it is watched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MODES = ("train", "eval")
 
 
 class StepCounter:
-    """Counts the steps of training and of evaluation, of which every so many-th is watched, the first included.
+    """Counts the steps of training and of evaluation, of which the first and every `every`-th after it is watched.
 
     A step is one call of the model. Where only parts of it are called it lasts until the part that began it is called
     again. Each mode has steps of its own, and a part belongs to the mode that it is in itself: what is in evaluation
@@ -22,19 +22,19 @@ class StepCounter:
         self._calls: list[bool] = []  # of the model, that are open, and whether they count
 
     def enter(self, training: bool, counts: bool = True) -> None:
-        """The model is called. Calls within a call are of the same step; some calls do not count."""
+        """Count a call of the model. Calls within a call are of the same step; some calls do not count."""
         if counts and not any(self._calls):
             self._open = {}
             self._begin(_mode(training), None)
         self._calls.append(counts)
 
     def leave(self) -> None:
-        """A call of the model has ended, by an error perhaps."""
+        """End a call of the model, after an error too."""
         if self._calls:
             self._calls.pop()
 
     def part(self, name: str, training: bool) -> bool:
-        """A part is called: whether that is in a watched step."""
+        """Count a call of a part. Returns whether it is in a watched step."""
         mode = _mode(training)
         if any(self._calls):
             if mode not in self._open:
@@ -56,7 +56,7 @@ class StepCounter:
         self.counts[mode] = [0, 0]
 
     def close(self) -> None:
-        """The next call begins a step."""
+        """Let the next call begin a step."""
         self._open, self._calls = {}, []
 
     def _begin(self, mode: str, opener: str | None) -> None:

@@ -9,7 +9,7 @@ from os.path import commonprefix
 from typing import Any
 
 WIDTH = 120
-STACK = 3  # so many modules that differ in one number of their names are shown as a group
+STACK = 3  # from this many modules on, names that differ in one number are shown as a group
 _SHORT = {"input": "in", "output": "out", "population": "pop", "lifetime": "life"}
 Record = Mapping[str, Any]
 
@@ -75,9 +75,9 @@ def shortened(names: Sequence[str], room: int) -> list[str]:
 
 
 def _grouped(records: Sequence[Record]) -> list[tuple[str, str, int]]:
-    """Of every line its heading, what it is called below that ("" without a group), and its number in `records`.
+    """For every line its heading, its name below that ("" without a group), and its index in `records`.
 
-    A group are modules of as many units, hooked alike, whose names differ in one number: those of a stack of layers.
+    A group is modules with the same hook point and number of units whose names differ in one number: a stack of layers.
     """
     all_measured = dict.fromkeys((r["module"], r["tensor"], r["units"]) for r in records)
     sizes = Counter(pattern for measured in all_measured for pattern, _ in _patterns(*measured))
