@@ -10,7 +10,7 @@ PIP_ARGS ?=
 ARGS ?=
 export PYTHON PIP_ARGS
 
-OPERATION = tests/kernels/test_ops.py tests/kernels/test_cpu.py tests/test_functional.py \
+OPERATION = tests/kernels/test_ops.py tests/kernels/test_cpu.py tests/test_functional.py tests/test_functional_masks.py \
 	-k "not mean_and_variance and not rate_of_the_mask and not opcheck"
 
 .PHONY: demo bench docs lint types test test-slow test-all format dist clean
