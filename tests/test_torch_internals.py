@@ -33,7 +33,8 @@ def test_own_children():
     shared = nn.ReLU()
     model = nn.Sequential(shared, shared)
     model.add_module("none", None)
-    assert dict(internals.own_children(model)) == {"0": shared, "1": shared, "none": None}
+    assert internals.own_children(model) == {"0": shared, "1": shared, "none": None}
+    assert list(internals.own_children(torch.jit.script(nn.Sequential(nn.ReLU())))) == ["0"]
 
 
 def test_shallow_copy():

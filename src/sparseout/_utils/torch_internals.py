@@ -27,7 +27,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """The children by each of their names, where `named_children` has a shared child once."""
-    return module._modules
+    return dict(module._modules.items())  # of a ScriptModule they are no dict
 
 
 def shallow_copy(module: AnyModule, parameters: Mapping[str, nn.Parameter] | None = None) -> AnyModule:
