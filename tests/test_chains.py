@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations
 
 from sparseout import Sparseout
@@ -112,6 +112,7 @@ def test_gated_and_normed():
         (lambda m: setattr(m.other, "weight", m.first.weight), "is shared: first.weight, other.weight"),
         (lambda m: parametrizations.weight_norm(m.first), "is a ParametrizedLinear"),
         (lambda m: m.first.to("meta"), "meta device"),
+        (lambda m: (delattr(m.first, "weight"), setattr(m.first, "weight", torch.ones(4, 3))), "no parameter of it"),
     ],
 )
 def test_what_is_attached_is_respected(change, reason):
@@ -124,6 +125,16 @@ def test_what_is_attached_is_respected(change, reason):
     change(model)
     assert found(model) == []
     assert reason in find_chains(model).left["first"]
+
+
+def test_a_sequential_that_a_forward_goes_through_is_no_forward_of_its_own():
+    layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert found(Net(lambda m, x: [x := layer(x) for layer in m.layers][-1], layers=layers))[0] == [
+        "layers.0",
+        "layers.2",
+    ]
+    assert found(Net(lambda m, x: [x := layer(x) for layer in m.layers], layers=layers)) == []
+    assert found(fx.symbolic_trace(layers)) == [["0", "2"]]
 
 
 def test_torchs_own_transformer():

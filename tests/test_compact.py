@@ -133,6 +133,35 @@ def test_one_row_makes_nothing_constant(activation):
     assert plan.chains[0].constant == 0
 
 
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(4), nn.AvgPool2d(4), Mean()], ids=lambda pool: type(pool).__name__
+)
+@pytest.mark.parametrize("maps", [1, 3])
+def test_one_map_makes_nothing_constant(pool, maps):
+    """Its positions differ, but pooled it is one row, and so are copies of it; a unit that saturates over maps goes."""
+    flatten = nn.Identity() if isinstance(pool, Mean) else nn.Flatten()
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Sigmoid(), pool, flatten, nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[2] = 0.0, 1e4
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    assert compact(model, [x.expand(maps, -1, -1, -1)]).chains[0].removed == (1,)
+    assert compacted(model, torch.randn(4, 2, 6, 6, dtype=torch.float64)).chains[0].removed == (1, 2)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"divisor_override": 3}])
+def test_averages_that_are_no_means(options):
+    """Zeros of the padding make two values of a constant, and with another divisor nothing is assumed."""
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Sigmoid(), nn.AvgPool2d(3, 1, **options), nn.Conv2d(6, 2, 1)).double()
+    with torch.no_grad():
+        model[0].weight[1] = 0.0
+    assert compacted(model, torch.randn(4, 2, 9, 9, dtype=torch.float64)).chains[0].removed == ()
+
+
 def test_zeros_of_the_padding_are_in_the_range():
     """Silent where all nine taps read the input; at a corner only four do, and they may be as small as elsewhere."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 1)).double()
@@ -404,7 +433,6 @@ def test_a_stale_plan_is_an_error():
     x = torch.randn(ROWS, 5, dtype=torch.float64)
     changes = [
         lambda m: m[3].weight.data.mul_(2),
-        lambda m: m[0].load_state_dict(m[0].state_dict()),
         lambda m: m.__setitem__(0, nn.Linear(5, 16).double()),
         lambda m: compact(m, [x]).apply_(),
     ]
@@ -417,6 +445,9 @@ def test_a_stale_plan_is_an_error():
             plan.apply_()
         assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
     plan = compact(model, [x])
+    twin, its_plan = copy.deepcopy((model, plan))
+    its_plan.apply_()
+    assert (model[0].out_features, twin[0].out_features) == (16, 15)
     plan.apply_()
     with pytest.raises(RuntimeError, match="this one has"):
         plan.apply_()
@@ -509,8 +540,11 @@ def test_nan_and_infinity_stay():
     silence(model[0], [2, 3])
     with torch.no_grad():
         model[0].bias[[2, 3]] = torch.tensor([torch.nan, torch.inf]).double()
-    plan = compact(model, [torch.randn(ROWS, 5).double()])
+    x = torch.randn(ROWS, 5).double()
+    plan = compact(model, [x])
     assert plan.chains[0].removed == ()
+    x[3] = torch.nan
+    assert compact(model, [x]).unreached["0"] == "is NaN on some of the rows given"
 
 
 def test_converted_and_compiled_models():

@@ -190,7 +190,7 @@ LEFT = {
     "the output": (lambda: with_(lambda net: kill(net[0]), lambda: mlp(nn.ReLU())[0][:2]), "is what the model returns"),
     "parametrized": (
         lambda: with_(lambda net: nn.utils.parametrizations.weight_norm(net[0])),
-        "`0` is a ParametrizedLinear, not torch's own layer",
+        "`0` is a ParametrizedLinear, a class of its own",
     ),
     "a constant and no bias": (
         lambda: with_(lambda net: net[-1].register_parameter("bias", None), lambda: mlp(nn.ReLU(), nn.Sigmoid())[0]),

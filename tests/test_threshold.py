@@ -266,6 +266,28 @@ def test_padding_is_not_counted():
     assert masked[0]["threshold"] == pytest.approx(alone[0]["threshold"], rel=0.01)
 
 
+def test_an_encoders_padding_is_not_the_decoders():
+    model, batch = transformer("t5")
+    mask = torch.ones_like(batch["input_ids"])
+    mask[:, 2:] = 0
+    report = threshold_(model, [batch | {"attention_mask": mask}], density=0.3)
+    assert {record["rows"] for record in report.records} == {mask.numel()}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    model, parts = net(), [part[:rows].clone() for part, rows in zip(batches(2), (3, 5), strict=True)]
+    nested = torch.nested.nested_tensor(parts, layout=layout)
+    assert threshold_(model, [nested], density=0.3).records[0]["density"] == pytest.approx(0.3, abs=0.01)
+    output = model(nested)
+    assert_close([*output.unbind()], [model(part) for part in parts])
+    torch.cat([*output.unbind()]).sum().backward()
+    gradient, model[0].weight.grad = model[0].weight.grad, None
+    model(torch.cat(parts)).sum().backward()
+    assert_close(gradient, model[0].weight.grad)
+
+
 def test_modules_are_those_named_at_their_first_input():
     model = net()
     report = threshold_(model, batches(), density=0.5, modules=["0", "3"])

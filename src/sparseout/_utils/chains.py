@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparseout._utils.class_swap import forward_replaced
@@ -111,10 +112,12 @@ def find_chains(model: nn.Module) -> Chains:
             evaluated = [why[module] for why in reasons if module in why]
             seen = any(module in chain.producers for chains in found for chain in chains.values())
             result.left[name] = evaluated[0] if evaluated else other if seen else unseen
+        elif isinstance(module, torch.jit.ScriptModule) and module._parameters.keys():
+            result.left[name] = "is compiled by TorchScript"
         elif _is_quantized(module):
             result.left[name] = f"is a quantized {type(module).__name__}"
         elif isinstance(module, LAYERS) and module_kind(module) != "layer":
-            result.left[name] = f"is {type_name(module)}, not torch's own layer"
+            result.left[name] = f"is {type_name(module)}, a class of its own"
     return result
 
 
@@ -143,6 +146,8 @@ class _Facts:
             return f"{name} has hooks, which may read its units"
         if forward_replaced(module):
             return f"{name} has another forward on the object"
+        if module_kind(module) == "layer" and module._parameters.get("weight") is None:
+            return f"the weight of {name} is no parameter of it"
         for parameter in module._parameters.values():
             if parameter is None:
                 continue

@@ -87,11 +87,14 @@ class _Builder:
         self._training = training
         self._graphs: dict[tuple[int, str], fx.Graph | None] = {}
         self._covered: set[nn.Module] = set()
+        self._called: set[nn.Module] = set()
 
     def flows(self, model: nn.Module) -> Iterator[Flow]:
         for _, module in named_modules(model):
             if module in self._covered or next(module.children(), None) is None:
                 continue
+            if isinstance(module, nn.Sequential) and not self._called.isdisjoint(module.children()):
+                continue  # a forward calls what is in it one by one
             graphs = [self._graph(module)] if runs_own_code(module) else []
             if not any(graphs):
                 methods = [name for name in _METHODS if inspect.isfunction(getattr(type(module), name, None))]
@@ -130,6 +133,7 @@ class _Builder:
         return None
 
     def _call(self, flow: Flow, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._called.add(module)
         graph = self._graph(module) if runs_own_code(module) and not is_leaf(module) else None
         given = None if graph is None else _bound(module, graph, args, kwargs)
         if graph is None or given is None:

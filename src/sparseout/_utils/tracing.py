@@ -144,7 +144,7 @@ def runs_own_code(module: nn.Module) -> bool:
     if isinstance(module, (nn.Sequential, torch.jit.ScriptModule)):
         return isinstance(module, nn.Sequential)
     forward: Callable[..., Any] = type(module).forward
-    return not getattr(forward, "__module__", "").startswith("torch.nn")
+    return not (getattr(forward, "__module__", None) or "").startswith("torch.nn")  # that of a GraphModule has none
 
 
 @contextmanager

@@ -119,6 +119,11 @@ def flattens_units(step: Step, spatial: int) -> bool:
     return dims == "all"
 
 
+def mixes_positions(step: Step) -> bool:
+    """Whether it makes of several positions of a map one."""
+    return step_kind(step) == "pool" or isinstance(_flatten_dims(step), set)
+
+
 def _is_torch(function: Any) -> bool:
     home = getattr(function, "__module__", None) or "torch"
     return home.split(".")[0] in ("torch", "_operator") or home in (

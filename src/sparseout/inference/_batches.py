@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from sparseout._utils.modules import unwrapped
+from sparseout._utils.modules import check_model, named_modules, unwrapped
 from sparseout._utils.tracing import untouched_random_state
 from sparseout._utils.validation import expected, type_name
+
+
+def check_runs(model: Any) -> None:
+    """Check that a model can be run: that its weights are there.
+
+    Raises:
+        TypeError: if it is no module.
+        ValueError: if it has lazy layers that have not seen an input, or is on the meta device.
+    """
+    check_model(model)
+    for name, module in named_modules(model):
+        if any(x is not None and is_lazy(x) for own in (module._parameters, module._buffers) for x in own.values()):
+            wanted = "a model whose lazy layers have seen an input"
+            raise ValueError(expected("model", wanted, f"{name!r} that has not: call the model on a batch first"))
+    if (device := _device(model)) is not None and device.type == "meta":
+        raise ValueError(expected("model", "a model with values", "one on the meta device"))
 
 
 def check_batches(batches: Any) -> Collection[Any]:
@@ -30,8 +48,9 @@ def check_batches(batches: Any) -> Collection[Any]:
         raise TypeError(expected("batches", wanted, got))
     again: Any = list(batches) if isinstance(batches, Iterator) or not hasattr(batches, "__len__") else batches
     with untouched_random_state():  # a DataLoader draws
-        first = next(iter(again), None)
-    if first is None:
+        none = object()
+        first = next(iter(again), none)
+    if first is none:
         raise ValueError(expected("batches", "at least one batch", "none"))
     begins = first[0] if isinstance(first, (tuple, list)) and first else first
     if not isinstance(begins, (Tensor, Mapping)):
@@ -41,12 +60,12 @@ def check_batches(batches: Any) -> Collection[Any]:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """A block in which all modules are in evaluation mode and nothing is differentiated; modes are put back after."""
+    """A block in evaluation mode without gradients; modes and random generators are put back after."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
             module.training = False
-        with torch.no_grad():
+        with untouched_random_state(), torch.no_grad():
             yield
     finally:
         for module, flag in flags:
@@ -58,12 +77,33 @@ def call(model: nn.Module, batch: Any) -> Any:
 
     Tensors are moved to the device of the model. Wrappers, such as `torch.compile`, are left out: hooks would not run.
     """
-    inner = unwrapped(model)
-    tensor = next(chain(inner.parameters(), inner.buffers()), None)
-    device = None if tensor is None else tensor.device
+    inner, device = unwrapped(model), _device(model)
     if isinstance(batch, Mapping):
         return inner(**{key: _moved(value, device) for key, value in batch.items()})
     return inner(_moved(batch[0] if isinstance(batch, (tuple, list)) else batch, device))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in mappings, tuples, lists and dataclasses; those in a nested tensor one by one."""
+    if isinstance(value, Tensor):
+        yield from value.unbind() if value.is_nested else [value]
+    elif isinstance(value, (Mapping, tuple, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
+    elif is_dataclass(value):
+        yield from tensors_in(vars(value))
+
+
+def check_rows(batches: Collection[Any]) -> None:
+    """Raise a ValueError if no batch has rows."""
+    if not any(x.numel() for batch in batches for x in tensors_in(batch)):
+        raise ValueError("expected `batches` to have rows, but got none")
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    inner = unwrapped(model)
+    tensor = next(chain(inner.parameters(), inner.buffers()), None)
+    return None if tensor is None else tensor.device
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.chains import Chain, Chains, find_chains
-from sparseout._utils.modules import check_model
 from sparseout._utils.unit_steps import spatial_dims
-from sparseout.inference._batches import call, check_batches
+from sparseout.inference._batches import call, check_batches, check_rows, check_runs
 from sparseout.inference._compact_cut import Cut, foldable
 from sparseout.inference._compact_plan import CompactedChain, CompactionPlan
 from sparseout.inference._compact_ranges import Seen, proven, watched
-from sparseout.inference._compact_trial import Trial, batch_mask, tensors_in, try_cuts, undisturbed
+from sparseout.inference._compact_trial import Trial, batch_mask, try_cuts, undisturbed
 
 
 def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
@@ -76,7 +75,7 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
 
     Source: exact removal of inactive units has been asked of PyTorch since 2021 (issue 58846).
     """
-    check_model(model)
+    check_runs(model)
     batches = check_batches(batches)
     found = find_chains(model)
     with undisturbed(model):
@@ -84,8 +83,8 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
             for batch in batches:
                 with batch_mask(model, batch):
                     call(model, batch)
-        if found.chains and not any(s.hidden.rows for s in seen) and all(_is_empty(batch) for batch in batches):
-            raise ValueError("expected `batches` to have rows, but got none")
+        if not any(s.hidden.rows for s in seen):
+            check_rows(batches)
         cuts = _cuts(found, seen)
         cuts, trial = _tried(model, batches, cuts, found)
     return CompactionPlan(model, cuts, found.names, found.left, trial)
@@ -137,6 +136,8 @@ def _why_not(chain: Chain, seen: Seen) -> str | None:
     """The reason why a chain is not cut that only a run shows."""
     if not seen.hidden.rows:
         return "is not called on the rows given"
+    if seen.hidden.low is not None and bool(seen.hidden.low.isnan().all()):
+        return "is NaN on some of the rows given"
     if any(made.calls != seen.hidden.calls for made in seen.outputs):
         return "is not called as often as the layer that reads it"
     spatial = spatial_dims(chain.producers[0])
@@ -167,7 +168,3 @@ def _tried(
             found.left.update(dict.fromkeys(chain.producers, f"without its silent units the outputs {why}"))
     assert isinstance(last, Trial)
     return cuts, last
-
-
-def _is_empty(batch: Any) -> bool:
-    return all(not x.numel() for x in tensors_in(batch))

@@ -151,11 +151,12 @@ def _sizes(module: nn.Module) -> dict[str, int]:
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> list[Any]:
-    """Identity, shape, version and a sum of the bits of every tensor of modules: it changes when one of them does."""
+    """Name, shape and a sum of the bits of every tensor of modules: it changes when one does, and not in a copy."""
     return [
-        (id(x), tuple(x.shape), None if x.is_inference() else x._version, _sum_of_bits(x))
+        (name, tuple(x.shape), _sum_of_bits(x))
         for module in dict.fromkeys(modules)
-        for x in _tensors(module)
+        for name, x in (*module._parameters.items(), *module._buffers.items())
+        if x is not None
     ]
 
 

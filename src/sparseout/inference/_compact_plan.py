@@ -53,7 +53,7 @@ class CompactedChain:
         text = f"{len(self.removed)} of {self.units} units"
         why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         text += f": {why}" if why else f": all active on {self.rows:,} rows" if not self.bordered else ""
-        return text + (f"; {self.bordered} constant ones stay before padding with zeros" if self.bordered else "")
+        return text + (f"; {self.bordered} constant, kept for the padding with zeros after it" if self.bordered else "")
 
 
 class CompactionPlan:

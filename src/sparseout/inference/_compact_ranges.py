@@ -15,7 +15,7 @@ from sparseout._utils.chains import Chain
 from sparseout._utils.dataflow import Step, Value
 from sparseout._utils.hooks import Hooks
 from sparseout._utils.row_mask import kept_rows
-from sparseout._utils.unit_steps import out_dim, spatial_dims, step_kind, unit_dim, weight
+from sparseout._utils.unit_steps import mixes_positions, out_dim, spatial_dims, step_kind, unit_dim, weight
 
 # Functions that are 0 at 0, a product with a number among them.
 _KEEPS_ZERO = re.compile(
@@ -38,7 +38,6 @@ class Range:
     def update(self, x: Tensor, dim: int, block: int = 1) -> None:
         """Take in `x`, whose units are along `dim` < 0, each in a block of so many columns."""
         self.calls += 1
-        self.ndims.add(x.ndim)
         if x.is_nested:
             x = torch.cat([part.flatten(0, -2) for part in x.unbind()])
         x = masked(x.detach().movedim(dim, -1), 1)
@@ -79,7 +78,7 @@ def watched(chains: Sequence[Chain]) -> Iterator[list[Seen]]:
         for chain, ranges in zip(chains, seen, strict=True):
             for layer, given, made in zip(chain.producers, ranges.inputs, ranges.outputs, strict=True):
                 hooks.before(layer, _before, given, 1)
-                hooks.after(layer, _after, made)
+                hooks.after(layer, _after, made, any(map(mixes_positions, chain.steps)))
             hooks.before(chain.consumer, _before, ranges.hidden, chain.block)
         yield seen
     finally:
@@ -91,8 +90,12 @@ def _before(ranges: Range, block: int, layer: nn.Module, args: tuple[Any, ...], 
     ranges.update(x, unit_dim(layer), block)
 
 
-def _after(ranges: Range, layer: nn.Module, args: Any, output: Any) -> None:
-    ranges.update(output, unit_dim(layer))
+def _after(ranges: Range, pooled: bool, layer: nn.Module, args: Any, output: Any) -> None:
+    dim = unit_dim(layer)
+    ranges.ndims.add(output.ndim)
+    if pooled and output.numel():  # a row is then a whole map: what varies in one need not vary between two
+        output, dim = output.amax(tuple(range(dim + 1, 0))), -1
+    ranges.update(output, dim)
 
 
 class Bounds(NamedTuple):
@@ -156,9 +159,9 @@ def _of_step(step: Step, given: list[Bounds]) -> Bounds:
     if word in ("relu", "relu6"):
         top = 6.0 if word == "relu6" else math.inf
         return Bounds(x.low.clamp(0, top), x.high.clamp(0, top), x.constant)
-    if kind in ("pool", "flatten") and _KEEPS_RANGE.match(word):
+    if kind in ("pool", "flatten") and (_KEEPS_RANGE.match(word) or _is_mean(step)):
         return x
-    if word.startswith("avg"):  # the mean may count zeros of the padding
+    if word.startswith("avg") and not _is_mean(step):
         nothing = (x.low == 0) & (x.high == 0)
         return Bounds(x.low.clamp(max=0), x.high.clamp(min=0), x.constant & nothing)
     if word in ("identity", "contiguous", "clone", "detach", "to", "float", "double") or "dropout" in word:
@@ -169,6 +172,17 @@ def _of_step(step: Step, given: list[Bounds]) -> Bounds:
     if _KEEPS_ZERO.fullmatch(word):
         end = end.masked_fill((x.low == 0) & (x.high == 0), 0.0)
     return Bounds(-end, end, x.constant)
+
+
+def _is_mean(step: Step) -> bool:
+    """Whether a pooling by averages gives means: of no zeros of a padding, divided by their number."""
+    if not (step.word or type(step.module).__name__.lower()).startswith("avg"):
+        return False
+    if step.module is None:
+        return len(step.args) <= 3 and set(step.kwargs) <= {"input", "kernel_size", "stride"}
+    padding: Any = step.module.padding
+    own = getattr(step.module, "divisor_override", None)
+    return own is None and not any(padding if isinstance(padding, tuple) else (padding,))
 
 
 def _of_product(step: Step, given: list[Bounds]) -> Bounds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from sparseout._utils.modules import unwrapped
 from sparseout._utils.row_mask import row_mask
 from sparseout._utils.torch_internals import compiler_loaded
 from sparseout._utils.tracing import untouched_random_state
-from sparseout.inference._batches import call, evaluation
+from sparseout.inference._batches import call, evaluation, tensors_in
 from sparseout.inference._compact_cut import Cut, State
 from sparseout.inference._compact_ranges import masked
 
@@ -83,17 +82,6 @@ def batch_mask(model: nn.Module, batch: Any) -> AbstractContextManager[Any]:
     return row_mask(mask)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in mappings, tuples, lists and dataclasses; those in a nested tensor one by one."""
-    if isinstance(value, Tensor):
-        yield from value.unbind() if value.is_nested else [value]
-    elif isinstance(value, (Mapping, tuple, list)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
-    elif is_dataclass(value):
-        yield from tensors_in(vars(value))
-
-
 def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     if [x.shape for x in first] != [x.shape for x in second]:
         return math.inf
@@ -108,11 +96,11 @@ def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """A block of passes in evaluation mode, in eager code, that leave buffers and random generators as they are."""
-    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    kept = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     values = [(x, x.clone()) for _, own in kept for x in own.values() if x is not None]
     cached = torch.is_autocast_cache_enabled()
     stance: Any = torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
-    with untouched_random_state(), evaluation(model), stance:
+    with evaluation(model), stance:
         torch.set_autocast_cache_enabled(False)  # it would hold on to weights as they were before a cut
         try:
             yield

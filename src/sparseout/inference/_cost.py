@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sparseout._utils.dataflow import is_conv1d
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import check_model, named_modules
+from sparseout._utils.modules import named_modules
 from sparseout._utils.records import RecordSequence
-from sparseout.inference._batches import call, check_batches
-from sparseout.inference._compact_trial import tensors_in, undisturbed
+from sparseout.inference._batches import call, check_batches, check_runs, tensors_in
+from sparseout.inference._compact_trial import undisturbed
 
 _CONVS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -117,7 +117,7 @@ def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:
     synaptic operations; the numbers are those of its package, release 2.3, whose Effective_ACs and Effective_MACs are
     not told apart here.
     """
-    check_model(model)
+    check_runs(model)
     batches = check_batches(batches)
     names: dict[nn.Module, str] = {}
     for name, module in named_modules(model):

@@ -16,9 +16,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from sparseout._utils.class_swap import forward_replaced, swap_class_
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import Modules, check_model, named_modules, select
+from sparseout._utils.modules import Modules, named_modules, select
 from sparseout._utils.torch_internals import dispatch_mode_active, is_tracing, transforms_active
-from sparseout.inference._batches import call, check_batches, evaluation
+from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
 from sparseout.inference._speed_report import LayerSpeed, SparseLinearReport
 from sparseout.kernels.backends import kernels
 
@@ -103,7 +103,7 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
     Source: Liu et al. (2023), Deja vu: contextual sparsity for efficient LLMs at inference time, ICML, and Liu et al.
     (2025), TEAL, ICLR, for what is read. It is read by the native kernel, or without one by ``F.embedding_bag``.
     """
-    check_model(model)
+    check_runs(model)
     batches = check_batches(batches)
     everything = dict(named_modules(model))
     linears = {name: module for name, module in everything.items() if isinstance(module, nn.Linear)}
@@ -114,6 +114,8 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
     chosen = select(linears, modules, "Linear layers")
     reasons = {name: _why_not(name, layer, everything, modules is not None) for name, layer in chosen.items()}
     seen = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
+    if not any(inputs.numbers for inputs in seen.values()):
+        check_rows(batches)
     breaks: dict[tuple[Any, ...], tuple[Break, ...]] = {}
     for name, layer in chosen.items():
         reason = reasons[name]
@@ -245,9 +247,10 @@ class _Inputs:
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}
-        self.nonzero = self.numbers = 0
+        self.nonzero = self.numbers = self.calls = 0
 
     def see(self, layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls += 1
         x = args[0] if args else kwargs.get("input")
         if type(x) is Tensor and x.is_cpu and x.numel() and x.layout is torch.strided and not x.is_nested:
             rows = x.reshape(-1, x.shape[-1])
@@ -280,7 +283,7 @@ def _measure(
 ) -> str | None:
     """Why the layer is left, or None if it gains; its speed goes into the report."""
     if not inputs.numbers:
-        return "it is not called on these batches"
+        return "its inputs are no plain CPU tensors" if inputs.calls else "it is not called on these batches"
     if not inputs.kept:
         return "its inputs are of another dtype than its weight"
     if inputs.nonzero > _DENSE * inputs.numbers:

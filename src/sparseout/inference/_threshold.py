@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from sparseout._utils.activations import counted_rows
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import Modules, check_model, named_modules, select
+from sparseout._utils.modules import Modules, named_modules, select
 from sparseout._utils.outcome_table import ROOT
-from sparseout._utils.row_mask import row_mask
 from sparseout._utils.validation import check_number, check_positive, expected, type_name
 from sparseout.inference._after_activation import linears_after_activations
-from sparseout.inference._batches import call, check_batches, evaluation
+from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
+from sparseout.inference._compact_trial import batch_mask
 
 Loss = Callable[[nn.Module, Any], Tensor | float]
 _STEPS = 8  # of the bisection: the density is found to 2^-8
@@ -81,8 +80,8 @@ def threshold_(
     :func:`sparseout.inference.revert_` removes them. Speed comes with
     :func:`sparseout.inference.sparse_linear_`, called after.
 
-    Padding is not counted where a batch is a mapping with an ``attention_mask``, as in a block of
-    :class:`sparseout.row_mask`, which holds here too. NaN stays NaN.
+    Padding is not counted where a batch is a mapping with an ``attention_mask`` (but in an encoder-decoder all rows
+    are), as in a block of :class:`sparseout.row_mask`, which holds here too. NaN stays NaN.
 
     Args:
         model: any module.
@@ -110,7 +109,7 @@ def threshold_(
     Source: Liu et al. (2025), Training-free activation sparsity in large language models (TEAL), ICLR, and Lee et al.
     (2024), CATS: contextually-aware thresholding for sparsity in large language models, COLM.
     """
-    check_model(model)
+    check_runs(model)
     batches = check_batches(batches)
     _check(density, max_loss_increase, loss)
     sites = _sites(model, batches, modules)
@@ -174,7 +173,11 @@ class Threshold:
 
 
 def _cut(x: Any, value: float) -> Any:
-    return F.hardshrink(x, value) if isinstance(x, Tensor) and x.is_floating_point() else x
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    if x.is_nested and x.layout is torch.strided:  # torch has no such function of these
+        return torch.nested.as_nested_tensor([F.hardshrink(part, value) for part in x.unbind()])
+    return F.hardshrink(x, value)
 
 
 def _check(density: Any, max_loss_increase: Any, loss: Any) -> None:
@@ -271,7 +274,7 @@ class _Counts:
 _INF = 0x7F800000 >> _SHIFT
 
 
-def _counts(model: nn.Module, batches: Iterable[Any], sites: Mapping[str, nn.Module]) -> dict[str, _Counts]:
+def _counts(model: nn.Module, batches: Collection[Any], sites: Mapping[str, nn.Module]) -> dict[str, _Counts]:
     counts = {name: _Counts() for name in sites}
     hooks = Hooks()
     try:
@@ -279,10 +282,12 @@ def _counts(model: nn.Module, batches: Iterable[Any], sites: Mapping[str, nn.Mod
             hooks.before(module, counts[name].see)
         with evaluation(model):
             for batch in batches:
-                with _row_mask(batch):
+                with batch_mask(model, batch):
                     call(model, batch)
     finally:
         hooks.remove()
+    if not any(count.rows for count in counts.values()):
+        check_rows(batches)
     missing = [name for name, count in counts.items() if count.bins is None]
     if missing:
         wanted = "modules that are given a floating-point tensor first on these batches"
@@ -290,15 +295,7 @@ def _counts(model: nn.Module, batches: Iterable[Any], sites: Mapping[str, nn.Mod
     return counts
 
 
-def _row_mask(batch: Any) -> AbstractContextManager[Any]:
-    """The block in which rows of padding are not counted, if the batch says which they are."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if isinstance(mask, Tensor) and mask.ndim == 2 and bool(((mask == 0) | (mask == 1)).all()):
-        return row_mask(mask)
-    return nullcontext()
-
-
-def _mean_loss(loss: Loss, model: nn.Module, batches: Iterable[Any]) -> float:
+def _mean_loss(loss: Loss, model: nn.Module, batches: Collection[Any]) -> float:
     with evaluation(model):
         losses = [float(loss(model, batch)) for batch in batches]
     return sum(losses) / len(losses)
@@ -311,7 +308,7 @@ def _set(hooks: Mapping[str, Threshold], counts: Mapping[str, _Counts], density:
 
 def _bisect(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Collection[Any],
     hooks: Mapping[str, Threshold],
     counts: Mapping[str, _Counts],
     loss: Loss,
