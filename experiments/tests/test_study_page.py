@@ -15,12 +15,13 @@ from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures, grid
 from sparseout_experiments.studies.control.analysis import rows_of
 from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TASKS, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, SEEDS, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine.style import COLOURS
 from study_rows import ledger_of, result_of
 
 ROOT = Path(__file__).parents[2]
+TASKS = tuple(BUDGETS["small"])
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

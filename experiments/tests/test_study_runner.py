@@ -118,6 +118,22 @@ def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path:
 
 
 @pytest.mark.usefixtures("inline")
+def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Path) -> None:
+    started: list[tuple[int, str]] = []
+
+    def train(task: Any, options: dict[str, Any], folder: Path) -> None:
+        started.append((options["seed"], folder.parent.name))
+        fake_train(folder.parent.name, options, folder)  # type: ignore[arg-type]
+
+    tasks = ("image", "language", "transformer")
+    request = study.Request(tasks, tmp_path / "work", "medium")
+    study.reproduce(control, request, tmp_path / "results", tmp_path / "page.md", train=train)
+    assert [seed for seed, _ in started[24:]] == sorted(seed for seed, _ in started[24:])
+    assert {task for seed, task in started if seed == 0} == set(tasks)
+    assert collect.load(tmp_path / "results" / "control-medium-transformer.json").missing == 0
+
+
+@pytest.mark.usefixtures("inline")
 def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
     reproduce(tmp_path)
     record = collect.load(tmp_path / "results" / "control-small-image.json")

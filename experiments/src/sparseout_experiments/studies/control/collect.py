@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Row:
     warnings: tuple[str, ...]
     digest: str
     device: str  # "cpu" or "gpu"
+    curve: tuple[tuple[float, float], ...]  # the losses of every epoch, in training and on validation data, if kept
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class Record:
     def grid(self) -> Grid:
         """What is run of the task at the budget."""
         return grid.grid_of(self.budget, self.task)
+
+    @property
+    def complete(self) -> "Record":
+        """Without the seeds of which runs are still to come: means over the others compare the same seeds."""
+        plan = grid.first(self.budget, self.task) + grid.second(self.budget, self.task, self.chosen)
+        ended = {one.run for one in (*self.rows, *self.failures)}
+        begun = {run.seed for run in plan if run not in ended}
+        return replace(self, rows=tuple(row for row in self.rows if row.run.seed not in begun))
 
 
 def path_of(results: Path, budget: str, task: Task) -> Path:
@@ -161,6 +170,7 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         },
         **{name: result[name] for name in ("train_loss", "epochs", "best_epoch", "steps", "stopped_by", "seconds")},
         "last": result.get("last"),
+        **({"curve": result["curve"]} if "curve" in result else {}),
         "device": _device(result),
         "warnings": result["warnings"],
         # of every metric and measure to the last bit: two runs agree in all of them or their digests differ
@@ -189,7 +199,9 @@ def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
     numbers |= {f"last_{name}": last.get(name) for name in ("hoyer", "hoyer_live", "dead")}
     same = {name: entry[name] for name in ("best_epoch", "seconds", "digest", "device")}
     defined: dict[str, Any] = {name: math.nan if value is None else value for name, value in numbers.items()}
-    return Row(run=_run_of(task, entry), warnings=tuple(entry["warnings"]), **same, **defined)
+    losses = [[math.nan if value is None else value for value in pair] for pair in entry.get("curve", ())]
+    curve = tuple((train, valid) for train, valid in losses)
+    return Row(run=_run_of(task, entry), warnings=tuple(entry["warnings"]), curve=curve, **same, **defined)
 
 
 def _device(result: Mapping[str, Any]) -> str:

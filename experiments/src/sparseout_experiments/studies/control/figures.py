@@ -16,6 +16,7 @@ from sparseout_experiments.studies.engine.statistics import Interval, t_interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
+NETWORKS = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM", "transformer": "transformer"}
 HOLLOW = f"collapsed: over {100 * COLLAPSED:g}% of samples have no active unit"
 _DOTS = (0, (1.2, 1.6))
 _WIDE = 4  # entries of a legend, one of them long, that fit no single line
@@ -24,11 +25,26 @@ _AXES = {"hoyer": "Hoyer sparsity", "mse": "test error (MSE)", "error": "test er
 
 def draw(record: Record) -> dict[str, bytes]:
     """Every figure of a task by name; those that have no run yet are left out."""
-    if not any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows):
+    if not _analysed(record) or len(record.grid.scales) == 1:  # those of one scale share a figure
         return {}
     with style():
         drawn = {name: panels(record, name) for name in _PANELS} if record.task == "autoencoder" else {}
         return {name: png(figure) for name, figure in (drawn or {"overview": overview(record)}).items()}
+
+
+def draw_together(records: Sequence[Record]) -> dict[str, bytes]:
+    """The figures that show networks side by side, at a budget with one scale alone; none where nothing has run."""
+    found = [record for record in records if _analysed(record) and len(record.grid.scales) == 1]
+    if not found:
+        return {}
+    with style():
+        drawn = {"networks": png(networks(found))}
+        kept = [record for record in found if any(row.curve for row in record.rows)]
+        return drawn | ({"curves": png(curves(kept))} if kept else {})
+
+
+def _analysed(record: Record) -> bool:
+    return any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows)
 
 
 def mean(rows: Sequence[Row], measure: str) -> Interval:
@@ -77,6 +93,8 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
     times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
         rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
+        if not rows:
+            continue
         x = [q + side * apart / 2 for q in rows]
         found = [mean(some, measure) for some in rows.values()]
         halves = [times * _drawn(one.half) for one in found]
@@ -86,7 +104,8 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
         if live:
             axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
     if live:
-        axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone (in the same colours)")
+        label = "live units alone" + (" (in the same colours)" if len(record.grid.scales) > 1 else "")
+        axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label=label)
     axes.set_xticks(qs, [f"{q:g}" for q in qs])
     axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
 
@@ -134,6 +153,8 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     """The metric against measured sparsity, every setting in one plane."""
     for scale, (colour, marker, name) in SERIES.items():
         rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
+        if not rows:
+            continue
         across = [mean(some, "hoyer") for some in rows.values()]
         up = [mean(some, "metric") for some in rows.values()]
         axes.errorbar(
@@ -197,8 +218,45 @@ def overview(record: Record) -> Figure:
     return figure
 
 
+def networks(records: Sequence[Record]) -> Figure:
+    """A column for each network: sparsity against q, and the metric against measured sparsity."""
+    figure = Figure((3.7 * len(records) + 0.5, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04))
+    for record, (dial, plane) in zip(records, figure.subplots(2, len(records), squeeze=False).T, strict=True):
+        _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in record.rows))
+        _references(dial, record, "common", "hoyer")
+        _plane(plane, record, "detached", "own")
+        dial.set_title(NETWORKS[record.task])
+    _legend(figure, *figure.axes)
+    return figure
+
+
+def curves(records: Sequence[Record]) -> Figure:
+    """The loss over epochs, without noise and with Dropout (q = 2), means over seeds."""
+    figure = Figure((3.7 * len(records) + 0.5, 4.0), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    for record, axes in zip(records, figure.subplots(1, len(records), squeeze=False)[0], strict=True):
+        for method, colour, name in (("none", COLOURS["ink"], "no noise"), ("dropout", COLOURS["first"], "Dropout")):
+            train, valid = losses(plain_rows(record, method, "own"))
+            if valid:
+                epochs = range(1, len(valid) + 1)
+                axes.plot(epochs, valid, color=colour, marker="o", label=f"{name}, validation data")
+                axes.plot(epochs, train, color=colour, linestyle=_DOTS, label=f"{name}, in training")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=NETWORKS[record.task])
+    _legend(figure, *figure.axes)
+    return figure
+
+
+def losses(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """The means over runs of the losses of every epoch, in training and on validation data; empty if none were kept."""
+    epochs = list(zip(*(row.curve for row in rows if row.curve), strict=True))  # each the pairs of all runs
+    train, valid = ([sum(pair[part] for pair in pairs) / len(pairs) for pairs in epochs] for part in (0, 1))
+    return train, valid
+
+
 def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
     """The rows of a dial; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
+    if scale not in record.grid.scales:
+        return {}
     return rows_of(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
 
 

@@ -41,12 +41,17 @@ def write(records: Sequence[Record], page: Path) -> None:
         Section(budget, [Task(record) for record in some])
         for budget, some in itertools.groupby(records, key=lambda record: record.budget)
     ]
-    for task in (task for section in sections for task in section.tasks):
-        name = f"control-{task.record.budget}-{task.record.task}"
-        drawn = {f"{name}-{figure}": content for figure, content in figures.draw(task.record).items()}
-        written = pages.write_images(page, drawn)
-        task.images = {path.removeprefix(f"{name}-"): where for path, where in written.items()}
+    for section in sections:
+        section.images = _drawn(page, section.budget, figures.draw_together([task.complete for task in section.tasks]))
+        for task in section.tasks:
+            task.images = _drawn(page, f"{section.budget}-{task.record.task}", figures.draw(task.complete))
     pages.write(page, text(sections), runs)
+
+
+def _drawn(page: Path, name: str, drawn: Mapping[str, bytes]) -> dict[str, str]:
+    """Write the figures of a section or task, and say where each lies."""
+    written = pages.write_images(page, {f"control-{name}-{figure}": content for figure, content in drawn.items()})
+    return {figure: written[f"control-{name}-{figure}"] for figure in drawn}
 
 
 def text(sections: Sequence["Section"]) -> str:
@@ -59,6 +64,8 @@ def text(sections: Sequence["Section"]) -> str:
         title_of_page=TITLE,
         sections=sections,
         analysis=analysis,
+        networks=figures.NETWORKS,
+        seeds=SEEDS,
         grids=GRIDS,
         reestimated=REESTIMATED["test"],
     )
@@ -102,6 +109,7 @@ class Task:
 
     def __init__(self, record: Record) -> None:
         self.record, self.grid, self.images = record, record.grid, dict[str, str]()
+        self.complete = record.complete  # what means and figures are of
         self.digits = _DIGITS[self.grid.metric]
         self.options = options(record)
 
@@ -111,17 +119,28 @@ class Task:
 
     def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> "Dial":
         """The runs at all q's."""
-        return Dial(analysis.rows_of(self.record, scale, gradient, p))
+        return Dial(analysis.rows_of(self.complete, scale, gradient, p))
 
     @property
     def plain(self) -> Group:
         """The runs without noise."""
-        return Group(Setting("none"), "", figures.plain_rows(self.record, "none", "own"))
+        return Group(Setting("none"), "", figures.plain_rows(self.complete, "none", "own"))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of which all runs have ended."""
+        return sorted({row.run.seed for row in self.complete.rows if row.run.role != "tuning"})
 
     @property
     def none_is_best(self) -> bool | None:
         """Whether no q at matched noise does better on validation data."""
-        return analysis.none_is_best(self.record)
+        return analysis.none_is_best(self.complete)
+
+    @property
+    def lowest_loss(self) -> tuple[int, float, float, float]:
+        """Without noise: the epoch of the lowest mean validation loss, this loss, the last, and that in training."""
+        train, valid = figures.losses(self.plain.rows)
+        return valid.index(min(valid)) + 1, min(valid), valid[-1], train[-1]
 
     @property
     def nothing_dead(self) -> bool:
@@ -256,6 +275,7 @@ class Section:
         self.budget, self.tasks, self.contrasts = budget, tasks, contrasts(budget)
         self.by_name = {task.record.task: task for task in tasks}
         self.identity = analysis.identity(task.record for task in tasks)
+        self.images: dict[str, str] = {}
 
     def count(self, name: str) -> int:
         """How many runs are "planned", "missing", "rows" (finished) or "failures"."""
@@ -275,8 +295,15 @@ class Section:
         )
 
     def primary(self, claim: str) -> list[Line]:
-        """The contrasts that decide a claim: of C1 two, over all and over live units."""
+        """The contrasts that decide a claim: of C1 two, over all and over live units, in each of its networks."""
         return [self._line(one) for one in self.contrasts if one.primary and one.claim == claim]
+
+    def evidence(self, claim: str) -> list[tuple[str, list[Line]]]:
+        """These by network; where no unit is dead, all units alone."""
+        lines = self._merged(self.primary(claim))
+        return [
+            (task, list(some)) for task, some in itertools.groupby(lines, key=lambda line: line.result.contrast.task)
+        ]
 
     def verdict(self, claim: str) -> str:
         """The word for a claim."""
@@ -293,23 +320,32 @@ class Section:
     @property
     def undecided(self) -> list[Line]:
         """The primary contrasts that are undecided although there are numbers."""
-        some = [self._line(one) for one in self.contrasts if one.primary]
+        some = self._merged([self._line(one) for one in self.contrasts if one.primary])
         return [one for one in some if one.result.verdict == "undecided" and not math.isnan(one.result.ends.half)]
 
+    def own(self, task: str) -> Line:
+        """The primary contrast of a network's metric, each q at its own p."""
+        some = (one for one in self.contrasts if one.primary and one.measure == "metric" and one.task == task)
+        return next(self._line(one) for one in some)
+
     def secondary(self, claim: str, task: str, measure: str) -> Line:
-        """The contrast at matched noise and the p of q = 2, which does not decide."""
-        wanted = (claim, task, measure, "matched", "detached", "common", False)
-        return next(self._line(one) for one in self.contrasts if one[:7] == wanted)
+        """The contrast at matched noise and the p of q = 2."""
+        wanted = (claim, task, measure, "matched", "detached", "common")
+        return next(self._line(one) for one in self.contrasts if one[:6] == wanted)
 
     @property
     def lines(self) -> list[Line]:
-        """Every contrast. Where no unit is dead, that over live units is that over all, and is not repeated."""
+        """Every contrast."""
         count = sum(one.claim == "C1" and one.primary for one in self.contrasts)
+        every = [*self.contrasts[:count], *post_hoc(self.budget), *self.contrasts[count:]]
+        return self._merged([self._line(one) for one in every])
+
+    def _merged(self, lines: Sequence[Line]) -> list[Line]:
+        """Where no unit is dead, the contrast over live units is that over all, and is not repeated."""
         found = []
-        for contrast in [*self.contrasts[:count], *post_hoc(self.budget), *self.contrasts[count:]]:
-            line = self._line(contrast)
-            task = self.by_name.get(contrast.task)
-            if line.units and analysis.alive(task.record if task else None, contrast):
+        for line in lines:
+            task = self.by_name.get(line.result.contrast.task)
+            if line.units and analysis.alive(task.record if task else None, line.result.contrast):
                 if line.units == "live units":
                     continue
                 line = line._replace(units="all = live units")

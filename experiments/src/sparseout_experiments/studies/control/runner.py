@@ -20,10 +20,10 @@ class Ledger(jobs.Ledger[Run]):
         return job.options
 
     def note(self, name: Run, job: Job) -> bool:
-        """As the base's; the result also gets the measures after the last epoch."""
+        """As the base's; the result also gets its curve, and the measures after the last epoch."""
         ended = super().note(name, job)
         if name in self.results:
-            self.results[name]["last"] = _last(job.folder, self.results[name]["epochs"])
+            self.results[name] |= _epochs(job.folder, self.results[name]["epochs"])
         return ended
 
     def chosen(self, budget: str, task: Task) -> dict[Setting, Value]:
@@ -45,14 +45,17 @@ def folder_of(run: Run, budget: str, work: Path) -> Path:
     return work / budget / run.task / run.key
 
 
-def _last(folder: Path, epochs: int) -> dict[str, Any] | None:
-    """The measures on validation data after the last epoch, which need not be the epoch that was tested."""
+def _epochs(folder: Path, epochs: int) -> dict[str, Any]:
+    """Measures on validation data after the last epoch, which need not be the one tested, and the losses of all."""
     try:
-        line = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        measures: dict[str, Any] = line["mean"]
-        return measures if line["epoch"] == epochs else None
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        last = lines[-1]["mean"] if lines[-1]["epoch"] == epochs else None
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # a run whose curve was tidied away is a result all the same
+        return {"last": None}  # a run whose curve was tidied away is a result all the same
+    try:
+        return {"last": last, "curve": [[line["train_loss"], line["valid"]["loss"]] for line in lines]}
+    except LookupError:  # of a task that has no loss beside its metric
+        return {"last": last}
 
 
 def _score(result: Mapping[str, Any], metric: str) -> float:

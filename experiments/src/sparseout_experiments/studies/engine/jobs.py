@@ -158,10 +158,13 @@ def run_all(
     names: dict[Path, Name] = {}
 
     def enqueue() -> None:
-        new = {name: job for name, job in plan().items() if name not in jobs}
+        known = plan()
+        new = {name: job for name, job in known.items() if name not in jobs}
         jobs.update(new)
         names.update((job.folder, name) for name, job in new.items())
-        queue.extend(name for name in new if name not in ledger)
+        waiting = {*queue, *(name for name in new if name not in ledger)}
+        queue.clear()
+        queue.extend(name for name in known if name in waiting)  # what is new may come before what waits
 
     def tell(now: str) -> None:
         failed = len(ledger.failures) + len(ledger.lost)
