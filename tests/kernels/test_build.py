@@ -49,7 +49,7 @@ def test_it_compiles_without_a_warning_wherever_there_are_headers_of_c_alone(bui
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
     text = "".join(path.read_text() for path in build.PARTS)
     headers = [line.split()[1] for line in text.splitlines() if line.startswith("#include")]
-    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"cpu.c"', '"columns.c"'}
+    assert set(headers) == {"<math.h>", "<stdint.h>", "<string.h>", '"cpu.c"', '"arithmetic.c"', '"columns.c"'}
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_wheel_is_of_this_platform_if_something_was_compiled_and_of_all_otherw
     assert path.name.endswith(f"-py3-none-{platform}.whl")
     with zipfile.ZipFile(path) as wheel:
         assert ("sparseout/kernels/_native.so" in wheel.namelist()) == compiled
-        assert {"sparseout/kernels/cpu.c", "sparseout/kernels/columns.c"} <= set(wheel.namelist())
+        assert {f"sparseout/kernels/{path.name}" for path in cpu.SOURCES} <= set(wheel.namelist())
     assert made == (cpu.LIBRARY.stat().st_mtime_ns if cpu.LIBRARY.exists() else None)  # the tree's own is left alone
 
 

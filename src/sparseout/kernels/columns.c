@@ -7,6 +7,16 @@
 
 #ifdef REAL
 
+#ifndef WIDTH
+#define WIDTH 1024
+typedef struct {
+    int32_t dtype;
+    void *y;
+    const void *x, *w, *bias;
+    int64_t ins, outs, width, parts; /* width: outputs of a task, of which there are `parts` a row */
+} Linear;
+#endif
+
 /* sums += the columns of these numbers times these values; eight of them, or one. */
 #define COLUMNS(type, convert) do { \
     const type *w = (const type *)c->w + first; \

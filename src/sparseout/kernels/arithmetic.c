@@ -1,0 +1,71 @@
+/* Numbers: half types, and powers that become vector instructions, where those of libm do not. Part of cpu.c. */
+
+INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t as_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+INLINE float from_bfloat16(uint16_t h) { return as_float((uint32_t)h << 16); }
+INLINE uint16_t to_bfloat16(float f) { /* to nearest even */
+    uint32_t bits = as_bits(f);
+    return (uint16_t)(f != f ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+INLINE float from_float16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, bits = (uint32_t)(h & 0x7FFF) << 13;
+    float finite = as_float(bits) * 0x1p112f; /* the zeros of the exponents are 112 apart; denormals come out right */
+    return as_float(sign | (bits >= 0x0F800000 ? bits | 0x7F800000 : as_bits(finite)));
+}
+INLINE uint16_t to_float16(float f) { /* to nearest even */
+    uint32_t sign = as_bits(f) >> 16 & 0x8000, bits = as_bits(f) & 0x7FFFFFFF;
+    uint32_t normal = (bits - (112u << 23) + 0xFFF + (bits >> 13 & 1)) >> 13;
+    uint32_t denormal = as_bits(as_float(bits) + 0.5f) - as_bits(0.5f); /* the sum is rounded where a half ends */
+    uint32_t huge = bits > 0x7F800000 ? 0x7E00 : 0x7C00;
+    return (uint16_t)(sign | (bits >= 0x47800000 ? huge : bits < 0x38800000 ? denormal : normal));
+}
+
+/* 2^(e log2 a + log2_scale), with e and log2_scale in two parts. a is m 2^k, m from sqrt 1/2 to sqrt 2. What 12 bits of
+   e and the 8 of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of
+   itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves. Not `careful`, it is for normal
+   numbers and results; where both serve they give the same bits. */
+INLINE float power_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
+    const float to_whole = 0x1.8p23f; /* added and subtracted it rounds to a whole number */
+    int denormal = careful && a < 0x1p-126f;
+    uint32_t bits = as_bits(denormal ? a * 0x1p24f : a) - 0x3F3504F3; /* of sqrt 1/2 */
+    float k = (float)((int32_t)bits >> 23) - (denormal ? 24.0f : 0.0f);
+    float s = as_float((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
+    float log2_m = s * (1.4426950f + s * (-0.72134733f + s * (0.48091063f + s * (-0.36070368f + s * (0.28791624f
+                 + s * (-0.23894481f + s * (0.21571563f + s * (-0.20726982f + s * 0.12583704f))))))));
+    float high = e_high * k + scale_high, low = e_high * log2_m + (e_low * (k + log2_m) + scale_low);
+    float sum = high + low;
+    float n = (!careful ? sum : sum < -250.0f ? -250.0f : sum > 250.0f ? 250.0f : sum) + to_whole - to_whole;
+    float r = (high - n) + low;
+    if (careful) r = r < -1.0f ? -1.0f : r > 1.0f ? 1.0f : r; /* beyond are 0 and infinity */
+    float power = 1.0f + r * (0.69314718f + r * (0.24022646f + r * (0.055503286f + r * (0.0096184891f
+                + r * (0.0013399931f + r * 0.00015345812f)))));
+    int32_t whole = (int32_t)n, half = careful ? whole >> 1 : 0; /* two factors, since 2^n may be no float */
+    if (careful) power *= as_float((uint32_t)(half + 127) << 23);
+    return power * as_float((uint32_t)(whole - half + 127) << 23);
+}
+INLINE double power_double(double a, double e_high, double e_low, double scale_high, double scale_low, int careful) {
+    (void)careful;
+    return exp2((e_high + e_low) * log2(a) + (scale_high + scale_low));
+}
+
+/* a^(-1/2) or a^(-1/4), at a third of the time of square roots and a quotient: halving or quartering the bits, which
+   are nearly a logarithm, gives y to 4%, and the polynomial (1 - h)^(-1/2) or ^(-1/4) in the error h of its power the
+   rest, to 2e-8. Denormals are multiplied by 2^24 first. */
+INLINE float root_float(float a, int fourth, int careful) {
+    int denormal = careful && a < 0x1p-126f;
+    if (denormal) a *= 0x1p24f;
+    float y = as_float(fourth ? 0x4F5810C0 - (as_bits(a) >> 2) : 0x5F373600 - (as_bits(a) >> 1));
+    if (fourth) {
+        float h = 1.0f - a * (y * y) * (y * y);
+        y += y * (h * (0.25f + h * (0.15624469f + h * (0.11718275f + h * (0.096593072f + h * 0.082163589f)))));
+    } else {
+        float h = 1.0f - a * y * y;
+        y += y * (h * (0.5f + h * (0.37499842f + h * (0.31249853f + h * (0.27477386f + h * 0.24733474f)))));
+    }
+    return denormal ? y * (fourth ? 0x1p6f : 0x1p12f) : y;
+}
+INLINE double root_double(double a, int fourth, int careful) {
+    (void)careful;
+    return 1 / sqrt(fourth ? sqrt(a) : a);
+}
