@@ -20,7 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path(__file__).resolve().parents[1] / "src" / "sparseout" / "kernels"
 SOURCE, LIBRARY = KERNELS / "cpu.c", KERNELS / "_native.so"
-PARTS = [SOURCE, KERNELS / "arithmetic.c", KERNELS / "columns.c"]  # the first includes the others
+PARTS = sorted(KERNELS.glob("*.c"))  # of which SOURCE includes the others
 
 # IEEE arithmetic but for fused products and sums. The first two -fno let the compiler use vectors where it would
 # otherwise care for errno and for flags that nobody reads.

@@ -36,8 +36,6 @@ typedef struct { /* what does not change from call to call; cpu.py has its twin 
                                      one draw to the next along each: 0 where they are shared; innermost first */
 } Plan;
 
-typedef struct { int64_t at[64], used; } Place; /* of an element: its index along each run, and among the repeats */
-
 typedef struct { /* scale |x|^e: e and log2 scale each in two parts, of which the products with 12 bits are exact */
     double e_high, e_low, log2_high, log2_low, scale, at_zero, at_infinity;
     int quarters /* 4 e, or OTHER */, moderate /* no step overflows or vanishes where the result does not */;
@@ -58,13 +56,7 @@ typedef struct {
 } Call;
 
 #include "arithmetic.c"
-
-INLINE uint64_t mix(uint64_t z) { /* SplitMix64 */
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-#define GOLDEN 0x9E3779B97F4A7C15u
+#include "mask.c"
 
 static Power power_of(double e, double log2_scale, double at_zero) {
     int near = fabs(log2_scale) <= 10;
@@ -98,12 +90,9 @@ static Power power_of(double e, double log2_scale, double at_zero) {
 
 static void range(int64_t begin, int64_t end, void *call) {
     const Call *c = call;
-    const Plan *p = c->plan;
-    int wide = p->dtype == FLOAT64;
-    int64_t first = begin * c->part, last = end * c->part < c->n ? end * c->part : c->n, rest = first / p->repeat;
-    Place place;
-    place.used = first % p->repeat;
-    for (int run = 0; run < p->runs; run++) { place.at[run] = rest % p->sizes[run]; rest /= p->sizes[run]; }
+    int wide = c->plan->dtype == FLOAT64;
+    int64_t first = begin * c->part, last = end * c->part < c->n ? end * c->part : c->n;
+    Place place = place_of(first, c->plan);
     for (int64_t start = first, step = c->sums ? c->part : BLOCK; start < last; start += step) {
         int64_t n = last - start < step ? last - start : step;
         if (c->sums) (wide ? sums_double : sums_float)(c, start, n, c->sums + start / step);
@@ -168,54 +157,14 @@ void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *scale
 
 #else /* for one REAL */
 
+#include "mask.c"
+
 INLINE const REAL *NAME(load)(REAL *buffer, const void *from, int64_t start, int n, int dtype) {
     const uint16_t *halves = (const uint16_t *)from + start;
     if (dtype == BFLOAT16) for (int i = 0; i < n; i++) buffer[i] = from_bfloat16(halves[i]);
     else if (dtype == FLOAT16) for (int i = 0; i < n; i++) buffer[i] = from_float16(halves[i]);
     else return (const REAL *)from + start;
     return buffer;
-}
-
-/* xi of `count` draws from number `first` on, and of up to LANES - 1 more that nobody reads. */
-INLINE void NAME(draw)(REAL *xi, const Call *c, int64_t first, int count) {
-    union { uint64_t words[BLOCK / 2 + LANES]; int16_t narrow[2 * BLOCK + 4 * LANES]; int32_t wide[BLOCK + 2 * LANES]; } u;
-    const int32_t threshold = c->plan->threshold, log2_each = c->plan->bits == 16 ? 2 : 1;
-    const REAL kept = (REAL)c->plan->kept;
-    int skipped = (int)(first & ((1 << log2_each) - 1)), n = (count + LANES - 1) / LANES * LANES;
-    uint64_t state = c->key + (uint64_t)(first >> log2_each) * GOLDEN;
-    for (int i = 0; i <= (skipped + n - 1) >> log2_each; i += 8)
-        for (int k = 0; k < 8; k++) u.words[i + k] = mix(state + (uint64_t)(i + k + 1) * GOLDEN);
-    if (log2_each == 2) for (int i = 0; i < n; i++) xi[i] = u.narrow[skipped + i] >= threshold ? kept : -1;
-    else for (int i = 0; i < n; i++) xi[i] = u.wide[skipped + i] >= threshold ? kept : -1;
-}
-
-/* xi of the n elements from `place` on, which moves behind them, and of up to LANES - 1 more that nobody reads. */
-INLINE void NAME(noise)(REAL *xi, const Call *c, Place *place, int n) {
-    const Plan *p = c->plan;
-    REAL once[BLOCK + LANES];
-    int64_t *at = place->at, row = p->sizes[0];
-    for (int i = 0; i < n;) {
-        int64_t first = 0, wanted = p->repeat == 1 ? n - i : (place->used + n - i - 1) / p->repeat + 1;
-        int64_t rows = p->runs < 2 || p->repeat > 1 || at[0] ? 0 : at[1] < i / row ? at[1] : i / row;
-        if (rows) { /* before these lie rows with the same draws */
-            if (rows > p->sizes[1] - at[1]) rows = p->sizes[1] - at[1];
-            int count = (int)(rows * row < n - i ? rows * row : n - i);
-            memcpy(xi + i, xi + i - rows * row, (size_t)count * sizeof(REAL));
-            i += count; at[0] = count % row; at[1] += count / row;
-        } else {
-            int count = (int)(row - at[0] < wanted ? row - at[0] : wanted);
-            for (int run = 0; run < p->runs; run++) first += at[run] * p->steps[run];
-            NAME(draw)(p->repeat == 1 ? xi + i : once, c, first, count);
-            if (p->repeat == 1) i += count, at[0] += count;
-            else for (int j = 0; j < count; j++) {
-                int times = (int)(p->repeat - place->used < n - i ? p->repeat - place->used : n - i);
-                for (int k = 0; k < times; k += LANES) for (int l = 0; l < LANES; l++) xi[i + k + l] = once[j];
-                i += times; place->used += times;
-                if (place->used == p->repeat) place->used = 0, at[0]++;
-            }
-        }
-        for (int run = 0; run < p->runs - 1; run++) if (at[run] == p->sizes[run]) at[run] = 0, at[run + 1]++;
-    }
 }
 
 /* a^(how / 4) */
@@ -274,7 +223,7 @@ TARGETS static void NAME(block)(const Call *c, Place *place, int64_t start, int 
         __builtin_prefetch((const char *)c->out + at, 1, 2);
         if (c->grad) __builtin_prefetch((const char *)c->grad + at, 0, 2);
     }
-    NAME(noise)(xi, c, place, n);
+    NAME(noise)(xi, p, c->key, place, n);
     if (p->what == GRADIENT) factor = NAME(load)(factor_wide, c->grad, start, n, p->dtype);
     if (p->what == SLOPE) for (int i = 0; i < n; i++) factor = factor_wide, factor_wide[i] = 1;
     if (c->is_sum) {

@@ -16,7 +16,7 @@ from sparseout._utils import torch_internals
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseArguments, Numbers
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "arithmetic.c", "columns.c")]
+SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 LIBRARY = Path(__file__).with_name("_native.so")  # also on macOS: ctypes does not care
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
