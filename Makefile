@@ -48,15 +48,15 @@ format: .venv/.dev
 	.venv/bin/ruff format
 
 # `dev` includes the others, so whoever runs the tests first has the demo and the site installed too.
-.venv/.experiments: pyproject.toml experiments/pyproject.toml constraints.txt src/sparseout/kernels/cpu.c
+.venv/.experiments: pyproject.toml experiments/pyproject.toml constraints.txt $(wildcard src/sparseout/kernels/*.c)
 	@tools/setup experiments
 	@touch $@
 
-.venv/.docs: pyproject.toml experiments/pyproject.toml constraints.txt src/sparseout/kernels/cpu.c
+.venv/.docs: pyproject.toml experiments/pyproject.toml constraints.txt $(wildcard src/sparseout/kernels/*.c)
 	@tools/setup docs
 	@touch $@
 
-.venv/.dev: pyproject.toml experiments/pyproject.toml constraints.txt src/sparseout/kernels/cpu.c
+.venv/.dev: pyproject.toml experiments/pyproject.toml constraints.txt $(wildcard src/sparseout/kernels/*.c)
 	@tools/setup dev
 	@touch $@ .venv/.experiments .venv/.docs
 

@@ -3,9 +3,9 @@
        y = x + beta sign(x) |x|^(q/2) xi            beta = amplitude scale_unit^(1 - q/2)
    dy/dx = 1 + beta |x|^(q/2 - 1) xi                the noise term times q/2 if "exact"
 
-   x is read in blocks of 256 elements, for which short loops, turned into vector instructions by the compiler, make
-   the noise and then the rest, in buffers that stay in the first-level cache. An element always has the same position
-   in its block, and all arithmetic is IEEE's: the number of threads does not change a bit.
+   x is read in blocks of 256 elements. Short loops, which the compiler turns into vector instructions, make the noise
+   (mask.c) and then the rest, in buffers that stay in the first-level cache. An element always has the same position in
+   its block, and all arithmetic is IEEE's: the number of threads does not change a bit.
 
    No headers of torch or Python: kernels/cpu.py calls this through ctypes. What follows the #else is compiled twice,
    for REAL = float (fp32, bf16, fp16) and REAL = double, by this file including itself. */
@@ -176,8 +176,8 @@ INLINE REAL NAME(quarters)(REAL a, int how, int careful) {
 
 INLINE BITS NAME(bits_of)(REAL a) { BITS bits; memcpy(&bits, &a, sizeof bits); return bits; }
 
-/* out = s = scale |x|^e, or `factor` times the slope 1 + s xi, if there is an xi; whether some x wants to be taken
-   `careful`ly: denormals, infinities and NaN. Of their bits NaN has the largest; 1 less, 0 has. */
+/* Writes s = scale |x|^e or, if there is an xi, `factor` times the slope 1 + s xi. Returns whether x has denormals,
+   infinities or NaN, for which it must be `careful`: as bits these are the least but 0 and the largest of |x|. */
 INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, const REAL *xi, REAL limit, int n,
                       const Power p, int how, int careful) {
     const REAL infinity = (REAL)INFINITY, scale = (REAL)p.scale, at_zero = (REAL)p.at_zero;
@@ -187,7 +187,7 @@ INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, con
             a, (REAL)p.e_high, (REAL)p.e_low, (REAL)p.log2_high, (REAL)p.log2_low, careful);
         BITS bits = NAME(bits_of)(a);
         most = bits > most ? bits : most;
-        least = bits - 1 < least ? bits - 1 : least;
+        least = bits - 1 < least ? bits - 1 : least; /* that of 0 is the largest of all */
         if (careful) s = a < infinity ? s : a == a ? (REAL)p.at_infinity : a;
         s = a == 0 ? at_zero : s;
         if (xi) {
@@ -198,6 +198,7 @@ INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, con
     return least < NAME(bits_of)(TINY) - 1 || most >= NAME(bits_of)(infinity);
 }
 
+/* The loop for this exponent. */
 INLINE void NAME(powers)(REAL *out, const REAL *x, const REAL *factor, const REAL *xi, REAL limit, int n,
                          const Power *p) {
 #define RUN(how, careful) NAME(loop)(out, x, factor, xi, limit, n, *p, how, careful)
@@ -206,6 +207,7 @@ INLINE void NAME(powers)(REAL *out, const REAL *x, const REAL *factor, const REA
         CASE(-2) CASE(-1) CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(OTHER)
     }
 }
+
 TARGETS static void NAME(raise)(REAL *s, const REAL *x, int n, const Power *p) {
     NAME(powers)(s, x, NULL, NULL, 0, n, p);
 }
@@ -225,7 +227,7 @@ TARGETS static void NAME(block)(const Call *c, Place *place, int64_t start, int 
     }
     NAME(noise)(xi, p, c->key, place, n);
     if (p->what == GRADIENT) factor = NAME(load)(factor_wide, c->grad, start, n, p->dtype);
-    if (p->what == SLOPE) for (int i = 0; i < n; i++) factor = factor_wide, factor_wide[i] = 1;
+    if (p->what == SLOPE) { for (int i = 0; i < n; i++) factor_wide[i] = 1; factor = factor_wide; }
     if (c->is_sum) {
         REAL s[BLOCK];
         NAME(raise)(s, x, n, &c->power);
