@@ -10,12 +10,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import demo_results
 import pytest
 import torch
 from small import arguments
 from sparseout_experiments import cli
 from sparseout_experiments.commands import app
-from sparseout_experiments.demo import Options, Run, report, training
+from sparseout_experiments.demo import Options, report, training
+from sparseout_experiments.studies.engine import frame
 from sparseout_experiments.training import atomic_files
 from typer.testing import CliRunner
 
@@ -43,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 class Page(HTMLParser):
     """A page as tags: fails where one is not closed."""
 
-    VOID = frozenset({"meta", "img", "br", "path", "use", "rect"})
+    VOID = frozenset({"meta", "link", "img", "br", "path", "use", "rect"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -70,16 +72,18 @@ def test_the_results_hold_every_run(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     assert sorted(os.listdir(folder)) == WRITTEN
     found = json.loads((folder / "results.json").read_text())
-    assert found["runs_finished"] == found["runs_planned"] == len(found["runs"]) == (3 * 2 + 2) * 2
-    assert found["options"]["q"] == [1, 2, 3]  # sorted
-    assert found["environment"]["torch"] == torch.__version__
-    assert found["seconds"] > 0
+    assert len(found["runs"]) == (3 * 2 + 2) * 2
+    assert {found["fixed"]["status"]} == {"finished"}
+    assert found["swept"]["q"] == [1, 2, 3]  # sorted
+    assert found["environments"][0]["torch"] == torch.__version__
+    assert found["more"]["demo"]["seconds"] > 0
     assert {run["method"] for run in found["runs"]} == {"sparseout", "dropout", "none"}
+    assert found["more"]["demo"]["histograms"].keys() == {run["run"] for run in found["runs"]}
 
 
 def test_the_terminal_and_the_page_say_the_same(finished: tuple[Path, str]) -> None:
     folder, shown = finished
-    found = json.loads((folder / "results.json").read_text())
+    found = json.loads((folder / "results.json").read_text())["more"]["demo"]
     page = (folder / "report.html").read_text()
     assert found["verdict"] in " ".join(shown.split())
     assert found["verdict"].replace("'", "&#39;") in page
@@ -98,10 +102,10 @@ def test_the_page_stands_alone(finished: tuple[Path, str]) -> None:
         for name, value in attributes.items()
         if name in ("src", "href", "xlink:href", "srcset") and value is not None
     ]
-    outside = [link for link in links if not link.startswith(("#", "data:image/png;base64,"))]
+    outside = [link for link in links if not link.startswith(("#", "data:"))]
     assert outside == ["https://arxiv.org/abs/1904.08050"]
     assert text.count("http") == 1
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert "@import" not in text
     assert text.count("url(") == text.count("url(#")
 
@@ -175,7 +179,7 @@ def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(count))
     whole = training.train
 
-    def train(*args: Any) -> Run:
+    def train(*args: Any) -> Any:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return whole(*args)
@@ -189,7 +193,8 @@ def test_an_interrupt_keeps_what_is_finished(
     interrupt_at(3, monkeypatch)
     assert status_of(*TINY, "--out", str(tmp_path)) == 130
     assert "interrupted: 3 of 16 runs were finished" in capfd.readouterr().err
-    assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == 3
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["status"] for run in runs] == ["finished"] * 3 + ["planned"] * 13
     text = (tmp_path / "report.html").read_text()
     Page(text)
     assert "Interrupted: 3 of 16 runs were finished" in text
@@ -203,8 +208,11 @@ def test_an_interrupt_leaves_a_report_of_more_runs(
     finished: int, planned: int, stays: bool,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    old = json.dumps({"experiment": "demo", "runs_finished": finished, "runs_planned": planned})
-    (tmp_path / "results.json").write_text(old)
+    statuses = ["finished"] * finished + ["planned"] * (planned - finished)
+    some = demo_results.results([demo_results.row("none", n, 0.5, status=status) for n, status in enumerate(statuses)])
+    some.more["demo"] = {}
+    frame.save(some, tmp_path / "results.json")
+    old = (tmp_path / "results.json").read_text()
     interrupt_at(3, monkeypatch)
     assert status_of(*TINY, "--out", str(tmp_path)) == 130
     assert ((tmp_path / "results.json").read_text() == old) is stays
@@ -212,8 +220,14 @@ def test_an_interrupt_leaves_a_report_of_more_runs(
     assert (f"the report in {tmp_path}, of {finished} runs, stays" in capfd.readouterr().err) is stays
 
 
-def test_the_results_of_others_are_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.json").write_text("[1]")
+@pytest.mark.parametrize("text", ["[1]", '{"kind": "sparseout report"}', None])
+def test_the_results_of_others_are_left_alone(
+    text: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if text:
+        (tmp_path / "results.json").write_text(text)
+    else:
+        frame.save(demo_results.results([demo_results.row("none", 0, 0.5)]), tmp_path / "results.json")  # of a sweep
     assert status_of(*TINY, "--out", str(tmp_path)) == 2
     assert "a new folder, or one of an earlier sparseout demo" in capfd.readouterr().err
     assert os.listdir(tmp_path) == ["results.json"]
@@ -443,11 +457,11 @@ def test_help_and_completion_import_nothing_slow(args: list[str], completing: di
 def test_the_command_line_defaults_are_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Options] = []
 
-    def stop(options: Options, total: int) -> list[Run]:
+    def stop(options: Options, folder: Path) -> dict[str, Any]:
         seen.append(options)
-        return []
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparseout_experiments.commands.demo._watch", stop)
+    monkeypatch.setattr("sparseout_experiments.commands.demo.plan", stop)
     CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--q", "3,1.0", "--q", "1", "--scale", "0.25"])
     assert seen[0] == Options()

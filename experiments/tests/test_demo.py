@@ -1,5 +1,3 @@
-import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +6,14 @@ import torch
 from sparseout_experiments import demo
 from sparseout_experiments.config import record, resolve
 from sparseout_experiments.data import Split, digits
-from sparseout_experiments.demo import Options, Run, Setting, plan, settings, training
-from sparseout_experiments.demo.summary import dial, summarise, trend, verdict
-from sparseout_experiments.demo.training import run_all, train
+from sparseout_experiments.demo import Options, plan, report, training
+from sparseout_experiments.demo.summary import trend, verdict
+from sparseout_experiments.demo.training import Look, run_all, train
 from sparseout_experiments.models import Autoencoder
+from sparseout_experiments.studies.engine.cluster import Job
+from sparseout_experiments.studies.engine.frame import Results
 from sparseout_experiments.tasks import autoencoder
-from sparseout_experiments.training.environment import one_thread
-from sparseout_experiments.training.run_folder import RunFailed
 from torch import Tensor, nn
-
-SHORT = Options(epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +21,15 @@ def data() -> Split:
     return digits()
 
 
-def quiet(setting: Setting, seed: int, done: float) -> None:
+def quiet(name: str, done: float) -> None:
     pass
 
 
-def numbers(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.record().items() if name not in ("seconds", "method", "scale", "q")}
+def trained(options: Options, folder: Path) -> tuple[dict[str, Job], dict[str, Look], Results]:
+    """The jobs of a demonstration, the looks at their runs, and the results."""
+    jobs = plan(options, folder)
+    looks = {str(job.folder): look for job, look in zip(jobs.values(), run_all(jobs, quiet), strict=True) if look}
+    return jobs, looks, report.gathered(options, jobs, looks, "")
 
 
 def test_the_digits_are_split_once_and_for_all(data: Split) -> None:
@@ -41,10 +40,11 @@ def test_the_digits_are_split_once_and_for_all(data: Split) -> None:
     assert torch.cat(data).unique(dim=0).shape[0] == 1797  # no digit twice: none is trained and tested on
 
 
-def test_every_setting_is_run_on_every_seed_and_whole_seeds_come_first() -> None:
-    found = plan(Options())
-    assert len(found) == len(set(found)) == (5 * 2 + 2) * 3
-    assert [seed for _, seed in found] == sorted(seed for _, seed in found)
+def test_every_setting_is_run_on_every_seed_and_whole_seeds_come_first(tmp_path: Path) -> None:
+    jobs = plan(Options(), tmp_path)
+    assert len(jobs) == len({job.folder for job in jobs.values()}) == (5 * 2 + 2) * 3
+    seeds = [job.options["seed"] for job in jobs.values()]
+    assert seeds == sorted(seeds)
 
 
 def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +60,11 @@ def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monke
 
     monkeypatch.setattr(autoencoder, "Autoencoder", Recorded)
     seen = {}
-    for seed in (0, 1):
-        for setting in settings(Options(q=(1.0, 3.0))):
-            start: list[list[Tensor]] = []
-            batches: list[Tensor] = []
-            train(setting, seed, SHORT, tmp_path / f"{setting} {seed}", quiet)
-            seen[setting, seed] = torch.cat([p.flatten() for p in start[0]]), torch.cat(batches)
+    for name, job in plan(Options(q=(1.0, 3.0), seeds=2, epochs=2), tmp_path).items():
+        start: list[list[Tensor]] = []
+        batches: list[Tensor] = []
+        train(name, job, quiet)
+        seen[name, job.options["seed"]] = torch.cat([p.flatten() for p in start[0]]), torch.cat(batches)
     first, *others = (value for (_, seed), value in seen.items() if seed == 0)
     count = len(first[1]) // 2
     assert first[1].shape == (2 * count, 64)
@@ -74,44 +73,50 @@ def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monke
     for other in others:
         assert torch.equal(first[0], other[0])
         assert torch.equal(first[1], other[1])
-    elsewhere = seen[Setting("none"), 1]
+    elsewhere = seen["method=none seed=1", 1]
     assert not torch.equal(first[0], elsewhere[0])
     assert not torch.equal(first[1], elsewhere[1])
 
 
-@pytest.mark.parametrize("scale", ["paper", "matched", 0.1])
 @pytest.mark.parametrize("gradient", ["detached", "exact"])
-def test_q_2_is_dropout_bit_for_bit(tmp_path: Path, scale: demo.Scale, gradient: demo.Gradient) -> None:
-    options = dataclasses.replace(SHORT, gradient=gradient)
-    ours = train(Setting("sparseout", scale, 2.0), 0, options, tmp_path / "ours", quiet)
-    dropout = train(Setting("dropout"), 0, options, tmp_path / "dropout", quiet)
-    assert numbers(ours) == numbers(dropout)
-    assert ours.pictures is not None
-    assert dropout.pictures is not None
-    assert torch.equal(ours.pictures.filters, dropout.pictures.filters)
-    assert torch.equal(ours.pictures.reconstructions, dropout.pictures.reconstructions)
+def test_q_2_is_dropout_bit_for_bit(tmp_path: Path, gradient: demo.Gradient) -> None:
+    options = Options(q=(2.0,), seeds=1, scales=("paper", "matched", 0.1), gradient=gradient, epochs=2)
+    _, looks, results = trained(options, tmp_path)
+    *ours, dropout, _ = looks.values()
+    for one in ours:
+        assert one.histogram == dropout.histogram
+        assert torch.equal(one.filters, dropout.filters)
+        assert torch.equal(one.reconstructions, dropout.reconstructions)
+    numbers = results.frame[results.frame["method"] != "none"][["hoyer", "gini", "dead", "metric"]]
+    assert len(numbers.drop_duplicates()) == 1
+    assert len(numbers) == 4
 
 
 @pytest.mark.parametrize("scale", ["paper", "matched", 0.25])
-def test_the_options_reach_the_run(scale: demo.Scale) -> None:
-    options = Options(p=0.3, gradient="exact", epochs=7)
-    for setting in (Setting("none"), Setting("dropout"), Setting("sparseout", scale, 1.5)):
-        found = record(resolve("autoencoder", training.chosen(setting, 3, options)))
-        wanted = {"method": setting.method, "seed": 3, "epochs": 7, "data": "digits", "units": 256}
-        wanted |= {} if setting.method == "none" else {"p": 0.3}
-        wanted |= {"q": 1.5, "scale": scale, "gradient": "exact"} if setting.q else {}
+def test_the_options_reach_the_run(scale: demo.Scale, tmp_path: Path) -> None:
+    options = Options(q=(1.5,), scales=(scale,), p=0.3, gradient="exact", epochs=7, seeds=4)
+    for job in list(plan(options, tmp_path).values())[-3:]:
+        found, method = record(resolve(job.task, job.options)), job.options["method"]
+        wanted = {"seed": 3, "epochs": 7, "data": "digits", "units": 256}
+        wanted |= {} if method == "none" else {"p": 0.3}
+        wanted |= {"q": 1.5, "scale": scale, "gradient": "exact"} if method == "sparseout" else {}
         assert {name: found[name] for name in wanted} == wanted
 
 
-def test_a_run_repeats_and_leaves_torch_as_it_was() -> None:
+def test_a_run_repeats_and_leaves_torch_as_it_was(tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(2)
     options = Options(q=(1.0,), scales=("paper",), seeds=1, epochs=1)
-    first = list(run_all(options, quiet))
+
+    def once(name: str) -> list[Any]:
+        _, looks, _ = trained(options, tmp_path / name)
+        return [look.reconstructions.tolist() for look in looks.values()]
+
+    first = once("first")
     torch.rand(7)
-    assert list(map(numbers, run_all(options, quiet))) == list(map(numbers, first))
+    assert once("second") == first
     torch.set_rng_state(state)
-    interrupted = run_all(options, quiet)
+    interrupted = run_all(plan(options, tmp_path / "third"), quiet)
     next(interrupted)
     interrupted.close()
     assert torch.get_num_threads() == 2
@@ -119,31 +124,25 @@ def test_a_run_repeats_and_leaves_torch_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_pictures_are_of_the_first_seed(tmp_path: Path) -> None:
-    one, two = (train(Setting("dropout"), seed, SHORT, tmp_path / str(seed), quiet) for seed in (0, 1))
-    assert one.error != two.error
-    assert one.pictures is not None
-    assert two.pictures is None
-
-
-def test_what_is_looked_at_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Autoencoder] = []
-    test, whole = training.digits().test, training.look
-    monkeypatch.setattr(training, "look", lambda model, test: (seen.append(model), whole(model, test))[1])
+def test_what_is_looked_at_is_what_was_measured(tmp_path: Path) -> None:
+    jobs = dict(list(plan(Options(q=(2.0,), seeds=1, epochs=2), tmp_path).items())[-1:])
     heard: list[float] = []
-    run = train(Setting("none"), 0, SHORT, tmp_path / "run", lambda setting, seed, done: heard.append(done))
+    ((name, job),) = jobs.items()
+    look = train(name, job, lambda name, done: heard.append(done))
+    assert look
+    found = report.gathered(Options(q=(2.0,)), jobs, {str(job.folder): look}, "").frame.iloc[0]
+    test = training.digits().test
     with torch.no_grad():
-        code = torch.relu(seen[0].encoder(test))
-        error = (seen[0].decoder(code) - test).square().mean().item()
+        code = torch.relu(look.model.encoder(test))
+        error = (look.model.decoder(code) - test).square().mean().item()
     norms = code.norm(dim=1)
-    assert run.hoyer == pytest.approx(((16 - code.sum(1) / norms) / 15).mean().item(), rel=1e-5)
-    assert run.density == pytest.approx((code > 0).float().mean().item())
-    assert run.dead == (code == 0).all(0).float().mean().item()
-    assert run.error == pytest.approx(error, rel=1e-5)
-    assert (run.rows, run.undefined_rows) == (450, 0)
-    assert sum(run.histogram) == (code > 0).sum().item()
-    assert run.pictures is not None
-    assert run.pictures.reconstructions.shape == run.pictures.filters.shape == (10, 64)
+    assert found["hoyer"] == pytest.approx(((16 - code.sum(1) / norms) / 15).mean().item(), rel=1e-5)
+    assert found["density"] == pytest.approx((code > 0).float().mean().item())
+    assert found["dead"] == (code == 0).all(0).float().mean().item()
+    assert found["metric"] == pytest.approx(1000 * error, rel=1e-5)
+    assert found["undefined"] == 0
+    assert sum(look.histogram) == (code > 0).sum().item()
+    assert look.reconstructions.shape == look.filters.shape == (10, 64)
     assert heard == sorted(heard)
     assert heard[-1] == 1
 
@@ -151,31 +150,26 @@ def test_what_is_looked_at_is_what_was_measured(tmp_path: Path, monkeypatch: pyt
 def test_a_dead_network_has_an_empty_histogram(data: Split) -> None:
     model = Autoencoder(64, 256, nn.Identity(), torch.Generator().manual_seed(0))
     nn.init.constant_(model.encoder.bias, -100)
-    assert sum(training.look(model, data.test)[0]) == 0
+    assert sum(training.look(model, data.test).histogram) == 0
 
 
-def test_a_run_that_fails_has_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RunFailed("the loss of step 7 is nan")
-
-    monkeypatch.setattr(training, "perform", fail)
-    run = train(Setting("sparseout", "paper", 300.0), 0, SHORT, tmp_path / "run", quiet)
-    assert all(map(math.isnan, (run.hoyer, run.error, run.dead)))
-    assert run.rows == 450
+def test_a_run_that_fails_has_no_numbers(tmp_path: Path) -> None:
+    options = Options(q=(300.0,), scales=("paper",), seeds=1, epochs=2)
+    _, looks, results = trained(options, tmp_path)
+    failed = results.frame[results.frame["method"] == "sparseout"].iloc[0]
+    assert failed["status"] == "failed"
+    assert failed["run"] not in looks
+    assert failed[["hoyer", "metric", "dead"]].isna().all()
 
 
 def test_sparsity_falls_with_q(tmp_path: Path) -> None:
     """The claim of the page, at reduced size."""
     options = Options(q=(1.0, 3.0), epochs=5)
-    with one_thread():
-        runs = [
-            train(setting, seed, options, tmp_path / f"{setting} {seed}", quiet)
-            for setting, seed in plan(options)
-            if setting.q is not None
-        ]
-    rows = summarise(options, runs)
+    _, _, results = trained(options, tmp_path)
     for scale in options.scales:
-        assert trend(dial(rows, scale), "hoyer").verdict == "apart"
-        assert trend(dial(rows, scale), "hoyer_live").verdict == "apart"
-    assert "falls at every step" in verdict(rows, options.scales)
-    assert sum(run.undefined_rows for run in runs) == 0
+        for measure in ("hoyer", "hoyer_live"):
+            found = trend(results, scale, measure)  # type: ignore[arg-type]
+            assert found
+            assert found.verdict == "apart"
+    assert "falls at every step" in verdict(results, options.scales)
+    assert (results.frame["undefined"] == 0).all()

@@ -2,42 +2,15 @@ import math
 import re
 
 import pytest
-from sparseout_experiments.demo import Options, Run, Scale, Setting
-from sparseout_experiments.demo.summary import Row, caveats, dial, notes, summarise, trend, verdict
-from sparseout_experiments.demo.table import lines
+from demo_results import WOBBLE, dial, results, row
+from sparseout_experiments.demo import Scale, report
+from sparseout_experiments.demo.summary import caveats, notes, summarise, trend, verdict
 
-WOBBLE = (-0.01, 0.0, 0.01)
+BLIND = 70.0  # the error of answering with the average digit
 
-
-def runs(
-    scale: Scale,
-    hoyer: dict[float, float],
-    live: dict[float, float] | None = None,
-    wobble: tuple[float, ...] = WOBBLE,
-    error: float = 0.01,
-    undefined: int = 0,
-) -> list[Run]:
-    return [
-        run(Setting("sparseout", scale, q), seed, value + off, (live or hoyer)[q] + off, error, undefined)
-        for q, value in hoyer.items()
-        for seed, off in enumerate(wobble)
-    ]
-
-
-def run(setting: Setting, seed: int, hoyer: float, live: float, error: float = 0.01, undefined: int = 0) -> Run:
-    return Run(setting, seed, hoyer, live, 0.5, 0.3, 0.25, 450, undefined, error, 1.0, [1] * 60)
-
-
-def rows_of(found: list[Run], *scales: Scale, q: tuple[float, ...] = (1.0, 2.0, 3.0)) -> list[Row]:
-    return summarise(Options(q=q, scales=scales or ("paper",)), found)
-
-
-BLIND = 0.07  # the error of answering with the average digit
-
-FALLING = {1.0: 0.9, 2.0: 0.6, 3.0: 0.4}
-OVERLAPPING = {1.0: 0.62, 2.0: 0.60, 3.0: 0.58}
-FLAT = {1.0: 0.60, 2.0: 0.61, 3.0: 0.60}
-RISING = {1.0: 0.4, 2.0: 0.6, 3.0: 0.9}
+FALLING: dict[float, float | None] = {1.0: 0.9, 2.0: 0.6, 3.0: 0.4}
+OVERLAPPING: dict[float, float | None] = {1.0: 0.62, 2.0: 0.60, 3.0: 0.58}
+RISING: dict[float, float | None] = {1.0: 0.4, 2.0: 0.6, 3.0: 0.9}
 
 
 @pytest.mark.parametrize(
@@ -47,95 +20,96 @@ RISING = {1.0: 0.4, 2.0: 0.6, 3.0: 0.9}
         (OVERLAPPING, WOBBLE, "falls overall"),
         (RISING, WOBBLE, "rises overall"),
         (FALLING, (0.0,), "fewer than two seeds finished every q, so its slope has no interval): 0.90 to 0.40"),
+        (dict.fromkeys(FALLING, 0.5), (0.0, 0.0, 0.0), "has no clear direction"),
+        ({2.0: 0.6}, WOBBLE, "Only one q was given"),
+        ({1.0: None, 2.0: 0.6, 3.0: 0.4}, WOBBLE, "As q goes from 2 to 3,"),  # at 1 all codes are zero
+        ({1.0: None, 2.0: None, 3.0: 0.4}, WOBBLE, "Fewer than two values of q have a defined sparsity"),
     ],
 )
-def test_says_what_the_numbers_say(hoyer: dict[float, float], wobble: tuple[float, ...], says: str) -> None:
-    assert says in verdict(rows_of(runs("paper", hoyer, wobble=wobble)), ["paper"])
+def test_says_what_the_numbers_say(hoyer: dict[float, float | None], wobble: tuple[float, ...], says: str) -> None:
+    assert says in verdict(results(dial("paper", hoyer, wobble=wobble)), ["paper"])
 
 
 def test_no_direction_where_the_slope_could_be_0() -> None:
-    found = [
-        run(Setting("sparseout", "paper", q), seed, value, value)
-        for seed, curve in enumerate([(0.5, 0.6, 0.7), (0.7, 0.6, 0.5), (0.6, 0.6, 0.6)])
-        for q, value in zip((1.0, 2.0, 3.0), curve, strict=True)
-    ]
-    rows = rows_of(found)
-    assert "has no clear direction" in verdict(rows, ["paper"])
-    slope = trend(dial(rows, "paper"), "hoyer").slope
-    assert slope.low < 0 < slope.high
-
-
-def test_the_same_curve_in_every_seed_is_flat_only_if_it_is() -> None:
-    flat = dict.fromkeys((1.0, 2.0, 3.0), 0.5)
-    assert "has no clear direction" in verdict(rows_of(runs("paper", flat, wobble=(0, 0, 0))), ["paper"])
+    found = results(
+        [
+            row("sparseout", seed, value, "paper", q)
+            for seed, curve in enumerate([(0.5, 0.6, 0.7), (0.7, 0.6, 0.5), (0.6, 0.6, 0.6)])
+            for q, value in zip((1.0, 2.0, 3.0), curve, strict=True)
+        ]
+    )
+    assert "has no clear direction" in verdict(found, ["paper"])
+    of_all = trend(found, "paper", "hoyer")
+    assert of_all
+    assert of_all.slope.low < 0 < of_all.slope.high
 
 
 def test_live_units_that_disagree_are_not_hidden() -> None:
-    sentence = verdict(rows_of(runs("paper", FALLING, live=RISING)), ["paper"])
+    sentence = verdict(results(dial("paper", FALLING, live=RISING)), ["paper"])
     assert "falls at every step" in sentence
     assert "(0.40 to 0.90 over live units, rising)" in sentence
 
 
 def test_two_scales_share_a_clause_only_where_they_agree() -> None:
-    agree = rows_of(runs("paper", FALLING) + runs("matched", FALLING), "paper", "matched")
-    assert verdict(agree, ["paper", "matched"]).count("falls") == 1
-    differ = rows_of(runs("paper", FALLING) + runs("matched", RISING), "paper", "matched")
-    sentence = verdict(differ, ["paper", "matched"])
+    scales: list[Scale] = ["paper", "matched"]
+    agree = results(dial("paper", FALLING) + dial("matched", FALLING))
+    assert verdict(agree, scales).count("falls") == 1
+    sentence = verdict(results(dial("paper", FALLING) + dial("matched", RISING)), scales)
     assert re.search("falls at every step.* at the paper's scale.*; it rises overall.* at matched", sentence)
     assert sentence.count(".") - len(re.findall(r"\d\.\d", sentence)) == 1  # one sentence
 
 
-def test_one_q_is_nothing_to_compare() -> None:
-    assert "Only one q was given" in verdict(rows_of(runs("paper", {2.0: 0.6}), q=(2.0,)), ["paper"])
-
-
-def test_a_q_whose_codes_are_all_zero_is_left_out_of_the_verdict() -> None:
-    hoyer = {1.0: math.nan, 2.0: 0.6, 3.0: 0.4}
-    assert verdict(rows_of(runs("paper", hoyer)), ["paper"]).startswith("As q goes from 2 to 3,")
-
-
 def test_the_seeds_of_an_interrupted_run_need_not_be_whole() -> None:
-    found = runs("paper", FALLING)[:-1]  # q = 3 lacks its last seed
-    rows = rows_of(found)
-    assert [len(row.runs) for row in rows] == [3, 3, 2]
-    assert trend(dial(rows, "paper"), "hoyer").slope.n == 2
+    rows = dial("paper", FALLING)
+    rows[-1] |= dict.fromkeys(("hoyer", "hoyer_live", "metric")) | {"status": "planned"}  # q = 3 lacks its last seed
+    found = results(rows)
+    assert [row["seeds"] for row in summarise(found)] == [3, 3, 2]
+    of_all = trend(found, "paper", "hoyer")
+    assert of_all
+    assert of_all.slope.n == 2
+    never = [row("dropout", 0, None, status="planned")]
+    assert len(summarise(results(rows + never))) == 3
 
 
 def test_undefined_rows_and_diverged_runs_are_said() -> None:
-    assert not caveats(rows_of(runs("paper", FALLING)), BLIND)
-    (said,) = caveats(rows_of(runs("paper", FALLING, undefined=4)), BLIND)
-    assert "q = 1 at the paper's scale: 12 of 1350" in said
-    said = " ".join(caveats(rows_of(runs("paper", FALLING, error=math.nan)), BLIND))
+    assert not caveats(summarise(results(dial("paper", FALLING))), BLIND)
+    (said,) = caveats(summarise(results(dial("paper", FALLING, undefined=0.01))), BLIND)
+    assert "q = 1 at the paper's scale: 1%" in said
+    nothing = dict.fromkeys(FALLING)
+    said = " ".join(caveats(summarise(results(dial("paper", nothing, status="failed", metric=None))), BLIND))
     assert "diverged" in said
     assert "3 of 3" in said
 
 
 def test_collapse_is_said() -> None:
-    (said,) = caveats(rows_of([*runs("paper", {1.0: 0.9}, error=0.068), *runs("paper", {2.0: 0.6, 3.0: 0.4})]), BLIND)
+    rows = [*dial("paper", {1.0: 0.9}, metric=68.0), *dial("paper", {2.0: 0.6, 3.0: 0.4})]
+    (said,) = caveats(summarise(results(rows)), BLIND)
     assert said.startswith("Collapsed:")
     assert "(q = 1 at the paper's scale)" in said
 
 
 def test_an_undefined_interval_is_a_dash() -> None:
-    rows = rows_of(runs("paper", FALLING, wobble=(0.0,)))
-    assert lines(rows)[0].cells[0] == ("0.900", "-")
+    rows = summarise(results(dial("paper", FALLING, wobble=(0.0,))))
+    assert math.isnan(rows[0]["hoyer_half"])
+    assert report.cell(rows[0], "hoyer") == ("0.900", "-")
     assert '"-"' in caveats(rows, BLIND)[0]
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_notes_are_claimed_only_where_they_hold(seeds: int) -> None:
-    none = [run(Setting("none"), seed, 0.3, 0.3, error=0.001) for seed in range(seeds)]
-    dropout = [run(Setting("dropout"), seed, 0.6 + off, 0.6) for seed, off in enumerate(WOBBLE)]
-    options = Options(q=(1.0, 2.0, 3.0), scales=("paper",))
-    said = " ".join(notes(options, rows_of(runs("paper", FALLING) + none + dropout)))
+    none = [row("none", seed, 0.3, metric=1.0) for seed in range(seeds)]
+    dropout = [row("dropout", seed, 0.6 + off) for seed, off in enumerate(WOBBLE)]
+    found = results(dial("paper", FALLING) + none + dropout)
+    said = " ".join(notes(found, summarise(found), ["paper"], 450))
     assert "25% at q = 1 and 25% at q = 3 at the paper's scale" in said
     assert "sparser than the one without (0.30)" in said
     assert "reconstructs best" in said
     assert "agree to the last bit" in said
 
-    none = [run(Setting("none"), 0, 0.5, 0.5, error=0.02)]
-    dropout = [run(Setting("dropout"), seed, 0.6001, 0.6) for seed in range(3)]
-    said = " ".join(notes(options, rows_of(runs("paper", FALLING) + none + dropout)))
+    none = [row("none", 0, 0.5, metric=20.0)]
+    dropout = [row("dropout", seed, 0.6001) for seed in range(3)]
+    found = results(dial("paper", FALLING) + none + dropout)
+    said = " ".join(notes(found, summarise(found), ["paper"], 450))
     assert "sparser than the one without" not in said
     assert "reconstructs best" not in said
     assert "agree to the last bit" not in said

@@ -1,8 +1,11 @@
 """The command `demo`."""
 
+import shlex
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -10,10 +13,16 @@ from rich.console import Console
 
 from sparseout_experiments.cli import importing
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
-from sparseout_experiments.demo import EPOCHS, Gradient, Options, Run, Scale, Setting, earlier, plan
+from sparseout_experiments.demo import EPOCHS, Gradient, Options, Scale, earlier, plan
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Wanted, reader
 from sparseout_experiments.training import atomic_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sparseout_experiments.demo.training import Look
+    from sparseout_experiments.studies.engine.cluster import Job
 
 _Exponent = Annotated[
     float, Field(ge=0, allow_inf_nan=False), Wanted("finite numbers >= 0, separated by commas", "LIST")
@@ -65,46 +74,50 @@ def demo(
 
 
 def _run(options: Options, folder: Path, before: int, whole: bool) -> None:
-    total, started = len(plan(options)), time.perf_counter()
-    runs = _watch(options, total)
-    finished = f"{len(runs)} of {total} runs were finished"
-    if not runs or (len(runs) < total and (whole or len(runs) < before)):
-        stays = f"; the report in {folder}, of {before} runs, stays" if runs else ", and nothing was written"
-        fail(f"interrupted: {finished}{stays}", INTERRUPTED)
+    started = time.perf_counter()
+    with TemporaryDirectory() as work:
+        jobs = plan(options, Path(work))
+        looks = _watch(jobs)
 
-    from sparseout_experiments.demo import payoff, report  # matplotlib takes a second to import
+        from sparseout_experiments.demo import payoff, report  # matplotlib takes a second to import
 
-    try:
-        worth = payoff.measure(runs)
-        written = report.write(folder, options, runs, time.perf_counter() - started, worth)
-    except OSError as error:
-        fail(f"the report could not be written to {folder} ({error.strerror})", FAILED)
-    except KeyboardInterrupt:
-        fail("interrupted while the report was being written", INTERRUPTED)
-    report.show(Console(), options, runs, written, worth)
-    if len(runs) < total:
+        count, total = len(looks), len(jobs)
+        finished = f"{count} of {total} runs were finished"
+        if not count or (count < total and (whole or count < before)):
+            stays = f"; the report in {folder}, of {before} runs, stays" if count else ", and nothing was written"
+            fail(f"interrupted: {finished}{stays}", INTERRUPTED)
+        known = {run: look for run, look in looks.items() if look is not None}
+        try:
+            results = report.gathered(options, jobs, known, shlex.join(["sparseout", *sys.argv[1:]]))
+            worth = payoff.measure(results, known)
+            results.more["demo"]["seconds"] = round(time.perf_counter() - started, 2)
+            written = report.write(folder, options, results, known, worth)
+        except OSError as error:
+            fail(f"the report could not be written to {folder} ({error.strerror})", FAILED)
+        except KeyboardInterrupt:
+            fail("interrupted while the report was being written", INTERRUPTED)
+    report.show(Console(), options, results, written, worth)
+    if count < total:
         fail(f"interrupted: {finished}, and they are what the report shows", INTERRUPTED)
 
 
-def _watch(options: Options, total: int) -> list[Run]:
-    """Run everything under a progress bar; an interrupt keeps what is finished."""
+def _watch(jobs: "Mapping[str, Job]") -> "dict[str, Look | None]":
+    """Run everything under a progress bar, by folder; an interrupt keeps what is finished."""
     with importing():
         from sparseout_experiments.demo.training import run_all
 
-    runs: list[Run] = []
-    progress = progress_bar()
+    looks: dict[str, Look | None] = {}
+    total, progress = len(jobs), progress_bar()
     try:
         with progress:
             task = progress.add_task("", total=total, count=f"run 1/{total}", now="reading the digits")
-            last = ""
 
-            def on_progress(setting: Setting, seed: int, done: float) -> None:
-                progress.update(task, completed=len(runs) + done, now=f"{setting}, seed {seed}{last}")
+            def on_progress(name: str, done: float) -> None:
+                progress.update(task, completed=len(looks) + done, now=name)
 
-            for run in run_all(options, on_progress):
-                runs.append(run)
-                last = f", last Hoyer {run.hoyer:.2f}"
-                progress.update(task, count=f"run {min(len(runs) + 1, total)}/{total}")
+            for job, look in zip(jobs.values(), run_all(jobs, on_progress), strict=False):
+                looks[str(job.folder)] = look
+                progress.update(task, count=f"run {min(len(looks) + 1, total)}/{total}")
     except KeyboardInterrupt:
         pass
-    return runs
+    return looks

@@ -1,20 +1,17 @@
-"""The demonstration: one autoencoder on handwritten digits, trained once for every q, scale and seed.
+"""The demonstration: a sweep of one autoencoder on handwritten digits over q and scale, and a look at what it learned.
 
-They are runs of `sparseout run autoencoder`. Within a seed every run starts from the same weights and sees the same
-batches, so that the noise is all that differs.
+Within a seed every run starts from the same weights and sees the same batches, so that the noise is all that differs.
 """
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sparseout_experiments.message import expected
 
-if TYPE_CHECKING:  # torch takes seconds to import
-    from torch import Tensor
-
-    from sparseout_experiments.models import Autoencoder
+if TYPE_CHECKING:
+    from sparseout_experiments.studies.engine.cluster import Job
+    from sparseout_experiments.studies.engine.frame import Results
 
 Scale = float | Literal["paper", "matched"]
 Gradient = Literal["detached", "exact"]
@@ -39,73 +36,32 @@ class Options:
     epochs: int = EPOCHS
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A method with its parameters; `scale` and `q` are Sparseout's."""
-
-    method: Literal["sparseout", "dropout", "none"]
-    scale: Scale | None = None
-    q: float | None = None
-
-    def __str__(self) -> str:
-        """Its name in the progress bar."""
-        return f"{self.scale} q={self.q:g}" if self.q is not None else self.method
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of one trained model: rows of 64 pixels."""
-
-    filters: "Tensor"
-    reconstructions: "Tensor"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained model, measured on the test digits in evaluation mode, after the ReLU."""
-
-    setting: Setting
-    seed: int
-    hoyer: float
-    hoyer_live: float
-    gini: float
-    density: float
-    dead: float
-    rows: int
-    undefined_rows: int
-    error: float
-    seconds: float
-    histogram: list[int]
-    pictures: Pictures | None = field(default=None, compare=False, repr=False)
-    model: "Autoencoder | None" = field(default=None, compare=False, repr=False)  # without its noise
-
-    def record(self) -> dict[str, Any]:
-        """The entry of results.json."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("setting", "pictures", "model")}
-        return vars(self.setting) | numbers
-
-
-def settings(options: Options) -> list[Setting]:
-    """Every setting, in the order of the table."""
-    dials = [Setting("sparseout", scale, q) for scale in options.scales for q in options.q]
-    return [*dials, Setting("dropout"), Setting("none")]
-
-
-def plan(options: Options) -> list[tuple[Setting, int]]:
+def plan(options: Options, folder: Path) -> "dict[str, Job]":
     """Every run, seed by seed: an interrupted demonstration has compared all q's on the seeds it did."""
-    return [(setting, seed) for seed in range(options.seeds) for setting in settings(options)]
+    from sparseout_experiments.studies.engine import sweep
+
+    wanted = {"method": ["sparseout", "dropout", "none"], "scale": options.scales, "q": options.q}
+    fixed = {"p": options.p, "gradient": options.gradient, "epochs": options.epochs, "device": "cpu"}
+    jobs = sweep.grid("autoencoder", wanted | {k: [v] for k, v in fixed.items()}, options.seeds, folder)
+    return dict(sorted(jobs.items(), key=lambda item: item[1].options["seed"]))
+
+
+def ended(results: "Results") -> int:
+    """How many runs have a result or have diverged."""
+    return int(results.frame["status"].isin(("finished", "failed")).sum())
 
 
 def earlier(folder: Path) -> tuple[int, bool]:
     """Of how many runs the report in a folder is, and whether of all. Raises ValueError for another's file."""
-    path = folder / RESULTS
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["experiment"] != "demo":
-            raise KeyError
-        return int(record["runs_finished"]), record["runs_finished"] == record["runs_planned"]
-    except FileNotFoundError:
+    from sparseout_experiments.studies.engine import frame
+
+    if not (folder / RESULTS).exists():
         return 0, False
+    try:
+        results = frame.load(folder / RESULTS)
+        if "demo" in results.more:
+            return ended(results), ended(results) == len(results.frame)
     except (ValueError, LookupError, TypeError):
-        wanted = "a new folder, or one of an earlier sparseout demo"
-        raise ValueError(expected("--out", wanted, f"{str(folder)!r}, with another {RESULTS}")) from None
+        pass
+    wanted = "a new folder, or one of an earlier sparseout demo"
+    raise ValueError(expected("--out", wanted, f"{str(folder)!r}, with another {RESULTS}"))

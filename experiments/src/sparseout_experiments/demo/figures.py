@@ -1,34 +1,83 @@
 """The figures of the demonstration."""
 
+import base64
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
-import matplotlib as mpl
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from torch import Tensor
 
 from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, Scale
-from sparseout_experiments.demo.summary import Row, dial
-from sparseout_experiments.demo.svg import inline
-from sparseout_experiments.demo.table import group_name, row_name
-from sparseout_experiments.studies.engine.style import COLOURS, STYLE, image, style
+from sparseout_experiments.demo.summary import Row, dial, interval
+from sparseout_experiments.demo.training import Look
+from sparseout_experiments.studies.engine.plots import inline, points, references
+from sparseout_experiments.studies.engine.style import COLOURS, image, style
 
 _SIZE = (4.6, 3.6)
 _SERIES = ((COLOURS["first"], "o"), (COLOURS["second"], "s"))
 _DOTS = (0, (1.2, 1.6))
+_SIDE, _GAP, _ENLARGED = 8, 1, 6  # of pictures of digits
+_GROUPS = {"paper": "Paper scale", "matched": "Matched power"}
 
 
-def sparsity(rows: Sequence[Row], scales: Sequence[Scale]) -> str:
-    """Figure 1 as SVG: Hoyer against q."""
-    return _alone(_sparsity, rows, scales, "sparsity", "Hoyer sparsity of the code against q.")
+def group_name(scale: Scale | None) -> str:
+    """The heading above the rows of one scale."""
+    if scale is None:
+        return "For comparison"
+    return _GROUPS[scale] if isinstance(scale, str) else f"Unit {scale:g}"
 
 
-def cost(rows: Sequence[Row], scales: Sequence[Scale]) -> str:
-    """Figure 2 as SVG: error against Hoyer."""
-    return _alone(_cost, rows, scales, "cost", "Reconstruction error against Hoyer sparsity.")
+def row_name(row: Row) -> str:
+    """The name of a row within its group."""
+    if row["q"] is not None:
+        return f"q = {row['q']:g}"
+    return "Dropout" if row["method"] == "dropout" else "no dropout"
+
+
+class _Curve(NamedTuple):
+    """The rows of one scale, and how they are drawn."""
+
+    name: str
+    colour: str
+    marker: str
+    rows: list[Row]
+
+
+def _curves(rows: Sequence[Row], scales: Sequence[Scale]) -> list[_Curve]:
+    looks = zip(scales, _SERIES, strict=False)
+    return [_Curve(group_name(scale).lower(), *look, dial(rows, scale)) for scale, look in looks]
+
+
+def svgs(rows: Sequence[Row], scales: Sequence[Scale], looks: Mapping[str, Look]) -> dict[str, str]:
+    """Figures 1 to 3 for the page, by name."""
+    numbers = "; ".join(
+        f"{group_name(row['scale'])}, {row_name(row)}: sparsity {row['hoyer']:.2f}, "
+        f"error {row['metric']:.1f} thousandths"
+        for row in rows
+    )
+    texts = {
+        "sparsity": "Hoyer sparsity of the code against q.",
+        "cost": "Reconstruction error against Hoyer sparsity.",
+    }
+    found = {}
+    with style("none"):
+        for (name, text), draw in zip(texts.items(), (_sparsity, _cost), strict=True):
+            figure = Figure(_SIZE, layout="constrained")
+            draw(figure.subplots(), rows, scales)
+            found[name] = inline(figure, name, f"{text} {numbers}.")
+        text = "Share of zeros and histogram of the other activations."
+        found["activations"] = inline(_activations(rows, scales, looks), "activations", text)
+    return found
 
 
 def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:
@@ -43,78 +92,24 @@ def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:
         return image(figure, "png", dpi=180)
 
 
-def activations(rows: Sequence[Row], scales: Sequence[Scale]) -> str:
-    """Figure 3 as SVG: for each q the share of zeros and the histogram of the rest, over all seeds."""
-    series = {scale: colour for scale, (colour, _) in zip(scales, _SERIES, strict=False)}
-    bands: dict[str, list[tuple[str, Row]]] = {}
-    for row in sorted(rows, key=lambda row: row.setting.q or 0.0):
-        scale = row.setting.scale
-        if row.setting.method != "dropout":
-            colour = COLOURS["muted"] if scale is None else series[scale]
-            bands.setdefault(row_name(row.setting), []).append((colour, row))
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        layout = ConstrainedLayoutEngine(hspace=0.02, h_pad=0.02, wspace=0.1)
-        figure = Figure((_SIZE[0], 0.62 * len(bands) + 0.9), layout=layout)
-        grid = figure.subplots(len(bands), 2, sharex="col", squeeze=False, width_ratios=(1, 1.9))
-        for (zeros, sizes), (name, band) in zip(grid, bands.items(), strict=True):
-            _zeros(zeros, band)
-            zeros.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
-            _sizes(sizes, band)
-        grid[0, 0].set_title("exactly zero")
-        grid[0, 1].set_title("sizes of the others")
-        grid[-1, 0].set(xlabel="% of activations", xlim=(0, 100))
-        ticks = _used([row for band in bands.values() for _, row in band])
-        grid[-1, 1].set(xlabel="activation", xlim=(ticks[0], ticks[-1]))
-        grid[-1, 1].set_xticks(ticks, [f"{10.0**tick:g}" for tick in ticks])
-        return inline(figure, "activations", "Share of zeros and histogram of the other activations.")
-
-
-def _alone(
-    draw: Callable[[Axes, Sequence[Row], Sequence[Scale]], None],
-    rows: Sequence[Row],
-    scales: Sequence[Scale],
-    name: str,
-    alt: str,
-) -> str:
-    points = "; ".join(
-        f"{group_name(row.setting.scale)}, {row_name(row.setting)}: sparsity {row.hoyer.mean:.2f}, "
-        f"error {1000 * row.error.mean:.1f} thousandths"
-        for row in rows
-    )
-    with style("none"):
-        figure = Figure(_SIZE, layout="constrained")
-        draw(figure.subplots(), rows, scales)
-        return inline(figure, name, f"{alt} {points}.")
-
-
 def _sparsity(axes: Axes, rows: Sequence[Row], scales: Sequence[Scale]) -> None:
-    qs = sorted({row.setting.q for row in rows if row.setting.q is not None})
+    qs = sorted({row["q"] for row in rows if row["q"] is not None})
     apart = 0.016 * (qs[-1] - qs[0]) if len(scales) > 1 else 0.0  # side by side, or one would hide the other
-    for place, (scale, (colour, marker)) in enumerate(zip(scales, _SERIES, strict=False)):
-        curve = dial(rows, scale)
-        x = [(row.setting.q or 0.0) + apart * (place - 0.5) for row in curve]
-        means, halves = [row.hoyer.mean for row in curve], [_drawn(row.hoyer.half) for row in curve]
-        name = _legend(scale)
-        axes.errorbar(x, means, halves, color=colour, marker=marker, capsize=3, label=name, zorder=3)
-        axes.plot(x, [row.hoyer_live.mean for row in curve], color=colour, linestyle=_DOTS)
-    references = sorted((row for row in rows if row.setting.q is None), key=lambda row: row.hoyer.mean)
-    height = -math.inf
-    for row in references:
-        if math.isnan(row.hoyer.mean):
-            continue
-        axes.axhline(row.hoyer.mean, color=COLOURS["muted"], linewidth=1.1, zorder=1)
-        height = max(row.hoyer.mean, height + 0.05)  # names that would touch are pushed apart
-        axes.annotate(
-            row_name(row.setting),
-            (1.0, height),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9.5,
-            color=COLOURS["muted"],
+    for index, (name, colour, marker, curve) in enumerate(_curves(rows, scales)):
+        x = [row["q"] + apart * (index - 0.5) for row in curve]
+        points(
+            axes,
+            x,
+            [interval(row, "hoyer") for row in curve],
+            color=colour,
+            marker=marker,
+            capsize=3,
+            label=name,
+            zorder=3,
         )
+        axes.plot(x, [row["hoyer_live"] for row in curve], color=colour, linestyle=_DOTS)
     axes.set(xlabel="exponent q", ylabel="Hoyer sparsity of the code", ylim=(0, 1.02))
+    references(axes, {row_name(row): row["hoyer"] for row in rows if row["q"] is None})
     if len(qs) <= 8:
         axes.set_xticks(qs, [f"{q:g}" for q in qs])
     live = Line2D([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone")
@@ -122,63 +117,46 @@ def _sparsity(axes: Axes, rows: Sequence[Row], scales: Sequence[Scale]) -> None:
 
 
 def _cost(axes: Axes, rows: Sequence[Row], scales: Sequence[Scale]) -> None:
-    for scale, (colour, marker) in zip(scales, _SERIES, strict=False):
-        curve = dial(rows, scale)
-        axes.errorbar(
-            [row.hoyer.mean for row in curve],
-            [1000 * row.error.mean for row in curve],
-            [_drawn(1000 * row.error.half) for row in curve],
-            [_drawn(row.hoyer.half) for row in curve],
-            color=colour,
-            marker=marker,
-            elinewidth=1.1,
-            label=_legend(scale),
-            zorder=3,
-        )
+    curves = _curves(rows, scales)
+    for name, colour, marker, curve in curves:
+        across, up = ([interval(row, measure) for row in curve] for measure in ("hoyer", "metric"))
+        points(axes, across, up, color=colour, marker=marker, elinewidth=1.1, label=name, zorder=3)
     for row in rows:
-        if row.setting.method == "dropout":
-            x, y = row.hoyer.mean, 1000 * row.error.mean
-            ink, card = COLOURS["ink"], COLOURS["card"]
-            axes.plot(x, y, "D", color=ink, mfc=card, mew=1.4, ms=9, zorder=2, label="Dropout")
-        elif row.setting.method == "none":  # far from the others, which it would crowd together
-            text = f"no dropout, off the chart:\n{row.hoyer.mean:.2f}, error {1000 * row.error.mean:.2g}"
+        if row["method"] == "dropout":
+            look = {"color": COLOURS["ink"], "mfc": COLOURS["card"], "mew": 1.4, "ms": 9, "zorder": 2}
+            axes.plot(row["hoyer"], row["metric"], "D", **look, label="Dropout")
+        elif row["method"] == "none":  # far from the others, which it would crowd together
+            text = f"no dropout, off the chart:\n{row['hoyer']:.2f}, error {row['metric']:.2g}"
             axes.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=9.5, color=COLOURS["muted"])
     axes.set(xlabel="Hoyer sparsity of the code", ylabel="reconstruction error x 1000", yscale="log")
     axes.margins(x=0.1, y=0.15)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="lower right", title="numbers: q", alignment="left")
-    _name_points(axes, [(colour, dial(rows, scale)) for scale, (colour, _) in zip(scales, _SERIES, strict=False)])
+    _name_points(axes, curves)
 
 
-def _name_points(axes: Axes, curves: Sequence[tuple[str, list[Row]]]) -> None:
-    """Write q beside each point: above the curve that pays more at this q, below the other.
-
-    Neighbours of one curve that nearly coincide share a name, and a name is not written twice at one place.
-    """
+def _name_points(axes: Axes, curves: Sequence[_Curve]) -> None:
+    """Write q beside each point, above the curve that pays more at this q, and once where points nearly coincide."""
     assert isinstance(axes.figure, Figure)
     axes.figure.draw_without_rendering()  # places the axes, without which there are no distances on paper
-    written: list[tuple[float, float, str]] = []
-    for place, (colour, curve) in enumerate(curves):
-        groups: list[tuple[float, float, list[Row]]] = []
+    named: list[tuple[str, float, tuple[float, float]]] = []
+    for name, colour, _, curve in curves:
         for row in curve:
-            x, y = axes.transData.transform((row.hoyer.mean, 1000 * row.error.mean))
-            if groups and math.dist((x, y), groups[-1][:2]) < 16:
-                groups[-1][2].append(row)
-            elif math.isfinite(x) and math.isfinite(y):
-                groups.append((x, y, [row]))
-        for x, y, group in groups:
-            name = ", ".join(f"{row.setting.q:g}" for row in group)
-            if any(name == other and math.dist((x, y), at) < 8 for *at, other in written):
+            q, point = row["q"], (row["hoyer"], row["metric"])
+            at = tuple(axes.transData.transform(point))
+            near = [math.dist(at, other) < (16 if of == name else 8) for of, p, other in named if of == name or p == q]
+            if any(near) or not all(map(math.isfinite, at)):
                 continue
-            written.append((x, y, name))
-            others = [(i, row) for i, (_, rows) in enumerate(curves) for row in rows if i != place]
-            same_q = [(row.error.mean, -i) for i, row in others if row.setting.q == group[0].setting.q]
-            above = all(other < (group[0].error.mean, -place) for other in same_q)
+            named.append((name, q, at))
+            others = [
+                other["metric"] for curve in curves for other in curve.rows if other["q"] == q and other is not row
+            ]
+            above = all(other < row["metric"] for other in others)
             axes.annotate(
-                name,
-                (group[0].hoyer.mean, 1000 * group[0].error.mean),
+                f"{q:g}",
+                point,
                 (-5, 5) if above else (5, -5),
                 textcoords="offset points",
                 ha="right" if above else "left",
@@ -189,53 +167,83 @@ def _name_points(axes: Axes, curves: Sequence[tuple[str, list[Row]]]) -> None:
             )
 
 
-def _zeros(axes: Axes, band: Sequence[tuple[str, Row]]) -> None:
-    for place, (colour, row) in enumerate(band):
-        share = 100 * (1 - sum(run.density for run in row.runs) / len(row.runs))
-        inside = share > 50
-        axes.barh(-place, share, 0.72, color=colour)
-        axes.annotate(
-            f"{share:.0f}%",
-            (share, -place),
-            (-4 if inside else 4, 0),
-            textcoords="offset points",
-            ha="right" if inside else "left",
-            va="center",
-            color=COLOURS["card" if inside else "ink"],
-            fontsize=9,
-        )
-    axes.set(ylim=(0.6 - len(band), 0.6), yticks=[])
-
-
-def _sizes(axes: Axes, band: Sequence[tuple[str, Row]]) -> None:
+def _activations(rows: Sequence[Row], scales: Sequence[Scale], looks: Mapping[str, Look]) -> Figure:
+    """For each q the share of zeros and the histogram of the rest, over all seeds."""
+    colours = {group_name(scale): colour for scale, (colour, _) in zip(scales, _SERIES, strict=False)}
+    bands: dict[str, list[tuple[str, Row]]] = {}
+    for row in sorted(rows, key=lambda row: row["q"] or 0.0):
+        if row["method"] != "dropout":
+            bands.setdefault(row_name(row), []).append((colours.get(group_name(row["scale"]), COLOURS["muted"]), row))
+    histogram = partial(_histogram, looks=looks)
+    layout = ConstrainedLayoutEngine(hspace=0.02, h_pad=0.02, wspace=0.1)
+    figure = Figure((_SIZE[0], 0.62 * len(bands) + 0.9), layout=layout)
+    grid = figure.subplots(len(bands), 2, sharex="col", squeeze=False, width_ratios=(1, 1.9))
     width = (HIGHEST - LOWEST) / BINS
     centres = [LOWEST + width * (i + 0.5) for i in range(BINS)]
-    for place, (colour, row) in enumerate(band):
-        heights = _histogram(row)
-        if place == 0:
-            axes.fill_between(centres, heights, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(centres, heights, color=colour, linewidth=1.5, linestyle=(0, (4, 2)) if place else "-")
-    axes.set(ylim=(0, None), yticks=[])
-    axes.spines["left"].set_visible(False)
-
-
-def _histogram(row: Row) -> list[float]:
-    """The share of each bin among the non-zero activations of all seeds."""
-    counts = [sum(bins) for bins in zip(*(run.histogram for run in row.runs), strict=True)]
-    return [count / max(sum(counts), 1) for count in counts]
-
-
-def _used(rows: Sequence[Row]) -> range:
-    """The whole powers of ten around all bins that hold more than a trace of any row."""
-    used = [i for row in rows for i, height in enumerate(_histogram(row)) if height > 2e-3]
-    width = (HIGHEST - LOWEST) / BINS
+    for (zeros, sizes), (name, band) in zip(grid, bands.items(), strict=True):
+        for axes in (zeros, sizes):
+            axes.grid(visible=False)
+        zeros.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
+        for index, (colour, row) in enumerate(band):
+            _bar(zeros, index, 100 * (1 - row["density"]), colour)
+            heights = histogram(row)
+            if index == 0:
+                sizes.fill_between(centres, heights, color=colour, alpha=0.2, linewidth=0)
+            sizes.plot(centres, heights, color=colour, linewidth=1.5, linestyle=(0, (4, 2)) if index else "-")
+        zeros.set(ylim=(0.6 - len(band), 0.6), yticks=[])
+        sizes.set(ylim=(0, None), yticks=[])
+        sizes.spines["left"].set_visible(False)
+    grid[0, 0].set_title("exactly zero")
+    grid[0, 1].set_title("sizes of the others")
+    grid[-1, 0].set(xlabel="% of activations", xlim=(0, 100))
+    # the whole powers of ten around all bins that hold more than a trace of any row
+    used = [i for band in bands.values() for _, row in band for i, height in enumerate(histogram(row)) if height > 2e-3]
     low, high = (LOWEST + width * min(used), LOWEST + width * (max(used) + 1)) if used else (LOWEST, HIGHEST)
-    return range(math.floor(low), math.ceil(high) + 1)
+    ticks = range(math.floor(low), math.ceil(high) + 1)
+    grid[-1, 1].set(xlabel="activation", xlim=(ticks[0], ticks[-1]))
+    grid[-1, 1].set_xticks(ticks, [f"{10.0**tick:g}" for tick in ticks])
+    return figure
 
 
-def _drawn(half: float) -> float:
-    return 0.0 if math.isnan(half) else half
+def _bar(axes: Axes, index: int, share: float, colour: str) -> None:
+    """A bar with its number, inside where there is room."""
+    inside = share > 50
+    axes.barh(-index, share, 0.72, color=colour)
+    axes.annotate(
+        f"{share:.0f}%",
+        (share, -index),
+        (-4 if inside else 4, 0),
+        textcoords="offset points",
+        ha="right" if inside else "left",
+        va="center",
+        color=COLOURS["card" if inside else "ink"],
+        fontsize=9,
+    )
 
 
-def _legend(scale: Scale) -> str:
-    return group_name(scale).lower()
+def _histogram(row: Row, looks: Mapping[str, Look]) -> list[float]:
+    """The share of each bin among the non-zero activations of all seeds."""
+    counts = [sum(bins) for bins in zip(*(looks[run].histogram for run in row["runs"] if run in looks), strict=True)]
+    return [count / max(sum(counts), 1) for count in counts] or [0.0] * BINS
+
+
+def digits(rows: Tensor) -> str:
+    """Images with values in [0, 1], as ink on paper."""
+    return _strip(rows.clamp(0, 1), "gray_r")
+
+
+def filters(rows: Tensor) -> str:
+    """Weights: blue below 0, white at 0, red above, each picture scaled by its own largest weight."""
+    peak = rows.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    return _strip((rows / peak + 1) / 2, "RdBu_r")
+
+
+def _strip(rows: Tensor, colours: str) -> str:
+    """Pictures side by side with transparent gaps, as a data URI."""
+    painted = colormaps[colours](rows.nan_to_num(0.5).numpy().reshape(len(rows), _SIDE, _SIDE))
+    gap = np.zeros((_SIDE, _GAP, 4))
+    strip = np.concatenate([part for tile in painted for part in (tile, gap)][:-1], axis=1)
+    strip = strip.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+    buffer = io.BytesIO()
+    imsave(buffer, strip, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

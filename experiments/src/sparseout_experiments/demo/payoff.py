@@ -1,10 +1,9 @@
 """The last act: the sparsest network of the demonstration is compacted, its decoder made sparse, and both are timed."""
 
 import copy
-import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseout import inference
-from sparseout_experiments.demo import Run, Setting
-from sparseout_experiments.demo.training import digits
+from sparseout_experiments.demo.training import Look, digits
+from sparseout_experiments.studies.engine.frame import Results
 from sparseout_experiments.training.environment import one_thread
 
 ROWS = (1, 64)  # of a call that is timed
@@ -36,29 +35,27 @@ class Network:
 class Payoff:
     """What the sparsity of one network is worth. `difference` is the largest between outputs, on the test digits."""
 
-    setting: Setting
-    seed: int
+    run: Mapping[str, Any]  # its method, scale, q and seed
     networks: tuple[Network, ...]
     difference: float
     left: str  # why the decoder stayed dense; empty if it became sparse
 
     def record(self) -> dict[str, Any]:
         """The entry of results.json."""
-        return {**vars(self.setting), "seed": self.seed, "difference": self.difference, "decoder_left": self.left} | {
-            "networks": [asdict(network) for network in self.networks]
-        }
+        networks = [asdict(network) for network in self.networks]
+        return {**self.run, "difference": self.difference, "decoder_left": self.left, "networks": networks}
 
 
-def measure(runs: Sequence[Run]) -> Payoff | None:
+def measure(results: Results, looks: Mapping[str, Look]) -> Payoff | None:
     """The payoff of the sparsest network, by Hoyer; None where no run has numbers."""
-    finished = [run for run in runs if run.model is not None and math.isfinite(run.hoyer)]
-    if not finished:
+    runs = results.frame[results.frame["run"].isin(list(looks))].dropna(subset="hoyer")
+    if runs.empty:
         return None
-    best = max(finished, key=lambda run: run.hoyer)
-    assert best.model is not None
+    best = runs.loc[runs["hoyer"].astype(float).idxmax()]
+    run = {name: None if best[name] != best[name] else best[name] for name in ("method", "scale", "q")}
     with one_thread(), torch.no_grad():
         train, test = digits()
-        model = copy.deepcopy(best.model).eval()
+        model = copy.deepcopy(looks[best["run"]].model).eval()
         compacted = copy.deepcopy(model)
         inference.compact(compacted, [train]).apply_()
         sparse = copy.deepcopy(compacted)
@@ -73,7 +70,8 @@ def measure(runs: Sequence[Run]) -> Payoff | None:
             parameters = sum(parameter.numel() for parameter in network.parameters())
             networks.append(Network(name, parameters, total["dense_macs"], total["effective_macs"], times[name]))
         difference = float((sparse(test) - model(test)).abs().max())
-    return Payoff(best.setting, best.seed, tuple(networks), difference, report.skipped.get("decoder", ""))
+    run["seed"] = int(best["seed"])
+    return Payoff(run, tuple(networks), difference, report.skipped.get("decoder", ""))
 
 
 def _times(networks: dict[str, nn.Module], test: Tensor, turns: int = 200) -> dict[str, dict[int, float]]:
@@ -129,7 +127,6 @@ def sentence(payoff: Payoff) -> str:
 
 def title(payoff: Payoff) -> str:
     """Which network it is."""
-    setting = payoff.setting
-    scale = f"{setting.scale} scale, " if setting.scale is not None else ""
-    name = setting.method if setting.q is None else f"{scale}q = {setting.q:g}"
-    return f"The sparsest network ({name}, seed {payoff.seed}), cashed in"
+    method, scale, q, seed = (payoff.run[name] for name in ("method", "scale", "q", "seed"))
+    name = method if q is None else f"{scale} scale, q = {q:g}"
+    return f"The sparsest network ({name}, seed {seed}), cashed in"

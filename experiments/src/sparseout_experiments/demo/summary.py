@@ -1,106 +1,72 @@
-"""Means over seeds, how sparsity changes with q, and what there is to say of it, whose words are in sentences.j2."""
+"""Settings over their seeds, how sparsity changes with q, and what there is to say of it in words of sentences.j2."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader
 
-from sparseout_experiments.demo import Options, Run, Scale, Setting, settings
+from sparseout_experiments.demo import Scale
+from sparseout_experiments.studies.engine.frame import Results
 from sparseout_experiments.studies.engine.statistics import Interval, direction, falls_apart, slope_interval, t_interval
 
 Verdict = Literal["apart", "falls", "rises", "unclear", "single"]
+Row = Mapping[str, Any]  # of `Results.settings`
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting over its seeds."""
-
-    setting: Setting
-    runs: tuple[Run, ...]
-    hoyer: Interval
-    hoyer_live: Interval
-    gini: Interval
-    dead: Interval
-    error: Interval
-
-    @property
-    def undefined(self) -> int:
-        """Test digits, over all seeds, whose code is all zero: no measure is defined for them."""
-        return sum(run.undefined_rows for run in self.runs)
-
-    @property
-    def rows(self) -> int:
-        """Test digits measured, over all seeds."""
-        return sum(run.rows for run in self.runs)
-
-    @property
-    def diverged(self) -> int:
-        """Runs without a finite error."""
-        return sum(not math.isfinite(run.error) for run in self.runs)
-
-    @property
-    def numbers(self) -> list[tuple[float, float]]:
-        """Sparsity and error, seed by seed."""
-        return [(run.hoyer, run.error) for run in self.runs]
+def summarise(results: Results) -> list[Row]:
+    """The rows of the table, in its order; settings without a run that has ended are left out."""
+    rows = results.settings(("method", "scale", "q")).to_dict("records")
+    for row in rows:
+        row |= {name: None if row[name] != row[name] else row[name] for name in ("scale", "q")}
+    return [row for row in rows if row["seeds"] or row["failed"]]
 
 
-def summarise(options: Options, runs: Iterable[Run]) -> list[Row]:
-    """The rows of the table, in its order; settings without a finished run are left out."""
-    by_setting: dict[Setting, list[Run]] = {setting: [] for setting in settings(options)}
-    for run in runs:
-        by_setting[run.setting].append(run)
-    return [_row(setting, tuple(some)) for setting, some in by_setting.items() if some]
-
-
-def _row(setting: Setting, runs: tuple[Run, ...]) -> Row:
-    names = ("hoyer", "hoyer_live", "gini", "dead", "error")
-    return Row(setting, runs, *(t_interval([getattr(run, name) for run in runs]) for name in names))
+def interval(row: Row, measure: str) -> Interval:
+    """A measure of a setting over its seeds."""
+    return Interval(row[measure], row[f"{measure}_half"], row["seeds"])
 
 
 def dial(rows: Iterable[Row], scale: Scale) -> list[Row]:
     """The rows of Sparseout at one scale, by rising q."""
-    chosen = [row for row in rows if row.setting.method == "sparseout" and row.setting.scale == scale]
-    return sorted(chosen, key=lambda row: row.setting.q or 0.0)
+    chosen = [row for row in rows if row["method"] == "sparseout" and row["scale"] == scale]
+    return sorted(chosen, key=lambda row: row["q"])
 
 
 class Trend(NamedTuple):
-    """The trend of one measure with q at one scale."""
+    """What q does to one measure at one scale: its verdict, the slope, and at the ends the q's and the means."""
 
     verdict: Verdict
     slope: Interval
+    ends: tuple[float, float]
+    means: tuple[float, float]
 
 
-def trend(curve: Sequence[Row], measure: Literal["hoyer", "hoyer_live"]) -> Trend:
-    """The slope of a measure against q over the seeds that finished every q, and what it amounts to."""
-    by_seed: dict[int, list[float]] = {}
-    for row in curve:
-        for run in row.runs:
-            by_seed.setdefault(run.seed, []).append(getattr(run, measure))
-    whole = [values for values in by_seed.values() if len(values) == len(curve)]
-    found = slope_interval([row.setting.q or 0.0 for row in curve], whole)
-    if found.n < 2:
-        return Trend("single", found)
-    if falls_apart([getattr(row, measure) for row in curve]):
-        return Trend("apart", found)
+def trend(results: Results, scale: Scale, measure: Literal["hoyer", "hoyer_live"]) -> Trend | None:
+    """The slope of a measure against q over the seeds that have it at every q; None for fewer than two q's."""
+    frame = results.frame
+    runs = frame[(frame["method"] == "sparseout") & (frame["scale"] == scale)].astype({measure: float})
+    table = runs.pivot(index="seed", columns="q", values=measure).dropna(axis="columns", how="all")
+    if table.shape[1] < 2:
+        return None
+    slope = slope_interval(list(table), table.dropna().to_numpy().tolist())
+    means = table.mean()
     verdicts: dict[int, Verdict] = {-1: "falls", 1: "rises", 0: "unclear"}
-    return Trend(verdicts[direction(found)], found)
+    verdict = verdicts[direction(slope)]
+    if slope.n < 2:
+        verdict = "single"
+    elif falls_apart([t_interval(table[q]) for q in table]):
+        verdict = "apart"
+    return Trend(verdict, slope, (table.columns[0], table.columns[-1]), (means.iloc[0], means.iloc[-1]))
 
 
-def verdict(rows: Sequence[Row], scales: Iterable[Scale]) -> str:
+def verdict(results: Results, scales: Sequence[Scale]) -> str:
     """One sentence on what turning q did to the sparsity of the code."""
-    curves = []
-    for scale in scales:
-        curve = [row for row in dial(rows, scale) if not math.isnan(row.hoyer.mean)]
-        if len(curve) > 1:
-            first, last = curve[0], curve[-1]
-            found: dict[str, Any] = {"scale": scale, "ends": (first.setting.q, last.setting.q)}
-            found |= {"trend": trend(curve, "hoyer").verdict, "trend_live": trend(curve, "hoyer_live").verdict}
-            found["hoyer"] = first.hoyer.mean, last.hoyer.mean
-            curves.append(found | {"hoyer_live": (first.hoyer_live.mean, last.hoyer_live.mean)})
-    return _said("verdict", curves, all(len(dial(rows, scale)) == 1 for scale in scales))[0]
+    trends = [(scale, trend(results, scale, "hoyer"), trend(results, scale, "hoyer_live")) for scale in scales]
+    known = [(scale, *both) for scale, *both in trends if all(both)]
+    only = all(len(dial(summarise(results), scale)) == 1 for scale in scales)
+    return _said("verdict", known, only)[0]
 
 
 def scale_name(scale: Scale) -> str:
@@ -113,12 +79,20 @@ def caveats(rows: Sequence[Row], blind_error: float) -> list[str]:
     return _said("caveats", rows, blind_error)
 
 
-def notes(options: Options, rows: Sequence[Row]) -> list[str]:
+def notes(results: Results, rows: Sequence[Row], scales: Sequence[Scale], samples: int) -> list[str]:
     """Sentences on what these numbers show and do not show."""
-    curves = [curve for scale in options.scales if (curve := dial(rows, scale))]
+    curves = [curve for scale in scales if (curve := dial(rows, scale))]
     ends = [curve[:: max(len(curve) - 1, 1)] for curve in curves]  # a single q is both
-    alone = {row.setting.method: row for row in rows if row.setting.method != "sparseout"}
-    return _said("notes", ends, rows, alone.get("none"), alone.get("dropout"))
+    return _said("notes", ends, rows, samples, _is_dropout_at_2(results))
+
+
+def _is_dropout_at_2(results: Results) -> bool:
+    """Whether all that is known of runs at q = 2 is, seed by seed, what is known of Dropout's."""
+    frame = results.frame[results.frame["status"] == "finished"]
+    numbers = frame[["seed", "hoyer", "metric"]].astype(float)
+    dropout = numbers[frame["method"] == "dropout"].to_numpy().tolist()
+    twos = [numbers.loc[group.index].to_numpy().tolist() for _, group in frame[frame["q"] == 2].groupby("scale")]
+    return bool(dropout and twos) and all(two == dropout for two in twos)
 
 
 def _said(macro: str, *values: Any) -> list[str]:

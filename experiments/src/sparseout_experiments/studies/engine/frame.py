@@ -21,6 +21,7 @@ from sparseout_experiments.training import run_folder
 KIND = "sparseout report"
 POINTS = 50  # of a run's training that a file keeps
 MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
+NUMBERS = ("metric", "valid", *MEASURES, "dead", "undefined")  # of a run, that have a mean over seeds
 
 
 @dataclass
@@ -31,13 +32,15 @@ class Results:
         task: what was trained.
         metric: the metric's name, and its unit: what it is multiplied by, or a percent sign.
         frame: a row a run: its options, ``run`` (its folder), ``status``, ``reason`` (of a failure), ``metric`` (on
-            test data, in the unit it is read in), ``valid``, the measures (means over places), ``dead``, ``seconds``.
+            test data, in the unit it is read in), ``valid``, the measures (means over places), ``dead``,
+            ``undefined`` (the fraction of rows without a measure), ``seconds``.
         swept: the options that differ between runs, with their values; the seed is none of them.
         common: the options that do not.
         layers: per run, {place: measures}.
         curves: per run, a record an epoch: ``epoch``, ``metric``, ``hoyer``.
         environments: what the runs were made with.
         command: the command that repeats them, if it is known.
+        more: what else the file of these results holds, by name.
     """
 
     task: str
@@ -49,18 +52,24 @@ class Results:
     curves: dict[str, list[dict[str, Any]]]
     environments: list[dict[str, Any]] = field(default_factory=list)
     command: str = ""
+    more: dict[str, Any] = field(default_factory=dict)
 
-    def settings(self) -> pd.DataFrame:
-        """A row a setting, over its seeds: means of metric and Hoyer, half of their intervals, and counts."""
-        names, rows = list(self.swept), []
+    def settings(self, by: Sequence[str] | None = None) -> pd.DataFrame:
+        """A row a setting, over its seeds: means, half of their intervals, and the runs.
+
+        Args:
+            by: the options that tell settings apart; None: all that differ.
+        """
+        names, rows = list(self.swept if by is None else by), []
         groups = self.frame.groupby(names, dropna=False, sort=False) if names else [((), self.frame)]
         for key, group in groups:
             row: dict[str, Any] = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
             done = group[group["status"] == "finished"]
-            for name in ("metric", "valid", *MEASURES, "dead"):
-                interval = t_interval([float(value) for value in done[name].dropna()])
+            for name in NUMBERS:
+                interval = t_interval([float(value) for value in done[name].dropna()] if name in done else [])
                 row |= {name: interval.mean, f"{name}_half": interval.half}
-            rows.append(row | {"seeds": len(done), "failed": int((group["status"] == "failed").sum())})
+            row |= {"seeds": len(done), "failed": int((group["status"] == "failed").sum()), "runs": list(group["run"])}
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
@@ -106,7 +115,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
 def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     """One run as its folder shows it."""
     row: dict[str, Any] = {"run": str(folder), "status": "planned", "reason": ""}
-    row |= dict.fromkeys(("metric", "valid", *MEASURES, "dead", "seconds"))
+    row |= dict.fromkeys((*NUMBERS, "seconds"))
     options, layers, environment = dict(planned or {}), {}, None
     if (folder / run_folder.CONFIG).exists():
         options = options or tomllib.loads((folder / run_folder.CONFIG).read_text(encoding="utf-8"))
@@ -119,7 +128,8 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
         result = run_folder.read_json(folder / run_folder.RESULT)
         metric, times, _ = shown_as(result["task"])
         options, layers, environment = result["config"], result["sparsity"], result["environment"]
-        row |= {"status": "finished", "seconds": result["seconds"], "dead": result["mean"]["dead"]}
+        row |= {"status": "finished", "seconds": result["seconds"]}
+        row |= {name: result["mean"][name] for name in ("dead", "undefined")}
         row |= {"metric": _times(result["test"][metric], times), "valid": _times(result["valid"][metric], times)}
         row |= {name: mean([place[name] for place in layers.values()]) for name in MEASURES}
     curve = []

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine.statistics import Interval
@@ -30,6 +30,20 @@ def rendered(package: str, template: str, **values: Any) -> str:
     environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "short": "{:g}".format}
     environment.filters |= {"listed": listed, "range": spread, "one_line": _one_line, "cell": _cell}
     return wrapped(environment.get_template(template).render(values))
+
+
+def html(package: str, template: str, **values: Any) -> str:
+    """A page in HTML from a template that lies in a package and extends ``base.html.j2``; `values` are escaped."""
+    from sparseout_experiments.studies.engine import style  # matplotlib takes a second to import
+
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader(__package__, "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(values, light=style.COLOURS, dark=style.DARK)
 
 
 def fixed(value: float | None, digits: int, signed: bool = False) -> str:

@@ -5,14 +5,13 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.frame import Results, mean, save
 from sparseout_experiments.studies.engine.style import CYCLE, image, style
 from sparseout_experiments.training import atomic_files
@@ -47,13 +46,13 @@ def page(results: Results, settings: pd.DataFrame | None = None) -> str:
     from plotly.offline import get_plotlyjs
 
     settings = results.settings() if settings is None else settings
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     frame = results.frame
     metric, unit = results.metric
     columns = ["run", "status", *results.swept, "seed", "metric", "valid", "hoyer", "density", "dead", "seconds"]
     statuses = frame["status"].value_counts()
-    return template.render(
+    return pages.html(
+        __package__,
+        "report.html.j2",
         title=f"{results.task}: {'sweep over ' + ', '.join(results.swept) if results.swept else 'one setting'}",
         task=results.task,
         swept=results.swept,
@@ -237,7 +236,7 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
     plots.append(
         {"heading": "Metric against sparsity", "text": text, "traces": traces, "layout": layout, "wide": False}
     )
-    return [*plots, *_layer_plot(results), *_curve_plot(results, label)]
+    return [*plots, *_layer_plot(results, settings), *_curve_plot(results, settings, label)]
 
 
 def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
@@ -256,17 +255,17 @@ def _error(half: pd.Series) -> dict[str, Any]:
     return {"type": "data", "array": [0 if math.isnan(value) else value for value in half], "thickness": 1}
 
 
-def _by_setting(results: Results) -> list[tuple[str, list[str]]]:
-    """The settings with the runs of each that have begun."""
-    frame, names = results.frame, list(results.swept)
-    groups = frame.groupby(names, dropna=False, sort=False) if names else [((), frame)]
-    return [(_label(names, key), list(group["run"])) for key, group in list(groups)[:SHOWN]]
+def _by_setting(results: Results, settings: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """The settings, each by its name, with its runs."""
+    names = list(results.swept)
+    rows = settings.head(SHOWN).to_dict("records")
+    return [(_label(names, tuple(row[name] for name in names)), row["runs"]) for row in rows]
 
 
-def _layer_plot(results: Results) -> list[dict[str, Any]]:
+def _layer_plot(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
     places = list(dict.fromkeys(place for layers in results.layers.values() for place in layers))
     traces = []
-    for index, (name, runs) in enumerate(_by_setting(results)):
+    for index, (name, runs) in enumerate(_by_setting(results, settings)):
         means = [mean([results.layers[run].get(place, {}).get("hoyer") for run in runs]) for place in places]
         if any(value is not None for value in means):
             traces.append(_trace(index, name, places, means) | {"mode": "lines+markers"})
@@ -277,9 +276,9 @@ def _layer_plot(results: Results) -> list[dict[str, Any]]:
     return [{"heading": "Layer by layer", "text": text, "traces": traces, "layout": layout, "wide": False}]
 
 
-def _curve_plot(results: Results, label: str) -> list[dict[str, Any]]:
+def _curve_plot(results: Results, settings: pd.DataFrame, label: str) -> list[dict[str, Any]]:
     traces = []
-    for index, (name, runs) in enumerate(_by_setting(results)):
+    for index, (name, runs) in enumerate(_by_setting(results, settings)):
         curves = [results.curves[run] for run in runs if results.curves[run]]
         epochs = sorted({line["epoch"] for curve in curves for line in curve})
         means = [mean([line["metric"] for curve in curves for line in curve if line["epoch"] == e]) for e in epochs]

@@ -8,14 +8,24 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
-# The pages in HTML have a CSS variable of the same name for each; these are the values of their light theme.
+# The pages in HTML have a CSS variable of the same name for each. These are the values of their light theme.
 COLOURS = {
+    "page": "#f4f5f8",
     "ink": "#1d2430",
     "muted": "#667085",
     "rule": "#d9dee7",
     "card": "#fffffe",
     "first": "#1f6fb2",
     "second": "#c4571b",
+}
+DARK = {
+    "page": "#10141b",
+    "ink": "#e6eaf1",
+    "muted": "#97a2b5",
+    "rule": "#303948",
+    "card": "#191f29",
+    "first": "#74b3ea",
+    "second": "#f0945a",
 }
 # Okabe and Ito (2008), for more than two series: told apart by colour-blind readers too.
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a")
