@@ -1,12 +1,13 @@
 """A study from its runs to its files of results and its page, the same way for every study."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparseout_experiments.studies.engine import jobs
+from sparseout_experiments.studies.engine import jobs, pages
+from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
 from sparseout_experiments.studies.engine.jobs import Ledger, OnProgress
 
@@ -28,6 +29,65 @@ class Request:
     budget: str = "small"
     sources: Mapping[str, str] = field(default_factory=dict)
     common: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of results of a study, one a task, and the page that is made of all of them.
+
+    Args:
+        study: its name.
+        kind: what its files say that they hold.
+        title: the first line of the page.
+        tasks: what there may be files of.
+        count: of how many runs a file is.
+    """
+
+    study: str
+    kind: str
+    title: str
+    tasks: tuple[str, ...]
+    count: Callable[[Mapping[str, Any]], int] = lambda record: len(record["rows"])
+
+    def _path(self, results: Path, task: str) -> Path:
+        return results / f"{self.study}-{task}.json"
+
+    def load_all(self, results: Path) -> dict[str, dict[str, Any]]:
+        """The results of every task that a folder has. Raises ValueError for a file that is none."""
+        paths = {task: self._path(results, task) for task in self.tasks}
+        return {task: files.load(path, self.kind) for task, path in paths.items() if path.exists()}
+
+    def some(self, results: Path) -> dict[str, dict[str, Any]]:
+        """The same; raises ValueError where there are none, too."""
+        return files.some(self.load_all(results), results, self.study)
+
+    def check(self, request: Request, results: Path, page: Path, total: int) -> None:
+        """Raise ValueError for a page that is another, or that was made from more runs than there will be."""
+        others = [record for task, record in self.load_all(results).items() if task not in request.names]
+        pages.check(page, self.title, total + sum(map(self.count, others)))
+
+    def save(
+        self,
+        request: Request,
+        ledger: Ledger[Any],
+        results: Path,
+        content: Callable[[str, dict[Any, dict[str, Any]]], Mapping[str, Any]],
+    ) -> None:
+        """Write a file for each task; `content` gives what it holds of the results of a task's runs."""
+        for task in request.names:
+            mine = {run: result for run, result in ledger.results.items() if run.task == task}
+            environments = files.distinct(result["environment"] for result in mine.values())
+            head = {"kind": self.kind, "task": task, "environments": environments}
+            files.save(self._path(results, task), head | content(task, mine))
+
+    def write(
+        self, records: Mapping[str, Mapping[str, Any]], page: Path, text: str, images: Mapping[str, bytes]
+    ) -> None:
+        """Write the page and its figures. Raises ValueError where the page is another, or was made from more runs."""
+        runs = sum(map(self.count, records.values()))
+        pages.check(page, self.title, runs)
+        pages.write_images(page, images)
+        pages.write(page, text, runs)
 
 
 class Study(Protocol):

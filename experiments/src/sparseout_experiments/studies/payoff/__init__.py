@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.study import Request
+from sparseout_experiments.studies.engine.study import Files, Request
 from sparseout_experiments.studies.payoff import figures, training, transformer
 from sparseout_experiments.studies.payoff.training import METHODS, STEERED, TARGETS, TASKS
 
@@ -19,10 +18,16 @@ __all__ = ["ALL_MUST_FINISH", "NAMES", "TASKS", "check", "ledger", "load_all", "
 
 ALL_MUST_FINISH = True
 
-TITLE = "# What is sparsity worth?"
-KIND = "sparseout payoff"
 MINILM = "minilm"
 NAMES = (*TASKS, MINILM)
+FILES = Files(
+    "payoff",
+    "sparseout payoff",
+    "# What is sparsity worth?",
+    NAMES,
+    count=lambda record: 1 if record["task"] == MINILM else len(record["rows"]),
+)
+load_all = FILES.load_all
 TOLERANCE = 0.25  # of a target, relative to it, within which it is met
 LABELS = {
     "none": "no noise",
@@ -83,23 +88,19 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
 
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that was made from more runs."""
-    others = [record for name, record in load_all(results).items() if name not in request.names]
-    pages.check(page, TITLE, total(request, ledger()) + sum(map(_runs, others)))
+    FILES.check(request, results, page, total(request, ledger()))
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each task."""
-    for name in request.names:
-        mine = {run: result for run, result in ledger.results.items() if run.task == name}
-        made = files.distinct([dict(result["environment"]) for result in mine.values()])
-        head = {"kind": KIND, "task": name, "environments": made}
+
+    def content(name: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
         if name == MINILM:
-            (result,) = mine.values()
-            numbers = {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
-            files.save(_path(results, name), head | numbers)
-        else:
-            rows = [{**run._asdict(), **_numbers(result)} for run, result in mine.items()]
-            files.save(_path(results, name), head | {"rows": rows})
+            (result,) = runs.values()
+            return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
+        return {"rows": [{**run._asdict(), **_numbers(result)} for run, result in runs.items()]}
+
+    FILES.save(request, ledger, results, content)
 
 
 def render(results: Path, page: Path) -> None:
@@ -107,31 +108,25 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
     """
-    records = files.some(load_all(results), results, "payoff")
+    records = FILES.some(results)
     tasks = [summary(record) for name, record in records.items() if name in TASKS]
     minilm = records.get(MINILM)
-    values: dict[str, Any] = {
-        "tasks": tasks,
-        "minilm": minilm,
-        "setup": training,
-        "labels": LABELS,
-        "tolerance": TOLERANCE,
-    }
     made = [] if minilm is None else pages.made_with((environment, True) for environment in minilm["environments"])
-    values["missing"] = [task.title for name, task in TASKS.items() if name not in records]
-    text = pages.rendered(__package__, "page.md.j2", **values, minilm_made_with=made)
-    runs = sum(map(_runs, records.values()))
-    pages.check(page, TITLE, runs)
+    text = pages.rendered(
+        __package__,
+        "page.md.j2",
+        tasks=tasks,
+        minilm=minilm,
+        minilm_made_with=made,
+        missing=[task.title for name, task in TASKS.items() if name not in records],
+        setup=training,
+        labels=LABELS,
+        tolerance=TOLERANCE,
+    )
     images = {f"payoff-{task['name']}": figures.price(task["settings"]) for task in tasks}
     if minilm is not None:
         images["payoff-minilm"] = figures.thresholds(pd.DataFrame(minilm["rows"]))
-    pages.write_images(page, images)
-    pages.write(page, text, runs)
-
-
-def load_all(results: Path) -> dict[str, dict[str, Any]]:
-    """The results of every task that a folder has. Raises ValueError for a file that is none."""
-    return {name: files.load(path, KIND) for name in NAMES if (path := _path(results, name)).exists()}
+    FILES.write(records, page, text, images)
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,11 +165,3 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
 def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     left_out = ("config", "environment")
     return {name: value for name, value in result.items() if name not in left_out}
-
-
-def _runs(record: Mapping[str, Any]) -> int:
-    return 1 if record["task"] == MINILM else len(record["rows"])
-
-
-def _path(results: Path, name: str) -> Path:
-    return results / f"payoff-{name}.json"

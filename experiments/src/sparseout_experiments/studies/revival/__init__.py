@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.statistics import Difference, paired, t_interval
-from sparseout_experiments.studies.engine.study import Request
+from sparseout_experiments.studies.engine.study import Files, Request
 from sparseout_experiments.studies.revival import figures, training
 from sparseout_experiments.studies.revival.training import ARMS, TASKS, train
 
@@ -19,8 +18,8 @@ __all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "r
 
 ALL_MUST_FINISH = True
 
-TITLE = "# Does it help to revive dead units?"
-KIND = "sparseout revival"
+FILES = Files("revival", "sparseout revival", "# Does it help to revive dead units?", tuple(TASKS))
+load_all = FILES.load_all
 SEEDS = (0, 1, 2, 3, 4)
 
 
@@ -57,17 +56,16 @@ def total(request: Request, ledger: Ledger[Run]) -> int:
 
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that was made from more runs."""
-    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in request.names)
-    pages.check(page, TITLE, total(request, OwnLedger()) + sum(others))
+    FILES.check(request, results, page, total(request, ledger()))
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each task."""
-    for name in request.names:
-        mine = {run: result for run, result in ledger.results.items() if run.task == name}
-        environments = files.distinct([result["environment"] for result in mine.values()])
-        rows = [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in mine.items()]
-        files.save(_path(results, name), {"kind": KIND, "task": name, "environments": environments, "rows": rows})
+
+    def content(name: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+        return {"rows": [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in runs.items()]}
+
+    FILES.save(request, ledger, results, content)
 
 
 def render(results: Path, page: Path) -> None:
@@ -75,18 +73,11 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
     """
-    records = files.some(load_all(results), results, "revival")
+    records = FILES.some(results)
     tasks = [summary(record) for record in records.values()]
-    runs = sum(len(record["rows"]) for record in records.values())
     text = pages.rendered(__package__, "page.md.j2", tasks=tasks, setup=training, arms=ARMS)
-    pages.check(page, TITLE, runs)
-    pages.write_images(page, {"revival": figures.course({task["title"]: task["frame"] for task in tasks})})
-    pages.write(page, text, runs)
-
-
-def load_all(results: Path) -> dict[str, dict[str, Any]]:
-    """The results of every task that a folder has. Raises ValueError for a file that is none."""
-    return {name: files.load(path, KIND) for name in TASKS if (path := _path(results, name)).exists()}
+    course = figures.course({task["title"]: task["frame"] for task in tasks})
+    FILES.write(records, page, text, {"revival": course})
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +116,3 @@ def _against_none(frame: pd.DataFrame, arm: str, measure: str) -> Difference:
 def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for name in ("error", "wrong", "live", "hoyer", "revived") if name in result]
     return {name: result[name] for name in names} | {"course": [round(value, 4) for value in result["course"]]}
-
-
-def _path(results: Path, name: str) -> Path:
-    return results / f"revival-{name}.json"

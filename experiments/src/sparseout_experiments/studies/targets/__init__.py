@@ -10,7 +10,7 @@ from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
-from sparseout_experiments.studies.engine.study import Request
+from sparseout_experiments.studies.engine.study import Files, Request
 from sparseout_experiments.studies.targets import figures, grid, training
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
 
@@ -20,8 +20,8 @@ ALL_MUST_FINISH = True
 ledger = OwnLedger
 train = training.train
 
-TITLE = "# Are targets met?"
-KIND = "sparseout targets of knobs"
+FILES = Files("targets", "sparseout targets of knobs", "# Are targets met?", tuple(TASKS))
+load_all = FILES.load_all
 POINTS = 60  # of the course of a run of the first seed that are kept, evenly spaced
 TOLERANCE = 0.01  # of the target, in Hoyer and in density
 
@@ -38,17 +38,16 @@ def total(request: Request, ledger: Ledger[Run]) -> int:
 
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that was made from more runs."""
-    others = (len(record["rows"]) for name, record in load_all(results).items() if name not in request.names)
-    pages.check(page, TITLE, total(request, OwnLedger()) + sum(others))
+    FILES.check(request, results, page, total(request, ledger()))
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each task."""
-    for name in request.names:
-        mine = {run: result for run, result in ledger.results.items() if run.task == name}
-        environments = files.distinct([result["environment"] for result in mine.values()])
-        rows = [_row(run, result) for run, result in mine.items()]
-        files.save(_path(results, name), {"kind": KIND, "task": name, "environments": environments, "rows": rows})
+
+    def content(name: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+        return {"rows": [_row(run, result) for run, result in runs.items()]}
+
+    FILES.save(request, ledger, results, content)
 
 
 def render(results: Path, page: Path) -> None:
@@ -56,23 +55,11 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
     """
-    records = files.some(load_all(results), results, "targets")
+    records = FILES.some(results)
     tasks = [summary(record) for record in records.values()]
-    count = sum(task["count"] for task in tasks)
     text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
-    pages.check(page, TITLE, count)
     images = {f"targets-{task['name']}": figures.misses(task["steered"], task["courses"], TOLERANCE) for task in tasks}
-    pages.write_images(page, images)
-    pages.write(page, text, count)
-
-
-def load_all(results: Path) -> dict[str, dict[str, Any]]:
-    """The results of every task that a folder has. Raises ValueError for a file that is none."""
-    return {name: files.load(path, KIND) for name in TASKS if (path := _path(results, name)).exists()}
-
-
-def _path(results: Path, name: str) -> Path:
-    return results / f"targets-{name}.json"
+    FILES.write(records, page, text, images)
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
