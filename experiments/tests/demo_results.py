@@ -40,6 +40,6 @@ def dial(
 def results(rows: list[dict[str, Any]]) -> Results:
     """Results of these runs."""
     frame = pd.DataFrame(rows)
-    swept = {"method": ["sparseout", "dropout", "none"], "q": [1.0, 2.0, 3.0]}
+    swept: dict[str, list[Any]] = {"method": ["sparseout", "dropout", "none"], "q": [1.0, 2.0, 3.0]}
     none: dict[str, Any] = {row["run"]: {} for row in rows}
     return Results("autoencoder", ("mse", "e-3"), frame, swept, {"units": 256}, none, {run: [] for run in none})

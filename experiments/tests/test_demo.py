@@ -168,7 +168,7 @@ def test_sparsity_falls_with_q(tmp_path: Path) -> None:
     _, _, results = trained(options, tmp_path)
     for scale in options.scales:
         for measure in ("hoyer", "hoyer_live"):
-            found = trend(results, scale, measure)  # type: ignore[arg-type]
+            found = trend(results, scale, measure)
             assert found
             assert found.verdict == "apart"
     assert "falls at every step" in verdict(results, options.scales)

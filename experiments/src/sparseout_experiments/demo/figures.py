@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -123,7 +123,7 @@ def _cost(axes: Axes, rows: Sequence[Row], scales: Sequence[Scale]) -> None:
         points(axes, across, up, color=colour, marker=marker, elinewidth=1.1, label=name, zorder=3)
     for row in rows:
         if row["method"] == "dropout":
-            look = {"color": COLOURS["ink"], "mfc": COLOURS["card"], "mew": 1.4, "ms": 9, "zorder": 2}
+            look: dict[str, Any] = {"color": COLOURS["ink"], "mfc": COLOURS["card"], "mew": 1.4, "ms": 9, "zorder": 2}
             axes.plot(row["hoyer"], row["metric"], "D", **look, label="Dropout")
         elif row["method"] == "none":  # far from the others, which it would crowd together
             text = f"no dropout, off the chart:\n{row['hoyer']:.2f}, error {row['metric']:.2g}"

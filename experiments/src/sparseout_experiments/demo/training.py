@@ -1,6 +1,6 @@
 """The runs of the demonstration: those of `sparseout run autoencoder`, and a look at what each has learned."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Look(NamedTuple):
     filters: Tensor
 
 
-def run_all(jobs: Mapping[str, Job], on_progress: OnProgress) -> Iterator[Look | None]:
+def run_all(jobs: Mapping[str, Job], on_progress: OnProgress) -> Generator[Look | None, None, None]:
     """Train run after run, each in its folder, and look at it; None for one that has diverged."""
     with one_thread():
         for name, job in jobs.items():

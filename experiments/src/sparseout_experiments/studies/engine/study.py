@@ -78,7 +78,7 @@ class Files:
             mine = {run: result for run, result in ledger.results.items() if run.task == task}
             environments = files.distinct(result["environment"] for result in mine.values())
             head = {"kind": self.kind, "task": task, "environments": environments}
-            files.save(self._path(results, task), head | content(task, mine))
+            files.save(self._path(results, task), {**head, **content(task, mine)})
 
     def write(
         self, records: Mapping[str, Mapping[str, Any]], page: Path, text: str, images: Mapping[str, bytes]
