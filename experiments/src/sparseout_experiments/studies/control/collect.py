@@ -78,7 +78,7 @@ class Record:
     def complete(self) -> "Record":
         """Without the seeds of which runs are still to come: means over the others compare the same seeds."""
         plan = grid.first(self.budget, self.task) + grid.second(self.budget, self.task, self.chosen)
-        ended = {one.run for one in (*self.rows, *self.failures)}
+        ended = {row.run for row in self.rows} | {failure.run for failure in self.failures}
         begun = {run.seed for run in plan if run not in ended}
         return replace(self, rows=tuple(row for row in self.rows if row.run.seed not in begun))
 

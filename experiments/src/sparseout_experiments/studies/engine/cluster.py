@@ -14,8 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
 
+# Dask has its workers hand freed memory back at once, and a training then spends up to half of its time on page faults.
+_MEMORY_KEPT = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
 Train = Callable[[str, dict[str, Any], Path], None]
 ATTEMPTS = 4  # of a job; in each of them its worker may die as often as the scheduler allows, 4 times by default
 AHEAD = 2  # jobs for each worker that are given ahead, so that a worker that joins finds one
@@ -65,7 +68,7 @@ class Cluster:
         self._local = None
         try:
             if self._address is None:
-                with _interrupts_blocked():
+                with _interrupts_blocked(), dask.config.set(_MEMORY_KEPT):
                     self._local = LocalCluster(
                         n_workers=self._workers,
                         threads_per_worker=1,
