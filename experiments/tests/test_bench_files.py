@@ -318,7 +318,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     found = json.loads(path.read_text())
     assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name, path.with_suffix(".png").name])
     rows = {(row["case"], row["implementation"]): row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 3 * 12 + 9 + 3 * 2 + (9 + 5 + 2 * 3) + 9
+    assert len(rows) == len(found["rows"]) == 3 * 12 + 9 + (2 * 3 + 2) + (9 + 5 + 2 * 3) + 9
     assert set(found["planned"]) == {case for case, _ in rows}
     failed = {implementation for (_, implementation), row in rows.items() if "failed" in row}
     assert failed == {"plain formula, compiled", "nn.Dropout", "no dropout", "Sparseout q=1.5"}

@@ -81,7 +81,7 @@ def element_short(device: str) -> dict[str, Function]:
 
 def channel(device: str) -> dict[str, Function]:
     """One draw a channel."""
-    return {"F.dropout2d": lambda x: F.dropout2d(x, P), "Sparseout2d q=1.5": Sparseout2d(P, 1.5)}
+    return {"F.dropout2d": lambda x: F.dropout2d(x, P), **{f"Sparseout2d q={q}": Sparseout2d(P, q) for q in (1.3, 1.5)}}
 
 
 class Layout(NamedTuple):
