@@ -72,6 +72,7 @@ class Cluster:
                     self._local = LocalCluster(
                         n_workers=self._workers,
                         threads_per_worker=1,
+                        resources={"GPU": 1},  # where there is none, a run that asks for one says so
                         dashboard_address="127.0.0.1:0",  # a free port: by default one that may be taken
                         silence_logs=logging.CRITICAL,
                     )
@@ -118,8 +119,17 @@ class Cluster:
         return min(len(self._jobs), self.workers)
 
     def start(self, job: Job, attempt: int = 1) -> None:
-        """Give a job to the cluster. One for a GPU waits for a worker that has the resource ``GPU``."""
+        """Give a job to the cluster. One for a GPU goes to a worker that has the resource ``GPU``.
+
+        Raises ClusterError where there are workers and none has it: the job would wait for ever.
+        """
         resources = {"GPU": 1} if job.options.get("device") == "cuda" else None
+        workers = self._client.scheduler_info(n_workers=-1).get("workers", {}).values() if resources else ()
+        if workers and not any(worker["resources"].get("GPU") for worker in workers):
+            raise ClusterError(
+                "expected a worker of the scheduler to have the resource GPU, as `--device` is cuda, but got "
+                f'{len(workers)} without: start one for each device with --resources "GPU=1"'
+            )
         future = self._client.submit(_perform, self._train, job, pure=False, resources=resources)
         self._jobs[future] = (job, attempt, time.monotonic())
         self._ended.add(future)
