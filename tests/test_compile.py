@@ -1,6 +1,7 @@
 """torch.compile with fullgraph: the same noise, value and gradient as eager."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conftest import needs_compiler
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
+from sparseout.baselines import GaussianDropout, KWinners, StatisticalTopK
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 
@@ -147,3 +149,65 @@ def test_one_layer_in_a_checkpoint_and_one_after_it_with_dynamic_sizes(q):
     compiled, x = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager"), torch.randn(4, 8)
     for a, b in zip(value_and_gradient(f, x), value_and_gradient(compiled, x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+MOVED = {
+    "detached": ("p", partial(Sparseout, q=1.5, seed=3)),
+    "exact": ("p", partial(Sparseout1d, q=2.5, gradient="exact", seed=3)),
+    "gaussian": ("p", GaussianDropout),
+    "k-winners": ("k", partial(KWinners, boost=2.0)),
+    "statistical": ("k", StatisticalTopK),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "transformed"), [*((name, False) for name in MOVED), ("detached", True), ("statistical", True)]
+)
+def test_a_tensor_for_p_or_k_moves_without_recompilation_and_with_the_bits_of_a_float(name, transformed):
+    torch.compiler.reset()
+    attribute, made = MOVED[name]
+    value, counter = torch.tensor(0.5, dtype=torch.float64), CompileCounter()
+    layer = made(value)
+
+    def gradients(layer, x):
+        if transformed:
+            return torch.vmap(torch.func.grad(lambda row: layer(row[None]).square().sum()), randomness="same")(x)
+        return torch.autograd.grad(layer(x).square().sum(), x)[0]
+
+    def f(x):
+        return gradients(layer, x) if transformed else layer(x)
+
+    compiled, counts = torch.compile(f, backend=counter, fullgraph=True), []
+    for number in (0.3, 0.123456789, 0.995, 0.0, 1.0) if attribute == "p" else (0.3, 0.7, 0.01):
+        if name == "gaussian" and number == 1:
+            continue  # its variance would be infinite
+        value.fill_(number)
+        plain = made(number) if attribute == "k" or number else nn.Identity()
+        x = torch.randn(6, 4, 32, requires_grad=True)
+        if name == "k-winners":
+            for one in (layer, plain):
+                one.duty_cycle = torch.linspace(0, 0.3, 32)
+        torch.manual_seed(1)
+        y = compiled(x)
+        torch.manual_seed(1)
+        if transformed:  # other operations than eager ones have the last bits differ, of a float too
+            torch.testing.assert_close(y, gradients(plain, x))
+        else:
+            assert torch.equal(y, plain(x))
+            torch.manual_seed(1)
+            assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], gradients(plain, x))
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
+def test_a_tensor_for_p_is_checked_when_it_is_read():
+    for bad in (torch.ones(2), torch.tensor(1), torch.tensor(0.5, requires_grad=True)):
+        with pytest.raises((TypeError, ValueError), match=r"^expected `p` to be"):
+            Sparseout(bad)
+    layer = Sparseout(torch.tensor(0.5), 1.5)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    compiled(torch.ones(3))
+    layer.p.fill_(1.5)
+    for function in (layer, compiled):
+        with pytest.raises(ValueError, match=r"^expected `p` to be a number between 0 and 1, but got 1\.5"):
+            function(torch.ones(3))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
-from sparseout import Sparseout, SparsityController, SparsityMonitor, measures, row_mask
-from sparseout.baselines import ActivityPenalty, KWinners
+from sparseout import Sparseout, Sparseout2d, SparsityController, SparsityMonitor, measures, row_mask
+from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, StatisticalTopK
 
 
 class Shift(nn.Module):
@@ -182,6 +183,35 @@ def test_one_strength_for_each_module_and_floats_again_in_the_end() -> None:
     assert (list(only.values), penalty.strength["1"]) == (["3"], before)
 
 
+NOISY: dict[str, Any] = {
+    "p": [Sparseout2d(q=1.5, scale="matched"), GaussianDropout(0.2)],
+    "k": [KWinners(0.5, k_eval=0.6, units=8), StatisticalTopK(0.5)],
+}
+
+
+@pytest.mark.parametrize("knob", NOISY)
+def test_p_and_k_move_without_recompilation_and_are_floats_again(knob: str) -> None:
+    counter = CompileCounter()
+    layers = copy.deepcopy(NOISY[knob])
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), *(nn.Sequential(layer, nn.Linear(8, 8)) for layer in layers))
+    fast = torch.compile(model, backend=counter, fullgraph=True)
+    controller = SparsityController(model, 0.9, knob=knob, every=1, gain=100)
+    counts, values = [], set()
+    for _ in range(5):
+        for mode in (True, False):
+            model.train(mode)
+            fast(torch.rand((4, 8, 8) if knob == "k" else (4, 3, 8, 8))).sum().backward()
+        controller.step()
+        values |= set(controller.values.values())
+        assert all(float(getattr(layer, knob)) == controller.values[f"{i + 2}.0"] for i, layer in enumerate(layers))
+        counts.append(counter.frame_count)
+    controller.detach()
+    assert counts[-1] == counts[1]
+    assert len(values) >= 4
+    kept = {name: value for layer in layers for name, value in vars(layer).items() if name in ("p", "k", "k_eval")}
+    assert {type(value) for value in kept.values()} <= {float, type(None)}
+
+
 def test_a_strength_moves_without_recompilation() -> None:
     compiled = 0
 
@@ -261,6 +291,24 @@ def test_a_probe_leaves_everything_as_it_was(form: str) -> None:
     code = model.frozen(model.linear(x)).relu() + (0.5 if form == "dict" else 0.0)
     assert controller.measured["noise"] == pytest.approx(measures.hoyer(code).mean().item(), abs=0.01)  # bf16
     assert "in evaluation (" in controller.report()[0]
+
+
+def test_of_a_probe_the_rows_count_that_its_own_mask_keeps() -> None:
+    class Masked(nn.Sequential):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    x, mask = torch.rand(4, 6, 8), torch.arange(6) < torch.tensor([1, 6, 2, 3])[:, None]
+    other = row_mask(torch.ones(4, 6).triu())  # of the training batch
+    for probe, rows in (({"x": x, "attention_mask": mask}, x[mask]), ((x, mask), x)):
+        model = Masked(nn.Identity(), Sparseout())
+        controller = SparsityController(model, 0.5, every=1, probe=probe)
+        with other:
+            model(x, mask)
+            controller.step()
+        assert controller.measured["1"] == pytest.approx(measures.hoyer(rows).mean().item(), abs=1e-6)
+    with pytest.warns(UserWarning, match="all rows of the probe count, for its `attention_mask` is no mask: expected"):
+        SparsityController(model, 0.5, probe={"x": x, "attention_mask": -1e9 * mask})
 
 
 def test_a_probe_that_fails_leaves_everything_as_it_was() -> None:
@@ -396,7 +444,8 @@ def test_other_knobs_are_refused(knob: Any, error: type, says: str) -> None:
         ValueError, match="`knob` to be a penalty on modules of the model, but got one on another's, '0'"
     ):
         SparsityController(made("shift")[0], 0.5, knob=ActivityPenalty(nn.Sequential(nn.ReLU())))
-    with pytest.raises(ValueError, match="`k` to be a fraction of the units in 0, to be moved, but got 3"):
+    wanted = "`k` to be a fraction, k / units, in 0, to be moved, but got 3, a number of units"
+    with pytest.raises(ValueError, match=wanted):
         SparsityController(nn.Sequential(KWinners(3)), 0.5, knob="k")
 
 

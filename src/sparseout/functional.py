@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseout._utils.torch_internals import readable
 from sparseout._utils.validation import (
     check_bool,
     check_choice,
     check_number,
+    check_scalar,
     expected,
     is_int,
     is_number,
@@ -29,7 +31,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def sparseout(
     input: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     q: float | Tensor = 2.0,
     training: bool = True,
     inplace: bool = False,
@@ -58,7 +60,9 @@ def sparseout(
     Args:
         input: a tensor of fp64, fp32, bf16 or fp16. Half types are computed in fp32.
         p: probability that the mask is 0, in [0, 1]. At 0 the input itself is returned, at 1 zeros, as ``F.dropout``
-            does. It is rounded to a multiple of 2^-16 (of 2^-32 outside [0.01, 0.99]).
+            does. It is rounded to a multiple of 2^-16 (of 2^-32 outside [0.01, 0.99]). A 0-d floating-point tensor
+            without gradient can be changed in place with no recompilation: fp64 on the CPU has the same bits as a
+            float, and there is no device to wait for. Compiled code checks its value when it runs.
         q: exponent, a finite number >= 0. A float q = 2 with ``seed=None`` calls ``F.dropout`` (``F.dropout1d``,
             ``2d``, ``3d`` for their masks): same bits, same random numbers. A 0-d floating-point tensor without
             gradient can be changed in place with no recompilation; its value is not checked, and is read in fp32
@@ -105,7 +109,11 @@ def sparseout(
     Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3, and the code
     published with it; ``"exact"`` and ``scale`` are this library's.
     """
-    check_p(p)
+    if isinstance(p, Tensor):
+        p = readable(check_scalar("p", p))
+    moved = isinstance(p, Tensor)
+    if not moved:
+        check_p(p)
     check_q(q)
     check_bool("inplace", inplace)
     check_gradient(gradient)
@@ -115,13 +123,14 @@ def sparseout(
     if not isinstance(input, Tensor):
         raise TypeError(expected("input", "a tensor", type_name(input)))
     dims = normalise_dims(dims, input.dim())
-    if not training or p == 0:
+    if not training or (not moved and p == 0):
         return input
     if input.dtype not in _DTYPES:
         raise TypeError(expected("input", "a floating-point tensor (fp64, fp32, bf16 or fp16)", input.dtype))
-    if p == 1:
+    if not moved and p == 1:
         return F.dropout(input, 1.0, True, inplace)
-    if seed is None and not isinstance(q, Tensor) and q == 2 and (dropout := _torch_dropout(input, dims, inplace)):
+    is_dropout = seed is None and not moved and not isinstance(q, Tensor) and q == 2
+    if is_dropout and (dropout := _torch_dropout(input, dims, inplace)):
         return dropout(input, p, True, inplace)
     if inplace:
         kept = input.clone() if input.requires_grad and torch.is_grad_enabled() else input
@@ -143,15 +152,10 @@ def check_q(q: Any) -> float | Tensor:
     """Check the exponent."""
     if type(q) is float and 0 <= q < math.inf:
         return q
-    wanted = "a number or a 0-d floating-point tensor"
     if isinstance(q, Tensor):
-        if q.dim() != 0 or not q.is_floating_point():
-            raise TypeError(expected("q", wanted, f"a tensor of shape {tuple(q.shape)} and {q.dtype}"))
-        if q.requires_grad:
-            raise ValueError(expected("q", "a tensor without gradient", "one that requires it"))
-        return q
+        return check_scalar("q", q)
     if not is_number(q):
-        raise TypeError(expected("q", wanted, type_name(q)))
+        raise TypeError(expected("q", "a number or a 0-d floating-point tensor", type_name(q)))
     return check_number("q", q, "a finite number >= 0", lambda q: 0 <= q < math.inf)
 
 
@@ -245,7 +249,7 @@ def _unbatched_dropout(input: Tensor, p: float, training: bool, inplace: bool) -
 
 def _perturb(
     input: Tensor,
-    p: float,
+    p: float | Tensor,
     q: float | Tensor,
     gradient: Gradient,
     scale: Scale,
@@ -255,7 +259,8 @@ def _perturb(
     q = q if isinstance(q, Tensor) else float(q)
     plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
     apply = ops.apply if plain else containers.apply
-    return apply(input, _seed_tensor(seed, input.device), float(p), q, scale, dims, gradient == "exact")
+    p = p if isinstance(p, Tensor) else float(p)
+    return apply(input, _seed_tensor(seed, input.device), p, q, scale, dims, gradient == "exact")
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:

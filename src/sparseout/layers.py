@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparseout._utils.validation import check_bool, expected
+from sparseout._utils.validation import check_bool, check_scalar, expected
 from sparseout.functional import (
     Gradient,
     Scale,
@@ -30,7 +30,8 @@ class Sparseout(nn.Module):
     equation, the arguments, and why ``gradient="detached"``, the default, is not the derivative of the output.
 
     Args:
-        p: probability that the mask is 0, in [0, 1].
+        p: probability that the mask is 0, in [0, 1], or a 0-d floating-point tensor without gradient, which can be
+            changed in place with no recompilation and stays where it is: best fp64 on the CPU.
         q: exponent: a finite number >= 0, or a 0-d floating-point tensor without gradient, which can be
             changed in place with no recompilation and keeps its dtype when the module is cast.
         inplace: overwrite the input with the result.
@@ -66,7 +67,7 @@ class Sparseout(nn.Module):
 
     def __init__(
         self,
-        p: float = 0.5,
+        p: float | Tensor = 0.5,
         q: float | Tensor = 2.0,
         inplace: bool = False,
         *,
@@ -76,7 +77,9 @@ class Sparseout(nn.Module):
         seed: int | Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.p = check_p(p)  # a float: numbers of other libraries would stop the compiler
+        self.p = (
+            check_scalar("p", p) if isinstance(p, Tensor) else check_p(p)
+        )  # no numbers of other libraries, which would stop the compiler
         self.q = check_q(q)
         self.inplace = check_bool("inplace", inplace)
         self.gradient = check_gradient(gradient)
@@ -101,7 +104,7 @@ class Sparseout(nn.Module):
         return self.shared_dims
 
     def extra_repr(self) -> str:
-        shown = [f"p={self.p}, q={self.q!s}"]
+        shown = [f"p={self.p!s}, q={self.q!s}"]
         defaults = {"inplace": False, "gradient": "detached", "scale": None, "shared_dims": (), "seed": None}
         for name, default in defaults.items():
             value = getattr(self, name)
@@ -159,7 +162,7 @@ class _ChannelSparseout(Sparseout):
 
     def __init__(
         self,
-        p: float = 0.5,
+        p: float | Tensor = 0.5,
         q: float | Tensor = 2.0,
         inplace: bool = False,
         *,
@@ -170,7 +173,7 @@ class _ChannelSparseout(Sparseout):
         super().__init__(p, q, inplace, gradient=gradient, scale=scale, seed=seed)
 
     def _dims(self, input: Any) -> Sequence[int]:
-        active = self.training and 0 < self.p < 1
+        active = self.training and (isinstance(self.p, Tensor) or 0 < self.p < 1)
         return _channel_dims(input, self._spatial, self.channel_dims, self._other_channel, active)
 
 

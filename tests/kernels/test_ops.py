@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparseout.kernels import ops
 
 SEED = torch.tensor(5)
+P = torch.tensor(0.3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shared_dims", [[], [0], [1, 2]])
@@ -18,14 +19,20 @@ SEED = torch.tensor(5)
 @pytest.mark.parametrize("exact", [False, True])
 def test_opcheck(exact, dtype, packed, shared_dims):
     x = torch.randn(3, 4, 5, dtype=dtype, requires_grad=True)
-    opcheck(torch.ops.sparseout.forward.default, (x, SEED, 0.3, *packed, shared_dims, exact))
+    for p in ((), (P,)):
+        opcheck(torch.ops.sparseout.forward.default, (x, SEED, 0.3, *packed, shared_dims, exact, *p))
     x, grad = x.detach(), torch.randn_like(x).detach()
-    opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *packed, shared_dims, exact))
+    for p in ((), (P,)):
+        opcheck(torch.ops.sparseout.backward.default, (grad, x, SEED, 0.3, *packed, shared_dims, exact, *p))
 
 
 @pytest.mark.parametrize("shared_dims", [[], [0]])
 def test_opcheck_of_the_slope(shared_dims):
     opcheck(torch.ops.sparseout.slope.default, (torch.randn(3, 4), SEED, 0.3, [1.3, 1.0, 1.0], shared_dims))
+
+
+def test_opcheck_of_the_noise():
+    opcheck(torch.ops.sparseout.noise.default, (SEED, P, [3, 4], torch.float32))
 
 
 def test_backward_keeps_the_layout_that_it_promises():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Self
 
@@ -144,3 +144,12 @@ def any_mask() -> bool:
     """Whether a mask is in force in this thread."""
     block = _open.get()
     return block is not None and block.kept is not None
+
+
+def attention_mask(batch: Any) -> Any:
+    """The `attention_mask` of a batch that is a mapping, or of the first one with it in a tuple or list; else None."""
+    if isinstance(batch, Mapping):
+        return batch.get("attention_mask")
+    parts = batch if isinstance(batch, (tuple, list)) else ()
+    masks = (part.get("attention_mask") for part in parts if isinstance(part, Mapping))
+    return next((mask for mask in masks if mask is not None), None)

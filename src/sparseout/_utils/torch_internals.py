@@ -92,6 +92,13 @@ def is_tracing() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]  # public, if untyped
 
 
+def readable(value: Any) -> Any:
+    """A 0-d tensor as the float that it holds, but in code that is compiled or recorded, where it stays a tensor."""
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling() or dispatch_mode_active() or is_tracing():
+        return value
+    return float(value)
+
+
 def is_recorded(tensors: Sequence[Tensor]) -> bool:
     """Whether a pass over these tensors computes no values, or is written down: meta, fake, traced, exported."""
     if torch.compiler.is_exporting() or is_tracing() or any(x.is_meta for x in tensors):

@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 
 def expected(name: str, wanted: str, got: Any) -> str:
     """The sentence "expected `name` to be wanted, but got got"."""
@@ -38,6 +40,16 @@ def check_number(
     if not holds(float(value)):
         raise ValueError(expected(name, wanted, value))
     return float(value)
+
+
+def check_scalar(name: str, value: Tensor) -> Tensor:
+    """A tensor in the place of a number, which may be changed in place: 0-d, floating-point and without gradient."""
+    if value.dim() != 0 or not value.is_floating_point():
+        got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+        raise TypeError(expected(name, "a number or a 0-d floating-point tensor", got))
+    if value.requires_grad:
+        raise ValueError(expected(name, "a tensor without gradient", "one that requires it"))
+    return value
 
 
 def check_positive(name: str, value: Any, zero: bool = False) -> float:

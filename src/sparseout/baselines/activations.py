@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.activations import unit_dim as dim_of_units
+from sparseout._utils.torch_internals import readable
 from sparseout._utils.validation import check_int, expected
 from sparseout.baselines.rows import check_count, map_rows
 
@@ -58,7 +59,7 @@ class ReLUSquared(nn.Module):
         return relu_squared(x)
 
 
-def statistical_topk(x: Tensor, k: float = 0.1, *, unit_dim: int | None = None) -> Tensor:
+def statistical_topk(x: Tensor, k: float | Tensor = 0.1, *, unit_dim: int | None = None) -> Tensor:
     r"""The excess of each unit over a threshold that about k of n units pass if they are Gaussian: no sort.
 
     .. math::
@@ -80,7 +81,8 @@ def statistical_topk(x: Tensor, k: float = 0.1, *, unit_dim: int | None = None) 
     Args:
         x: activations; rows and units as in :class:`sparseout.baselines.KWinners`: the units of a map (N, C, H, W) or
             volume are all C H W of an example, those of other tensors lie along the last dim.
-        k: a fraction of n in (0, 1), or a whole number >= 1 and < n.
+        k: a fraction of n in (0, 1), which may be a 0-d floating-point tensor without gradient, to be changed in place
+            with no recompilation (best fp64 on the CPU), or a whole number >= 1 and < n.
         unit_dim: where units lie, if not as said; what follows that dim competes too, what precedes it are rows.
 
     Returns:
@@ -98,6 +100,8 @@ def statistical_topk(x: Tensor, k: float = 0.1, *, unit_dim: int | None = None) 
     (Google, 2025) has it before the GELU of its first layers, at k / n = 0.05, with the deviation as here.
     """
     fraction = check_count("k", k)
+    if isinstance(fraction, Tensor):
+        fraction = check_count("k", readable(fraction))
     if unit_dim is not None:
         check_int("unit_dim", unit_dim)
         if x.dim() and not -x.dim() <= unit_dim < x.dim():
@@ -109,7 +113,7 @@ def statistical_topk(x: Tensor, k: float = 0.1, *, unit_dim: int | None = None) 
 fx.wrap("statistical_topk")
 
 
-def _above(x: Tensor, k: float, dim: int) -> Tensor:
+def _above(x: Tensor, k: float | Tensor, dim: int) -> Tensor:
     dims = tuple(range(dim, x.dim()))
     if x.numel() == 0:  # also an example of a nested tensor
         return x
@@ -125,7 +129,9 @@ def _above(x: Tensor, k: float, dim: int) -> Tensor:
     unit = wide / scale
     mean = unit.mean(dims, keepdim=True)
     variance = torch.where(equal, 1.0, (unit - mean).square().mean(dims, keepdim=True))
-    quantile = -torch.special.ndtri(torch.full((), k, dtype=torch.float64, device="cpu")).to(wide.dtype)
+    if not isinstance(k, Tensor):
+        k = torch.full((), k, dtype=torch.float64, device="cpu")
+    quantile = -torch.special.ndtri(k.double()).to(wide.dtype)
     excess = F.relu(wide - scale * (mean + variance.sqrt() * quantile))
     return torch.where(equal, 0.0, excess).to(x.dtype)
 
@@ -137,7 +143,7 @@ class StatisticalTopK(nn.Module):
         y_i = \max(0, x_i - \theta), \qquad \theta = \bar x + \sigma_x \, \Phi^{-1}(1 - k / n)
 
     Args:
-        k: a fraction of the n units of a row in (0, 1), or a whole number >= 1 and < n.
+        k: a fraction of the n units of a row in (0, 1), also as a 0-d tensor, or a whole number >= 1 and < n.
         unit_dim: where the units lie, if not along the last dim, or along dim 1 of a 4-d or 5-d input: an int, or a
             function of a name (""), the layer and its input, for a layer that meets several kinds.
 
@@ -161,7 +167,7 @@ class StatisticalTopK(nn.Module):
 
     _is_activation = True
 
-    def __init__(self, k: float = 0.1, *, unit_dim: UnitDim = None) -> None:
+    def __init__(self, k: float | Tensor = 0.1, *, unit_dim: UnitDim = None) -> None:
         super().__init__()
         self.k = check_count("k", k)
         self._tracker = UnitTracker(self, unit_dim)
@@ -172,4 +178,4 @@ class StatisticalTopK(nn.Module):
         return statistical_topk(x, self.k, unit_dim=dim)
 
     def extra_repr(self) -> str:
-        return f"k={self.k}"
+        return f"k={self.k!s}"

@@ -1,18 +1,21 @@
 """Gaussian dropout: the noise of Dropout with its mean and variance, and no drop."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sparseout._utils.torch_internals import is_sharded
-from sparseout._utils.validation import check_probability, expected
+from sparseout._utils.torch_internals import is_sharded, readable
+from sparseout._utils.validation import check_probability, check_scalar, expected
 from sparseout.baselines.rows import with_parts
 from sparseout.functional import check_dims, normalise_dims
 from sparseout.kernels.mask import variance
 
 
-def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared_dims: Sequence[int] = ()) -> Tensor:
+def gaussian_dropout(
+    x: Tensor, p: float | Tensor = 0.5, training: bool = True, *, shared_dims: Sequence[int] = ()
+) -> Tensor:
     r"""Multiplies by Gaussian noise that has the mean and the variance of Dropout's.
 
     .. math::
@@ -23,7 +26,8 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
 
     Args:
         x: any floating-point tensor. Half types are computed in fp32.
-        p: the drop probability of the Dropout that has the same variance, in [0, 1). At 0 the input itself is returned.
+        p: the drop probability of the Dropout that has the same variance, in [0, 1), or a 0-d tensor as for
+            :func:`sparseout.sparseout`. At a float of 0 the input itself is returned.
         training: if False, the input itself is returned and no random number is drawn.
         shared_dims: dims along which one draw is shared, as in :func:`sparseout.sparseout`.
 
@@ -38,8 +42,9 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
 
     Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
-    p, dims = check_probability(p), normalise_dims(check_dims(shared_dims), x.dim())
-    if p == 0 or not training:
+    p, dims = readable(_checked(p)), normalise_dims(check_dims(shared_dims), x.dim())
+    _checked(p)
+    if not training or (not isinstance(p, Tensor) and p == 0):
         return x
     if x.is_nested:
         if 0 in dims:
@@ -61,13 +66,17 @@ def gaussian_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, shared
 fx.wrap("gaussian_dropout")
 
 
+def _checked(p: Any) -> float | Tensor:
+    return check_scalar("p", p) if isinstance(p, Tensor) else check_probability(p)
+
+
 class GaussianDropout(nn.Module):
     r"""Multiplies by Gaussian noise in training: the layer of :func:`sparseout.baselines.gaussian_dropout`.
 
     .. math:: y = x \, (1 + \sqrt{p / (1 - p)} \; n), \qquad n \sim \mathcal N(0, 1)
 
     Args:
-        p: the drop probability of the Dropout that has the same variance, in [0, 1).
+        p: the drop probability of the Dropout that has the same variance, in [0, 1), or a 0-d tensor.
         shared_dims: dims along which one draw is shared, as in :class:`sparseout.Sparseout`.
 
     Shape:
@@ -85,12 +94,12 @@ class GaussianDropout(nn.Module):
     Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
 
-    def __init__(self, p: float = 0.5, *, shared_dims: Sequence[int] = ()) -> None:
+    def __init__(self, p: float | Tensor = 0.5, *, shared_dims: Sequence[int] = ()) -> None:
         super().__init__()
-        self.p, self.shared_dims = check_probability(p), check_dims(shared_dims)
+        self.p, self.shared_dims = _checked(p), check_dims(shared_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         return gaussian_dropout(x, self.p, self.training, shared_dims=self.shared_dims)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}" + (f", shared_dims={self.shared_dims}" if self.shared_dims else "")
+        return f"p={self.p!s}" + (f", shared_dims={self.shared_dims}" if self.shared_dims else "")

@@ -19,6 +19,7 @@ from sparseout._utils.torch_internals import (
     is_transformed,
     may_be_recomputed,
     outside_transforms,
+    readable,
     transforms_active,
     without_transforms,
 )
@@ -49,7 +50,9 @@ class KWinners(nn.Module):
     forward repeated by activation checkpointing makes the same choice, and does not update them.
 
     Args:
-        k: number of winners: a whole number >= 1, or a fraction of n in (0, 1), rounded to at least one unit.
+        k: number of winners: a whole number >= 1, or a fraction of n in (0, 1), rounded to at least one unit; the
+            fraction may be a 0-d floating-point tensor without gradient, which can be changed in place with no
+            recompilation (best fp64 on the CPU).
         k_eval: the same in evaluation, where a larger number may help; None for k.
         boost: :math:`\beta`, a finite number >= 0; at 0 there is no boost.
         momentum: :math:`\mu`, the weight of the newest batch, in (0, 1].
@@ -84,9 +87,9 @@ class KWinners(nn.Module):
 
     def __init__(
         self,
-        k: float = 0.1,
+        k: float | Tensor = 0.1,
         *,
-        k_eval: float | None = None,
+        k_eval: float | Tensor | None = None,
         boost: float = 1.0,
         momentum: float = 0.01,
         units: int | None = None,
@@ -134,12 +137,15 @@ class KWinners(nn.Module):
 
     def _choose(self, rows: Tensor, duty_cycle: Tensor) -> Tensor:
         competing, units = rows.shape[1], len(duty_cycle)
-        k = _of(self.k, competing, "k")
-        now = k if self.training or self.k_eval is None else _of(self.k_eval, competing, "k_eval")
+        name = "k" if self.training or self.k_eval is None else "k_eval"
+        k, now = readable(self.k), readable(getattr(self, name))
         if self.boost:
-            rows = rows * (self.boost * (k / competing - duty_cycle)).exp().repeat_interleave(competing // units)
-        winners = rows.topk(now, sorted=False).indices
-        return torch.zeros_like(rows).scatter(1, winners, 1.0) != 0  # of floats, as jit.trace has no scatter of a bool
+            share = _share(k, competing)
+            rows = rows * (self.boost * (share - duty_cycle)).exp().repeat_interleave(competing // units)
+        if isinstance(now, Tensor):
+            winners: Tensor = torch.ops.sparseout.winners(rows, now)
+            return winners
+        return _top(rows, _of(now, competing, name))
 
     def _count(self, won: Sequence[Tensor]) -> None:
         """Move the duty cycles."""
@@ -181,12 +187,25 @@ class KWinners(nn.Module):
 
     def extra_repr(self) -> str:
         more = f", k_eval={self.k_eval}" if self.k_eval is not None else ""
-        return f"k={self.k}{more}, boost={self.boost}, momentum={self.momentum}"
+        return f"k={self.k!s}{more}, boost={self.boost}, momentum={self.momentum}"
+
+
+def _top(rows: Tensor, count: int) -> Tensor:
+    """The mask of so many winners of each row."""
+    winners = rows.topk(count, sorted=False).indices
+    return torch.zeros_like(rows).scatter(1, winners, 1.0) != 0  # of floats, as jit.trace has no scatter of a bool
+
+
+def _share(k: float | Tensor, competing: int) -> float | Tensor:
+    """The part of so many units that wins."""
+    if isinstance(k, Tensor):  # in compiled code
+        return (k.double() * competing).round().clamp(min=1) / competing
+    return _of(k, competing, "k") / competing
 
 
 def _of(k: float, competing: int, name: str) -> int:
     """The number of winners among so many units."""
-    count = k if isinstance(k, int) else max(1, round(k * competing))
+    count = k if isinstance(k, int) else max(1, round(check_count(name, k) * competing))
     if count > competing:
         raise ValueError(expected(name, f"at most {competing}, the units that compete", count))
     return count
@@ -265,6 +284,21 @@ def _moved(duty_cycle: Tensor, share: Tensor, momentum: float) -> Tensor:
     return duty_cycle.clone() if recomputed else duty_cycle.lerp(share, momentum)
 
 
+def _winners_of(rows: Tensor, k: Tensor) -> Tensor:
+    return _top(rows, _of(float(k), rows.shape[-1], "k"))
+
+
+def _batched_winners(info: Any, in_dims: Any, rows: Tensor, k: Tensor) -> Any:
+    rows = rows.movedim(in_dims[0], 0)
+    return torch.ops.sparseout.winners(rows.flatten(0, 1), k).view(rows.shape), 0
+
+
+_library.define("winners(Tensor rows, Tensor k) -> Tensor")
+_library.impl("winners", _winners_of, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "sparseout::winners", lambda rows, k: torch.empty_like(rows, dtype=torch.bool), lib=_library
+)
+torch.library.register_vmap("sparseout::winners", _batched_winners, lib=_library)
 _library.define("used_duty_cycle(Tensor ticket, Tensor duty_cycle, Tensor sums) -> Tensor")
 _library.define("moved_duty_cycle(Tensor duty_cycle, Tensor share, float momentum) -> Tensor")
 _library.impl("used_duty_cycle", _used, "CompositeExplicitAutograd")

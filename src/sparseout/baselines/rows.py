@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.torch_internals import is_sharded, jagged_parts, with_values
-from sparseout._utils.validation import check_number, expected
+from sparseout._utils.validation import check_number, check_scalar, expected
 
 _COUNT = "a whole number >= 1 (of units) or a number > 0 and < 1 (the fraction of them)"
 
 
-def check_count(name: str, value: Any) -> float:
-    """A number of winners as it was given: an int, or a float below 1. Raises: TypeError, ValueError."""
+def check_count(name: str, value: Any) -> float | Tensor:
+    """A number of winners as it was given: an int, or a float below 1, or a 0-d tensor that holds one, unread.
+
+    Raises: TypeError, ValueError.
+    """
+    if isinstance(value, Tensor):
+        return check_scalar(name, value)
     check_number(name, value, _COUNT, lambda k: 0 < k < 1 or (k >= 1 and isinstance(value, Integral)))
     return int(value) if isinstance(value, Integral) else float(value)
 

@@ -72,8 +72,10 @@ class SparsityController:
     update. A later controller of the same knob on the same layers takes them over, with a warning. A model can be
     copied and pickled with its controller; in a copy without it nothing is measured. Names of layers are those of the
     written model, without the wrappers of `torch.compile`, `DistributedDataParallel` and the like, so that a state fits
-    with and without them. Under `torch.compile` q and strengths change without recompilation; p and k are numbers that
-    code is compiled for, so that each update compiles again, up to the compiler's limit.
+    with and without them. While a controller holds them, q, p, k and strengths are 0-d tensors, which change under
+    `torch.compile` without recompilation. Only torch's own Dropout layers take p as a number that code is compiled for:
+    with ``knob="p"`` each update compiles them again, up to the compiler's limit, so have
+    ``convert_dropout_(model, q=2)`` put Sparseout, which computes the same, in their place.
 
     Args:
         model: a model with at least one layer that has the knob.
@@ -88,7 +90,8 @@ class SparsityController:
             the other; with ``"eval"`` an update without an evaluation pass leaves the knob as it is. None: as said
             above.
         probe: a batch on which the model is called in evaluation mode, without gradients, at every update: a tensor, a
-            tuple of arguments, or a mapping of keyword arguments. It is then what counts as evaluation. Modes,
+            tuple of arguments, or a mapping of keyword arguments. It is then what counts as evaluation. Its rows are
+            those that its own `attention_mask` keeps, if it has one, whatever block of `row_mask` is open. Modes,
             buffers, random numbers and autocast are left as they were, and monitors do not count the pass.
         modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
         per_layer: each layer has its own value of the knob and its own target. Otherwise all layers have one value, at
@@ -164,7 +167,7 @@ class SparsityController:
         scale_of(measure)
         if mode is not None:
             check_choice("mode", mode, ("train", "eval"))
-        check_probe(probe)
+        probe_mask = check_probe(probe)
         if probe is not None and mode == "train":
             raise ValueError(expected("mode", "None or 'eval' beside a probe, which is evaluated", repr(mode)))
         check_model(model)
@@ -188,7 +191,7 @@ class SparsityController:
         check_group(group)
         self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
         self._compared = False  # with the controllers of other processes
-        self._steps, self._probe = 0, probe
+        self._steps, self._probe, self._probe_mask = 0, probe, probe_mask
         self._groups = [self._group(one, targets[next(iter(one.sites))]) for one in knobs]
         zero = Eps(eps, relative)
         self._accumulators = {
@@ -248,7 +251,7 @@ class SparsityController:
         if self._probe is not None:
             for accumulator in self._accumulators.values():
                 accumulator.begin_probe()
-            run_probe(self._probed, self._probe)
+            run_probe(self._probed, self._probe, self._probe_mask)
         measurements = read(list(self._accumulators.values()), self._device(), self._process_group)
         messages = []
         for group in self._groups:
@@ -273,7 +276,7 @@ class SparsityController:
         return sentences
 
     def detach(self) -> None:
-        """Remove the hooks. The knob keeps its value, q and strengths as floats; `step` raises from then on."""
+        """Remove the hooks. The knob keeps its value, as a float; `step` raises from then on."""
         self._tracker.detach()
         for accumulator in self._accumulators.values():
             accumulator.hooks.remove()

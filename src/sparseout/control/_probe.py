@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,15 +13,21 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sparseout._utils.hooks import uncounted
 from sparseout._utils.modes import restored_modes
+from sparseout._utils.row_mask import attention_mask, row_mask
 from sparseout._utils.torch_internals import own_children, tensor_version
 from sparseout._utils.validation import expected, type_name
 
 
-def check_probe(probe: Any) -> None:
-    """Raise if it is no batch: a tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
+def check_probe(probe: Any) -> row_mask:
+    """The mask of its rows, by its `attention_mask`, if it is a batch: a tensor, a tuple or list, or a mapping."""
     if probe is not None and not isinstance(probe, (Tensor, tuple, list, Mapping)):
         wanted = "a batch: a tensor, a tuple of arguments, or a mapping of keyword arguments"
         raise TypeError(expected("probe", wanted, type_name(probe)))
+    try:
+        return row_mask(attention_mask(probe))
+    except (TypeError, ValueError) as error:  # it may be one that is added to scores
+        warnings.warn(f"all rows of the probe count, for its `attention_mask` is no mask: {error}", stacklevel=3)
+        return row_mask(None)
 
 
 def probed(model: nn.Module) -> nn.Module:
@@ -32,8 +39,8 @@ def probed(model: nn.Module) -> nn.Module:
     return model
 
 
-def run_probe(model: nn.Module, probe: Any) -> None:
-    """Call the model on the probe in evaluation mode, without gradients.
+def run_probe(model: nn.Module, probe: Any, mask: row_mask) -> None:
+    """Call the model on the probe in evaluation mode, without gradients, with a mask of its own rows.
 
     Modes of modules, buffers, random number generators, autocast and its cache are put back, after an error too.
     Monitors do not count the pass.
@@ -48,6 +55,7 @@ def run_probe(model: nn.Module, probe: Any) -> None:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(uncounted())
+        stack.enter_context(mask)
         model.eval()
         if isinstance(batch, Mapping):
             model(**batch)
@@ -88,5 +96,6 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_moved(item, device) for item in value]
+        items = [_moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

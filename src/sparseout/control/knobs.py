@@ -94,6 +94,11 @@ _KINDS = {
 }
 
 
+# Layers whose p and k may be tensors, which compiled code reads when it runs. torch's Dropout layers take a float, for
+# whose value code is compiled.
+_MOVABLE = (Sparseout, GaussianDropout, KWinners, StatisticalTopK)
+
+
 class LayerKnob(Knob):
     """An attribute, q, p or k, of layers, which all have the same value."""
 
@@ -112,12 +117,9 @@ class LayerKnob(Knob):
 
     def set(self, value: float) -> None:
         for layer in self.layers.values():
-            if self.name == "q":
-                _set_q(layer, value)
-            else:
-                setattr(layer, self.name, value)
+            _set(layer, self.name, value)
         for key, factor in self._k_eval.items():
-            setattr(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))  # noqa: B010
+            _set(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))
 
     def check(self) -> None:
         """Raise if a layer is none any more: `revert_` changes classes."""
@@ -127,15 +129,25 @@ class LayerKnob(Knob):
                 wanted = f"a {kind.types[0].__name__} layer as before (detach the controller, then revert)"
                 raise RuntimeError(expected(key or "model", wanted, type_name(layer)))
 
+    def hold(self) -> None:
+        """Make p and k tensors where layers take them, such that compiled code sees them move."""
+        for layer in self.layers.values():
+            if isinstance(layer, _MOVABLE) and self.name != "q":
+                setattr(layer, self.name, movable(float(getattr(layer, self.name))))
+        for key in self._k_eval:
+            setattr(self.layers[key], "k_eval", movable(float(getattr(self.layers[key], "k_eval"))))  # noqa: B009, B010
+
     def without_effect(self) -> list[str]:
         """The layers in which the value makes no difference."""
         return [key for key, layer in self.layers.items() if self.name == "q" and getattr(layer, "p", None) in (0, 1)]
 
     def release(self, value: float) -> None:
-        """End the controller's hold: q is a float again."""
+        """End the controller's hold: what it moved are floats again."""
         for layer in self.layers.values():
-            if self.name == "q" and isinstance(layer, Sparseout):  # and not reverted
-                layer.q = value
+            if isinstance(layer, _KINDS[self.name].types):  # and not reverted
+                setattr(layer, self.name, value)
+        for key, factor in self._k_eval.items():
+            setattr(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))  # noqa: B010
 
 
 class StrengthKnob(Knob):
@@ -208,7 +220,7 @@ def knobs_of(model: nn.Module, knob: Any, modules: Any, per_layer: bool) -> list
 def hold(model: nn.Module, knobs: Sequence[Knob]) -> None:
     """Prepare what knobs of this library move, such that compiled code sees it move."""
     for knob in knobs:
-        if isinstance(knob, StrengthKnob):
+        if isinstance(knob, (StrengthKnob, LayerKnob)):
             knob.hold()
     of_q = [knob for knob in knobs if isinstance(knob, LayerKnob) and knob.name == "q"]
     _separate_q(model, [list(knob.layers.values()) for knob in of_q])
@@ -218,6 +230,12 @@ def scalar(value: float, device: torch.device) -> Tensor:
     """A 0-d tensor for q or a strength: fp32 on that device, whatever the defaults are, and no inference tensor."""
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+def movable(value: float) -> Tensor:
+    """A 0-d tensor for p or k: fp64, with the bits of a float, and on the CPU, where no device is waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 _WANTED = "'q', 'p', 'k', an ActivityPenalty, or an object as sparseout.Knob describes"
@@ -234,7 +252,8 @@ def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
     layers = select(every, modules, kind.noun)
     for name, layer in layers.items():
         if knob == "k" and (k := float(getattr(layer, "k"))) >= 1:  # noqa: B009
-            raise ValueError(expected("k", f"a fraction of the units in {name or 'the model'}, to be moved", int(k)))
+            wanted = f"a fraction, k / units, in {name or 'the model'}, to be moved"
+            raise ValueError(expected("k", wanted, f"{int(k)}, a number of units"))
     return layers
 
 
@@ -310,12 +329,15 @@ def _strength_at(penalty: ActivityPenalty, key: str) -> Any:
     return strength[key] if isinstance(strength, Mapping) else strength
 
 
-def _set_q(layer: Any, value: float) -> None:
-    if isinstance(layer.q, Tensor):
+def _set(layer: nn.Module, name: str, value: float) -> None:
+    old = getattr(layer, name)
+    if isinstance(old, Tensor):
         with torch.no_grad():
-            layer.q.fill_(value)
+            old.fill_(value)
+    elif not isinstance(layer, _MOVABLE):
+        setattr(layer, name, value)
     else:  # somebody has set a number
-        layer.q = scalar(value, torch.device("cpu"))
+        setattr(layer, name, scalar(value, torch.device("cpu")) if name == "q" else movable(value))
 
 
 def _separate_q(model: nn.Module, groups: Sequence[Sequence[Any]]) -> None:

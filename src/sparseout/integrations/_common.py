@@ -12,7 +12,7 @@ from torch import nn
 from sparseout._utils.distributed import check_replicas, data_parallel_group, is_distributed
 from sparseout._utils.hooks import EagerHook, Hooks
 from sparseout._utils.modules import Modules, choose, named_modules, unwrapped
-from sparseout._utils.row_mask import any_mask, row_mask
+from sparseout._utils.row_mask import any_mask, attention_mask, row_mask
 from sparseout._utils.validation import expected, type_name
 from sparseout.baselines import ActivityPenalty
 from sparseout.control import Knob
@@ -212,15 +212,6 @@ class BatchMasks:
         while self._blocks.get(threading.get_ident()):
             self.close()
         self._blocks.clear()
-
-
-def attention_mask(batch: Any) -> Any:
-    """The `attention_mask` of a batch that is a mapping, or of the first one with it in a tuple or list; else None."""
-    if isinstance(batch, Mapping):
-        return batch.get("attention_mask")
-    parts = batch if isinstance(batch, (tuple, list)) else ()
-    masks = (part.get("attention_mask") for part in parts if isinstance(part, Mapping))
-    return next((mask for mask in masks if mask is not None), None)
 
 
 class CallbackBase:

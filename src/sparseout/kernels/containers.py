@@ -20,7 +20,7 @@ _STRIDE = 0x1F83D9ABFB41BD6B  # between the seeds of parts: odd, and far from th
 
 
 def apply(
-    x: Tensor, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+    x: Tensor, seed: Tensor, p: Scalar, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
 ) -> Tensor:
     """`ops.apply` of any `x`."""
     if x.is_nested:
@@ -33,7 +33,7 @@ def apply(
 
 
 def _nested(
-    x: Tensor, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+    x: Tensor, seed: Tensor, p: Scalar, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
 ) -> Tensor:
     """A nested tensor: one mask over all of its values; along shared dims, draws of their own for each row."""
     if 0 in shared_dims:
@@ -64,7 +64,7 @@ def _flat(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _rows(
-    rows: Sequence[Tensor], seed: Tensor, p: float, params: NoiseParams, dims: Sequence[int], exact: bool
+    rows: Sequence[Tensor], seed: Tensor, p: Scalar, params: NoiseParams, dims: Sequence[int], exact: bool
 ) -> list[Tensor]:
     return [
         ops.apply(row, seed + index * _STRIDE, p, params.q, None, dims, exact, params) for index, row in enumerate(rows)
@@ -72,7 +72,7 @@ def _rows(
 
 
 def _sharded(
-    x: Any, seed: Tensor, p: float, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+    x: Any, seed: Tensor, p: Scalar, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
 ) -> Tensor:
     """A DTensor: each process perturbs its part, with draws that differ where the parts do."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard

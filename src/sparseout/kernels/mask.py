@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,10 @@ def effective_p(p: float) -> float:
     return threshold / (1 << bits)
 
 
-def variance(p: float) -> float:
+_P = TypeVar("_P", float, Tensor)
+
+
+def variance(p: _P) -> _P:
     """The variance p / (1 - p) of the noise, which is also what xi is where the mask keeps."""
     return p / (1 - p)
 

@@ -30,9 +30,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparseout._utils import torch_internals
+from sparseout._utils.validation import expected
 from sparseout.kernels import backends, cpu, reference
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseArguments, NoiseParams, Numbers, Scalar, ScaleArgument
@@ -40,25 +42,27 @@ from sparseout.kernels.params import NoiseArguments, NoiseParams, Numbers, Scala
 _LIBRARY = torch.library.Library("sparseout", "DEF")
 _LIBRARY.define(
     "forward(Tensor x, Tensor seed, float p, float[] curve, Tensor? curve_tensor, int[] shared_dims,"
-    " bool exact) -> Tensor"
+    " bool exact, Tensor? p_tensor=None) -> Tensor"
 )
 _LIBRARY.define(
     "backward(Tensor grad, Tensor x, Tensor seed, float p, float[] curve, Tensor? curve_tensor,"
-    " int[] shared_dims, bool exact) -> Tensor"
+    " int[] shared_dims, bool exact, Tensor? p_tensor=None) -> Tensor"
 )
+_LIBRARY.define("noise(Tensor seed, Tensor p, SymInt[] shape, ScalarType dtype) -> Tensor")
 _LIBRARY.define("slope(Tensor x, Tensor seed, float p, float[] curve, int[] shared_dims) -> Tensor")
 
 
 # Elements up to which the slope is computed once and kept, and autograd's own product is the backward: a function in
 # Python costs more than the computation there. Beyond, a second power costs less than a third tensor.
 _SMALL = 2**14
+_NO_P = 0.5  # in the place of a p that is a tensor
 _UNROUNDED = (torch.float32, torch.float64)  # dtypes in which a slope can be kept
 
 
 def apply(
     x: Tensor,
     seed: Tensor,
-    p: float,
+    p: Scalar,
     q: Scalar,
     scale: ScaleArgument,
     shared_dims: Sequence[int],
@@ -67,10 +71,10 @@ def apply(
 ) -> Tensor:
     """Sparseout of `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device.
 
-    Where x is one of several parts, its `params` are those of all of them.
+    A p that is a tensor is for what is intercepted. Where x is one of several parts, its `params` are those of all.
     """
     transformed, intercepted = torch_internals.transforms_active(), _intercepted(x)
-    if x.is_cpu and not (transformed or intercepted) and backends.kernels(x.device) is cpu:
+    if x.is_cpu and isinstance(p, float) and not (transformed or intercepted) and backends.kernels(x.device) is cpu:
         if not x.is_contiguous():
             order = _memory_order(x)
             dims = [order.index(dim) for dim in shared_dims]
@@ -79,11 +83,13 @@ def apply(
         return _native(x, seed, p, params.numbers() if params else _numbers(x, q, scale), shared_dims, exact)
     params = params or _params(x, q, scale)
     if transformed:
-        return reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
+        y = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
+        return y if isinstance(p, float) else y * (p != 1)  # as Dropout has it, which a float 1 is left to
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
     differentiated = x.requires_grad and torch.is_grad_enabled()
     keeps_slope = (
         differentiated
+        and isinstance(p, float)
         and not exact
         and _is_product(x, p, floats, rest)
         and x.dtype == reference.compute_dtype(x.dtype)  # or the slope that is kept would be rounded
@@ -94,7 +100,8 @@ def apply(
         slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
         return x * slope
     run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
-    y: Tensor = run(x, seed, p, floats, rest, shared_dims, exact)
+    arguments = (p, None) if isinstance(p, float) else (_NO_P, p.clone())  # backward has forward's, wherever p is moved
+    y: Tensor = run(x, seed, arguments[0], floats, rest, shared_dims, exact, arguments[1])
     return y
 
 
@@ -182,12 +189,21 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return [order.index(dim) for dim in range(len(order))]
 
 
-def _noise(x: Tensor, seed: Tensor, p: float, shared_dims: Sequence[int]) -> Tensor:
+def _noise(x: Tensor, seed: Tensor, p: Scalar, shared_dims: Sequence[int]) -> Tensor:
     """The noise xi of an `x` of any strides, of size 1 along the shared dims."""
     order = _memory_order(x)
     shape = [1 if dim in shared_dims else x.shape[dim] for dim in order]
-    xi = reference.noise(masks.make(seed, shape, p), masks.effective_p(p), reference.compute_dtype(x.dtype))
+    dtype = reference.compute_dtype(x.dtype)
+    make: Any = torch.ops.sparseout.noise if isinstance(p, Tensor) else _make_noise
+    xi: Tensor = make(seed, p, shape, dtype)
     return xi.permute(_inverse(order))
+
+
+def _make_noise(seed: Tensor, p: Scalar, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    p = float(p)
+    if p in (0, 1):  # which no float p is here
+        return torch.full(shape, -p, dtype=dtype, device=seed.device)
+    return reference.noise(masks.make(seed, shape, p), masks.effective_p(p), dtype)
 
 
 def _forward(x: Tensor, *arguments: Any) -> Tensor:
@@ -200,6 +216,14 @@ def _backward(grad: Tensor, x: Tensor, *arguments: Any) -> Tensor:
 
 def _compute(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     """The output y if there is no `grad`, else `grad` times the slope: where, the device and the arguments decide."""
+    if noise.p_tensor is not None:
+        p = float(noise.p_tensor)
+        if not 0 <= p <= 1:
+            raise ValueError(expected("p", "a number between 0 and 1", p))
+        if p in (0, 1):
+            value = x if grad is None else grad
+            return torch.empty_like(x).copy_(F.dropout(value, p, training=p == 1))
+        noise = noise._replace(p=p, p_tensor=None)
     if not x.is_contiguous():
         return _in_memory_order(
             lambda grad, x, dims: _compute(grad, x, noise._replace(shared_dims=dims)), grad, x, noise.shared_dims
@@ -232,6 +256,7 @@ def _slope(x: Tensor, seed: Tensor, p: float, floats: list[float], shared_dims: 
 _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 _LIBRARY.impl("slope", _slope, "CPU")
+_LIBRARY.impl("noise", _make_noise, "CompositeExplicitAutograd")
 
 
 torch.library.register_fake("sparseout::forward", lambda x, *_: torch.empty_like(x))
@@ -239,20 +264,26 @@ torch.library.register_fake("sparseout::backward", lambda grad, x, *_: torch.emp
 torch.library.register_fake("sparseout::slope", lambda x, *_: torch.empty_like(x))
 
 
+@torch.library.register_fake("sparseout::noise")
+def _fake_noise(seed: Tensor, p: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=seed.device)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact = inputs
-    ctx.save_for_backward(x, seed, rest)
+    x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact, p_tensor = inputs
+    ctx.save_for_backward(x, seed, rest, p_tensor)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, seed, rest = ctx.saved_tensors
-    noise = NoiseArguments(seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact)
-    return _gradient(grad, x, noise), None, None, None, None, None, None
+    x, seed, rest, p_tensor = ctx.saved_tensors
+    noise = NoiseArguments(seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact, p_tensor)
+    return _gradient(grad, x, noise), *(None for _ in noise)
 
 
 def _gradient(grad: Tensor, x: Tensor, noise: NoiseArguments) -> Tensor:
     if not _is_plain(grad):
-        xi = _noise(x, noise.seed, noise.p, noise.shared_dims)
+        p = noise.p if noise.p_tensor is None else noise.p_tensor
+        xi = _noise(x, noise.seed, p, noise.shared_dims)
         return (grad * reference.slope(x, xi, *noise.params, noise.exact)).to(x.dtype)
     run: Any = torch.ops.sparseout.backward if _intercepted(grad) else _backward
     result: Tensor = run(grad, x, *noise)
@@ -285,7 +316,7 @@ def _one_by_one(op: Any) -> Any:
     return rule
 
 
-for _op in (torch.ops.sparseout.forward, torch.ops.sparseout.backward, torch.ops.sparseout.slope):
+for _op in (getattr(torch.ops.sparseout, name) for name in ("forward", "backward", "slope", "noise")):
     torch.library.register_vmap(torch_internals.op_name(_op), _one_by_one(_op))
 
 

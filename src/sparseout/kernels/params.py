@@ -72,7 +72,10 @@ class NoiseParams(NamedTuple):
 
 
 class NoiseArguments(NamedTuple):
-    """The arguments of an op besides x and its gradient, from which the noise is made: see `NoiseParams.pack`."""
+    """The arguments of an op besides x and its gradient, from which the noise is made: see `NoiseParams.pack`.
+
+    A `p_tensor`, a 0-d tensor that is read when the op runs, takes the place of `p`.
+    """
 
     seed: Tensor
     p: float
@@ -80,6 +83,7 @@ class NoiseArguments(NamedTuple):
     rest: Tensor | None
     shared_dims: Sequence[int]
     exact: bool
+    p_tensor: Tensor | None = None
 
     @property
     def params(self) -> NoiseParams:

@@ -199,7 +199,7 @@ class SparsityMonitor:
     def _input(self, site: HookPoint, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._inputs.pop((site.name, get_ident()), None)
         x = self._update(site, (args, kwargs))
-        if x is not None and module.training and dropout_variance(module):
+        if x is not None and module.training and dropout_variance(module) is not None:
             self._inputs[site.name, get_ident()] = x.clone() if getattr(module, "inplace", False) else x
 
     def _noise(self, site: HookPoint, module: nn.Module, args: Any, output: Tensor) -> None:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseout._utils.activations import channel_dim
+from sparseout._utils.torch_internals import readable
 from sparseout.kernels.mask import variance
 from sparseout.layers import Sparseout
 
 
-def dropout_variance(module: nn.Module) -> float | None:
+def dropout_variance(module: nn.Module) -> float | Tensor | None:
     """Variance p / (1 - p) of Dropout's noise at the layer's p; None where there is none to compare with."""
     if not isinstance(module, (Sparseout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         return None
-    p: float = module.p
-    return variance(p) if 0 < p < 1 else None
+    p: Any = readable(module.p)
+    return variance(p) if isinstance(p, Tensor) or 0 < p < 1 else None
 
 
 def noise_powers(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Of every row of x and y = module(x), (rows, units), |y - x|^2 and p / (1 - p) |x|^2: a (2, rows) tensor."""
     before, after = x.detach().double(), y.detach().double()
-    dropout = before.square().sum(-1) * (dropout_variance(module) or math.nan)
+    own = dropout_variance(module)
+    dropout = before.square().sum(-1) * (math.nan if own is None else own)
     return torch.stack([(after - before).square().sum(-1), dropout])
 
 
