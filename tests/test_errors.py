@@ -28,7 +28,7 @@ BAD = [
     ({"p": False}, TypeError, P + "False"),
     ({"p": "0.5"}, TypeError, P + "'0.5'"),
     ({"p": None}, TypeError, P + "None"),
-    ({"p": torch.tensor(0.5)}, TypeError, P + "a Tensor"),
+    ({"p": torch.tensor(1)}, TypeError, Q_TYPE.replace("`q`", "`p`") + "a tensor of shape () and torch.int64"),
     ({"p": 0.5j}, TypeError, P + "a complex"),
     ({"q": -1.0}, ValueError, Q + "-1.0"),
     ({"q": NAN}, ValueError, Q + "nan"),
