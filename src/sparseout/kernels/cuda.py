@@ -30,7 +30,7 @@ def supports(x: Tensor, shared_dims: Sequence[int]) -> bool:
 
 def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
-    seed, p, floats, rest, shared_dims, exact = noise
+    seed, p, floats, rest, shared_dims, exact, _ = noise  # a p that is a tensor was read before
     grad, x = None if grad is None else grad.contiguous(), x.contiguous()  # the kernel knows no strides
     out = torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)
