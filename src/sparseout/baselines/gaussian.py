@@ -42,9 +42,9 @@ def gaussian_dropout(
 
     Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
-    p, dims = readable(_checked(p)), normalise_dims(check_dims(shared_dims), x.dim())
-    _checked(p)
-    if not training or (not isinstance(p, Tensor) and p == 0):
+    number, dims = readable(_checked(p)), normalise_dims(check_dims(shared_dims), x.dim())
+    _checked(number)
+    if not training or (not isinstance(number, Tensor) and number == 0):
         return x
     if x.is_nested:
         if 0 in dims:
@@ -59,7 +59,7 @@ def gaussian_dropout(
     else:
         shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
         noise = torch.randn(shape, dtype=wide, device=x.device)
-    factor: Tensor = 1 + variance(p) ** 0.5 * noise
+    factor: Tensor = 1 + variance(number) ** 0.5 * noise
     return (x * factor).to(x.dtype)
 
 

@@ -203,7 +203,7 @@ def _share(k: float | Tensor, competing: int) -> float | Tensor:
     return _of(k, competing, "k") / competing
 
 
-def _of(k: float, competing: int, name: str) -> int:
+def _of(k: Any, competing: int, name: str) -> int:
     """The number of winners among so many units."""
     count = k if isinstance(k, int) else max(1, round(check_count(name, k) * competing))
     if count > competing:
