@@ -66,7 +66,7 @@ def test_networks_that_disagree_leave_a_claim_undecided_and_are_all_shown(tmp_pa
     third = said.split("| C3 Language modelling prefers sparser activations | ")[1]
     assert third.startswith("**undecided** | slope of perplexity per unit of q: LSTM, 5 seeds: supported, +")
     assert "; transformer, 5 seeds: contradicted, -" in third.split(" | ")[1]
-    assert "interrupted" not in said
+    assert "not finished" not in said
 
 
 def test_a_seed_counts_in_means_when_all_its_runs_have_ended(tmp_path: Path) -> None:
