@@ -9,7 +9,7 @@ import torch
 from small import arguments
 from sparseout_experiments import cli, config, option_types
 from sparseout_experiments.commands import app
-from sparseout_experiments.options import KNOBS
+from sparseout_experiments.methods import KNOBS
 from sparseout_experiments.training import run_folder
 from typer.testing import CliRunner
 

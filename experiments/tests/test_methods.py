@@ -180,7 +180,7 @@ def test_shakeout_without_its_constant_is_dropout_bit_for_bit(tmp_path: Path) ->
 )
 def test_a_run_that_is_stopped_goes_on(kind: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "whole", kind, method=method)
-    look = train._Run._look
+    look = train._Run._check
 
     def interrupted(self: Any, steps: int) -> None:
         look(self, steps)
@@ -188,7 +188,7 @@ def test_a_run_that_is_stopped_goes_on(kind: str, method: str, tmp_path: Path, m
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_look", interrupted)
+        patch.setattr(train._Run, "_check", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", kind, method=method, checkpoint_minutes=0.0)
     state = torch.load(tmp_path / "stopped" / run_folder.CHECKPOINT, weights_only=True)

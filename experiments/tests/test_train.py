@@ -192,7 +192,7 @@ def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None
 
 def test_a_budget_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = []
-    shown_at = train._Run._look
+    shown_at = train._Run._check
 
     def look(self: Any, steps: int) -> None:
         rates.append(self.optimizer.param_groups[0]["lr"])
@@ -200,7 +200,7 @@ def test_a_budget_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     clock = count()
     monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: next(clock) / 40))  # a fortieth a look
-    monkeypatch.setattr(train._Run, "_look", look)
+    monkeypatch.setattr(train._Run, "_check", look)
     args = arguments("language", epochs=200, budget_minutes=0.01)
     shown = CliRunner().invoke(app, [*args, "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output

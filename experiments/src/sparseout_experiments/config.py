@@ -11,61 +11,47 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_typ
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from sparseout_experiments.message import expected
-from sparseout_experiments.option_types import option, wanted
-from sparseout_experiments.options import (
-    KNOBS,
-    METHODS,
-    TASKS,
-    Config,
-    Data,
-    Machine,
-    PlacesOfP,
-    PlacesOfQ,
-    Refused,
-    Target,
-    TargetOfQ,
-    Training,
-)
+from sparseout_experiments.methods import KNOBS, METHODS, Refused, Target, TargetOfQ
+from sparseout_experiments.option_types import option, requirement
+from sparseout_experiments.options import TASKS, Config, Data, Machine, PlacesOfP, PlacesOfQ, Training
 
 FILE = "config.toml"  # of a run's folder
 Named = Callable[[str], str]
-_MORE: tuple[type[BaseModel], ...] = (TargetOfQ, Target, PlacesOfP, PlacesOfQ)
+_EXTRAS: tuple[type[BaseModel], ...] = (TargetOfQ, Target, PlacesOfP, PlacesOfQ)
 
 
-def _more(method: str) -> list[type[BaseModel]]:
-    """What a method has beside its own options: a target to move to, and values for each place."""
-    places: list[type[BaseModel]] = [PlacesOfP] if "p" in METHODS[method].model_fields else []
-    if method == "sparseout":
-        return [PlacesOfQ, *places, TargetOfQ]
-    return [*places, Target] if method in KNOBS else places
+def _extras(method: str) -> list[type[BaseModel]]:
+    """What a method has beside its own options: values for each place, and a target to move to."""
+    places = [PlacesOfQ] if method == "sparseout" else []
+    places += [PlacesOfP] if "p" in METHODS[method].model_fields else []
+    return [*places, *([TargetOfQ if method == "sparseout" else Target] if method in KNOBS else [])]
 
 
-def _kind(made: type[BaseModel], name: str) -> Any:
-    hint = get_type_hints(made, include_extras=True)[name]
-    return next((kind for kind in get_args(hint) if kind is not NoneType), hint) if NoneType in get_args(hint) else hint
+def _annotation(model: type[BaseModel], name: str) -> Any:
+    """The type of a field, without None where that stands for a default."""
+    hint = get_type_hints(model, include_extras=True)[name]
+    types = [type_ for type_ in get_args(hint) if type_ is not NoneType]
+    return types[0] if len(types) < len(get_args(hint)) else hint
 
 
 def _combined(task: str, method: str) -> type[Config]:
     """The class of a task's and a method's options."""
-    more = [kind for kind in _more(method) if task == "language" or issubclass(kind, Target)]
-    # pydantic reads the fields of the last base first, and a default may depend on what was read before
-    targets = [kind for kind in more if issubclass(kind, Target)]
-    bases = (TASKS[task], *(kind for kind in more if kind not in targets), METHODS[method], *targets)
+    targets = [extra for extra in _extras(method) if issubclass(extra, Target)]
+    places = [extra for extra in _extras(method) if extra not in targets and task == "language"]
     fields = METHODS[method].model_fields
-    changed = {
-        name: (_kind(METHODS[method], name), option(default, fields[name].description or ""))
+    defaults = {
+        name: (_annotation(METHODS[method], name), option(default, fields[name].description or ""))
         for name, default in TASKS[task].defaults.items()
         if name in fields
     }
-    made: type[Config] = create_model(f"{TASKS[task].__name__}_{method}", __base__=bases, **changed)  # type: ignore[call-overload]
-    return made
+    # pydantic reads the fields of the last base first, and a default may depend on what was read before
+    bases = (TASKS[task], *places, METHODS[method], *targets)
+    model: type[Config] = create_model(f"{TASKS[task].__name__}_{method}", __base__=bases, **defaults)  # type: ignore[call-overload]
+    return model
 
 
-# A class of options for every task and method.
+# A class of options for every task and method; those of a task differ in the field by which pydantic chooses.
 _CLASSES = {task: {method: _combined(task, method) for method in METHODS} for task in TASKS}
-
-
-# The classes of a task differ in their field `method`, by which pydantic chooses.
 _READERS: dict[str, TypeAdapter[Any]] = {
     task: TypeAdapter(Annotated[Union[tuple(classes.values())], Field(discriminator="method")])  # type: ignore[arg-type]  # noqa: UP007
     for task, classes in _CLASSES.items()
@@ -75,7 +61,7 @@ _READERS: dict[str, TypeAdapter[Any]] = {
 class Option(NamedTuple):
     """An option of a task, for all methods or for some."""
 
-    kind: Any  # one of `fields`
+    type: Any  # one of `option_types`
     help: str
     group: str
     default: Any  # as people read it; None where there is nothing to say
@@ -83,26 +69,26 @@ class Option(NamedTuple):
 
 def uses(method: str, name: str) -> bool:
     """Whether a method has a use for an option; those of the run and of the task are for all."""
-    of_some = {name for kind in (*METHODS.values(), *_MORE) for name in kind.model_fields}
-    return name not in of_some or any(name in kind.model_fields for kind in (METHODS[method], *_more(method)))
+    of_some = {name for model in (*METHODS.values(), *_EXTRAS) for name in model.model_fields}
+    return name not in of_some or any(name in model.model_fields for model in (METHODS[method], *_extras(method)))
 
 
 @cache
 def options_of(task: str) -> dict[str, Option]:
     """The options of a task, whatever the method: first those of methods, then those of every run, then its own."""
-    own, classes = TASKS[task], [_CLASSES[task]["sparseout"], *_CLASSES[task].values(), *METHODS.values()]
-    more = _MORE if task == "language" else (TargetOfQ, Target)
-    groups = {name: "Method" for kind in (*METHODS.values(), *more) for name in kind.model_fields}
-    groups |= {name: str(kind.__doc__)[:-1] for kind in (Training, Data, Machine) for name in kind.model_fields}
-    groups |= {name: "Task" for name in own.model_fields if name not in groups}
+    classes = [_CLASSES[task]["sparseout"], *_CLASSES[task].values(), *METHODS.values()]
+    extras = _EXTRAS if task == "language" else (TargetOfQ, Target)
+    groups = {name: "Method" for model in (*METHODS.values(), *extras) for name in model.model_fields}
+    groups |= {name: str(model.__doc__)[:-1] for model in (Training, Data, Machine) for name in model.model_fields}
+    groups |= {name: "Task" for name in TASKS[task].model_fields if name not in groups}
     options = {}
     for name, group in groups.items():
-        made = next(kind for kind in classes if name in kind.model_fields)
-        field = made.model_fields[name]
+        model = next(model for model in classes if name in model.model_fields)
+        field = model.model_fields[name]
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         default = extra.get("default", None if field.is_required() else field.default)
-        options[name] = Option(_kind(made, name), field.description or "", group, default)
-    methods = tuple(_CLASSES[task])
+        options[name] = Option(_annotation(model, name), field.description or "", group, default)
+    methods = tuple(METHODS)
     help = f"What makes activations sparser or denser: {', '.join(methods)}."
     options["method"] = Option(Literal[methods], help, "Method", "sparseout")
     return options
@@ -138,12 +124,12 @@ def _refused(task: str, method: Any, error: Any) -> tuple[str, str, Any]:
     name = error["loc"][1]
     if error["type"] == "extra_forbidden":
         return name, f"left out, as the method is {method}", repr(error["input"])
-    return name, wanted(options_of(task)[name].kind).text, repr(error["input"])
+    return name, requirement(options_of(task)[name].type).text, repr(error["input"])
 
 
 def task_of(config: Config) -> str:
     """The name of the task that a configuration is for."""
-    return next(name for name, kind in TASKS.items() if isinstance(config, kind))
+    return next(name for name, options in TASKS.items() if isinstance(config, options))
 
 
 def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, Any]:
@@ -151,9 +137,8 @@ def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, A
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(
-            expected(named("config"), "a file that can be read", f"{str(path)!r} ({error.strerror})")
-        ) from None
+        reason = f"{str(path)!r} ({error.strerror})"
+        raise ValueError(expected(named("config"), "a file that can be read", reason)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(expected(named("config"), "a file in TOML", f"{str(path)!r} ({error})")) from None
     if options.pop("task", task) != task:

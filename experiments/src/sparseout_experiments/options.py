@@ -1,243 +1,47 @@
-"""The options there are: each method is a class of them, and so is each task.
+"""The options of a run: those of every run, and those of each task, a class for each.
 
-A run has those of one task and one method, in one class made of both: what a method has no use for is not there, and
-given all the same it is an error.
+A run has those of one task and one method, in one class made of both (`config`): what a method has no use for is not
+there, and given all the same it is an error.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
-from sparseout_experiments.option_types import (
-    AtLeast2,
-    AtLeast3,
-    Count,
-    Depth,
-    Flag,
-    Fraction,
-    NonNegative,
-    Positive,
-    Probability,
-    Scale,
-    Seed,
-    Sparsity,
-    Text,
-    Tracker,
-    Winners,
-    option,
-)
-
-
-class Refused(ValueError):
-    """An option whose value does not go with the others: its name, what it should be, what it is."""
-
-
-class Method(BaseModel):
-    """What makes activations sparser or denser."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    is_activation: ClassVar[bool] = False  # takes the place of the ReLU before
-    method: str
-
-
-class NoNoise(Method):
-    """No noise and nothing else."""
-
-    method: Literal["none"]
-
-
-class Dropout(Method):
-    """Dropout."""
-
-    method: Literal["dropout"]
-    p: Probability = option(0.5, "Drop probability.")
-
-
-KNOBS = {  # of the methods that have any: what moves to a target, the default first
-    "dropout": ("p",),
-    "sparseout": ("q", "p"),
-    "gaussian": ("p",),
-    "penalty": ("strength",),
-    "l1_warmup": ("strength",),
-    "kwinners": ("k",),
-    "statistical_topk": ("k",),
-}
-
-
-class Target(BaseModel):
-    """Instead of a setting that stays, one that moves until a target is met."""
-
-    target_sparsity: Sparsity | None = option(
-        None, "Mean Hoyer sparsity in evaluation, where the method acts: the knob moves until it is met."
-    )
-    knob: Literal["q", "p", "strength", "k"] | None = option(
-        None, "What moves to the target, from its value on.", shown="the first of these that the method has"
-    )
-
-    @model_validator(mode="after")
-    def _knob(self) -> Self:
-        method, strength, k = (getattr(self, name, None) for name in ("method", "strength", "k"))
-        if self.target_sparsity is None:
-            if self.knob is not None:
-                raise Refused("knob", "left out, as there is no target sparsity", self.knob)
-        elif self.knob is not None and self.knob not in (knobs := KNOBS[str(method)]):
-            raise Refused("knob", f"{' or '.join(knobs)} for the method {method}", self.knob)
-        elif strength == 0:
-            raise Refused("strength", "> 0, to be moved by factors", strength)
-        elif k is not None and k >= 1:
-            raise Refused("k", "a fraction of the units, to be moved", k)
-        return self
-
-
-class TargetOfQ(Target):
-    """A target for Sparseout, whose q has bounds."""
-
-    q_min: NonNegative | None = option(
-        lambda given: _if_moving(given, 1.0, None), "Lower bound of q if there is a target.", shown=1.0
-    )
-    q_max: NonNegative | None = option(
-        lambda given: _if_moving(given, 4.0, None), "Upper bound of q if there is a target.", shown=4.0
-    )
-
-
-class Sparseout(Method):
-    """Sparseout, at a q that stays or one that moves to a target."""
-
-    method: Literal["sparseout"]
-    p: Probability = option(0.5, "Drop probability.")
-    q: NonNegative = option(
-        lambda given: _if_moving(given, 2.5, 1.5),
-        "Exponent: below 2 sparser, above 2 denser, 2 is Dropout; where it starts if there is a target.",
-        shown="1.5; with a target 2.5; of a penalty 1",
-    )
-    gradient: Literal["detached", "exact"] = option("detached", "Slope of the noise.")
-    scale: Scale = option(
-        lambda given: _if_moving(given, "matched", "paper"),
-        "Strength of the noise.",
-        shown="paper; with a target matched",
-    )
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        low, high = getattr(self, "q_min", None), getattr(self, "q_max", None)
-        if getattr(self, "target_sparsity", None) is None:
-            for name, bound in (("q_min", low), ("q_max", high)):
-                if bound is not None:
-                    raise Refused(name, "left out, as there is no target sparsity", bound)
-        elif low is not None and high is not None and low > high:
-            raise Refused("q_max", f"at least q_min {low:g}", high)
-        elif low is not None and high is not None and not low <= self.q <= high:
-            raise Refused("q", f"between q_min {low:g} and q_max {high:g}", self.q)
-        return self
-
-
-class Bridgeout(Method):
-    """Noise on the weights: Bridgeout."""
-
-    method: Literal["bridgeout"]
-    p: Probability = option(0.5, "Drop probability.")
-    q: NonNegative = option(1.5, "Exponent.")
-    per_example: Flag = option(True, "Bridgeout: noise of its own for every example of a batch.")
-
-
-class Shakeout(Method):
-    """Noise on the weights: Shakeout."""
-
-    method: Literal["shakeout"]
-    p: Probability = option(0.5, "Drop probability.")
-    c: NonNegative = option(0.01, "Shakeout: the constant, in units of the weights.")
-
-
-class Gaussian(Method):
-    """Gaussian multiplicative noise."""
-
-    method: Literal["gaussian"]
-    p: Probability = option(0.5, "Drop probability.")
-
-
-class Penalty(Method):
-    """A penalty on activations, added to the loss."""
-
-    method: Literal["penalty"]
-    q: NonNegative = option(1.0, "Exponent.")
-    strength: NonNegative = option(1e-3, "Penalty: factor on the L_q^q of the activations.")
-
-
-class KWinners(Method):
-    """Only the k largest activations stay."""
-
-    method: Literal["kwinners"]
-    k: Winners = option(0.1, "k-winners and statistical top-k: how many units win, or what fraction.")
-    k_eval: Winners | None = option(None, "k-winners: the same in evaluation.", shown="as k")
-    boost: NonNegative = option(1.0, "k-winners: how much units are preferred that seldom won.")
-
-
-class L1Warmup(Method):
-    """An L1 penalty on activations whose strength rises from 0."""
-
-    method: Literal["l1_warmup"]
-    strength: NonNegative = option(1e-3, "Penalty: factor on the L_q^q of the activations.")
-    warmup: Fraction = option(0.05, "L1 with warm-up: the fraction of the epochs' steps in which the strength rises.")
-
-
-class ReLUSquared(Method):
-    """ReLU squared as activation."""
-
-    is_activation = True
-    method: Literal["relu2"]
-
-
-class StatisticalTopK(Method):
-    """Activations above a Gaussian quantile of their row, in place of ReLU."""
-
-    is_activation = True
-    method: Literal["statistical_topk"]
-    k: Winners = option(0.1, "k-winners and statistical top-k: how many units win, or what fraction.")
-
-
-METHODS: dict[str, type[Method]] = {
-    kind.model_fields["method"].annotation.__args__[0]: kind  # type: ignore[union-attr]
-    for kind in (
-        NoNoise,
-        Dropout,
-        Sparseout,
-        Bridgeout,
-        Shakeout,
-        Gaussian,
-        Penalty,
-        KWinners,
-        L1Warmup,
-        ReLUSquared,
-        StatisticalTopK,
-    )
-}
+from sparseout_experiments import option_types as types
+from sparseout_experiments.methods import METHODS, Refused
+from sparseout_experiments.option_types import option
 
 
 class Training(BaseModel):
     """Training."""
 
-    seed: Seed = option(0, "Seed of weights, order, augmentation and noise.")
-    epochs: Count = option(20, "Epochs of the schedule.")
-    budget_minutes: Positive | None = option(
+    seed: types.Seed = option(0, "Seed of weights, order, augmentation and noise.")
+    epochs: types.Count = option(20, "Epochs of the schedule.")
+    budget_minutes: types.Positive | None = option(
         None, "Minutes of training, evaluation included, after which the schedule has ended."
     )
-    batch: Count = option(64, "Examples a step and process.")
-    lr: NonNegative = option(1e-3, "Learning rate at its highest.")
-    weight_decay: NonNegative = option(0.0, "Weight decay.")
-    clip: NonNegative = option(0.0, "Largest norm of the gradient, 0 for none.")
+    batch: types.Count = option(64, "Examples a step and process.")
+    lr: types.NonNegative = option(1e-3, "Learning rate at its highest.")
+    weight_decay: types.NonNegative = option(0.0, "Weight decay.")
+    clip: types.NonNegative = option(0.0, "Largest norm of the gradient, 0 for none.")
 
 
 class Data(BaseModel):
     """Data."""
 
-    data: Text = option("", "A data set: a name, a hub id, a folder or a file.")
-    train_size: Count | None = option(None, "Use only so many training examples (tokens).")
-    valid_size: Count | None = option(
+    data: types.Text = option("", "A data set: a name, a hub id, a folder or a file.")
+    train_size: types.Count | None = option(None, "Use only so many training examples (tokens).")
+    valid_size: types.Count | None = option(
         None, "Hold out so many for validation.", shown="a tenth of train, or what the set has"
     )
-    test_size: Count | None = option(None, "Test on only so many.")
-    split_seed: Seed = option(0, "Seed of the split into training and validation.")
+    test_size: types.Count | None = option(None, "Test on only so many.")
+    split_seed: types.Seed = option(0, "Seed of the split into training and validation.")
+
+    def sizes(self) -> dict[str, Any]:
+        """How a data set is cut, as `data.images.load` takes it."""
+        return self.model_dump(include={"train_size", "valid_size", "test_size", "split_seed"})
 
 
 class Machine(BaseModel):
@@ -245,9 +49,9 @@ class Machine(BaseModel):
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one.")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Of matrix products and activations.")
-    compile: Flag = option(False, "Compile the training step.")
-    checkpoint_minutes: NonNegative = option(5.0, "Minutes between checkpoints; each epoch ends with one.")
-    track: Tracker | None = option(None, "A tracker that Accelerate knows, such as tensorboard.")
+    compile: types.Flag = option(False, "Compile the training step.")
+    checkpoint_minutes: types.NonNegative = option(5.0, "Minutes between checkpoints; each epoch ends with one.")
+    track: types.Tracker | None = option(None, "A tracker that Accelerate knows, such as tensorboard.")
 
 
 class Config(Machine, Data, Training):
@@ -265,8 +69,8 @@ class Config(Machine, Data, Training):
 class Autoencoder(Config):
     """Reconstruct images through one hidden ReLU layer, with the noise on its code."""
 
-    data: Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images.")
-    units: Count = option(256, "Width of the code.")
+    data: types.Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images.")
+    units: types.Count = option(256, "Width of the code.")
 
 
 class Image(Config):
@@ -274,27 +78,29 @@ class Image(Config):
 
     defaults = {"p": 0.3}
 
-    data: Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images with labels.")
-    depth: Depth = option(16, "Number of layers, 6 n + 4.")
-    width: Count = option(2, "Factor on the channels 16, 32, 64.")
-    stride: Count = option(1, "Of the first convolution: 2 makes all that follows four times cheaper.")
+    data: types.Text = option("digits", "digits, mnist, cifar10, cifar100, a hub id or a folder of images with labels.")
+    depth: types.Depth = option(16, "Number of layers, 6 n + 4.")
+    width: types.Count = option(2, "Factor on the channels 16, 32, 64.")
+    stride: types.Count = option(1, "Of the first convolution: 2 makes all that follows four times cheaper.")
     norm: Literal["batch", "group", "none"] = option("batch", "Normalisation.")
     place: Literal["post-relu", "pre-norm"] = option(
         "post-relu",
         "Place of the noise: after the second ReLU (Zagoruyko & Komodakis 2016), or between the first "
         "convolution and the second norm (the code published with the paper).",
     )
-    epochs: Count = option(10, "Epochs of the schedule.")
+    epochs: types.Count = option(10, "Epochs of the schedule.")
     schedule: Literal["one-cycle", "steps"] = option(
         "one-cycle", "Of the learning rate; steps: times 0.2 at 30, 60 and 80%."
     )
-    batch: Count = option(128, "Images a step and process.")
-    lr: NonNegative = option(0.1, "Learning rate at its highest.")
-    momentum: Probability = option(0.9, "Nesterov momentum.")
-    weight_decay: NonNegative = option(5e-4, "Weight decay.")
-    augment: Flag = option(True, "Pad, crop and, as --flip says, mirror the training images.")
-    flip: Flag | None = option(None, "Mirror them left to right, half of the time.", shown="coloured yes, grey no")
-    channels_last: Flag = option(False, "Memory format of the network.")
+    batch: types.Count = option(128, "Images a step and process.")
+    lr: types.NonNegative = option(0.1, "Learning rate at its highest.")
+    momentum: types.Probability = option(0.9, "Nesterov momentum.")
+    weight_decay: types.NonNegative = option(5e-4, "Weight decay.")
+    augment: types.Flag = option(True, "Pad, crop and, as --flip says, mirror the training images.")
+    flip: types.Flag | None = option(
+        None, "Mirror them left to right, half of the time.", shown="coloured yes, grey no"
+    )
+    channels_last: types.Flag = option(False, "Memory format of the network.")
 
     @model_validator(mode="after")
     def _after_relu(self) -> Self:
@@ -310,10 +116,6 @@ _AFTER_RELU = {
     "relu2": "is the activation, which comes after the norm",
     "statistical_topk": "is the activation, which comes after the norm",
 }
-
-
-def _if_moving(given: Mapping[str, Any], moving: Any, fixed: Any) -> Any:
-    return fixed if given.get("target_sparsity") is None else moving
 
 
 def _by_model(description: str, lstm: Any, **others: Any) -> Any:
@@ -333,17 +135,17 @@ def _as(name: str, description: str) -> Any:
 class PlacesOfP(BaseModel):
     """p of each place in a language model."""
 
-    p_input: Probability = _as("p", "p on the embedding.")
-    p_between: Probability = _as("p", "p between layers.")
-    p_output: Probability = _as("p", "p on the last layer.")
+    p_input: types.Probability = _as("p", "p on the embedding.")
+    p_between: types.Probability = _as("p", "p between layers.")
+    p_output: types.Probability = _as("p", "p on the last layer.")
 
 
 class PlacesOfQ(BaseModel):
     """q of each place in a language model."""
 
-    q_input: NonNegative = _as("q", "q on the embedding.")
-    q_between: NonNegative = _as("q", "q between layers.")
-    q_output: NonNegative = _as("q", "q on the last layer.")
+    q_input: types.NonNegative = _as("q", "q on the embedding.")
+    q_between: types.NonNegative = _as("q", "q between layers.")
+    q_output: types.NonNegative = _as("q", "q on the last layer.")
 
 
 class LanguageKind(BaseModel):
@@ -357,40 +159,44 @@ class LanguageKind(BaseModel):
 class Language(Config, LanguageKind):
     """Predict the next word, with the noise between LSTM layers or in the blocks of a transformer."""
 
-    data: Text = option(
+    data: types.Text = option(
         "topics",
-        "topics (Python's help texts), wikitext-2, a hub id, a folder or a file of text; for the Penn "
-        "Treebank a folder.",
+        "topics (Python's help texts), wikitext-2, a hub id, a folder or a file of text; for the Penn Treebank a "
+        "folder.",
     )
-    embedding: Count = _by_model(
+    embedding: types.Count = _by_model(
         "Width of the embedding and of the last layer; of a transformer's residual stream.",
         200,
         awd=400,
         transformer=128,
     )
-    units: Count = _by_model(
+    units: types.Count = _by_model(
         "Width of the other layers; hidden units of a transformer's FFNs.", 200, awd=1150, transformer=512
     )
-    layers: Count = _by_model("Number of layers.", 2, awd=3)
-    heads: Count = option(4, "Attention heads of a transformer's block.")
+    layers: types.Count = _by_model("Number of layers.", 2, awd=3)
+    heads: types.Count = option(4, "Attention heads of a transformer's block.")
     activation: Literal["relu", "gelu"] = option("relu", "Non-linearity of a transformer's FFNs.")
     place: Literal["ffn", "residual"] = option(
         "ffn",
         "Place of a transformer's noise: the hidden activations of the FFNs, or what attention and FFN add to the "
         "residual stream.",
     )
-    words: AtLeast3 | None = option(None, "Size of the vocabulary.", shown="all words of the training text")
-    bptt: AtLeast2 = _by_model("Words a window; of awd the mean.", 35, awd=70, transformer=64)
-    batch: Count = option(20, "Columns of text side by side, of each process.")
-    epochs: Count = option(10, "Epochs of the schedule.")
-    lr: NonNegative = _by_model("Learning rate at its highest: Adam's, down to 0; awd: NT-ASGD's.", 2e-3, awd=30.0)
-    clip: NonNegative = _by_model("Largest norm of the gradient, 0 for none.", 0.25, transformer=1.0)
-    weight_decay: NonNegative = _by_model("Weight decay.", 0.0, awd=1.2e-6)
-    locked: Flag = _by_model("One mask for all times of a window.", False, awd=True)
-    weight_drop: Probability = _by_model("Drop probability of recurrent weights.", 0.0, awd=0.5)
-    embedding_drop: Probability = _by_model("Drop probability of whole words.", 0.0, awd=0.1)
-    activation_penalty: NonNegative = _by_model("Factor on the squares of the last layer, after noise.", 0.0, awd=2.0)
-    temporal_penalty: NonNegative = _by_model("Factor on the squares of its changes in time.", 0.0, awd=1.0)
+    words: types.AtLeast3 | None = option(None, "Size of the vocabulary.", shown="all words of the training text")
+    bptt: types.AtLeast2 = _by_model("Words a window; of awd the mean.", 35, awd=70, transformer=64)
+    batch: types.Count = option(20, "Columns of text side by side, of each process.")
+    epochs: types.Count = option(10, "Epochs of the schedule.")
+    lr: types.NonNegative = _by_model(
+        "Learning rate at its highest: Adam's, down to 0; awd: NT-ASGD's.", 2e-3, awd=30.0
+    )
+    clip: types.NonNegative = _by_model("Largest norm of the gradient, 0 for none.", 0.25, transformer=1.0)
+    weight_decay: types.NonNegative = _by_model("Weight decay.", 0.0, awd=1.2e-6)
+    locked: types.Flag = _by_model("One mask for all times of a window.", False, awd=True)
+    weight_drop: types.Probability = _by_model("Drop probability of recurrent weights.", 0.0, awd=0.5)
+    embedding_drop: types.Probability = _by_model("Drop probability of whole words.", 0.0, awd=0.1)
+    activation_penalty: types.NonNegative = _by_model(
+        "Factor on the squares of the last layer, after noise.", 0.0, awd=2.0
+    )
+    temporal_penalty: types.NonNegative = _by_model("Factor on the squares of its changes in time.", 0.0, awd=1.0)
 
     @model_validator(mode="after")
     def _of_the_model(self) -> Self:

@@ -10,15 +10,12 @@ import typer
 from sparseout_experiments.cli import importing
 from sparseout_experiments.commands import bench, demo, reproduce, run, sweep, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
-from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.commands.help import CONTEXT, Command, group
 from sparseout_experiments.message import tell
 
-app = typer.Typer(
-    help="Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
+app = group(
+    "Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
     pretty_exceptions_enable=False,
-    cls=Group,
-    context_settings=CONTEXT,
-    rich_markup_mode=None,
 )
 
 

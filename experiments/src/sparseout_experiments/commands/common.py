@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from sparseout_experiments.cli import INTERRUPTED
 from sparseout_experiments.message import expected, tell
-from sparseout_experiments.option_types import choices, reader, wanted
+from sparseout_experiments.option_types import choices, reader, requirement
 
 if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.jobs import Progress as Runs
@@ -126,9 +126,9 @@ def wrote(console: Console, paths: Sequence[Path]) -> None:
     console.print("Wrote " + ", ".join(map(str, paths)), highlight=False, markup=False, soft_wrap=True)
 
 
-def reading(kind: Any, read: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """How `typer.Option` reads a kind of `fields`, shows it and completes it; `read` may read a text of several."""
-    read = read or reader(kind)
+def reading(type_: Any, read: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """How `typer.Option` reads one of `option_types`, shows it and completes it; `read` may read a text of several."""
+    read = read or reader(type_)
 
     def parse(text: Any) -> Any:
         try:
@@ -136,8 +136,8 @@ def reading(kind: Any, read: Callable[[str], Any] | None = None) -> dict[str, An
         except ValueError as error:
             raise typer.BadParameter(f"expected to be {error}") from None
 
-    names = choices(kind)
-    metavar = wanted(kind).metavar
+    names = choices(type_)
+    metavar = requirement(type_).metavar
     return {
         "parser": parse,
         "metavar": metavar if len(metavar) < 30 else "NAME",

@@ -15,7 +15,7 @@ from sparseout_experiments.cli import importing
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.demo import EPOCHS, Gradient, Options, Scale, earlier, plan
 from sparseout_experiments.message import expected
-from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Wanted, reader
+from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Requirement, reader
 from sparseout_experiments.training import atomic_files
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.cluster import Job
 
 _Exponent = Annotated[
-    float, Field(ge=0, allow_inf_nan=False), Wanted("finite numbers >= 0, separated by commas", "LIST")
+    float, Field(ge=0, allow_inf_nan=False), Requirement("finite numbers >= 0, separated by commas", "LIST")
 ]
 _Scales = Annotated[
     Literal["paper", "matched", "both"] | Positive,
-    Wanted("paper, matched, both or a finite number > 0", "paper|matched|both|NUMBER"),
+    Requirement("paper, matched, both or a finite number > 0", "paper|matched|both|NUMBER"),
 ]
 
 

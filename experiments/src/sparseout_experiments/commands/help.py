@@ -1,10 +1,13 @@
-"""The layout of help texts: whole names, options in groups, and the rest of the line for the sentence.
+"""Commands whose help has whole names, options in groups, and the rest of the line for the sentence.
 
 Help, completion and what is wrong with a command line come before anything is imported that takes seconds.
 """
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sparseout_experiments.cli import importing
@@ -44,3 +47,25 @@ class Group(TyperGroup):
 
 def _first(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
+
+
+def group(help: str, **options: Any) -> typer.Typer:
+    """An empty group of commands."""
+    return typer.Typer(help=help, cls=Group, context_settings=CONTEXT, rich_markup_mode=None, **options)
+
+
+def add(
+    app: typer.Typer, name: str, run: Callable[..., None], help: str, options: Mapping[str, tuple[Any, Any, Any]]
+) -> None:
+    """Add a command with options from a table: of each the type, `typer.Option` and the default."""
+
+    def command(**given: Any) -> None:
+        run(**given)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[type_, option])
+        for name, (type_, option, default) in options.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    app.command(name, help=help, cls=Command, context_settings=CONTEXT)(command)

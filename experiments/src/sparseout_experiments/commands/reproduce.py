@@ -1,27 +1,22 @@
 """The commands `reproduce control|targets|alternatives|revival|payoff`, made from a table of the studies."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
 
 from sparseout_experiments.commands.common import SCHEDULER, about, counting_runs, ending, fail, reading, wrote
-from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.commands.help import add, group
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, File, Folder
 from sparseout_experiments.training import atomic_files
 
-app = typer.Typer(
-    help="Repeat a study of this project, from its runs to its page.",
-    cls=Group,
-    context_settings=CONTEXT,
-    rich_markup_mode=None,
-)
+app = group("Repeat a study of this project, from its runs to its page.")
 
 
 @dataclass(frozen=True)
@@ -77,41 +72,23 @@ _STUDIES = {
 }
 
 
-def _command(name: str, entry: _Entry) -> Callable[..., None]:
-    """The command of a study, with the options that it has a use for."""
-
-    def command(**given: Any) -> None:
-        _reproduce(name, entry, **given)
-
-    def add(name: str, default: Any, option: Any, annotation: Any = Any) -> None:
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[annotation, option]))
-
-    parameters: list[inspect.Parameter] = []
-    folders = ", ".join(entry.sets.values())
-    option = typer.Option
+def _options(name: str, entry: _Entry) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
+    """The options of a study's command: those that it has a use for."""
+    option, folders = typer.Option, ", ".join(entry.sets.values())
     if entry.budgets:
-        add("budget", "small", option(**reading(Literal[entry.budgets]), help="How large."))
-    add("only", "", option(metavar="LIST", help=f"Of {', '.join(entry.names)}."), str)
+        yield "budget", (Any, option(**reading(Literal[entry.budgets]), help="How large."), "small")
+    yield "only", (str, option(metavar="LIST", help=f"Of {', '.join(entry.names)}."), "")
     if entry.sets:
-        add("data", None, option(**reading(Folder), help=f"Holds {folders}. [default: from the hub]"))
+        yield "data", (Any, option(**reading(Folder), help=f"Holds {folders}. [default: from the hub]"), None)
     if entry.device:
-        add("device", "auto", option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train."))
-    add("workers", 2, option(**reading(Count), help="Processes, each of one thread."))
-    add("scheduler", None, SCHEDULER, str | None)
-    add("work", Path("runs") / name, option(**reading(Folder), help="Where the runs go."))
-    add("results", Path("results"), option(**reading(Folder), help="Where the files of results go."))
-    add("page", Path(entry.page), option(**reading(File), help="The page that is made."))
-    add("render", False, option("--render", help="Run nothing: the page from the results."), bool)
-    add("dry_run", False, option("--dry-run", help="Say what there is to run, and how long it takes."), bool)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {}
-    command.__doc__ = f"{entry.help} What was interrupted goes on when the same command\nis started again."
-    return command
-
-
-for _name, _entry in _STUDIES.items():
-    app.command(_name, cls=Command, context_settings=CONTEXT)(_command(_name, _entry))
+        yield "device", (Any, option(**reading(Literal["auto", "cpu", "cuda"]), help="Where to train."), "auto")
+    yield "workers", (Any, option(**reading(Count), help="Processes, each of one thread."), 2)
+    yield "scheduler", (str | None, SCHEDULER, None)
+    yield "work", (Any, option(**reading(Folder), help="Where the runs go."), Path("runs") / name)
+    yield "results", (Any, option(**reading(Folder), help="Where the files of results go."), Path("results"))
+    yield "page", (Any, option(**reading(File), help="The page that is made."), Path(entry.page))
+    yield "render", (bool, option("--render", help="Run nothing: the page from the results."), False)
+    yield "dry_run", (bool, option("--dry-run", help="Say what there is to run, and how long it takes."), False)
 
 
 def _reproduce(
@@ -133,11 +110,11 @@ def _reproduce(
     from sparseout_experiments.studies.engine import study as engine
 
     study: engine.Study = import_module(f"sparseout_experiments.studies.{name}")
-    given = only.split(",") if only else entry.names
-    if unknown := [one for one in given if one not in entry.names]:
+    chosen = only.split(",") if only else entry.names
+    if unknown := [part for part in chosen if part not in entry.names]:
         fail(expected("--only", f"a list of {', '.join(entry.names)}", repr(unknown[0])))
-    names = tuple(one for one in entry.names if one in given)
-    sources = {one: str(data / folder) for one, folder in entry.sets.items()} if data else {}
+    names = tuple(part for part in entry.names if part in chosen)
+    sources = {data_set: str(data / folder) for data_set, folder in entry.sets.items()} if data else {}
     if missing := [folder for folder in sources.values() if not Path(folder).is_dir()]:
         wanted = f"a folder that holds {', '.join(entry.sets.values())}"
         fail(expected("--data", wanted, f"{str(data)!r}, without {missing[0]}"))
@@ -159,3 +136,8 @@ def _reproduce(
                 with counting_runs() as show:
                     engine.reproduce(study, request, results, page, workers, scheduler, show)
     wrote(console, [page, *sorted(results.glob(f"{name}-*.json"))])
+
+
+for _name, _entry in _STUDIES.items():
+    _help = f"{_entry.help} What was interrupted goes on when the same command\nis started again."
+    add(app, _name, partial(_reproduce, _name, _entry), _help, dict(_options(_name, _entry)))

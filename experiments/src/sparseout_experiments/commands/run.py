@@ -1,13 +1,13 @@
 """The commands `run autoencoder`, `run image` and `run language`: their options are those of `options`."""
 
-import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,32 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
-from sparseout_experiments.commands.help import CONTEXT, Command, Group
-from sparseout_experiments.config import (
-    FILE,
-    Option,
-    of_folder,
-    options_of,
-    read,
-    record,
-    resolve,
-    task_of,
-    without_unused,
-)
+from sparseout_experiments.commands.help import add, group
+from sparseout_experiments.config import FILE, of_folder, options_of, read, record, resolve, task_of, without_unused
 from sparseout_experiments.message import expected, tell
-from sparseout_experiments.option_types import File, Folder
+from sparseout_experiments.option_types import File, Flag, Folder
 from sparseout_experiments.options import TASKS, Config
 
 if TYPE_CHECKING:
     from sparseout_experiments.training.loop import OnProgress
     from sparseout_experiments.training.loop import Progress as Report
 
-app = typer.Typer(
-    help="Train one network of the paper, measure how sparse it became, and write it all into a folder.",
-    cls=Group,
-    context_settings=CONTEXT,
-    rich_markup_mode=None,
-)
+app = group("Train one network of the paper, measure how sparse it became, and write it all into a folder.")
 
 
 def flag_name(name: str) -> str:
@@ -69,45 +54,32 @@ def _resumed(
         context.fail("Missing command.")
 
 
-def _command(task: str) -> Callable[..., None]:
-    """The command of a task, with an option for every field of its configuration."""
-
-    def command(config: Path | None, out: Path | None, resume: bool, **given: Any) -> None:
-        _run(task, {name: value for name, value in given.items() if value is not None}, config, out, resume)
-
+def _options(task: str) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
+    """The options of a task's command, one for every field of its configuration; None stands for "not given"."""
     option = typer.Option
-    out = option(**reading(Folder), help="Folder of the run. [default: below runs/, named after the options]")
-    config = option(**reading(File), help="Options in TOML, as in a run's config.toml; those given here override them.")
-    resume = option("--resume", help="Go on with the run in the folder, with the options it was started with.")
-    parameters = [
-        _parameter("out", Annotated[Path | None, out]),
-        _parameter("config", Annotated[Path | None, config]),
-        _parameter("resume", Annotated[bool, resume], default=False),
-        *(_parameter(name, _annotation(name, entry)) for name, entry in options_of(task).items()),
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {}
-    command.__doc__ = TASKS[task].__doc__
-    return command
+    out = "Folder of the run. [default: below runs/, named after the options]"
+    config = "Options in TOML, as in a run's config.toml; those given here override them."
+    resume = "Go on with the run in the folder, with the options it was started with."
+    yield "out", (Path | None, option(**reading(Folder), help=out), None)
+    yield "config", (Path | None, option(**reading(File), help=config), None)
+    yield "resume", (bool, option("--resume", help=resume), False)
+    for name, entry in options_of(task).items():
+        flag, default = flag_name(name), entry.default
+        shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
+        help = entry.help if shown is None else f"{entry.help} [default: {shown}]"
+        common: dict[str, Any] = {"help": help, "show_default": False, "rich_help_panel": entry.group}
+        if entry.type == Flag:
+            yield name, (bool | None, option(f"{flag}/--no-{flag[2:]}", **common), None)
+        else:
+            yield name, (Any, option(flag, **reading(entry.type), **common), None)
 
 
-def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _annotation(name: str, entry: Option) -> Any:
-    """How typer reads an option: None stands for "not given"."""
-    shown = {True: "yes", False: "no"}[entry.default] if isinstance(entry.default, bool) else entry.default
-    help = entry.help if shown is None else f"{entry.help} [default: {shown}]"
-    common: dict[str, Any] = {"help": help, "show_default": False, "rich_help_panel": entry.group}
-    if get_origin(entry.kind) is Annotated and entry.kind.__origin__ is bool:
-        flag = flag_name(name)
-        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **common)]
-    return Annotated[Any, typer.Option(flag_name(name), **reading(entry.kind), **common)]
+def _train(task: str, config: Path | None, out: Path | None, resume: bool, **given: Any) -> None:
+    _run(task, {name: value for name, value in given.items() if value is not None}, config, out, resume)
 
 
 for _task in TASKS:
-    app.command(_task, cls=Command, context_settings=CONTEXT)(_command(_task))
+    add(app, _task, partial(_train, _task), str(TASKS[_task].__doc__), dict(_options(_task)))
 
 
 def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path | None, resume: bool) -> None:
@@ -211,10 +183,10 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     table.add_column("test data")
     for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
         table.add_column(heading, justify="right")
-    for site, measures in result["sparsity"].items():
-        values = [_number(measures[name]) for name in _MEASURES]
+    for module, measures in result["sparsity"].items():
+        values = ["-" if (value := measures[name]) is None else f"{value:.3f}" for name in _MEASURES]
         shares = [measures["dead_units"] / measures["units"], measures["undefined_rows"] / measures["rows"]]
-        table.add_row(site, *values, *(f"{share:.1%}" for share in shares))
+        table.add_row(module, *values, *(f"{share:.1%}" for share in shares))
     console.print(table)
     rows = [f"{measures['rows']:,.0f}" for measures in result["sparsity"].values()]
     over = " to ".join(dict.fromkeys((rows[0], rows[-1]))) if rows else "0"
@@ -223,12 +195,8 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     summary = f"{metric} {test} on test data ({valid} on validation data)"
     if "error_as_trained" in result["test"]:
         summary += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
-    summary += (
-        f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['seconds']:.0f} s"
-    )
-    if result["stopped_by"] == "budget":
-        summary += ", ended by its budget"
-    lines = [summary]
+    summary += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, "
+    lines = [f"{summary}{result['seconds']:.0f} s" + ", ended by its budget" * (result["stopped_by"] == "budget")]
     if "control" in result:
         control = result["control"]
         hoyer = math.nan if control["hoyer"] is None else control["hoyer"]
@@ -240,7 +208,3 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
             lines.append(f"Note: the target is missed by {missed:+.3f}; q was still on its way: give it more --epochs.")
     for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

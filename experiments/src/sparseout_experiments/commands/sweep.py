@@ -1,10 +1,10 @@
 """The commands `sweep TASK` and `report`: every combination of options, on a cluster, and the page of what came out."""
 
-import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from sparseout_experiments.commands.common import FAILED, SCHEDULER, about, counting_runs, ending, fail, reading, wrote
-from sparseout_experiments.commands.help import CONTEXT, Command, Group
+from sparseout_experiments.commands.help import add, group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
 from sparseout_experiments.message import expected
@@ -22,57 +22,32 @@ from sparseout_experiments.options import TASKS
 if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.cluster import Job
 
-app = typer.Typer(
-    help="Train every combination of options with several seeds, and write a page about them.",
-    cls=Group,
-    context_settings=CONTEXT,
-    rich_markup_mode=None,
-)
+app = group("Train every combination of options with several seeds, and write a page about them.")
 
 
-def _command(task: str) -> Callable[..., None]:
-    """The command of a task: an option of a run takes a list."""
-
-    def command(out: Path | None, seeds: int, workers: int, scheduler: str | None, dry_run: bool, **given: Any) -> None:
-        chosen = {name: values for name, values in given.items() if values is not None}
-        _sweep(task, chosen, out or Path("runs") / f"sweep-{task}", seeds, workers, scheduler, dry_run)
-
+def _options(task: str) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
+    """The options of a task's command: one of a run takes a list."""
     option = typer.Option
-    parameters = [
-        _parameter("out", Path | None, option(metavar="FOLDER", help=f"[default: runs/sweep-{task}]"), None),
-        _parameter("seeds", int, option(metavar="N", min=1, help="Seeds of each setting, from 0 on."), 5),
-        _parameter("workers", int, option(metavar="N", min=1, help="Runs at a time."), os.cpu_count() or 1),
-        _parameter("scheduler", str | None, SCHEDULER, None),
-        _parameter("dry_run", bool, option("--dry-run", help="Print the plan and train nothing."), False),
-    ]
+    yield "out", (Path | None, option(metavar="FOLDER", help=f"[default: runs/sweep-{task}]"), None)
+    yield "seeds", (int, option(metavar="N", min=1, help="Seeds of each setting, from 0 on."), 5)
+    yield "workers", (int, option(metavar="N", min=1, help="Runs at a time."), os.cpu_count() or 1)
+    yield "scheduler", (str | None, SCHEDULER, None)
+    yield "dry_run", (bool, option("--dry-run", help="Print the plan and train nothing."), False)
     for name, entry in options_of(task).items():
         if name != "seed":
-            kind = reading(entry.kind, _list_of(reader(entry.kind))) | {"show_default": False}
-            metavar = f"{kind.pop('metavar')},..."
-            help = option(flag_name(name), metavar=metavar, help=entry.help, rich_help_panel=entry.group, **kind)
-            parameters.append(_parameter(name, Any, help, None))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {}
-    command.__doc__ = f"{TASKS[task].__doc__}\n\nOptions of a run take a list of values, separated by commas."
-    return command
-
-
-def _parameter(name: str, annotation: Any, option: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=Annotated[annotation, option])
+            common = reading(entry.type, _list_of(reader(entry.type))) | {"show_default": False, "help": entry.help}
+            common["metavar"] += ",..."
+            yield name, (Any, option(flag_name(name), rich_help_panel=entry.group, **common), None)
 
 
 def _list_of(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return lambda text: list({repr(value): value for value in map(read, text.split(","))}.values())
 
 
-for _task in TASKS:
-    app.command(_task, cls=Command, context_settings=CONTEXT)(_command(_task))
-
-
 def _sweep(
-    task: str, given: dict[str, list[Any]], out: Path, seeds: int, workers: int, scheduler: str | None, dry_run: bool
+    task: str, out: Path | None, seeds: int, workers: int, scheduler: str | None, dry_run: bool, **options: Any
 ) -> None:
+    out, given = out or Path("runs") / f"sweep-{task}", {k: v for k, v in options.items() if v is not None}
     from sparseout_experiments.studies.engine import sweep
 
     console = Console()
@@ -89,6 +64,11 @@ def _sweep(
         _write([out], out, console)
 
 
+for _task in TASKS:
+    _help = f"{TASKS[_task].__doc__}\n\nOptions of a run take a list of values, separated by commas."
+    add(app, _task, partial(_sweep, _task), _help, dict(_options(_task)))
+
+
 def _show_plan(jobs: "Mapping[str, Job]", seeds: int, workers: int, console: Console) -> None:
     from sparseout_experiments.studies.engine.jobs import Ledger, look, time_left
 
@@ -98,9 +78,9 @@ def _show_plan(jobs: "Mapping[str, Job]", seeds: int, workers: int, console: Con
     for name in jobs:
         console.print(name, highlight=False, markup=False, soft_wrap=True)
     ended = len(ledger.results) + len(ledger.failures)
-    says = f"{len(jobs)} runs: {settings} settings with {seeds} seeds each; {ended} have ended."
+    plan = f"{len(jobs)} runs: {settings} settings with {seeds} seeds each; {ended} have ended."
     left = about(time_left(ledger, jobs, len(jobs), workers), workers)
-    console.print(f"{says} {left}", highlight=False, soft_wrap=True)
+    console.print(f"{plan} {left}", highlight=False, soft_wrap=True)
 
 
 def report(
@@ -127,16 +107,16 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
 
     try:
         if folders[0].is_file():
-            found = frame.load(folders[0])
+            runs = frame.load(folders[0])
         else:
             planned, command = sweep.plan_of(folders)
-            found = frame.read(folders, planned, command)
+            runs = frame.read(folders, planned, command)
     except ValueError as error:
         if folders[0].is_file() or any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
             fail(str(error))
         return False
     try:
-        wrote(console, page.write(found, out))
+        wrote(console, page.write(runs, out))
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror})", FAILED)
     return True

@@ -18,8 +18,8 @@ def shuffled_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits  # a second to import: not before it is needed
 
     digits = load_digits()
-    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(digits.images / 16, dtype=torch.float32)[order], torch.tensor(digits.target).long()[order]
+    rows = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(digits.images / 16, dtype=torch.float32)[rows], torch.tensor(digits.target).long()[rows]
 
 
 def digits(test: int = 450, seed: int = 0) -> Split:

@@ -68,9 +68,9 @@ def load(
     for split in [split for split in splits if split not in SPLITS and _split_called(split)]:
         splits.setdefault(_split_called(split), splits.pop(split))
     if missing := [split for split in wanted if split not in splits]:
-        there = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
+        lacks = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
         how = _how_to_add(missing[0], folder, bool(folders)) if local else "take another data set"
-        raise DataError(f"{there}: {how}{advice}")
+        raise DataError(f"{lacks}: {how}{advice}")
     return splits
 
 

@@ -27,6 +27,10 @@ class Part(NamedTuple):
     pixels: Tensor
     labels: Tensor
 
+    def rows(self, index: Tensor | slice) -> Part:
+        """Some of the pictures."""
+        return Part(self.pixels[index], self.labels[index])
+
 
 class Images(NamedTuple):
     """Pictures to train on, to choose by and to measure on; how many classes there are; and what is odd about them."""
@@ -69,36 +73,34 @@ def load(
     if source == "digits":
         rest, test = _digits()
         kept, held_out = _held_out(len(rest.labels), train_size, valid_size, split_seed)
-        chosen = _some("test_size", len(test.labels), test_size, split_seed)
-        return Images(_take(rest, kept), _take(rest, held_out), _take(test, chosen), 10)
+        chosen = _sample("test_size", len(test.labels), test_size, split_seed)
+        return Images(rest.rows(kept), rest.rows(held_out), test.rows(chosen), 10)
     parts = hub.load(source if Path(source).is_dir() else HUB.get(source, source))
     picture, label = _columns(parts["train"].features, source, labelled)
     if "validation" in parts:
         held_out_of = "validation"
         kept = _shuffled(len(parts["train"]), split_seed)
         kept = kept[: _size("train_size", train_size, len(kept), len(kept))]
-        held_out = _some("valid_size", len(parts["validation"]), valid_size, split_seed)
+        held_out = _sample("valid_size", len(parts["validation"]), valid_size, split_seed)
     else:
         held_out_of = "train"
         kept, held_out = _held_out(len(parts["train"]), train_size, valid_size, split_seed)
-    chosen = _some("test_size", len(parts["test"]), test_size, split_seed)
-    wanted = [("train", kept), (held_out_of, held_out), ("test", chosen)]
+    chosen = _sample("test_size", len(parts["test"]), test_size, split_seed)
+    selected = [("train", kept), (held_out_of, held_out), ("test", chosen)]
     # Only what was chosen is decoded; whether there is colour is decided for all of it together.
-    pixels = _stacked([_decoded(parts[split], picture, rows, source) for split, rows in wanted], source)
+    pixels = _stacked([_decoded(parts[split], picture, rows, source) for split, rows in selected], source)
     if not label:
         train, valid, test = (Part(each, torch.zeros(len(each)).long()) for each in pixels)
         return Images(train, valid, test, 1)
-    labels = {split: _labels(parts[split], label, source) for split, _ in wanted}
+    labels = {split: _labels(parts[split], label, source) for split, _ in selected}
     names = getattr(parts["train"].features[label], "names", None)
     values = (
-        sorted({value for split_labels in labels.values() for value in split_labels})
-        if names is None
-        else range(len(names))
+        sorted({value for in_split in labels.values() for value in in_split}) if names is None else range(len(names))
     )
     if len(values) < 2:
         raise DataError(f"{source!r} has pictures of one class only: add those of another")
     number = {value: index for index, value in enumerate(values)}
-    chosen_labels = (torch.tensor([number[labels[s][row]] for row in rows.tolist()]) for s, rows in wanted)
+    chosen_labels = (torch.tensor([number[labels[s][row]] for row in rows.tolist()]) for s, rows in selected)
     train, valid, test = (Part(*pair) for pair in zip(pixels, chosen_labels, strict=True))
     return Images(train, valid, test, len(values), _lacking(labels, names))
 
@@ -151,9 +153,9 @@ def augment(pixels: Tensor, generator: torch.Generator, *, pad: int, flip: bool)
     rows = _reflected(moves[0, :, None] + torch.arange(height), height)
     columns = _reflected(moves[1, :, None] + torch.arange(width), width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    # One place in the memory of a picture for each of its pixels, the same for all of its channels.
-    places = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).to(pixels.device)
-    return pixels.flatten(2).gather(2, places.expand(-1, channels, -1)).view(pixels.shape)
+    # Where in the memory of a picture each of its pixels lies, the same for all of its channels.
+    index = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).to(pixels.device)
+    return pixels.flatten(2).gather(2, index.expand(-1, channels, -1)).view(pixels.shape)
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
@@ -164,11 +166,7 @@ def _reflected(index: Tensor, size: int) -> Tensor:
 def _digits() -> tuple[Part, Part]:
     pixels, labels = shuffled_digits()
     everything = Part((pixels * 255).round().byte()[:, None], labels)
-    return Part(*(each[450:] for each in everything)), Part(*(each[:450] for each in everything))
-
-
-def _take(part: Part, rows: Tensor) -> Part:
-    return Part(part.pixels[rows], part.labels[rows])
+    return everything.rows(slice(450, None)), everything.rows(slice(450))
 
 
 def _held_out(n: int, train_size: int | None, valid_size: int | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +177,7 @@ def _held_out(n: int, train_size: int | None, valid_size: int | None, seed: int)
     return order[valid : valid + train], order[:valid]
 
 
-def _some(name: str, n: int, size: int | None, seed: int) -> Tensor:
+def _sample(name: str, n: int, size: int | None, seed: int) -> Tensor:
     size = _size(name, size, n, n)
     return torch.arange(n) if size == n else _shuffled(n, seed)[:size]
 
@@ -203,22 +201,22 @@ def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     values = [n for n, feature in features.items() if isinstance(feature, Value) and _names_classes(feature)]
     labels = classes if len(classes) == 1 else [n for n in LABELS if n in classes or (not classes and n in values)][:1]
-    there = f"but has the columns {', '.join(features)}"
+    columns = f"but has the columns {', '.join(features)}"
     if len(pictures) != 1:
-        raise DataError(f"{source!r} should have one column of pictures, {there}: choose another")
+        raise DataError(f"{source!r} should have one column of pictures, {columns}: choose another")
     if not labelled:
         return pictures[0], ""
     if len(labels) != 1:
-        wanted = "one column of classes (a ClassLabel, or integers or texts named 'label')"
+        column = "one column of classes (a ClassLabel, or integers or texts named 'label')"
         folders = "put pictures in a folder for each class, of which there are two at least, all as deep"
         kinds = "write it as integers or texts" if "label" in features else "name that column 'label'"
         how = kinds if len(features) > 1 else folders
-        raise DataError(f"{source!r} should have {wanted}, {there}: {how}")
+        raise DataError(f"{source!r} should have {column}, {columns}: {how}")
     return pictures[0], labels[0]
 
 
 def _names_classes(feature: Any) -> bool:
-    return any(kind in str(feature.dtype) for kind in ("int", "string", "bool"))
+    return any(dtype in str(feature.dtype) for dtype in ("int", "string", "bool"))
 
 
 def _decoded(split: Dataset, column: str, rows: Tensor, source: str) -> list[Any]:
@@ -260,14 +258,14 @@ def _stacked(parts: list[list[Any]], source: str) -> list[Tensor]:
 
     sizes = sorted({array.shape[:2] for arrays in parts for array in arrays})
     if len(sizes) > 1:
-        seen = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
-        raise DataError(f"The pictures of {source!r} should be of one size, but there are {seen}: resize them first")
+        two = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        raise DataError(f"The pictures of {source!r} should be of one size, but there are {two}: resize them first")
     channels = 3 if any(array.ndim == 3 for arrays in parts for array in arrays) else 1
     stacked = []
     for arrays in parts:
         pixels = np.empty((len(arrays), channels, *sizes[0]), np.uint8)
-        for place, array in zip(pixels, arrays, strict=True):
-            place[:] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+        for picture, array in zip(pixels, arrays, strict=True):
+            picture[:] = array if array.ndim == 2 else array.transpose(2, 0, 1)
         stacked.append(torch.from_numpy(pixels))
     return stacked
 
@@ -285,10 +283,10 @@ def _labels(split: Dataset, column: str, source: str) -> list[Any]:
 def _lacking(labels: Mapping[str, Sequence[Any]], names: Sequence[str] | None) -> tuple[str, ...]:
     """A sentence for each split that lacks classes which another one has."""
     classes = {split: set(values) for split, values in labels.items()}
-    every = set[Any]().union(*classes.values())
+    in_any = set[Any]().union(*classes.values())
     notes = []
-    for split, there in classes.items():
-        if absent := sorted(every - there):
+    for split, present in classes.items():
+        if absent := sorted(in_any - present):
             shown = [repr(names[value] if names else value) for value in absent[:_SHOWN]]
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             s = "es" if len(absent) > 1 else ""

@@ -16,7 +16,7 @@ from sparseout_experiments.message import expected
 UNKNOWN, END = "<unk>", "<eos>"
 _SHARES = (0.8, 0.1, 0.1)
 _SPLITS = ("train", "validation", "test")
-_SIZES = ("train_size", "valid_size", "test_size")
+SIZES = ("train_size", "valid_size", "test_size")
 
 # name -> id on the hub and the configuration there
 _ON_HUB = {"wikitext-2": ("Salesforce/wikitext", "wikitext-2-v1")}
@@ -80,7 +80,7 @@ def load(
         streams = _contiguous(streams[0])
     sizes = (train_size, valid_size, test_size)
     cut = []
-    for stream, split, name, size in zip(streams, _SPLITS, _SIZES, sizes, strict=True):
+    for stream, split, name, size in zip(streams, _SPLITS, SIZES, sizes, strict=True):
         if len(stream) == 0:
             raise hub.DataError(f"The {split} part of {source!r} holds no text: give it a longer one")
         if size is not None and not 1 <= size <= len(stream):
@@ -195,18 +195,17 @@ def _topics(topics: dict[str, str]) -> list[list[str]]:
     """
     names = sorted(topics)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
-    seen: set[str] = set()
+    known: set[str] = set()
     kept: list[list[str]] = []
-    for place in order:
-        paragraphs = [_words_apart(text) for text in re.split(r"\n\s*\n", topics[names[place]])]
-        fresh = [text for text in dict.fromkeys(paragraphs) if text and text not in seen]
-        seen.update(fresh)
-        kept.append(fresh)
-    ends = list(accumulate(sum(map(len, one)) for one in kept))
+    for index in order:
+        paragraphs = [_words_apart(text) for text in re.split(r"\n\s*\n", topics[names[index]])]
+        kept.append([text for text in dict.fromkeys(paragraphs) if text and text not in known])
+        known.update(kept[-1])
+    ends = list(accumulate(sum(map(len, topic)) for topic in kept))
     parts: list[list[str]] = [[], [], []]
-    for one, end in zip(kept, ends, strict=True):
-        middle = (end - sum(map(len, one)) / 2) / ends[-1]
-        parts[0 if middle < _SHARES[0] else 1 if middle < _SHARES[0] + _SHARES[1] else 2] += one
+    for topic, end in zip(kept, ends, strict=True):
+        middle = (end - sum(map(len, topic)) / 2) / ends[-1]
+        parts[0 if middle < _SHARES[0] else 1 if middle < _SHARES[0] + _SHARES[1] else 2] += topic
     return parts
 
 

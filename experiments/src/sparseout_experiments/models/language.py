@@ -66,11 +66,11 @@ class LanguageModel(nn.Module):
             if not 0 <= p <= 1:
                 raise ValueError(expected(name, "a number between 0 and 1", p))
         widths = [embedding] + [units] * (layers - 1) + [embedding]
-        places = ["input"] + ["between"] * (layers - 1) + ["output"]
+        positions = ["input"] + ["between"] * (layers - 1) + ["output"]
         self.embedding_drop = embedding_drop
         self.embedding = nn.Embedding(words, embedding)
         self.layers = nn.ModuleList(WeightDropLSTM(*sizes, weight_drop) for sizes in pairwise(widths))
-        self.noises = nn.ModuleList(noise(place) for place in places)
+        self.noises = nn.ModuleList(noise(position) for position in positions)
         self.decoder = nn.Linear(embedding, words)
         self.decoder.weight = self.embedding.weight
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1, generator=generator)
@@ -92,10 +92,10 @@ class LanguageModel(nn.Module):
         """
         x = self.noises[0](self._embed(text))
         raw, after = x, []
-        for place, layer in enumerate(self.layers):
-            raw, carried = layer(x, None if state is None else state[place])
+        for index, layer in enumerate(self.layers):
+            raw, carried = layer(x, None if state is None else state[index])
             after.append(carried)
-            x = self.noises[place + 1](raw)
+            x = self.noises[index + 1](raw)
         return Features(x, raw, after)
 
     def activations(self) -> dict[str, nn.Module]:

@@ -60,11 +60,9 @@ class Transformer(nn.Module):
         in_residual = noise if place == "residual" else nn.Identity
         self.embedding = nn.Embedding(words, width)
         self.noise = in_residual()
+        in_ffn = noise if place == "ffn" else nn.Identity
         self.blocks = nn.ModuleList(
-            Block(
-                width, hidden, heads, ACTIVATIONS[activation](), noise if place == "ffn" else nn.Identity, in_residual
-            )
-            for _ in range(layers)
+            Block(width, hidden, heads, ACTIVATIONS[activation](), in_ffn, in_residual) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.decoder = nn.Linear(width, words, bias=False)
@@ -114,16 +112,10 @@ class Block(nn.Module):
         in_residual: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
-        self.attention_norm, self.attention, self.attention_noise = (
-            nn.LayerNorm(width),
-            Attention(width, heads),
-            in_residual(),
-        )
-        self.ffn_norm, self.ffn, self.ffn_noise = (
-            nn.LayerNorm(width),
-            FFN(width, hidden, activation, in_ffn()),
-            in_residual(),
-        )
+        self.attention_norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.attention_noise = in_residual()
+        self.ffn_norm, self.ffn = nn.LayerNorm(width), FFN(width, hidden, activation, in_ffn())
+        self.ffn_noise = in_residual()
 
     def forward(self, x: Tensor) -> Tensor:
         """One block on (time, batch, width)."""

@@ -6,21 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout.baselines import ActivityPenalty
 from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import Autoencoder
-from sparseout_experiments.tasks.base import (
-    DistributedContext,
-    Evaluation,
-    Task,
-    fingerprint,
-    local_shard,
-    measured,
-    measuring,
-    penalised,
-    shuffled,
-)
+from sparseout_experiments.tasks import base
+from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task
 from sparseout_experiments.training.noise import activation, attached, noise
 from sparseout_experiments.training.rng import Rng
 
@@ -34,25 +24,18 @@ class Reconstruct(Task):
 
     def __init__(self, config: options.Autoencoder, rng: Rng, context: DistributedContext) -> None:
         self._config, self._context, self._shuffle = config, context, rng.shuffle
-        data = images.load(
-            config.data,
-            train_size=config.train_size,
-            valid_size=config.valid_size,
-            test_size=config.test_size,
-            split_seed=config.split_seed,
-            labelled=False,
-        )
+        data = images.load(config.data, **config.sizes(), labelled=False)
         self.parts: dict[str, Tensor] = {
             name: getattr(data, name).pixels.flatten(1).to(context.device).float() / 255
             for name in ("train", "valid", "test")
         }
-        self.data = fingerprint(self.parts)
+        self.data = base.fingerprint(self.parts)
         pixels = self.parts["train"].shape[1]
         layer = noise(config, units=config.units)
         model = Autoencoder(pixels, config.units, layer, rng.init, activation(config)).to(context.device)
         self.model, self._activations = model, model.activations()
         penalty = attached(config, model, self._activations.values(), [model.decoder])
-        self.objective = _Error(self.model, penalty)
+        self.objective = base.Objective(model, F.mse_loss, penalty)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -60,29 +43,19 @@ class Reconstruct(Task):
         )
 
     def plan(self) -> list[Tensor]:
-        return shuffled(len(self.parts["train"]), self._config.batch, self._context, self._shuffle)
+        return base.shuffled(len(self.parts["train"]), self._config.batch, self._context, self._shuffle)
 
     def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
-        return cast(Tensor, objective(self.parts["train"][local_shard(batch, self._context)]))
+        x = self.parts["train"][base.local_shard(batch, self._context)]
+        return cast(Tensor, objective(x, x))
 
     @torch.no_grad()
     def evaluate(self, part: str) -> Evaluation:
         self.model.eval()
         x = self.parts[part]
         total = 0.0
-        with measuring(self._activations, {}) as streams:
+        with base.measuring(self._activations, {}) as sparsity:
             for batch in x.split(1000):
                 total += F.mse_loss(self.model(batch).float(), batch, reduction="sum").item()
         self.model.train()
-        return Evaluation({"mse": total / x.numel()}, measured(streams))
-
-
-class _Error(nn.Module):
-    """Images to the error of their reconstruction, and the penalty on the code."""
-
-    def __init__(self, model: nn.Module, penalty: ActivityPenalty | None) -> None:
-        super().__init__()
-        self.model, self.penalty = model, penalty
-
-    def forward(self, x: Tensor) -> Tensor:
-        return penalised(F.mse_loss(self.model(x).float(), x), self.penalty)
+        return Evaluation({"mse": total / x.numel()}, sparsity)

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -25,7 +25,7 @@ class DistributedContext(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found: metrics, and of each place in the network every measure of its activations."""
+    """The metrics of an evaluation, and of each module that was measured every measure of its activations."""
 
     metrics: dict[str, float]
     sparsity: dict[str, dict[str, float]]
@@ -80,7 +80,7 @@ class Task(ABC):
         """Called after every step of the optimizer."""
 
     def after_epoch(self, valid: Mapping[str, float]) -> None:
-        """Called with what was found on the validation data."""
+        """Called with the metrics of the validation data."""
 
     def evaluated(self) -> nn.Module:
         """The model that `evaluate` measures, whose weights are kept as the best."""
@@ -105,27 +105,18 @@ class Task(ABC):
         """Go on from a state of this process."""
 
 
-@contextmanager
-def measuring(places: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> Iterator[dict[str, Streaming]]:
-    """Every measure of what the modules put out, taken while the block runs.
+class Objective(nn.Module):
+    """A model with its loss, and the penalty on the activations that the model had meanwhile."""
 
-    `unit_dims` says along which dimension units lie, by the number of dimensions of an output.
-    """
-    streams: dict[str, Streaming] = {}
-    hooks = Hooks()
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], penalty: ActivityPenalty | None
+    ) -> None:
+        super().__init__()
+        self.model, self.penalty, self._loss = model, penalty, loss
 
-    def update(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        activations = output[0] if isinstance(output, tuple) else output
-        if name not in streams:
-            streams[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
-        streams[name].update(activations)
-
-    for name, module in places.items():
-        hooks.after(module, update, name)
-    try:
-        yield streams
-    finally:
-        hooks.remove()
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, computed in fp32."""
+        return penalised(self._loss(self.model(x).float(), target), self.penalty)
 
 
 def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
@@ -133,25 +124,44 @@ def penalised(loss: Tensor, penalty: ActivityPenalty | None) -> Tensor:
     return loss if penalty is None else loss + penalty.loss()
 
 
-def measured(streams: Mapping[str, Streaming]) -> dict[str, dict[str, float]]:
-    """The values of every place, as numbers."""
-    return {
-        place: {name: value.item() for name, value in stream.compute().items()} for place, stream in streams.items()
-    }
+@contextmanager
+def measuring(modules: Mapping[str, nn.Module], unit_dims: Mapping[int, int]) -> Iterator[dict[str, dict[str, float]]]:
+    """Every measure of what the modules put out while the block runs: a dict that is filled at its end.
+
+    `unit_dims` says along which dimension units lie, by the number of dimensions of an output.
+    """
+    sparsity: dict[str, dict[str, float]] = {}
+    accumulators: dict[str, Streaming] = {}
+    hooks = Hooks()
+
+    def update(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        activations = output[0] if isinstance(output, tuple) else output
+        if name not in accumulators:
+            accumulators[name] = Streaming(MEASURES, unit_dim=unit_dims.get(activations.dim(), -1))
+        accumulators[name].update(activations)
+
+    for name, module in modules.items():
+        hooks.after(module, update, name)
+    try:
+        yield sparsity
+        for name, accumulator in accumulators.items():
+            sparsity[name] = {measure: value.item() for measure, value in accumulator.compute().items()}
+    finally:
+        hooks.remove()
 
 
 def means(sparsity: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Over the places: Hoyer, Hoyer over live units, the fraction of dead units and that of undefined rows."""
+    """Over the modules: Hoyer, Hoyer over live units, the fraction of dead units and that of undefined rows."""
 
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(sparsity)
 
-    places = list(sparsity.values())
+    measures = sparsity.values()
     return {
-        "hoyer": mean([place["hoyer"] for place in places]),
-        "hoyer_live": mean([place["hoyer_live"] for place in places]),
-        "dead": mean([place["dead_units"] / place["units"] for place in places]),
-        "undefined": mean([place["undefined_rows"] / place["rows"] for place in places]),
+        "hoyer": mean(module["hoyer"] for module in measures),
+        "hoyer_live": mean(module["hoyer_live"] for module in measures),
+        "dead": mean(module["dead_units"] / module["units"] for module in measures),
+        "undefined": mean(module["undefined_rows"] / module["rows"] for module in measures),
     }
 
 
@@ -168,11 +178,11 @@ def shuffled(count: int, batch: int, context: DistributedContext, shuffle: torch
     """One epoch in random order: for each step the numbers of all processes' examples; a last part step is left out."""
     together = batch * context.processes
     if together > count:
-        wanted = f"at most {count // context.processes}, as there are {count} training examples"
-        raise ValueError(expected("batch", wanted, batch))
+        most = f"at most {count // context.processes}, as there are {count} training examples"
+        raise ValueError(expected("batch", most, batch))
     return list(torch.randperm(count, generator=shuffle).split(together)[: count // together])
 
 
-def local_shard(of_all: Tensor, context: DistributedContext) -> Tensor:
-    """The part of a batch that this process works on."""
-    return of_all.chunk(context.processes)[context.process]
+def local_shard(batch: Tensor, context: DistributedContext) -> Tensor:
+    """The part of a batch of all processes that this one works on."""
+    return batch.chunk(context.processes)[context.process]

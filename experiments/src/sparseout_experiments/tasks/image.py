@@ -6,22 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout.baselines import ActivityPenalty
 from sparseout.convert._batch_norm import batch_norms, recalibrate_norm_
 from sparseout_experiments import options
 from sparseout_experiments.data import images
 from sparseout_experiments.models import WideResNet
-from sparseout_experiments.tasks.base import (
-    DistributedContext,
-    Evaluation,
-    Task,
-    fingerprint,
-    local_shard,
-    measured,
-    measuring,
-    penalised,
-    shuffled,
-)
+from sparseout_experiments.tasks import base
+from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task
 from sparseout_experiments.training.noise import activation, attached, noise
 from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.schedules import SCHEDULES
@@ -46,20 +36,14 @@ class Classify(Task):
 
     def __init__(self, config: options.Image, rng: Rng, context: DistributedContext) -> None:
         self._config, self._context, self._rng = config, context, rng
-        data = images.load(
-            config.data,
-            train_size=config.train_size,
-            valid_size=config.valid_size,
-            test_size=config.test_size,
-            split_seed=config.split_seed,
-        )
+        data = images.load(config.data, **config.sizes())
         self._mean, self._std = (value.to(context.device) for value in images.statistics(data.train))
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.parts = {
             name: images.Part(*(tensor.to(context.device) for tensor in getattr(data, name)))
             for name in ("train", "valid", "test")
         }
-        self.data = fingerprint({name: part.pixels for name, part in self.parts.items()})
+        self.data = base.fingerprint({name: part.pixels for name, part in self.parts.items()})
         channels, size = data.train.pixels.shape[1:3]
         self._pad = max(1, size // 8)
         self._flip = images.coloured(data.train) if config.flip is None else config.flip
@@ -82,7 +66,8 @@ class Classify(Task):
         )
         self.model = model.to(context.device).to(memory_format=self._format)  # type: ignore[call-overload]
         self._activations = model.activations()
-        self.objective = _Loss(self.model, attached(config, model, self._activations.values(), model.following()))
+        penalty = attached(config, model, self._activations.values(), model.following())
+        self.objective = base.Objective(self.model, F.cross_entropy, penalty)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -97,13 +82,13 @@ class Classify(Task):
         return SCHEDULES[self._config.schedule](progress)
 
     def plan(self) -> list[Tensor]:
-        return shuffled(len(self.parts["train"].labels), self._config.batch, self._context, self._rng.shuffle)
+        return base.shuffled(len(self.parts["train"].labels), self._config.batch, self._context, self._rng.shuffle)
 
     def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
         pixels, labels = (tensor[batch] for tensor in self.parts["train"])
         if self._config.augment:  # of all processes' images, so that one process would draw the same
             pixels = images.augment(pixels, self._rng.augment, pad=self._pad, flip=self._flip)
-        pixels, labels = (local_shard(tensor, self._context) for tensor in (pixels, labels))
+        pixels, labels = (base.local_shard(tensor, self._context) for tensor in (pixels, labels))
         return cast(Tensor, objective(self._ready(pixels), labels))
 
     @torch.no_grad()
@@ -125,31 +110,20 @@ class Classify(Task):
         self.model.train()
         return evaluation
 
-    def _errors(self, part: str, watched: int) -> Evaluation:
+    def _errors(self, part: str, measured: int) -> Evaluation:
         """Metrics over a part, and measures of its first images."""
         wrong = total = 0.0
         pixels, labels = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
-        for rows, places in ((slice(0, watched), self._activations), (slice(watched, None), {})):
-            with measuring(places, {4: 1}) as streams:
-                for x, wanted in zip(pixels[rows].split(EVALUATED), labels[rows].split(EVALUATED), strict=True):
-                    if len(wanted):
+        for rows, modules in ((slice(0, measured), self._activations), (slice(measured, None), {})):
+            with base.measuring(modules, {4: 1}) as measures:
+                for x, target in zip(pixels[rows].split(EVALUATED), labels[rows].split(EVALUATED), strict=True):
+                    if len(target):
                         logits = self.model(self._ready(x)).float()
-                        wrong += (logits.argmax(1) != wanted).sum().item()
-                        total += F.cross_entropy(logits, wanted, reduction="sum").item()
-            sparsity |= measured(streams)
+                        wrong += (logits.argmax(1) != target).sum().item()
+                        total += F.cross_entropy(logits, target, reduction="sum").item()
+            sparsity |= measures
         return Evaluation({"error": wrong / len(labels), "loss": total / len(labels)}, sparsity)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         return images.normalise(pixels, self._mean, self._std).contiguous(memory_format=self._format)
-
-
-class _Loss(nn.Module):
-    """Images and labels to cross-entropy, and the penalty on the activations."""
-
-    def __init__(self, model: nn.Module, penalty: ActivityPenalty | None) -> None:
-        super().__init__()
-        self.model, self.penalty = model, penalty
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return penalised(F.cross_entropy(self.model(images).float(), labels), self.penalty)

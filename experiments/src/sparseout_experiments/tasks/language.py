@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,17 +13,10 @@ from torch.optim.swa_utils import AveragedModel
 from sparseout.baselines import ActivityPenalty
 from sparseout_experiments import options
 from sparseout_experiments.data import text
+from sparseout_experiments.methods import METHODS
 from sparseout_experiments.models import LanguageModel, Transformer
-from sparseout_experiments.tasks.base import (
-    DistributedContext,
-    Evaluation,
-    Task,
-    fingerprint,
-    local_shard,
-    measured,
-    measuring,
-    penalised,
-)
+from sparseout_experiments.tasks import base
+from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task
 from sparseout_experiments.training.averaging import averaged, triggered
 from sparseout_experiments.training.noise import attached, noise
 from sparseout_experiments.training.rng import Rng
@@ -46,16 +40,15 @@ class Predict(Task):
 
     def __init__(self, config: options.Language, rng: Rng, context: DistributedContext) -> None:
         self._config, self._rng = config, rng
-        sizes = {name: getattr(config, name) for name in ("train_size", "valid_size", "test_size", "words")}
-        corpus = text.load(config.data, **sizes)
+        corpus = text.load(config.data, **config.model_dump(include={*text.SIZES, "words"}))
         batches = {"train": config.batch * context.processes, "valid": EVALUATED, "test": EVALUATED}
         columns = {name: text.columns(getattr(corpus, name), batch) for name, batch in batches.items()}
-        self.data = fingerprint(columns)
-        columns["train"] = local_shard(columns["train"].t(), context).t()
+        self.data = base.fingerprint(columns)
+        columns["train"] = base.local_shard(columns["train"].t(), context).t()
         self.parts: dict[str, Tensor] = {name: part.contiguous().to(context.device) for name, part in columns.items()}
         self.model = _model(config, len(corpus.vocabulary), rng.init).to(context.device)
         penalty = attached(config, self.model, self.model.activations().values(), self.model.following())
-        self.objective = _Loss(self.model, config.activation_penalty, config.temporal_penalty, penalty)
+        self.objective = _Loss(self.model, config, penalty)
         self._varied = config.model == "awd"
         self._bptt = config.bptt
         self._carried: State | None = None
@@ -103,19 +96,19 @@ class Predict(Task):
         words = self.parts[part]
         sparsity: dict[str, dict[str, float]] = {}
         carried: State | None = None
-        total, seen = 0.0, 0
+        total, count = 0.0, 0
         windows = text.windows(len(words), self._bptt, None)
-        watched = sum(start * words.shape[1] < MEASURED for start, _ in windows)
-        for chunk, at in ((windows[:watched], model.activations()), (windows[watched:], {})):
-            with measuring(at, {}) as streams:
+        first = sum(start * words.shape[1] < MEASURED for start, _ in windows)
+        for chunk, modules in ((windows[:first], model.activations()), (windows[first:], {})):
+            with base.measuring(modules, {}) as measures:
                 for start, size in chunk:
                     logits, carried = model(words[start : start + size], carried)
-                    wanted = words[start + 1 : start + 1 + size]
-                    total += F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum").item()
-                    seen += wanted.numel()
-            sparsity |= measured(streams)
+                    target = words[start + 1 : start + 1 + size]
+                    total += F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="sum").item()
+                    count += target.numel()
+            sparsity |= measures
         model.train()
-        loss = total / seen
+        loss = total / count
         return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, sparsity)
 
     def use(self, weights: dict[str, Tensor]) -> None:
@@ -145,52 +138,32 @@ class _Loss(nn.Module):
     """Words and the words after them to cross-entropy, the penalties of AWD-LSTM and that asked for; and the state."""
 
     def __init__(
-        self,
-        model: LanguageModel | Transformer,
-        activation_penalty: float,
-        temporal_penalty: float,
-        penalty: ActivityPenalty | None,
+        self, model: LanguageModel | Transformer, config: options.Language, penalty: ActivityPenalty | None
     ) -> None:
         super().__init__()
         self.model, self.penalty = model, penalty
-        self.activation_penalty, self.temporal_penalty = activation_penalty, temporal_penalty
+        self._of_squares, self._of_changes = config.activation_penalty, config.temporal_penalty
 
-    def forward(self, words: Tensor, wanted: Tensor, carried: State | None) -> tuple[Tensor, State]:
+    def forward(self, words: Tensor, target: Tensor, carried: State | None) -> tuple[Tensor, State]:
         dropped, raw, after = self.model.features(words, carried)
-        loss = F.cross_entropy(self.model.decoder(dropped).flatten(0, 1).float(), wanted.flatten())
-        if self.activation_penalty:
-            loss = loss + self.activation_penalty * dropped.float().square().mean()
-        if self.temporal_penalty and len(raw) > 1:
-            loss = loss + self.temporal_penalty * raw.float().diff(dim=0).square().mean()
-        return penalised(loss, self.penalty), after
+        loss = F.cross_entropy(self.model.decoder(dropped).flatten(0, 1).float(), target.flatten())
+        if self._of_squares:
+            loss = loss + self._of_squares * dropped.float().square().mean()
+        if self._of_changes and len(raw) > 1:
+            loss = loss + self._of_changes * raw.float().diff(dim=0).square().mean()
+        return base.penalised(loss, self.penalty), after
 
 
 def _model(config: options.Language, words: int, generator: torch.Generator) -> LanguageModel | Transformer:
-    shared = (0,) if config.locked else ()
+    sizes, shared = (words, config.embedding, config.units, config.layers), (0,) if config.locked else ()
     if config.model == "transformer":
-        return Transformer(
-            words,
-            config.embedding,
-            config.units,
-            config.layers,
-            config.heads,
-            lambda: noise(config, shared_dims=shared, units=config.units),
-            generator,
-            activation="none" if options.METHODS[config.method].is_activation else config.activation,
-            place=config.place,
-        )
-    return LanguageModel(
-        words,
-        config.embedding,
-        config.units,
-        config.layers,
-        lambda site: noise(config, shared_dims=shared, **_at(config, site)),
-        generator,
-        weight_drop=config.weight_drop,
-        embedding_drop=config.embedding_drop,
-    )
+        in_ffn = partial(noise, config, shared_dims=shared, units=config.units)
+        activation: Any = "none" if METHODS[config.method].is_activation else config.activation
+        return Transformer(*sizes, config.heads, in_ffn, generator, activation=activation, place=config.place)
 
+    def noise_at(position: str) -> nn.Module:
+        own = {name: getattr(config, f"{name}_{position}") for name in "pq" if hasattr(config, f"{name}_{position}")}
+        return noise(config, shared_dims=shared, **own)
 
-def _at(config: options.Language, site: str) -> dict[str, float]:
-    """The p and q of a place, as far as the method has any."""
-    return {name: getattr(config, f"{name}_{site}") for name in "pq" if hasattr(config, f"{name}_{site}")}
+    dropped = config.model_dump(include={"weight_drop", "embedding_drop"})
+    return LanguageModel(*sizes, noise_at, generator, **dropped)

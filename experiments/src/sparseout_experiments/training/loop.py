@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 import torch
 
 from sparseout_experiments.config import record
-from sparseout_experiments.options import Config, Target
+from sparseout_experiments.methods import Target
+from sparseout_experiments.options import Config
 from sparseout_experiments.tasks import DistributedContext, Evaluation, Task, build, means
 from sparseout_experiments.training import health, run_folder
 from sparseout_experiments.training.accelerator import accelerator_for, release
@@ -97,12 +98,11 @@ class _Run:
         self.shuffle_state = self.rng.shuffle.get_state()  # as the epoch began
         steps = len(self.task.plan())  # says now, and not in the first epoch, if there is no plan
         self.rng.shuffle.set_state(self.shuffle_state)
-        # before anything is compiled: a hook that comes later is not seen
-        self.target_control = (
-            TargetControl(config, self.task.model, self.task.penalty, config.epochs * steps)
-            if isinstance(config, Target) and config.target_sparsity
-            else None
-        )
+        self.target_control: TargetControl | None = None
+        if (
+            isinstance(config, Target) and config.target_sparsity
+        ):  # before anything is compiled, which sees no later hook
+            self.target_control = TargetControl(config, self.task.model, self.task.penalty, config.epochs * steps)
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
         self.epoch = self.step = self.steps = 0  # step counts within the epoch, steps in all
@@ -114,12 +114,12 @@ class _Run:
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self.stopped_by = ""
-        self.train_loss = float("nan")  # mean of the last epoch
+        self.train_loss = math.nan  # mean of the last epoch
         self.seconds = 0.0  # of training, up to the last look at the clock
         if self.task.penalty is not None:
             self.task.penalty.warmup = round(getattr(config, "warmup", 0) * config.epochs * steps)
         for note in self.task.notes:
-            self._tell(0.0, math.nan, note)
+            self._report(0.0, note=note)
         self._resume()
         self.saved = self.seconds
         self.begun = time.monotonic() - self.seconds
@@ -151,12 +151,12 @@ class _Run:
             self.task.after_step()
             if self.target_control is not None:
                 for note in self.target_control.step():
-                    self._tell(self._done(len(plan)), self.losses[-1] if self.losses else math.nan, note)
+                    self._report(self._done(len(plan)), self.losses[-1] if self.losses else math.nan, note)
             self.recent[self.step % CHECK] = loss.detach()
             self.step += 1
             self.steps += 1
             if self.step % CHECK == 0 or self.step == len(plan):
-                self._look(len(plan))
+                self._check(len(plan))
                 if self.stopped_by:
                     break
 
@@ -166,10 +166,9 @@ class _Run:
         budget = self.config.budget_minutes
         return by_steps if budget is None else min(max(by_steps, self.seconds / (60 * budget)), 1.0)
 
-    def _look(self, steps: int) -> None:
+    def _check(self, steps: int) -> None:
         """Hold the last steps against the health checks, look at the clock, save if it is time."""
-        new = (self.step - 1) % CHECK + 1
-        recent = self.recent[:new]
+        recent = self.recent[: (self.step - 1) % CHECK + 1]
         seconds = recent.new_tensor([time.monotonic() - self.begun])
         if self.context.processes > 1:  # all must come to the same decisions
             from accelerate.utils import broadcast
@@ -178,14 +177,14 @@ class _Run:
         self.seconds = seconds.item()
         values = recent.tolist()
         self.losses += values
-        if message := self.loss_check.update(values, self.steps - new + 1):
+        if message := self.loss_check.update(values, self.steps - len(values) + 1):
             self._fail(message)
         budget = self.config.budget_minutes
         if budget is not None and self.seconds > 60 * budget:
             self.stopped_by = "budget"
         elif self.step < steps and self.seconds - self.saved >= 60 * self.config.checkpoint_minutes:
             self._save()
-        self._tell(self._done(steps), sum(values) / new)
+        self._report(self._done(steps), sum(values) / len(values))
 
     def _end_epoch(self) -> None:
         """Measure, keep the weights if they are the best, write it all down."""
@@ -197,9 +196,8 @@ class _Run:
             self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
         # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
         if not self.best or value < self.best["value"] or self.target_control is not None:
-            weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.task.evaluated().state_dict().items()
-            }
+            weights = self.task.evaluated().state_dict().items()
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in weights}
             self.best = {"value": value, "epoch": self.epoch, "weights": weights}
         self.task.after_epoch(evaluation.metrics)
         overall = means(evaluation.sparsity)
@@ -219,7 +217,12 @@ class _Run:
             self.stopped_by = "epochs"
         self.step, self.losses, self.shuffle_state = 0, [], self.rng.shuffle.get_state()
         self._save()
-        self._tell(self.epoch / self.config.epochs, train_loss)
+        self._report(self.epoch / self.config.epochs, train_loss)
+
+    def _stateful(self) -> dict[str, Any]:
+        """What has a `state_dict` for the checkpoint, or None where the run has none."""
+        task, scaler = self.task, self.accelerator.scaler
+        return {"model": task.model, "optimizer": self.optimizer, "penalty": task.penalty, "scaler": scaler}
 
     def _evaluate(self, part: str) -> Evaluation:
         with self.accelerator.autocast():
@@ -228,10 +231,11 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         self.task.use(self.best["weights"])
         valid, test = self._evaluate("valid"), self._evaluate("test")
+        config = record(self.config)
         result = {
             "status": "finished",
-            "task": record(self.config)["task"],
-            "config": record(self.config),
+            "task": config["task"],
+            "config": config,
             "metric": self.task.metric,
             "epochs": self.epoch,
             "steps": self.steps,
@@ -275,15 +279,11 @@ class _Run:
         rank = {"streams": self.rng.state(), "own": self.task.rank_state()}
         rank |= {"steering": self.target_control.state()} if self.target_control is not None else {}
         processes = gather_object([rank])
-        scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
             state = {key: getattr(self, name) for key, name in _KEPT.items()}
+            state |= {name: None if part is None else part.state_dict() for name, part in self._stateful().items()}
             state["losses"] = torch.tensor(self.losses, dtype=torch.float32)
             state["guard"] = self.loss_check.state()
-            state["penalty"] = None if self.task.penalty is None else self.task.penalty.state_dict()
-            state["model"] = self.task.model.state_dict()
-            state["optimizer"] = self.optimizer.state_dict()
-            state["scaler"] = scaler.state_dict() if scaler is not None else None
             state["task"], state["data"] = self.task.state(), self.task.data
             state["processes"], state["options"] = processes, run_folder.deciding(self.config)
             run_folder.save(self.folder, state)
@@ -293,7 +293,7 @@ class _Run:
         state, message = run_folder.load(self.folder)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.accelerator.is_main_process and message:
-            self._tell(0.0, math.nan, message)
+            self._report(0.0, note=message)
             run_folder.discard_newest(self.folder)
         try:
             if state is not None:
@@ -304,7 +304,7 @@ class _Run:
             raise RunError(f"{checkpoint} is not of this run ({reason}): remove it, or start another folder") from error
         # only now: a checkpoint that is refused must not have cut the lines of the run that is there
         if self.accelerator.is_main_process and (damage := run_folder.cut(self.folder, self.lines)):
-            self._tell(0.0, math.nan, damage)
+            self._report(0.0, note=damage)
 
     def _load(self, state: dict[str, Any]) -> None:
         run_folder.check_options(self.folder, state.get("options"), self.config)
@@ -317,12 +317,9 @@ class _Run:
             setattr(self, name, state[key])
         self.losses = state["losses"].tolist()
         self.loss_check = health.LossCheck(**state["guard"])
-        if self.task.penalty is not None and state.get("penalty") is not None:  # older checkpoints have none
-            self.task.penalty.load_state_dict(state["penalty"])
-        self.task.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in self._stateful().items():
+            if part is not None and state.get(name) is not None:  # older checkpoints have no penalty
+                part.load_state_dict(state[name])
         self.task.load(state["task"])
         rank = state["processes"][self.context.process]
         self.task.load_rank_state(rank["own"])
@@ -330,10 +327,10 @@ class _Run:
             self.target_control.load(rank["steering"])
         self.rng.load({**rank["streams"], "order": self.shuffle_state})
 
-    def _tell(self, done: float, loss: float, note: str = "") -> None:
+    def _report(self, done: float, loss: float = math.nan, note: str = "") -> None:
         if self.accelerator.is_main_process:
-            shown = {name: self.last.get(name) for name in ("metric", "hoyer", "dead")}
-            self.on_progress(Progress(done, self.epoch, self.config.epochs, loss, **shown, note=note))
+            last = {name: self.last.get(name) for name in ("metric", "hoyer", "dead")}
+            self.on_progress(Progress(done, self.epoch, self.config.epochs, loss, **last, note=note))
 
 
 # What a checkpoint keeps of a run just as it is: its keys, which older ones have too, and the attributes.

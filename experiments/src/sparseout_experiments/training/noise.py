@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from sparseout.baselines import ActivityPenalty, Attachment, make
-from sparseout_experiments.options import METHODS, Config
+from sparseout_experiments.methods import METHODS
+from sparseout_experiments.options import Config
 
 
 def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:

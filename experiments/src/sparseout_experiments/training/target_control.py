@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparseout.baselines import ActivityPenalty
 from sparseout.control._controller import SparsityController
 from sparseout.monitor._noise import dropout_variance, noise_powers
-from sparseout_experiments.options import KNOBS, Target, TargetOfQ
+from sparseout_experiments.methods import KNOBS, Target, TargetOfQ
 
 UPDATES = 100  # that a short run is to have at least; a long one has one in 10 steps
 
