@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from small import differences, outcome, run
 from sparseout_experiments.commands.run import show
+from sparseout_experiments.methods import KNOBS
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import run_folder
 
@@ -82,6 +83,17 @@ def test_runs_without_a_target_have_no_controller(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(train, "TargetControl", None)
     found = run(tmp_path, "autoencoder", epochs=1)
     assert "control" not in found
+
+
+@pytest.mark.parametrize("method", ["dropout", "penalty", "kwinners"])
+def test_a_result_says_where_any_knob_ended(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(tmp_path, "autoencoder", epochs=1, method=method, target_sparsity=0.5)
+    assert run(tmp_path, "autoencoder", epochs=1, method=method, target_sparsity=0.5) == first  # from the file
+    show(Console(width=200), first, tmp_path)
+    knob = KNOBS[method][0]
+    shown = capsys.readouterr().out
+    assert f"at {knob} = {first['control'][knob]:.3g}; means over the last tenth" in shown
+    assert ("power of the noise" in shown) == (method == "dropout")
 
 
 def test_the_command_says_when_a_target_was_missed(capsys: pytest.CaptureFixture[str]) -> None:

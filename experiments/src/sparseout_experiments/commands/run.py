@@ -200,11 +200,16 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     if "control" in result:
         control = result["control"]
         hoyer = math.nan if control["hoyer"] is None else control["hoyer"]
-        met = f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}"
+        knob = next(name for name in ("q", "p", "strength", "k") if name in control)
+        met = (
+            f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}, at {knob} = {control[knob]:.3g}"
+        )
         power = f"{control['noise_least']:.2f} to {control['noise_most']:.2f} of Dropout's"
-        lines.append(f"{met}, at q = {control['q']:.2f}; means over the last tenth; power of the noise {power}")
+        noise = f"; power of the noise {power}" if knob in ("q", "p") else ""
+        lines.append(f"{met}; means over the last tenth{noise}")
         missed = hoyer - control["target"]
         if not abs(missed) <= MISSED and not any("out of reach" in warning for warning in result["warnings"]):
-            lines.append(f"Note: the target is missed by {missed:+.3f}; q was still on its way: give it more --epochs.")
+            late = f"{knob} was still on its way: give it more --epochs"
+            lines.append(f"Note: the target is missed by {missed:+.3f}; {late}.")
     for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from sparseout_experiments.config import FILE, write
 from sparseout_experiments.message import expected
@@ -60,9 +60,8 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             if names - {ENVIRONMENT}:  # what is there is not ours to write over
                 got = f"{str(folder)!r}, which holds other things and no {CONFIG}"
                 raise RunError(expected("out", "a new or empty folder, or that of a run", got))
-            write_json(
-                folder / ENVIRONMENT, environment("accelerate", "datasets")
-            )  # first, so that a folder with a configuration has it
+            # first, so that a folder with a configuration has it
+            write_json(folder / ENVIRONMENT, environment("accelerate", "datasets"))
             atomic_files.write(folder / CONFIG, write(config))
             return partial(_withdraw, folder, made)
         if not resume:
@@ -231,27 +230,9 @@ def result(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT, _Result)
 
 
-class _Measures(BaseModel):
-    """What is read of the measures of one place."""
-
-    hoyer: float | None
-    hoyer_live: float | None
-    gini: float | None
-    treves_rolls: float | None
-    density: float | None
-    kurtosis: float | None
-    units: float
-    dead_units: float
-    rows: float
-    undefined_rows: float
-
-
-class _Control(BaseModel):
-    target: float
-    hoyer: float | None
-    q: float | None
-    noise_least: float | None
-    noise_most: float | None
+_MEASURES = {"hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis"}
+_COUNTS = ("units", "dead_units", "rows", "undefined_rows")
+_OF_CONTROL = {"target", "hoyer", "noise_least", "noise_most"}
 
 
 class _Result(BaseModel):
@@ -269,9 +250,18 @@ class _Result(BaseModel):
     valid: dict[str, float | None]
     test: dict[str, float | None]
     mean: dict[str, float | None]
-    sparsity: dict[str, _Measures]
+    sparsity: dict[str, dict[str, float | None]]  # of each module
     warnings: list[str]
-    control: _Control | None = None
+    control: dict[str, float | None] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for measures in self.sparsity.values():
+            if not measures.keys() >= _MEASURES or any(measures.get(name) is None for name in _COUNTS):
+                raise ValueError("a module lacks measures")
+        if self.control is not None and not self.control.keys() >= _OF_CONTROL:
+            raise ValueError("the record of the target lacks entries")
+        return self
 
 
 def _is_record(path: Path) -> bool:
