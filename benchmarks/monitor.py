@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from sparseout_experiments.models import WideResNet
-from sparseout_experiments.training.run_folder import processor
+from sparseout_experiments.training.environment import processor
 
 import sparseout
 

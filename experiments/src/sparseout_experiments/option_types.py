@@ -89,8 +89,8 @@ Winners = Annotated[
 
 def option(default: Any, help: str, *, shown: Any = None) -> Any:
     """A field of a class of options: its default, or a function of the options read before; `shown` is how it reads."""
-    given = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(**given, description=help, json_schema_extra=None if shown is None else {"default": shown})
+    source = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**source, description=help, json_schema_extra=None if shown is None else {"default": shown})
 
 
 Folder = Annotated[Path, BeforeValidator(_path), Requirement("the name of a folder", "FOLDER")]

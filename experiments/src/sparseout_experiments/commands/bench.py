@@ -86,9 +86,9 @@ def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> bool:
             task = progress.add_task("", total=len(todo), completed=done, count=f"case {done + 1}/{len(todo)}", now="")
 
             def on_run(case: "Case", implementation: str, share: float) -> None:
-                place = len(todo) - len(record.missing)
+                done = len(todo) - len(record.missing)
                 now = f"{case.key}: {implementation}"
-                progress.update(task, completed=place + share, count=f"case {place + 1}/{len(todo)}", now=now)
+                progress.update(task, completed=done + share, count=f"case {done + 1}/{len(todo)}", now=now)
 
             store.run(record, todo, folder, on_run)
     except KeyboardInterrupt:

@@ -149,10 +149,10 @@ def device_named(name: str | None) -> str:
     """The device that an option names, a GPU where there is one if it names none."""
     import torch
 
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         fail(expected("--device", "cpu, since torch finds no CUDA device", repr(name)))
-    return name or ("cuda" if there else "cpu")
+    return name or ("cuda" if has_gpu else "cpu")
 
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:

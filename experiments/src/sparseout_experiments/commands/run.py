@@ -118,8 +118,8 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
             raise  # a CPU has no exception of its own for it
         fail("out of memory: make the network or the batch smaller", FAILED)
     except KeyboardInterrupt:
-        there = (folder / FILE).exists()
-        fail("interrupted: " + ("--resume goes on with the run" if there else "nothing was written"), INTERRUPTED)
+        kept = "--resume goes on with the run" if (folder / FILE).exists() else "nothing was written"
+        fail(f"interrupted: {kept}", INTERRUPTED)
     if _is_main():
         show(Console(), result, folder)
 
@@ -136,9 +136,9 @@ def _name(config: Config) -> str:
     parts += [f"{name}{getattr(config, name):g}" for name in "qp" if name in config.arguments()]
     parts += [f"seed{config.seed}"]
     usual, chosen = (record(options) for options in (resolve(task, {"method": config.method}), config))
-    others = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
-    changed = [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in others.items()]
-    return "-".join([*parts, *changed])
+    changed = {name: value for name, value in chosen.items() if value != usual[name] and name not in _NAMED}
+    parts += [f"{name}-{Path(value).name if name == 'data' else value}" for name, value in changed.items()]
+    return "-".join(parts)
 
 
 def _is_main() -> bool:

@@ -29,7 +29,7 @@ def theory(
         with atomic_files.prepared(results, page.parent):
             checking.check_page(page)
             if not render:
-                _watch(results)
+                _compute(results)
             record = checking.load(results)
             written = checking.render(record, page)
     except OSError as error:
@@ -47,17 +47,17 @@ def theory(
     typer.echo(f"All {len(checks)} checks hold.")
 
 
-def _watch(folder: Path) -> None:
+def _compute(folder: Path) -> None:
     """Compute everything under a progress bar."""
     from sparseout_experiments.studies import theory as checking
 
     try:
         with progress_bar() as bar:
             row = bar.add_task("", total=checking.PARTS, count="", now="")
-            place = iter(range(checking.PARTS))
+            part = iter(range(checking.PARTS))
 
             def on_progress(now: str) -> None:
-                done = next(place)
+                done = next(part)
                 bar.update(row, completed=done, count=f"part {done + 1}/{checking.PARTS}", now=now)
 
             checking.run(folder, on_progress)

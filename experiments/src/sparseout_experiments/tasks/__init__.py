@@ -10,22 +10,22 @@ from sparseout_experiments.training.rng import Rng
 
 def build(config: Config, rng: Rng, context: DistributedContext) -> Task:
     """The task that a configuration describes, its weights drawn from `rng.init`. Raises DataError, ValueError."""
-    return _kind(task_of(config))(config, rng, context)
+    return _class_of(task_of(config))(config, rng, context)
 
 
 def shown_as(name: str) -> tuple[str, float, str]:
     """The metric of a task, and the factor and unit in which people read it."""
-    kind = _kind(name)
-    return kind.metric, kind.shown, kind.unit
+    task = _class_of(name)
+    return task.metric, task.shown, task.unit
 
 
-def _kind(name: str) -> type[Task]:
+def _class_of(name: str) -> type[Task]:
     # one task does not import what another needs
-    task: type[Task] = getattr(import_module(f"{__name__}.{name}"), _KINDS[name])
+    task: type[Task] = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
     return task
 
 
-_KINDS = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}
+_CLASSES = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}
 
 
 __all__ = ["DistributedContext", "Evaluation", "Task", "build", "means", "shown_as"]

@@ -23,9 +23,9 @@ def accelerator_for(config: Config, folder: Path) -> "Accelerator":
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     if cpu and config.precision == "fp16":
         raise ValueError("expected `precision` to be fp32 or bf16 on a CPU, but got 'fp16'")
-    there = [str(name) for name in get_available_trackers()]
-    if config.track is not None and config.track not in there:
-        names = ", ".join(there) or "none"
+    installed = [str(name) for name in get_available_trackers()]
+    if config.track is not None and config.track not in installed:
+        names = ", ".join(installed) or "none"
         raise ValueError(f"expected `track` to be a tracker that is installed ({names}), but got {config.track!r}")
     return Accelerator(
         cpu=cpu, mixed_precision=_PRECISIONS[config.precision], log_with=config.track, project_dir=folder

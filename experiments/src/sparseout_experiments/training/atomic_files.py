@@ -11,28 +11,28 @@ def prepare(folder: Path) -> list[Path]:
 
     Returns the folders that were not there before, innermost first.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError:
-        remove_empty(made)
+        remove_empty(new)
         raise
-    return made
+    return new
 
 
 @contextmanager
 def prepared(*folders: Path) -> Iterator[None]:
     """A block for which the folders exist. If it fails, those that it found missing and left empty are removed."""
-    made: list[Path] = []
+    new: list[Path] = []
     try:
         for folder in folders:
-            made = prepare(folder) + made
+            new = prepare(folder) + new
         yield
     except BaseException:
-        remove_empty(made)
+        remove_empty(new)
         raise
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 # A run has diverged when the mean loss of a window is so many times that of the best window before it.
 WINDOW, DIVERGED = 50, 10.0
-MOSTLY_DEAD = 0.5  # fraction of dead units at one place
-UNDEFINED = 0.01  # fraction of rows at one place without a measure
+MOSTLY_DEAD = 0.5  # fraction of dead units in one module
+UNDEFINED = 0.01  # fraction of rows in one module without a measure
 NORM_GAP = 0.02  # between errors with the statistics of batch norm as trained and re-estimated without noise
 
 
@@ -43,15 +43,17 @@ class LossCheck:
 def warnings(sparsity: Mapping[str, Mapping[str, float]], test: Mapping[str, float]) -> list[str]:
     """What in a result keeps its numbers from meaning what they seem to."""
     sentences = []
-    for place, measured in sparsity.items():
+    for module, measured in sparsity.items():
         dead = measured["dead_units"] / measured["units"]
         undefined = measured["undefined_rows"] / measured["rows"]
         if dead > MOSTLY_DEAD:
             over = f"{measured['rows']:,.0f} rows"
-            sentences.append(f"{dead:.0%} of the units of {place} are dead over {over}: much of its sparsity is theirs")
+            sentences.append(
+                f"{dead:.0%} of the units of {module} are dead over {over}: much of its sparsity is theirs"
+            )
         if undefined > UNDEFINED:
             sentences.append(
-                f"{undefined:.1%} of the rows of {place} are all zero and have no measure: its means leave them out"
+                f"{undefined:.1%} of the rows of {module} are all zero and have no measure: its means leave them out"
             )
     if "error_as_trained" in test and abs(gap := test["error_as_trained"] - test["error"]) > NORM_GAP:
         sentences.append(

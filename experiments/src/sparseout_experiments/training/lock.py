@@ -39,8 +39,8 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
         RunError: if it is taken and `wait` is false, or the folder cannot be written.
     """
     path, waited = folder / LOCK, False
-    made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
-    made += [folder] if path.exists() else []  # its owner, if dead, could not remove it
+    new = [missing for missing in (folder, *folder.parents) if not missing.exists()]
+    new += [folder] if path.exists() else []  # its owner, if dead, could not remove it
     try:
         while (taken := _take(path)) is None:
             owner = _owner(path)
@@ -65,7 +65,7 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
         heart.join()
         path.unlink(missing_ok=True)
         os.close(taken)
-        atomic_files.remove_empty(made)
+        atomic_files.remove_empty(new)
 
 
 def _take(path: Path) -> int | None:

@@ -10,20 +10,21 @@ from sparseout_experiments.methods import METHODS
 from sparseout_experiments.options import Config
 
 
-def noise(config: Config, *, shared_dims: Sequence[int] = (), **of_place: float) -> nn.Module:
+def noise(config: Config, *, shared_dims: Sequence[int] = (), **own: float) -> nn.Module:
     """The layer that a configuration asks for, or one that does nothing for a method that is no layer.
 
-    `of_place` are the p and q of the place, where it has its own, and the number of its units.
+    `own` are the p and q of this layer, where it has its own, and the number of its units.
     """
-    name, given = config.method, _arguments(config)
-    given |= {key: value for key, value in of_place.items() if key in given or (key == "units" and name == "kwinners")}
+    name, arguments = config.method, _arguments(config)
+    usable = {*arguments, *(["units"] if name == "kwinners" else [])}
+    arguments |= {key: value for key, value in own.items() if key in usable}
     if shared_dims and name == "dropout":
         # torch has no Dropout with a mask shared over time; Sparseout at q = 2 is one.
-        name, given = "sparseout", given | {"q": 2.0}
+        name, arguments = "sparseout", arguments | {"q": 2.0}
     if shared_dims and name in ("sparseout", "gaussian"):
-        given["shared_dims"] = shared_dims
-    made = make(name, **given)
-    return nn.Identity() if isinstance(made, Attachment) else made
+        arguments["shared_dims"] = shared_dims
+    layer = make(name, **arguments)
+    return nn.Identity() if isinstance(layer, Attachment) else layer
 
 
 def activation(config: Config) -> nn.Module:
@@ -35,8 +36,8 @@ def attached(
     config: Config, model: nn.Module, activations: Collection[nn.Module], following: Collection[nn.Module] = ()
 ) -> ActivityPenalty | None:
     """`attach` the method that a configuration asks for, if it is no layer."""
-    made = make(config.method, **_arguments(config))
-    return attach(made if isinstance(made, Attachment) else None, model, activations, following)
+    attachment = make(config.method, **_arguments(config))
+    return attach(attachment if isinstance(attachment, Attachment) else None, model, activations, following)
 
 
 def attach(
@@ -60,6 +61,6 @@ def attach(
 
 
 def _arguments(config: Config) -> dict[str, Any]:
-    given = config.arguments()
-    given.pop("warmup", None)  # a fraction of training, whose steps only the loop knows
-    return given | {"scale": None} if given.get("scale") == "paper" else given
+    arguments = config.arguments()
+    arguments.pop("warmup", None)  # a fraction of training, whose steps only the loop knows
+    return arguments | {"scale": None} if arguments.get("scale") == "paper" else arguments

@@ -51,7 +51,7 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
     Returns what takes it all back, for a run that ends before it has a checkpoint.
     """
     with disk(folder):
-        made = atomic_files.prepare(folder)
+        new = atomic_files.prepare(folder)
         for name in _OURS:  # what a killed process was writing
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             # first, so that a folder with a configuration has it
             write_json(folder / ENVIRONMENT, environment("accelerate", "datasets"))
             atomic_files.write(folder / CONFIG, write(config))
-            return partial(_withdraw, folder, made)
+            return partial(_withdraw, folder, new)
         if not resume:
             raise RunError(expected("out", "a new folder, or with --resume that of a run", f"{str(folder)!r}"))
         _check_same(folder, config)
@@ -104,14 +104,14 @@ def _differing(before: dict[str, Any], config: Config) -> Iterator[tuple[str, An
             yield name, before.get(name), now.get(name)
 
 
-def _withdraw(folder: Path, made: list[Path]) -> None:
+def _withdraw(folder: Path, new: list[Path]) -> None:
     """Empty a folder that was new or empty, and remove it if it was new, unless there is a checkpoint in it."""
     if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
         with disk(folder):
             for path in folder.iterdir():
                 if not path.name.startswith(LOCK):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            atomic_files.remove_empty(made)
+            atomic_files.remove_empty(new)
 
 
 def log(folder: Path, record: Mapping[str, Any]) -> None:
@@ -212,12 +212,12 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         atomic_files.write(path, json.dumps(plain(record), indent=1) + "\n")
 
 
-def read_json(path: Path, kind: type[BaseModel] | None = None) -> dict[str, Any]:
-    """A file of JSON that holds an object, of a kind. Raises RunError where it cannot be read."""
+def read_json(path: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """A file of JSON that holds an object, of a pydantic model. Raises RunError where it cannot be read."""
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if kind is not None:
-            kind.model_validate(record)
+        if model is not None:
+            model.model_validate(record)
         elif not isinstance(record, dict):
             raise TypeError
     except (OSError, ValueError, TypeError) as error:  # pydantic's and JSON's errors are ValueErrors

@@ -44,9 +44,9 @@ class TargetControl:
         self._messages: list[str] = []
         self._power = torch.zeros(2, dtype=torch.float64)  # of the noise, and of Dropout's
         for name in self._controller.values:
-            model.get_submodule(name).register_forward_hook(self._see)
+            model.get_submodule(name).register_forward_hook(self._measure_noise)
 
-    def _see(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _measure_noise(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         if layer.training and dropout_variance(layer):
             powers = noise_powers(layer, inputs[0], output).flatten(1).sum(1)
             self._power = self._power.to(powers.device) + powers
