@@ -196,8 +196,8 @@ class _Run:
             self._fail(f"the validation {self.task.metric} after epoch {self.epoch} (step {self.steps}) is {value}")
         # a target is met at the end, if at all: the weights of another epoch are as sparse as they happened to be
         if not self.best or value < self.best["value"] or self.target_control is not None:
-            weights = self.task.evaluated().state_dict().items()
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in weights}
+            state = self.task.evaluated().state_dict()
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
             self.best = {"value": value, "epoch": self.epoch, "weights": weights}
         self.task.after_epoch(evaluation.metrics)
         overall = means(evaluation.sparsity)
