@@ -49,7 +49,7 @@ def compile_kernel(target: Path = LIBRARY, flags: Sequence[str] = FLAGS) -> str:
         built = target.with_suffix(f".{os.getpid()}")
         command = [*compiler, *flags, *targets, f'-DSOURCE="{fingerprint}"', "-o", str(built), str(SOURCE), "-lm"]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=1200)  # seconds, on a busy machine
         except (OSError, subprocess.TimeoutExpired) as error:
             reasons.append(f"{compiler[0]} cannot be run: {error}")
             continue

@@ -252,7 +252,7 @@ class _Result(BaseModel):
     mean: dict[str, float | None]
     sparsity: dict[str, dict[str, float | None]]  # of each module
     warnings: list[str]
-    control: dict[str, float | None] | None = None
+    control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
