@@ -199,6 +199,11 @@ def test_both_are_activations_to_monitor_and_penalty():
             "expected `k` to be less than 6, the units that compete, but got",
         ),
         (lambda x: statistical_topk(x, unit_dim=2), ValueError, "expected `unit_dim` to be in [-2, 1], but got 2"),
+        (
+            lambda x: statistical_topk(x.long()),
+            TypeError,
+            "expected `x` to be of floating-point numbers, but got torch.int64",
+        ),
         (lambda x: statistical_topk(x, unit_dim=0.5), TypeError, "expected `unit_dim` to be an int, but got a float"),
         (lambda x: StatisticalTopK(0.5, unit_dim="1"), TypeError, "expected `unit_dim` to be an int, a mapping"),
         (lambda x: StatisticalTopK()(x[:, :0]), ValueError, "expected `x` to be of at least one dim and one unit, but"),

@@ -90,7 +90,7 @@ def statistical_topk(x: Tensor, k: float | Tensor = 0.1, *, unit_dim: int | None
 
     Raises:
         ValueError: for a value out of range; for a tensor without units.
-        TypeError: for an argument of another type.
+        TypeError: for an argument of another type; for x of whole or complex numbers.
 
     Example:
         >>> statistical_topk(torch.tensor([[0.0, 1.0, 2.0, 3.0, 14.0]]), k=0.2)  # mean 4, deviation 5.099
@@ -102,6 +102,8 @@ def statistical_topk(x: Tensor, k: float | Tensor = 0.1, *, unit_dim: int | None
     fraction = check_count("k", k)
     if isinstance(fraction, Tensor):
         fraction = check_count("k", readable(fraction))
+    if not x.is_floating_point():
+        raise TypeError(expected("x", "of floating-point numbers", str(x.dtype)))
     if unit_dim is not None:
         check_int("unit_dim", unit_dim)
         if x.dim() and not -x.dim() <= unit_dim < x.dim():

@@ -57,7 +57,8 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
 
     Raises:
         TypeError: if `model` is no module, or `batches` are not as above.
-        ValueError: if there is no batch, or none has rows.
+        ValueError: if there is no batch, or none has rows, or the model has lazy layers that have not seen an input, or
+            is on the meta device.
 
     Example:
         >>> import torch, sparseout

@@ -99,7 +99,8 @@ def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:
 
     Raises:
         TypeError: if `model` is no module, or `batches` are not as above.
-        ValueError: if there is no batch, or none has examples.
+        ValueError: if there is no batch, or none has examples, or the model has lazy layers that have not seen an input
+            or is on the meta device.
 
     Example:
         >>> import torch, sparseout

@@ -86,7 +86,8 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         A report of the layers that changed, with their speed before and after, and of those that were left.
 
     Raises:
-        TypeError, ValueError: for a wrong argument; nothing is changed then, nor after an error in the model.
+        TypeError, ValueError: for a wrong argument, batches without rows, or a model without values (lazy, or on the
+            meta device); nothing is changed then, nor after an error in the model.
 
     Warns:
         UserWarning: if the model has no Linear layer.

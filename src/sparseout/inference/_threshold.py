@@ -97,7 +97,8 @@ def threshold_(
         A report of thresholds and densities, with the loss before and after if `loss` is given.
 
     Raises:
-        ValueError: for a value out of range, or if no layer has an activation before it.
+        ValueError: for a value out of range, batches without rows, or a model without values (lazy, or on the meta
+            device), or if no layer has an activation before it.
         TypeError: for a wrong argument. Nothing is changed then, nor after an error in the model.
 
     Example:
