@@ -5,10 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import sparseout
+from sparseout._utils import torch_internals
 
 PACKAGE = Path(sparseout.__file__).parent
+NAME = torch_internals.__name__
 # From the top down. Rooms of one line do not know each other.
 FLOORS = [
     ["integrations"],
@@ -107,3 +111,41 @@ def test_a_thirteenth_room_is_found(tmp_path):
     for number in range(13):
         (package / f"room{number}").mkdir(parents=True)
     assert "13 entries" in faults(package)[0]
+
+
+# Of torch's objects that the library meets; methods that it overrides call those of their base class.
+TORCH = (nn.Conv2d(1, 1, 1), nn.LSTM(1, 1), nn.Parameter(torch.ones(1)), torch, torch.jit, nn, torch.autograd)
+PRIVATE = {name for thing in TORCH for name in dir(thing) if name.startswith("_") and not name.endswith("__")}
+
+
+def private_names(source: str) -> list[str]:
+    """The private names of torch that are read, on anything but `self` and `super()`, or imported."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in PRIVATE:
+            names += [ast.unparse(node)] if ast.unparse(node.value) not in ("self", "super()") else []
+        elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "torch":
+            path = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            names += [ast.unparse(node)] if any(part.startswith("_") for part in path) else []
+    return names
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    found = {name: names for name, source in files.items() if (names := private_names(source))}
+    assert list(found) == ["_utils/torch_internals.py"]
+
+
+@pytest.mark.parametrize(
+    "line", ["x = module._modules", "from torch import _dynamo", "from torch.utils._pytree import tree_map", "torch._C"]
+)
+def test_a_planted_private_name_is_found(line):
+    assert private_names(line)
+    assert not private_names("self._modules; super()._apply(f)")
+
+
+def test_each_function_of_torch_internals_has_a_test_by_its_name():
+    tests = (Path(__file__).parent / "test_torch_internals.py").read_text(encoding="utf-8").lower()
+    named = " ".join(line for line in tests.splitlines() if line.startswith("def test_"))
+    public = [name for name, value in vars(torch_internals).items() if getattr(value, "__module__", "") == NAME]
+    assert [name for name in public if name.lower() not in named] == []

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from sparseout._utils.class_swap import forward_replaced
 from sparseout._utils.dataflow import Flow, Step, Value, flows, is_shape, reads_no_units
 from sparseout._utils.hooks import DeadHook, Hook
-from sparseout._utils.modules import named_modules, unwrapped
+from sparseout._utils.modules import named_modules, own_parameters, unwrapped
+from sparseout._utils.torch_internals import call_hooks, gradient_hooks, has_parameter_hooks
 from sparseout._utils.unit_steps import (
     LAYERS,
     flattens_units,
@@ -96,23 +97,23 @@ def find_chains(model: nn.Module) -> Chains:
     for name, module in named_modules(model):
         result.names.setdefault(module, name)
     facts = _Facts(model, result.names)
-    found: list[dict[Any, Chain]] = []
+    by_mode: list[dict[Any, Chain]] = []
     reasons: list[dict[nn.Module, str]] = []
     for training in (False, True):
-        chains, why = _in_mode(facts, training)
-        found.append(chains)
-        reasons.append(why)
-    result.chains = [chain for key, chain in found[0].items() if key in found[1]]
+        chains, reasons_of_mode = _in_mode(facts, training)
+        by_mode.append(chains)
+        reasons.append(reasons_of_mode)
+    result.chains = [chain for key, chain in by_mode[0].items() if key in by_mode[1]]
     inside = {producer for chain in result.chains for producer in chain.producers}
     for module, name in result.names.items():
         if module_kind(module) == "layer" and module not in inside:
             other = "is used in another way in training than in evaluation"
             alone = "is what the model returns"
             unseen = "its forward, or that of what it is in, cannot be traced" if name else alone
-            evaluated = [why[module] for why in reasons if module in why]
-            seen = any(module in chain.producers for chains in found for chain in chains.values())
-            result.left[name] = evaluated[0] if evaluated else other if seen else unseen
-        elif isinstance(module, torch.jit.ScriptModule) and module._parameters.keys():
+            evaluated = [reasons_of_mode[module] for reasons_of_mode in reasons if module in reasons_of_mode]
+            in_one_mode = any(module in chain.producers for chains in by_mode for chain in chains.values())
+            result.left[name] = evaluated[0] if evaluated else other if in_one_mode else unseen
+        elif isinstance(module, torch.jit.ScriptModule) and own_parameters(module):
             result.left[name] = "is compiled by TorchScript"
         elif _is_quantized(module):
             result.left[name] = f"is a quantized {type(module).__name__}"
@@ -132,9 +133,8 @@ class _Facts:
         self.model, self.names = model, names
         self.owners: dict[int, list[str]] = defaultdict(list)
         for module, name in names.items():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    self.owners[id(parameter)].append(f"{name}.{key}" if name else key)
+            for key, parameter in own_parameters(module).items():
+                self.owners[id(parameter)].append(f"{name}.{key}" if name else key)
 
     def name(self, module: nn.Module) -> str:
         return f"`{self.names.get(module) or '(the model)'}`"
@@ -146,11 +146,9 @@ class _Facts:
             return f"{name} has hooks, which may read its units"
         if forward_replaced(module):
             return f"{name} has another forward on the object"
-        if module_kind(module) == "layer" and module._parameters.get("weight") is None:
+        if module_kind(module) == "layer" and "weight" not in own_parameters(module):
             return f"the weight of {name} is no parameter of it"
-        for parameter in module._parameters.values():
-            if parameter is None:
-                continue
+        for parameter in own_parameters(module).values():
             if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
                 return f"a parameter of {name} is a {type(parameter).__name__} of {parameter.dtype}"
             if parameter.is_meta or parameter.is_inference():
@@ -159,32 +157,33 @@ class _Facts:
                 )
             if len(self.owners[id(parameter)]) > 1:
                 return f"a parameter of {name} is shared: {', '.join(self.owners[id(parameter)])}"
-            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            if has_parameter_hooks(parameter):
                 return f"a parameter of {name} has hooks"
         return None
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, but those that are dead, only observe, or leave each unit apart."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    every = [hook for some in hooks for hook in some.values()]
-    return any(not isinstance(hook, (DeadHook, Hook)) and not getattr(hook, "per_unit", False) for hook in every)
+    hooks = [*call_hooks(module), *gradient_hooks(module)]
+    return any(not isinstance(hook, (DeadHook, Hook)) and not getattr(hook, "per_unit", False) for hook in hooks)
 
 
 def _in_mode(facts: _Facts, training: bool) -> tuple[dict[Any, Chain], dict[nn.Module, str]]:
     """The chains in a mode by what they are of, and the reason of every producer that has none."""
-    every = flows(facts.model, training)
+    graphs = flows(facts.model, training)
     calls: Counter[nn.Module] = Counter()
     read: dict[int, str] = {}
-    for flow in every:
+    for flow in graphs:
         for step in flow.steps:
             if step.module is not None and not step.inlined:
                 calls[step.module] += 1
             if not reads_no_units(step) and not step.inlined:
-                read.update({id(x.parameter): _word(step) for x in step.inputs if isinstance(x.parameter, Tensor)})
+                read.update(
+                    {id(x.parameter): _description(step) for x in step.inputs if isinstance(x.parameter, Tensor)}
+                )
     chains: dict[Any, Chain] = {}
     why: dict[nn.Module, str] = {}
-    for flow in every:
+    for flow in graphs:
         for space in _spaces(facts, flow):
             modules = [p.module for p in space.producers if p.module is not None]
             chain = _chain(facts, space, calls, read)
@@ -218,9 +217,9 @@ def _spaces(facts: _Facts, flow: Flow) -> Iterable[_Space]:
         elif not inside:
             continue
         elif kind != "other" and all(x in of for x in step.inputs) and not reads_shape:
-            if len(inside) > 1 and step.word not in ("mul", "multiply"):
+            if len(inside) > 1 and step.function_name not in ("mul", "multiply"):
                 for space in inside:
-                    space.reasons.append(f"is put together with the output of another layer by {step.word}")
+                    space.reasons.append(f"is put together with the output of another layer by {step.function_name}")
             for other in inside[1:]:
                 inside[0].absorb(other)
                 spaces.remove(other)
@@ -229,12 +228,12 @@ def _spaces(facts: _Facts, flow: Flow) -> Iterable[_Space]:
             of[step.output] = inside[0]
         else:
             for space in inside:
-                space.reasons.append(f"is read by {_word(step, facts)}")
+                space.reasons.append(f"is read by {_description(step, facts)}")
     for value in flow.returned:
         if value in of:
-            whole = flow.owner is unwrapped(facts.model)
+            is_model = flow.owner is unwrapped(facts.model)
             of[value].reasons.append(
-                "is what the model returns" if whole else "is returned to a forward that cannot be traced"
+                "is what the model returns" if is_model else "is returned to a forward that cannot be traced"
             )
     return spaces
 
@@ -254,7 +253,7 @@ def _chain(facts: _Facts, space: _Space, calls: Counter[nn.Module], read: dict[i
     for module in (*producers, *norms, consumer):
         if calls[module] > 1:
             return f"{facts.name(module)} is called more than once"
-        for parameter in module._parameters.values():
+        for parameter in own_parameters(module).values():
             if id(parameter) in read:
                 return f"a parameter of {facts.name(module)} is also read by {read[id(parameter)]}"
         if getattr(module, "groups", 1) != 1:
@@ -277,7 +276,7 @@ def _with_geometry(
     count, spatial = units.pop(), dims.pop()
     for step in (*flat, *pools):
         if spatial == 0 or (step in flat and not flattens_units(step, spatial)):
-            return f"is read by {_word(step, facts)}"
+            return f"is read by {_description(step, facts)}"
     if len(flat) > 1 or (spatial_dims(consumer) != spatial and not (flat and spatial_dims(consumer) == 0)):
         return f"is read along another dim by {facts.name(consumer)}"
     if flat and spatial_dims(consumer):
@@ -292,7 +291,7 @@ def _with_geometry(
     return Chain(tuple(producers), consumer, steps, tuple(norms), count, columns // count)
 
 
-def _word(step: Step, facts: _Facts | None = None) -> str:
+def _description(step: Step, facts: _Facts | None = None) -> str:
     if step.module is None:
-        return step.word or str(step.function)
+        return step.function_name or str(step.function)
     return f"{facts.name(step.module)}, {type_name(step.module)}" if facts else type(step.module).__name__

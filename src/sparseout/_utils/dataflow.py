@@ -54,7 +54,7 @@ class Step:
         self.output = Value(self)
 
     @property
-    def word(self) -> str:
+    def function_name(self) -> str:
         """The function's bare name: "add" for `operator.iadd`, `torch.add` and the method `add_`."""
         name = self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "")
         in_place = self.function in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -112,14 +112,14 @@ class _Builder:
             self._graphs[key] = trace(module, self._training, method)
         return self._graphs[key]
 
-    def _run(self, flow: Flow, module: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> Any:
+    def _run(self, flow: Flow, module: nn.Module, graph: fx.Graph, arguments: dict[str, Any]) -> Any:
         """Go through a graph with these arguments, and return what it returns."""
         env: dict[fx.Node, Any] = {}
         for node in graph.nodes:
             args = fx.node.map_arg(node.args, env.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
             if node.op == "placeholder":
-                env[node] = given.get(str(node.target), Value())
+                env[node] = arguments.get(str(node.target), Value())
             elif node.op == "get_attr":
                 env[node] = Value(parameter=attribute(module, str(node.target)))  # None of a tensor made in forward
             elif node.op == "call_module":
@@ -135,11 +135,11 @@ class _Builder:
     def _call(self, flow: Flow, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._called.add(module)
         graph = self._graph(module) if runs_own_code(module) and not is_leaf(module) else None
-        given = None if graph is None else _bound(module, graph, args, kwargs)
-        if graph is None or given is None:
+        arguments = None if graph is None else _bound(module, graph, args, kwargs)
+        if graph is None or arguments is None:
             return self._step(flow, Step(module, None, args, kwargs))
         self._covered.add(module)
-        result = self._run(flow, module, graph, given)
+        result = self._run(flow, module, graph, arguments)
         flow.steps.append(Step(module, None, (args, result), kwargs, inlined=True))
         return result
 
@@ -164,7 +164,7 @@ def reads_no_units(step: Step) -> bool:
         return step.args[1] in _METADATA or step.args[1] == "shape"  # what is done with the shape is another step
     if step.function == "size":
         return step.args[1:] == (0,)
-    if step.function in ("dim", "is_floating_point") or step.word == "_assert":
+    if step.function in ("dim", "is_floating_point") or step.function_name == "_assert":
         return True
     if step.function is operator.getitem and step.args[1] == 0:
         source = step.args[0].source if isinstance(step.args[0], Value) else None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import activation
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -58,6 +58,16 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a module itself by each of their names, without those of its children."""
     return dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module itself by each of their names, without those of its children."""
+    return dict(module.named_buffers(recurse=False, remove_duplicate=False))
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself by each of their names, without those of its children."""
+    return {**own_parameters(module), **own_buffers(module)}
 
 
 def resolve_filter(filter_fn: Filter | None, module: nn.Module, names: Sequence[str]) -> bool | None:

@@ -154,7 +154,9 @@ class _Path:
             zero = not any(x.any() for x in inputs)
             if zero and (kind in ("pool", "flatten") or len(step.inputs) > 1):
                 known[step.output] = inputs[0]  # also where the other factor of a gate is none
-            elif kind == "flatten" and step.word in ("", "flatten", "view", "reshape", "mean"):  # "" of a module
+            elif kind == "flatten" and (
+                step.module is not None or step.function_name in ("flatten", "view", "reshape", "mean")
+            ):
                 known[step.output] = inputs[0]
             elif len(step.inputs) == 1 and kind in ("unit", "norm"):
                 value = _run(step, known, spatial_dims(layer))

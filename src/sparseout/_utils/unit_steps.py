@@ -88,8 +88,8 @@ def module_kind(module: nn.Module) -> str:
         return "unit"
     if type(module) is nn.Flatten:
         return "flatten" if (module.start_dim, module.end_dim) == (1, -1) else "other"
-    own = type(module).__module__.startswith("torch.nn.")
-    return "pool" if own and type(module).__name__.rstrip("d123").startswith(_POOLS) else "other"
+    is_torch = type(module).__module__.startswith("torch.nn.")
+    return "pool" if is_torch and type(module).__name__.rstrip("d123").startswith(_POOLS) else "other"
 
 
 def step_kind(step: Step) -> str:
@@ -105,10 +105,10 @@ def step_kind(step: Step) -> str:
         return "flatten"
     if "out" in step.kwargs or step.kwargs.get("return_indices"):
         return "other"
-    word, alone = step.word, len(step.inputs) == 1
-    if _ARITHMETIC.fullmatch(word) or (_POINTWISE.fullmatch(word) and alone):
+    name, alone = step.function_name, len(step.inputs) == 1
+    if _ARITHMETIC.fullmatch(name) or (_POINTWISE.fullmatch(name) and alone):
         return "unit"
-    return "pool" if _POOLING.fullmatch(word) and alone else "other"
+    return "pool" if _POOLING.fullmatch(name) and alone else "other"
 
 
 def flattens_units(step: Step, spatial: int) -> bool:
@@ -137,14 +137,14 @@ def _flatten_dims(step: Step) -> str | set[int] | None:
     args = step.args[1:]
     if step.module is not None:
         return "all" if module_kind(step.module) == "flatten" else None
-    if step.word == "flatten":
+    if step.function_name == "flatten":
         start = args[0] if args else step.kwargs.get("start_dim", 0)
         end = args[1] if len(args) > 1 else step.kwargs.get("end_dim", -1)
         return "all" if (start, end) == (1, -1) else None
-    if step.word in ("view", "reshape") and not step.kwargs:
+    if step.function_name in ("view", "reshape") and not step.kwargs:
         sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
         return "all" if len(sizes) == 2 and sizes[1] == -1 and is_metadata(sizes[0]) else None
-    if step.word in ("mean", "sum", "amax") and not step.kwargs.get("keepdim") and len(args) < 2:
+    if step.function_name in ("mean", "sum", "amax") and not step.kwargs.get("keepdim") and len(args) < 2:
         dims = args[0] if args else step.kwargs.get("dim")
         dims = (dims,) if isinstance(dims, int) else dims
         return set(dims) if isinstance(dims, (tuple, list)) and all(isinstance(d, int) for d in dims) else None

@@ -26,13 +26,13 @@ def linears_after_activations(
     layers: Iterable[nn.Module], run: Callable[[], Any], input_of: Callable[[Any, Any], Any]
 ) -> set[nn.Module]:
     """Those of the layers that, in this run, were given what an activation made, or a product of that."""
-    found: set[nn.Module] = set()
+    linears: set[nn.Module] = set()
     trace = _Trace()
     hooks = Hooks()
 
     def look(layer: nn.Module, module: nn.Module, args: Any, kwargs: Any) -> None:
         if trace.is_activation(input_of(args, kwargs)):
-            found.add(layer)
+            linears.add(layer)
 
     try:
         for layer in layers:
@@ -41,7 +41,7 @@ def linears_after_activations(
             run()
     finally:
         hooks.remove()
-    return found
+    return linears
 
 
 class _Trace(DispatchMode):
@@ -57,21 +57,21 @@ class _Trace(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        before = {_begin(x) for x in given}
-        holds = any(begin in self._memory for begin in before)
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        memory_of_inputs = {_begin(x) for x in inputs}
+        from_activation = any(begin in self._memory for begin in memory_of_inputs)
         if _ACTIVATIONS.fullmatch(name):
-            holds = True
+            from_activation = True
         elif name.rstrip("_") == "add":  # of a number; a sum of tensors is a residual
-            holds = holds and sum(x.numel() > 1 for x in given) == 1
+            from_activation = from_activation and sum(x.numel() > 1 for x in inputs) == 1
         elif not _KEEPS.fullmatch(name):
-            holds = False
+            from_activation = False
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
                 begin = _begin(x)
-                if holds:
+                if from_activation:
                     self._memory.add(begin)
-                elif begin not in before or name.endswith("_"):  # else a view, or nothing was written
+                elif begin not in memory_of_inputs or name.endswith("_"):  # else a view, or nothing was written
                     self._memory.discard(begin)
         return out
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseout._utils.modules import check_model, named_modules, unwrapped
+from sparseout._utils.modes import restored_modes
+from sparseout._utils.modules import check_model, named_modules, own_tensors, unwrapped
 from sparseout._utils.tracing import untouched_random_state
 from sparseout._utils.validation import expected, type_name
 
@@ -26,7 +27,7 @@ def check_runs(model: Any) -> None:
     """
     check_model(model)
     for name, module in named_modules(model):
-        if any(x is not None and is_lazy(x) for own in (module._parameters, module._buffers) for x in own.values()):
+        if any(map(is_lazy, own_tensors(module).values())):
             wanted = "a model whose lazy layers have seen an input"
             raise ValueError(expected("model", wanted, f"{name!r} that has not: call the model on a batch first"))
     if (device := _device(model)) is not None and device.type == "meta":
@@ -46,30 +47,25 @@ def check_batches(batches: Any) -> Collection[Any]:
             ": put a single batch into a list" if isinstance(batches, (Tensor, Mapping)) else ""
         )
         raise TypeError(expected("batches", wanted, got))
-    again: Any = list(batches) if isinstance(batches, Iterator) or not hasattr(batches, "__len__") else batches
+    collection: Any = list(batches) if isinstance(batches, Iterator) or not hasattr(batches, "__len__") else batches
     with untouched_random_state():  # a DataLoader draws
         none = object()
-        first = next(iter(again), none)
+        first = next(iter(collection), none)
     if first is none:
         raise ValueError(expected("batches", "at least one batch", "none"))
-    begins = first[0] if isinstance(first, (tuple, list)) and first else first
-    if not isinstance(begins, (Tensor, Mapping)):
-        raise TypeError(expected("batches", wanted, f"one that is or begins with {type_name(begins)}"))
-    return again  # type: ignore[no-any-return]
+    first_item = first[0] if isinstance(first, (tuple, list)) and first else first
+    if not isinstance(first_item, (Tensor, Mapping)):
+        raise TypeError(expected("batches", wanted, f"one that is or begins with {type_name(first_item)}"))
+    return collection  # type: ignore[no-any-return]
 
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """A block in evaluation mode without gradients; modes and random generators are put back after."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
+    with restored_modes(model), untouched_random_state(), torch.no_grad():
+        for module in model.modules():
             module.training = False
-        with untouched_random_state(), torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+        yield
 
 
 def call(model: nn.Module, batch: Any) -> Any:

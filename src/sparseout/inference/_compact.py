@@ -13,7 +13,7 @@ from sparseout._utils.unit_steps import spatial_dims
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs
 from sparseout.inference._compact_cut import Cut, foldable
 from sparseout.inference._compact_plan import CompactedChain, CompactionPlan
-from sparseout.inference._compact_ranges import Seen, proven, watched
+from sparseout.inference._compact_ranges import ChainRanges, proven, watched
 from sparseout.inference._compact_trial import Trial, batch_mask, try_cuts, undisturbed
 
 
@@ -74,91 +74,91 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
         >>> model[0].out_features == model[2].in_features <= 5
         True
 
-    Source: exact removal of inactive units has been asked of PyTorch since 2021 (issue 58846).
+    Source: the removal is exact and this library's; it is requested of PyTorch in issue 58846 (2021).
     """
     check_runs(model)
     batches = check_batches(batches)
-    found = find_chains(model)
+    result = find_chains(model)
     with undisturbed(model):
-        with watched(found.chains) as seen:
+        with watched(result.chains) as ranges:
             for batch in batches:
                 with batch_mask(model, batch):
                     call(model, batch)
-        if not any(s.hidden.rows for s in seen):
+        if not any(s.hidden.rows for s in ranges):
             check_rows(batches)
-        cuts = _cuts(found, seen)
-        cuts, trial = _tried(model, batches, cuts, found)
-    return CompactionPlan(model, cuts, found.names, found.left, trial)
+        cuts = _cuts(result, ranges)
+        cuts, trial = _tried(model, batches, cuts, result)
+    return CompactionPlan(model, cuts, result.names, result.left, trial)
 
 
-def _cuts(found: Chains, seen: Sequence[Seen]) -> dict[Cut, CompactedChain]:
+def _cuts(result: Chains, ranges_of_chains: Sequence[ChainRanges]) -> dict[Cut, CompactedChain]:
     """The cuts of all chains; those that cannot be cut after all join what is left."""
     cuts: dict[Cut, CompactedChain] = {}
-    gone: dict[nn.Module, Tensor] = {}
-    for chain, ranges in zip(found.chains, seen, strict=True):
+    removed_columns: dict[nn.Module, Tensor] = {}
+    for chain, ranges in zip(result.chains, ranges_of_chains, strict=True):
         if reason := _why_not(chain, ranges):
-            found.left.update({found.names[layer]: reason for layer in chain.producers})
+            result.left.update({result.names[layer]: reason for layer in chain.producers})
             continue
         low, high = ranges.hidden.low, ranges.hidden.high
         assert low is not None
         assert high is not None
         low, high = low.cpu(), high.cpu()
-        still = low.eq(high) & low.isfinite()
-        zero = still & low.eq(0)
-        proof = proven(chain, ranges, gone)
-        moved = torch.zeros_like(still)
-        for made in ranges.outputs:
-            assert made.low is not None
-            assert made.high is not None
-            moved |= made.low.ne(made.high).cpu()
-        fixed = still & ~zero & (proof | moved)
-        goes = zero | fixed if foldable(chain) else zero
-        bordered = 0 if foldable(chain) else int(fixed.sum())
-        if goes.all():
-            goes = goes.clone()
-            goes[0] = False
-        cut = Cut(chain, ~goes, torch.where(goes, low, 0))
-        gone[chain.consumer] = goes.repeat_interleave(chain.block)
+        unchanging = low.eq(high) & low.isfinite()
+        zero = unchanging & low.eq(0)
+        proof = proven(chain, ranges, removed_columns)
+        varying_output = torch.zeros_like(unchanging)
+        for output in ranges.outputs:
+            assert output.low is not None
+            assert output.high is not None
+            varying_output |= output.low.ne(output.high).cpu()
+        not_zero = unchanging & ~zero & (proof | varying_output)
+        removes = zero | not_zero if foldable(chain) else zero
+        bordered = 0 if foldable(chain) else int(not_zero.sum())
+        if removes.all():
+            removes = removes.clone()
+            removes[0] = False
+        cut = Cut(chain, ~removes, torch.where(removes, low, 0))
+        removed_columns[chain.consumer] = removes.repeat_interleave(chain.block)
         cuts[cut] = CompactedChain(
-            producers=tuple(found.names[layer] for layer in chain.producers),
-            consumer=found.names[chain.consumer],
+            producers=tuple(result.names[layer] for layer in chain.producers),
+            consumer=result.names[chain.consumer],
             units=chain.units,
-            removed=tuple(goes.nonzero().flatten().tolist()),
-            never_active=int((goes & zero & ~proof).sum()),
-            provably_dead=int((goes & zero & proof).sum()),
-            constant=int((goes & ~zero).sum()),
+            removed=tuple(removes.nonzero().flatten().tolist()),
+            never_active=int((removes & zero & ~proof).sum()),
+            provably_dead=int((removes & zero & proof).sum()),
+            constant=int((removes & ~zero).sum()),
             bordered=bordered,
             rows=ranges.hidden.rows,
         )
     return cuts
 
 
-def _why_not(chain: Chain, seen: Seen) -> str | None:
+def _why_not(chain: Chain, ranges: ChainRanges) -> str | None:
     """The reason why a chain is not cut that only a run shows."""
-    if not seen.hidden.rows:
+    if not ranges.hidden.rows:
         return "is not called on the rows given"
-    if seen.hidden.low is not None and bool(seen.hidden.low.isnan().all()):
+    if ranges.hidden.low is not None and bool(ranges.hidden.low.isnan().all()):
         return "is NaN on some of the rows given"
-    if any(made.calls != seen.hidden.calls for made in seen.outputs):
+    if any(output.calls != ranges.hidden.calls for output in ranges.outputs):
         return "is not called as often as the layer that reads it"
     spatial = spatial_dims(chain.producers[0])
     strict = bool(chain.norms) or spatial_dims(chain.consumer) != spatial  # these take batches only
-    if strict and any(made.ndims != {spatial + 2} for made in seen.outputs):
+    if strict and any(output.ndims != {spatial + 2} for output in ranges.outputs):
         return f"has outputs that are not of {spatial + 2} dims"
     return None
 
 
 def _tried(
-    model: nn.Module, batches: Collection[Any], cuts: dict[Cut, CompactedChain], found: Chains
+    model: nn.Module, batches: Collection[Any], cuts: dict[Cut, CompactedChain], chains: Chains
 ) -> tuple[dict[Cut, CompactedChain], Trial]:
     """The cuts that leave the outputs as they are; the others join what is left."""
-    whole = [cut for cut, chain in cuts.items() if chain.removed]
-    trial = try_cuts(model, batches, whole)
+    candidates = [cut for cut, chain in cuts.items() if chain.removed]
+    trial = try_cuts(model, batches, candidates)
     if isinstance(trial, Trial) and trial.passed:
         return cuts, trial
     passed: list[Cut] = []
     last: Trial | str = try_cuts(model, batches, [])
-    for cut in whole:
+    for cut in candidates:
         trial = try_cuts(model, batches, [*passed, cut])
         if isinstance(trial, Trial) and trial.passed:
             passed.append(cut)
@@ -166,6 +166,6 @@ def _tried(
         else:
             why = f"differ by {trial.difference:.1e}" if isinstance(trial, Trial) else f"are not there: {trial}"
             chain = cuts.pop(cut)
-            found.left.update(dict.fromkeys(chain.producers, f"without its silent units the outputs {why}"))
+            chains.left.update(dict.fromkeys(chain.producers, f"without its silent units the outputs {why}"))
     assert isinstance(last, Trial)
     return cuts, last

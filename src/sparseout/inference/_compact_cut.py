@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseout._utils.chains import Chain
+from sparseout._utils.modules import own_parameters, own_tensors
 from sparseout._utils.unit_steps import in_dim, out_dim, spatial_dims, weight
 
 # What modules say of their sizes: those that are outputs, inputs, and features of a norm.
@@ -35,7 +36,7 @@ class Cut:
         """Every tensor that is cut: its module, its name, along which dim, and what stays there."""
         for layer in self.chain.producers:
             yield layer, "weight", out_dim(layer), self.kept
-            if layer._parameters.get("bias") is not None:
+            if "bias" in own_parameters(layer):
                 yield layer, "bias", 0, self.kept
         for norm in self.chain.norms:
             for name in _PER_UNIT:
@@ -58,7 +59,7 @@ class Cut:
 
     def makes_bias(self) -> bool:
         """Whether the consumer gets a bias that it has not had."""
-        return self.chain.consumer._parameters.get("bias") is None and bool((self.constants != 0).any())
+        return "bias" not in own_parameters(self.chain.consumer) and bool((self.constants != 0).any())
 
     def _fold(self) -> None:
         """Add to the consumer's bias what the constants contribute."""
@@ -70,7 +71,7 @@ class Cut:
         if columns is None:
             columns = w.detach().movedim(in_dim(layer), 1).double()
         added = columns @ self.constants.to(w.device).double().repeat_interleave(self.chain.block)
-        bias = layer._parameters.get("bias")
+        bias = own_parameters(layer).get("bias")
         if bias is None:
             layer.bias = nn.Parameter(added.to(w.dtype), requires_grad=w.requires_grad)
         else:
@@ -109,12 +110,12 @@ def _resize(module: nn.Module, names: Sequence[str], size: int) -> None:
             setattr(module, name, size)
 
 
-def forget_graphs(modules: Iterable[nn.Module]) -> None:
+def drop_gradient_nodes(modules: Iterable[nn.Module]) -> None:
     """Let parameters have gradients of their new shape though a graph of before is alive, such as that of a kept loss.
 
     That graph keeps the node which takes the old gradients; a parameter makes another one if its dtype changes.
     """
-    for parameter in {p for module in modules for p in module._parameters.values() if p is not None}:
+    for parameter in {p for module in modules for p in own_parameters(module).values()}:
         data = parameter.data
         parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
         parameter.data = data
@@ -125,15 +126,15 @@ class State:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = [
-            (module, dict(module._parameters), [(x, x.data, x.grad) for x in _tensors(module)], _sizes(module))
+            (module, own_parameters(module), [(x, x.data, x.grad) for x in _tensors(module)], _sizes(module))
             for module in dict.fromkeys(modules)
         ]
 
     def restore(self) -> None:
         """Set them back."""
         for module, parameters, tensors, sizes in self._modules:
-            module._parameters.clear()
-            module._parameters.update(parameters)
+            for name in own_parameters(module).keys() - parameters.keys():  # a bias that a cut made
+                module.register_parameter(name, None)
             vars(module).update(sizes)
             for tensor, data, grad in tensors:
                 tensor.data = data
@@ -141,8 +142,7 @@ class State:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    own = (*module._parameters.values(), *module._buffers.values())
-    return [x for x in own if x is not None]
+    return list(own_tensors(module).values())
 
 
 def _sizes(module: nn.Module) -> dict[str, int]:
@@ -155,13 +155,12 @@ def fingerprint(modules: Iterable[nn.Module]) -> list[Any]:
     return [
         (name, tuple(x.shape), _sum_of_bits(x))
         for module in dict.fromkeys(modules)
-        for name, x in (*module._parameters.items(), *module._buffers.items())
-        if x is not None
+        for name, x in own_tensors(module).items()
     ]
 
 
 def _sum_of_bits(x: Tensor) -> int:
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = x.detach().contiguous().view(whole).flatten().long()
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.detach().contiguous().view(integers).flatten().long()
     bits = bits * (torch.arange(1, 2 * len(bits), 2, device=x.device) * 0x5851F42D4C957F2D)  # each its own odd factor
     return int((bits ^ (bits >> 32)).sum())  # mixed, as doubling many numbers adds a multiple of 2^64 to their bits

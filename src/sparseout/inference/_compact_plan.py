@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import named_modules
 from sparseout._utils.outcome_table import aligned, outcome_rows
-from sparseout.inference._compact_cut import Cut, State, fingerprint, forget_graphs
+from sparseout.inference._compact_cut import Cut, State, drop_gradient_nodes, fingerprint
 from sparseout.inference._compact_trial import Trial, size
 
 
@@ -64,7 +64,15 @@ class CompactionPlan:
     - `parameters`, `parameters_after`: how many the model has, and how many it would have.
     - `difference`: the largest difference of the outputs with and without the units on the rows given;
       `largest_output` is there for comparison.
-    - `new_biases`: names of the parameters that would be there and are not now.
+    - `new_biases`: names of the parameters that would be added.
+
+    Example:
+        >>> from torch import nn
+        >>> from sparseout.inference import compact
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).eval()
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+        >>> print(compact(model, [torch.rand(8, 2)]).chains[0])
+        1 of 2 units: 1 provably dead
     """
 
     def __init__(
@@ -123,9 +131,9 @@ class CompactionPlan:
                 "expected a model that is not wrapped in DistributedDataParallel, whose buckets keep their sizes: plan "
                 "for its `module`, and wrap it afterwards"
             )
-        there = dict(named_modules(self._model))
-        same = all(there.get(self._names[module]) is module for module in self._modules)
-        if not same or fingerprint(self._modules) != self._fingerprint:
+        modules = dict(named_modules(self._model))
+        unchanged = all(modules.get(self._names[module]) is module for module in self._modules)
+        if not unchanged or fingerprint(self._modules) != self._fingerprint:
             raise RuntimeError(
                 "expected a model that has not changed since the plan was made, but layers of the plan have: make a "
                 "new one"
@@ -138,7 +146,7 @@ class CompactionPlan:
         except BaseException:
             state.restore()
             raise
-        forget_graphs(self._modules)
+        drop_gradient_nodes(self._modules)
         torch.clear_autocast_cache()
         self._fingerprint = None
         reset_compiler()
@@ -173,9 +181,9 @@ class CompactionPlan:
 def _title(chain: CompactedChain) -> str:
     """The layers of a chain, with the part of their names that is the same before them."""
     paths = [name.split(".") for name in (*chain.producers, chain.consumer)]
-    same = 0
-    while all(len(path) > same + 1 and path[same] == paths[0][same] for path in paths):
-        same += 1
-    *producers, consumer = (".".join(path[same:]) for path in paths)
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    *producers, consumer = (".".join(path[shared:]) for path in paths)
     text = f"{' * '.join(producers)} -> {consumer}"
-    return f"{'.'.join(paths[0][:same])}.({text})" if same else text
+    return f"{'.'.join(paths[0][:shared])}.({text})" if shared else text

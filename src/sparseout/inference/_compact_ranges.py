@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparseout._utils.chains import Chain
 from sparseout._utils.dataflow import Step, Value
 from sparseout._utils.hooks import Hooks
+from sparseout._utils.modules import own_parameters
 from sparseout._utils.row_mask import kept_rows
 from sparseout._utils.unit_steps import mixes_positions, out_dim, spatial_dims, step_kind, unit_dim, weight
 
@@ -61,7 +62,7 @@ def masked(x: Tensor, last: int = 0) -> Tensor:
     return x if kept is None else x.flatten(0, len(kept.shape) - 1)[kept.numbers.to(x.device)]
 
 
-class Seen(NamedTuple):
+class ChainRanges(NamedTuple):
     """What was seen of a chain: what each producer was given and made, and what the consumer was given."""
 
     inputs: list[Range]
@@ -70,17 +71,17 @@ class Seen(NamedTuple):
 
 
 @contextmanager
-def watched(chains: Sequence[Chain]) -> Iterator[list[Seen]]:
+def watched(chains: Sequence[Chain]) -> Iterator[list[ChainRanges]]:
     """A block in which the units of the chains are watched in every pass."""
     hooks = Hooks()
-    seen = [Seen([Range() for _ in c.producers], [Range() for _ in c.producers], Range()) for c in chains]
+    all_ranges = [ChainRanges([Range() for _ in c.producers], [Range() for _ in c.producers], Range()) for c in chains]
     try:
-        for chain, ranges in zip(chains, seen, strict=True):
-            for layer, given, made in zip(chain.producers, ranges.inputs, ranges.outputs, strict=True):
-                hooks.before(layer, _before, given, 1)
-                hooks.after(layer, _after, made, any(map(mixes_positions, chain.steps)))
+        for chain, ranges in zip(chains, all_ranges, strict=True):
+            for layer, inputs_range, outputs_range in zip(chain.producers, ranges.inputs, ranges.outputs, strict=True):
+                hooks.before(layer, _before, inputs_range, 1)
+                hooks.after(layer, _after, outputs_range, any(map(mixes_positions, chain.steps)))
             hooks.before(chain.consumer, _before, ranges.hidden, chain.block)
-        yield seen
+        yield all_ranges
     finally:
         hooks.remove()
 
@@ -106,7 +107,7 @@ class Bounds(NamedTuple):
     constant: Tensor
 
 
-def proven(chain: Chain, seen: Seen, gone: dict[nn.Module, Tensor]) -> Tensor:
+def proven(chain: Chain, ranges: ChainRanges, removed_columns: dict[nn.Module, Tensor]) -> Tensor:
     """Which units are 0 for every input in the range seen, or constant for any input, by the weights alone.
 
     A ReLU whose input cannot exceed 0 is 0; whatever comes of a row of zeros in the weight is constant. On a range that
@@ -118,14 +119,14 @@ def proven(chain: Chain, seen: Seen, gone: dict[nn.Module, Tensor]) -> Tensor:
         gone: of layers that are consumers of other chains, which of their columns will go: these inputs are constant.
     """
     bounds: dict[Value, Bounds] = {}
-    layers = dict(zip(chain.producers, seen.inputs, strict=True))
+    layers = dict(zip(chain.producers, ranges.inputs, strict=True))
     last = None
     for step in chain.steps:
         if step.module in layers:
-            last = _of_layer(step.module, layers[step.module], gone.get(step.module))
+            last = _of_layer(step.module, layers[step.module], removed_columns.get(step.module))
         else:
-            given = [bounds[value] for value in step.inputs if value in bounds]
-            last = _of_step(step, given) if len(given) == len(step.inputs) else None
+            step_inputs = [bounds[value] for value in step.inputs if value in bounds]
+            last = _of_step(step, step_inputs) if len(step_inputs) == len(step.inputs) else None
         if last is None:
             return torch.zeros(chain.units, dtype=torch.bool)
         bounds[step.output] = last
@@ -133,50 +134,50 @@ def proven(chain: Chain, seen: Seen, gone: dict[nn.Module, Tensor]) -> Tensor:
     return (last.constant | ((last.low == 0) & (last.high == 0))).cpu()
 
 
-def _of_layer(layer: nn.Module, given: Range, gone: Tensor | None) -> Bounds:
+def _of_layer(layer: nn.Module, inputs: Range, removed_columns: Tensor | None) -> Bounds:
     """Bounds of a layer's outputs: positive weights times one end of the inputs, negative ones times the other."""
     w = weight(layer).detach().double().movedim(out_dim(layer), 0)
     w = w.flatten(2) if spatial_dims(layer) else w.unsqueeze(-1)  # (outputs, inputs, taps)
-    assert given.low is not None
-    assert given.high is not None
-    low, high = given.low.double(), given.high.double()
+    assert inputs.low is not None
+    assert inputs.high is not None
+    low, high = inputs.low.double(), inputs.high.double()
     if spatial_dims(layer):  # at the border taps may read zeros, or nothing
         low, high = low.clamp(max=0), high.clamp(min=0)
-    kept = w if gone is None else w[:, ~gone.to(w.device)]
-    bias = layer._parameters.get("bias")
+    kept = w if removed_columns is None else w[:, ~removed_columns.to(w.device)]
+    bias = own_parameters(layer).get("bias")
     b = w.new_zeros(w.shape[0]) if bias is None else bias.detach().double()
     up, down = w.clamp(min=0).sum(2), w.clamp(max=0).sum(2)
     return Bounds(up @ low + down @ high + b, up @ high + down @ low + b, (kept == 0).flatten(1).all(1))
 
 
-def _of_step(step: Step, given: list[Bounds]) -> Bounds:
-    if len(given) > 1:
-        return _of_product(step, given)
-    x, kind = given[0], step_kind(step)
-    word = type(step.module).__name__.lower() if step.module is not None else step.word
+def _of_step(step: Step, inputs: list[Bounds]) -> Bounds:
+    if len(inputs) > 1:
+        return _of_product(step, inputs)
+    x, kind = inputs[0], step_kind(step)
+    name = type(step.module).__name__.lower() if step.module is not None else step.function_name
     if kind == "norm":
         return _of_norm(step.module, x)
-    if word in ("relu", "relu6"):
-        top = 6.0 if word == "relu6" else math.inf
+    if name in ("relu", "relu6"):
+        top = 6.0 if name == "relu6" else math.inf
         return Bounds(x.low.clamp(0, top), x.high.clamp(0, top), x.constant)
-    if kind in ("pool", "flatten") and (_KEEPS_RANGE.match(word) or _is_mean(step)):
+    if kind in ("pool", "flatten") and (_KEEPS_RANGE.match(name) or _is_mean(step)):
         return x
-    if word.startswith("avg") and not _is_mean(step):
+    if name.startswith("avg") and not _is_mean(step):
         nothing = (x.low == 0) & (x.high == 0)
         return Bounds(x.low.clamp(max=0), x.high.clamp(min=0), x.constant & nothing)
-    if word in ("identity", "contiguous", "clone", "detach", "to", "float", "double") or "dropout" in word:
+    if name in ("identity", "contiguous", "clone", "detach", "to", "float", "double") or "dropout" in name:
         return x
     if getattr(step.module, "_is_noise", False):
         return x
     end = torch.full_like(x.low, math.inf)
-    if _KEEPS_ZERO.fullmatch(word):
+    if _KEEPS_ZERO.fullmatch(name):
         end = end.masked_fill((x.low == 0) & (x.high == 0), 0.0)
     return Bounds(-end, end, x.constant)
 
 
 def _is_mean(step: Step) -> bool:
     """Whether a pooling by averages gives means: of no zeros of a padding, divided by their number."""
-    if not (step.word or type(step.module).__name__.lower()).startswith("avg"):
+    if not (step.function_name or type(step.module).__name__.lower()).startswith("avg"):
         return False
     if step.module is None:
         return len(step.args) <= 3 and set(step.kwargs) <= {"input", "kernel_size", "stride"}
@@ -185,13 +186,13 @@ def _is_mean(step: Step) -> bool:
     return own is None and not any(padding if isinstance(padding, tuple) else (padding,))
 
 
-def _of_product(step: Step, given: list[Bounds]) -> Bounds:
-    corners = torch.stack([a * b for a in given[0][:2] for b in given[1][:2]])
-    constant = given[0].constant & given[1].constant
-    if step.word not in ("mul", "multiply"):
-        unknown = torch.full_like(given[0].low, math.inf)
+def _of_product(step: Step, factors: list[Bounds]) -> Bounds:
+    corners = torch.stack([a * b for a in factors[0][:2] for b in factors[1][:2]])
+    constant = factors[0].constant & factors[1].constant
+    if step.function_name not in ("mul", "multiply"):
+        unknown = torch.full_like(factors[0].low, math.inf)
         return Bounds(-unknown, unknown, constant)
-    zero = torch.stack([(x.low == 0) & (x.high == 0) for x in given]).any(0)
+    zero = torch.stack([(x.low == 0) & (x.high == 0) for x in factors]).any(0)
     low, high = corners.amin(0).masked_fill(zero, 0.0), corners.amax(0).masked_fill(zero, 0.0)
     return Bounds(low, high, constant)
 
@@ -200,9 +201,9 @@ def _of_norm(norm: Any, x: Bounds) -> Bounds:
     if norm.running_mean is None:
         unknown = torch.full_like(x.low, math.inf)
         return Bounds(-unknown, unknown, x.constant)
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
-    gain = gain if norm.weight is None else gain * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * gain
+    slope = (norm.running_var.double() + norm.eps).rsqrt()
+    slope = slope if norm.weight is None else slope * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * slope
     shift = shift if norm.bias is None else shift + norm.bias.detach().double()
-    ends = torch.stack([x.low * gain + shift, x.high * gain + shift])
-    return Bounds(ends.amin(0), ends.amax(0), x.constant | (gain == 0))
+    ends = torch.stack([x.low * slope + shift, x.high * slope + shift])
+    return Bounds(ends.amin(0), ends.amax(0), x.constant | (slope == 0))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseout._utils.modules import unwrapped
+from sparseout._utils.modules import own_buffers, unwrapped
 from sparseout._utils.row_mask import row_mask
 from sparseout._utils.torch_internals import compiler_loaded
 from sparseout._utils.tracing import untouched_random_state
@@ -69,8 +69,8 @@ def _coarsest(model: nn.Module) -> float:
 def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
     """Every tensor that the model returns, in fp64, but for rows that are padding."""
     with untouched_random_state(), batch_mask(model, batch):
-        found = (x.detach() for x in tensors_in(call(model, batch)))
-        return [masked(torch.view_as_real(x) if x.is_complex() else x).double() for x in found]
+        tensors = (x.detach() for x in tensors_in(call(model, batch)))
+        return [masked(torch.view_as_real(x) if x.is_complex() else x).double() for x in tensors]
 
 
 def batch_mask(model: nn.Module, batch: Any) -> AbstractContextManager[Any]:
@@ -87,8 +87,8 @@ def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
         return math.inf
     largest = 0.0
     for a, b in zip(first, second, strict=True):
-        same = (a == b) | (a.isnan() & b.isnan())
-        gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(math.inf)
+        equal = (a == b) | (a.isnan() & b.isnan())
+        gap = torch.where(equal, 0.0, (a - b).abs()).nan_to_num(math.inf)
         largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
     return largest
 
@@ -96,8 +96,9 @@ def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """A block of passes in evaluation mode, in eager code, that leave buffers and random generators as they are."""
-    kept = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    values = [(x, x.clone()) for _, own in kept for x in own.values() if x is not None]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [(module, own_buffers(module)) for module in modules]
+    values = [(x, x.clone()) for _, buffers in before for x in buffers.values()]
     cached = torch.is_autocast_cache_enabled()
     stance: Any = torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
     with evaluation(model), stance:
@@ -106,8 +107,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.set_autocast_cache_enabled(cached)
-            for module, own in kept:
-                module._buffers.update(own)
+            for module, buffers in before:
+                unset = dict.fromkeys(own_buffers(module).keys() - buffers.keys())
+                for name, tensor in (buffers | unset).items():
+                    setattr(module, name, tensor)
             for buffer, value in values:
                 if buffer.shape != value.shape:  # a buffer that takes its size at the first call
                     buffer.data = value

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparseout._utils.dataflow import is_conv1d
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import named_modules
+from sparseout._utils.modules import named_modules, own_parameters
 from sparseout._utils.records import RecordSequence
+from sparseout._utils.unit_steps import padding_sizes
 from sparseout.inference._batches import call, check_batches, check_runs, tensors_in
 from sparseout.inference._compact_trial import undisturbed
 
@@ -37,6 +38,8 @@ class CostReport(RecordSequence):
     - `total`: the sums, with the keys `dense_macs`, `effective_macs` and `density`.
     - `examples`: how many the means are over.
     - `uncounted`: name of a module with weights of its own -> why its multiplications are not in the sums.
+
+    Source: Yik et al. (2025), NeuroBench, for the definition of effective MACs (synaptic operations).
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], examples: int, uncounted: dict[str, str]) -> None:
@@ -147,26 +150,26 @@ class _Counter:
     def __init__(self) -> None:
         self.calls = self.dense = self.effective = 0
         self.nonzeros, self.elements = 0, 0
-        self._given: list[Tensor] = []  # a call's input, until it ends: a layer may change it in place
+        self._inputs: list[Tensor] = []  # a call's input, until it ends: a layer may change it in place
 
     def keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep where the input of a call is not 0."""
         x = args[0] if args else next(iter(kwargs.values()))
         parts = list(x.unbind()) if x.is_nested else [x]
-        self._given = [part.detach() != 0 for part in parts]
+        self._inputs = [part.detach() != 0 for part in parts]
 
     def update(self, layer: nn.Module, args: Any, output: Tensor) -> None:
         """Add a call."""
         w = _weight(layer) != 0
         sizes = [tuple(part.shape) for part in (output.unbind() if output.is_nested else [output])]
         self.calls += 1
-        for x, size in zip(self._given, sizes, strict=True):
+        for x, size in zip(self._inputs, sizes, strict=True):
             self.nonzeros += int(x.sum())
             self.elements += x.numel()
             if x.numel():
                 self.effective += _macs(layer, x, w, size)
                 self.dense += _macs(layer, torch.ones_like(x), torch.ones_like(w), size)
-        self._given = []
+        self._inputs = []
 
     def record(self, name: str, layer: nn.Module, examples: int) -> dict[str, Any]:
         """What was counted, per example."""
@@ -194,7 +197,7 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _macs(layer: Any, x: Tensor, w: Tensor, size: tuple[int, ...]) -> int:
     """The products of an input and a weight of zeros and ones."""
-    convolve = next((function for kind, function in _CONVS.items() if isinstance(layer, kind)), None)
+    convolve = next((function for cls, function in _CONVS.items() if isinstance(layer, cls)), None)
     if convolve is None:
         outputs = 1 if is_conv1d(layer) else 0
         return int((x.reshape(-1, x.shape[-1]).sum(0) * w.sum(outputs)).sum())
@@ -212,25 +215,15 @@ def _macs(layer: Any, x: Tensor, w: Tensor, size: tuple[int, ...]) -> int:
     filters = w.unflatten(0, (groups, -1)).sum(1).double()
     padding, x = layer.padding, x.double()
     if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, _padding(layer), layer.padding_mode), 0
+        x, padding = F.pad(x, padding_sizes(layer), layer.padding_mode), 0
     return round(float(convolve(x, filters, None, layer.stride, padding, layer.dilation, groups).sum()))
-
-
-def _padding(layer: Any) -> list[int]:
-    """What `F.pad` is told, from the last dim on."""
-    if layer.padding == "same":
-        whole = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [part for total in reversed(whole) for part in (total // 2, total - total // 2)]
-    if layer.padding == "valid":
-        return [0] * (2 * len(layer.kernel_size))
-    return [part for part in reversed(layer.padding) for _ in range(2)]
 
 
 def _uncounted(names: dict[nn.Module, str], counters: dict[nn.Module, _Counter]) -> dict[str, str]:
     """Modules whose matrices are used in a way that is not counted."""
     why: dict[str, str] = {}
     for module, name in names.items():
-        matrices = [p for p in module._parameters.values() if p is not None and p.ndim > 1]
+        matrices = [p for p in own_parameters(module).values() if p.ndim > 1]
         if module in counters:
             if not counters[module].calls:
                 why[name] = f"a {type(module).__name__} that was not called: its weights may be used without a call"

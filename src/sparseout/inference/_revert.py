@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseout._utils.class_swap import restore_class_, swapped
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.modules import check_model
+from sparseout._utils.modules import check_model, own_parameters
 from sparseout.inference._sparse_linear import ATTRIBUTES, RECORD
 from sparseout.inference._threshold import remove_thresholds_
 
@@ -36,15 +36,16 @@ def revert_(model: nn.Module) -> None:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)).eval()
         >>> report = threshold_(model, [torch.randn(64, 4)], density=0.5)
         >>> revert_(model)
-        >>> len(model[2]._forward_pre_hooks)
-        0
+        >>> x = torch.randn(64, 4)
+        >>> torch.equal(model(x), model[2](model[1](model[0](x))))
+        True
     """
     check_model(model)
     layers = swapped(model, RECORD)
     for layer in layers:
         was_contiguous = layer._was_contiguous
         restore_class_(layer, ATTRIBUTES, RECORD)
-        weight = layer._parameters.get("weight")
+        weight = own_parameters(layer).get("weight")
         if was_contiguous and weight is not None:
             with torch.inference_mode(False):
                 weight.data = weight.data.contiguous()

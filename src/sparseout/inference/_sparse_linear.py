@@ -16,8 +16,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from sparseout._utils.class_swap import forward_replaced, swap_class_
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import Modules, named_modules, select
-from sparseout._utils.torch_internals import dispatch_mode_active, is_tracing, transforms_active
+from sparseout._utils.modules import Modules, named_modules, own_parameters, select
+from sparseout._utils.torch_internals import call_hooks, dispatch_mode_active, is_tracing, transforms_active
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
 from sparseout.inference._speed_report import LayerSpeed, SparseLinearReport
 from sparseout.kernels.backends import kernels
@@ -27,10 +27,10 @@ ATTRIBUTES = ("break_even", "_was_contiguous")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ROWS = (1, 4, 16, 64)  # a call with more rows goes by the break-even of the last
 _DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-_DENSE = 0.9  # an input with more nonzeros is not worth a measurement
-_GAIN = 0.8  # of the time of dense is the most that a sparse call may take, since timings vary
-_SLACK = 1.15  # times its time as it was may a dense call take with the weight in columns, since timings vary
-_KEPT = 4  # numbers of rows for which an input of a layer is kept to be timed
+_MAX_DENSITY = 0.9  # an input with more nonzeros is not worth a measurement
+_MAX_RELATIVE_TIME = 0.8  # of the time of dense is the most that a sparse call may take, since timings vary
+_MAX_SLOWDOWN = 1.15  # times its time as it was may a dense call take with the weight in columns, since timings vary
+_MAX_KEPT_INPUTS = 4  # numbers of rows for which an input of a layer is kept to be timed
 
 
 class Break(NamedTuple):
@@ -131,7 +131,7 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         else:
             attributes = {"break_even": breaks[_shape(layer)], "_was_contiguous": layer.weight.is_contiguous()}
             swap_class_(layer, SparseLinear, attributes, RECORD)
-        layer.weight.data = _in_columns(layer.weight.data)
+        layer.weight.data = _column_major(layer.weight.data)
     if report.changed:
         reset_compiler()
     return report
@@ -150,26 +150,28 @@ def _sparse(x: Tensor, weight: Tensor, bias: Tensor | None, break_even: tuple[Br
     if dispatch_mode_active() or transforms_active() or is_tracing() or torch.is_autocast_enabled("cpu"):
         return None
     rows = x.numel() // weight.shape[1]
-    most = int(_limit(break_even, rows) * x.numel())
-    if not most:
+    max_nonzero = int(_limit(break_even, rows) * x.numel())
+    if not max_nonzero:
         return None
     native, x = kernels(x.device), x.resolve_neg().contiguous()
     if native is not None:
-        y: Tensor | None = native.linear(x, weight.t(), bias, most)
+        y: Tensor | None = native.linear(x, weight.t(), bias, max_nonzero)
         return y
-    return _embedding_bag(x.view(rows, -1), weight.t(), bias, most, (*x.shape[:-1], weight.shape[0]))
+    return _embedding_bag(x.view(rows, -1), weight.t(), bias, max_nonzero, (*x.shape[:-1], weight.shape[0]))
 
 
-def _embedding_bag(x: Tensor, columns: Tensor, bias: Tensor | None, most: int, shape: Sequence[int]) -> Tensor | None:
+def _embedding_bag(
+    x: Tensor, columns: Tensor, bias: Tensor | None, max_nonzero: int, shape: Sequence[int]
+) -> Tensor | None:
     """What the native kernel computes, where there is none: torch has an operation that sums chosen rows."""
     if len(x) == 1:
         active = x.view(-1).nonzero().view(-1)
-        if len(active) > most:
+        if len(active) > max_nonzero:
             return None
         offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
     else:
         mask = x != 0
-        if int(torch.count_nonzero(mask)) > most:  # soon said, where nonzero() is slow
+        if int(torch.count_nonzero(mask)) > max_nonzero:  # soon said, where nonzero() is slow
             return None
         active = mask.view(-1).nonzero().view(-1)
         counts = mask.sum(1)
@@ -181,13 +183,13 @@ def _embedding_bag(x: Tensor, columns: Tensor, bias: Tensor | None, most: int, s
 
 def _limit(break_even: tuple[Break, ...], rows: int) -> float:
     """The density up to which a call with so many rows is sparse: between two that were measured, the lower one."""
-    place = min(bisect_left(break_even, (rows,)), len(break_even) - 1)
-    if break_even[place].rows > rows and place:
-        return min(break_even[place - 1].density, break_even[place].density)
-    return break_even[place].density
+    index = min(bisect_left(break_even, (rows,)), len(break_even) - 1)
+    if break_even[index].rows > rows and index:
+        return min(break_even[index - 1].density, break_even[index].density)
+    return break_even[index].density
 
 
-def _in_columns(weight: Tensor) -> Tensor:
+def _column_major(weight: Tensor) -> Tensor:
     with torch.inference_mode(False):  # of a tensor of inference mode no parameter could be trained again
         return weight.t().contiguous().t()
 
@@ -196,28 +198,28 @@ def _shape(layer: nn.Linear) -> tuple[Any, ...]:
     return layer.in_features, layer.out_features, layer.weight.dtype, layer.bias is None
 
 
-def _why_not(name: str, layer: nn.Linear, everything: dict[str, nn.Module], named: bool) -> str | None:
+def _why_not(name: str, layer: nn.Linear, modules: dict[str, nn.Module], named: bool) -> str | None:
     """Why a layer is left before anything is measured, if it is."""
-    above = [everything[path] for path in _prefixes(name)]
+    owners_of_layer = [modules[path] for path in _prefixes(name)]
     if isinstance(layer, NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weights and never calls it"
     if type(layer) not in (nn.Linear, SparseLinear):
         return f"{type(layer).__name__} is derived from Linear and may do something else"
     if forward_replaced(layer):
         return "its forward was replaced on the object, so its class decides nothing"
-    if not named and any("attention" in type(module).__name__.lower() for module in above):
+    if not named and any("attention" in type(module).__name__.lower() for module in owners_of_layer):
         return "a projection of attention"
-    if any(isinstance(module, nn.TransformerEncoderLayer) and not _has_hooks(module) for module in above):
+    if any(isinstance(module, nn.TransformerEncoderLayer) and not _has_hooks(module) for module in owners_of_layer):
         return "torch's fused nn.TransformerEncoderLayer reads its weights and does not call it"
-    weight = layer._parameters.get("weight")
-    if weight is None or not isinstance(layer._parameters.get("bias", layer.bias), nn.Parameter | None):
+    weight = own_parameters(layer).get("weight")
+    if weight is None or not isinstance(layer.bias, nn.Parameter | None):
         return "its weight is computed anew at each call"
-    owners = {id(m) for m in everything.values() for p in m._parameters.values() if p is not None and _same(p, weight)}
+    owners = {id(m) for m in modules.values() for p in own_parameters(m).values() if _share_memory(p, weight)}
     if len(owners) > 1:
         return "its weight is tied to that of another module"
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.layout is not torch.strided:
-        kind = type(weight).__name__ if type(weight) is not nn.Parameter else f"on {weight.device}"
-        return f"its weight is no plain CPU tensor: {kind}"
+        description = type(weight).__name__ if type(weight) is not nn.Parameter else f"on {weight.device}"
+        return f"its weight is no plain CPU tensor: {description}"
     if weight.dtype not in _DTYPES:
         return f"its weight is of {weight.dtype}"
     if weight.is_shared() or weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
@@ -232,14 +234,17 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
+    return any(call_hooks(inner) for inner in module.modules())
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (type(one) is nn.Parameter and one.device == other.device and _begin(one) == _begin(other))
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    if first is second:
+        return True
+    comparable = type(first) is nn.Parameter and first.device == second.device
+    return comparable and _address(first) == _address(second)
 
 
-def _begin(x: Tensor) -> int:
+def _address(x: Tensor) -> int:
     return x.untyped_storage().data_ptr() or id(x)
 
 
@@ -250,29 +255,29 @@ class _Inputs:
         self.kept: dict[int, Tensor] = {}
         self.nonzero = self.numbers = self.calls = 0
 
-    def see(self, layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def update(self, layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls += 1
         x = args[0] if args else kwargs.get("input")
         if type(x) is Tensor and x.is_cpu and x.numel() and x.layout is torch.strided and not x.is_nested:
             rows = x.reshape(-1, x.shape[-1])
             self.nonzero += int(torch.count_nonzero(rows))
             self.numbers += rows.numel()
-            if x.dtype is layer.weight.dtype and (len(self.kept) < _KEPT or len(rows) in self.kept):
+            if x.dtype is layer.weight.dtype and (len(self.kept) < _MAX_KEPT_INPUTS or len(rows) in self.kept):
                 self.kept.setdefault(len(rows), rows[: _ROWS[-1]].clone())
 
 
 def _inputs(model: nn.Module, batches: Iterable[Any], layers: list[nn.Linear]) -> dict[nn.Linear, _Inputs]:
-    seen = {layer: _Inputs() for layer in layers}
+    by_layer = {layer: _Inputs() for layer in layers}
     hooks = Hooks()
     try:
-        for layer, inputs in seen.items():
-            hooks.before(layer, inputs.see)
+        for layer, inputs in by_layer.items():
+            hooks.before(layer, inputs.update)
         with evaluation(model):
             for batch in batches:
                 call(model, batch)
     finally:
         hooks.remove()
-    return seen
+    return by_layer
 
 
 def _measure(
@@ -287,18 +292,18 @@ def _measure(
         return "its inputs are no plain CPU tensors" if inputs.calls else "it is not called on these batches"
     if not inputs.kept:
         return "its inputs are of another dtype than its weight"
-    if inputs.nonzero > _DENSE * inputs.numbers:
+    if inputs.nonzero > _MAX_DENSITY * inputs.numbers:
         return "its input has hardly a zero on these batches"
     bias = None if layer.bias is None else layer.bias.detach()
-    row, column = layer.weight.detach().contiguous(), _in_columns(layer.weight.detach())
+    row, column = layer.weight.detach().contiguous(), _column_major(layer.weight.detach())
     with torch.no_grad():
         if (key := _shape(layer)) not in breaks:
             breaks[key] = _break_even(column, bias)
         speeds = [_speed(x, row, column, bias, breaks[key]) for x in inputs.kept.values()]
     for speed in speeds:
-        if speed.break_even < 1 and speed.dense_in_columns_us > _SLACK * speed.dense_us:
+        if speed.break_even < 1 and speed.dense_in_columns_us > _MAX_SLOWDOWN * speed.dense_us:
             return "where it is dense it would be slower than now, with its weight in columns"
-    if sum(speed.sparse_us for speed in speeds) > _GAIN * sum(speed.dense_us for speed in speeds):
+    if sum(speed.sparse_us for speed in speeds) > _MAX_RELATIVE_TIME * sum(speed.dense_us for speed in speeds):
         report.left[name] = speeds
         return "dense is as fast on these batches"
     report.changed[name] = speeds
@@ -306,11 +311,11 @@ def _measure(
 
 
 def _speed(x: Tensor, row: Tensor, column: Tensor, bias: Tensor | None, breaks: tuple[Break, ...]) -> LayerSpeed:
-    def now() -> Tensor:
+    def run_as_now() -> Tensor:
         y = _sparse(x, column, bias, breaks)
         return F.linear(x, column, bias) if y is None else y
 
-    dense, sparse, other = _times(lambda: F.linear(x, row, bias), now, lambda: F.linear(x, column, bias))
+    dense, sparse, other = _times(lambda: F.linear(x, row, bias), run_as_now, lambda: F.linear(x, column, bias))
     density = int(torch.count_nonzero(x)) / x.numel()
     return LayerSpeed(len(x), density, dense * 1e6, sparse * 1e6, other * 1e6, _limit(breaks, len(x)))
 
@@ -337,14 +342,14 @@ def _break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]:
 def _gains(x: Tensor, column: Tensor, bias: Tensor | None) -> bool:
     always = (Break(1, 1.0),)
     dense, sparse = _times(lambda: F.linear(x, column, bias), lambda: _sparse(x, column, bias, always))
-    return sparse < _GAIN * dense
+    return sparse < _MAX_RELATIVE_TIME * dense
 
 
 def _times(*functions: Callable[[], Any], seconds: float = 0.005, rounds: int = 30) -> list[float]:
     """The least time of each, called three times each in turn: two rounds, then until that took so long or so often."""
     best, began = [float("inf")] * len(functions), time.perf_counter()
-    for done in range(rounds):
-        if done >= 2 and time.perf_counter() - began > seconds * len(functions):
+    for round_ in range(rounds):
+        if round_ >= 2 and time.perf_counter() - began > seconds * len(functions):
             break
         for index, function in enumerate(functions):
             for _ in range(3):  # after the first its matrix is in the cache, if it fits

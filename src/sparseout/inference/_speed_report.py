@@ -42,6 +42,8 @@ class SparseLinearReport:
         >>> print(SparseLinearReport({"2": [LayerSpeed(1, 0.1, 1240.0, 230.0, 1210.0, 0.5)]}, {}, {"0": "too dense"}))
         changed  2  density 0.10, 1 row: 1240 -> 230 µs, 5.4 times as fast; sparse up to density 0.50
         skipped  0  too dense
+
+    Source: Liu et al. (2023), Deja vu: contextual sparsity for efficient LLMs at inference time, ICML, for the method.
     """
 
     changed: dict[str, list[LayerSpeed]] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
 from sparseout._utils.modules import Modules, named_modules, select
 from sparseout._utils.outcome_table import ROOT
+from sparseout._utils.torch_internals import call_hooks, remove_call_hooks
 from sparseout._utils.validation import check_number, check_positive, expected, type_name
 from sparseout.inference._after_activation import linears_after_activations
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
@@ -36,6 +37,8 @@ class ThresholdReport:
             of its input that are not 0 without and with all thresholds, and `rows`, of which they are.
         loss_before: the mean of `loss` over the batches without thresholds; None without a `loss`.
         loss: the same with them.
+
+    Source: Liu et al. (2025), Training-free activation sparsity in large language models (TEAL), ICLR, for the method.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -113,14 +116,14 @@ def threshold_(
     check_runs(model)
     batches = check_batches(batches)
     _check(density, max_loss_increase, loss)
-    sites = _sites(model, batches, modules)
-    old = {name: hook.value for name, module in sites.items() if (hook := _hook(module)) is not None}
-    hooks = {name: _hook(module) or _add(module) for name, module in sites.items()}
-    done = False
+    chosen = _layers(model, batches, modules)
+    old = {name: hook.value for name, module in chosen.items() if (hook := _hook(module)) is not None}
+    hooks = {name: _hook(module) or _add(module) for name, module in chosen.items()}
+    succeeded = False
     try:
         for hook in hooks.values():
             hook.value = None
-        counts = _counts(model, batches, sites)
+        counts = _counts(model, batches, chosen)
         before = None if loss is None else _mean_loss(loss, model, batches)
         after: float | None
         if density is not None:
@@ -128,32 +131,32 @@ def threshold_(
             after = None if loss is None else _mean_loss(loss, model, batches)
         elif loss is not None and before is not None and max_loss_increase is not None:  # as was checked
             after = _bisect(model, batches, hooks, counts, loss, before + max_loss_increase)
-        now = _counts(model, batches, sites)
-        done = True
+        counts_after = _counts(model, batches, chosen)
+        succeeded = True
     finally:
-        if not done:
-            for name, module in sites.items():
+        if not succeeded:
+            for name, module in chosen.items():
                 if name in old:
                     hooks[name].value = old[name]
                 else:
-                    _remove(module)
+                    remove_call_hooks(module, Threshold)
     reset_compiler()
     records = [
         {
             "module": name,
             "threshold": hooks[name].value,
             "density_before": counts[name].density,
-            "density": now[name].density,
+            "density": counts_after[name].density,
             "rows": counts[name].rows,
         }
-        for name in sites
+        for name in chosen
     ]
     return ThresholdReport(records, before, after)
 
 
 def remove_thresholds_(model: nn.Module) -> bool:
     """Take the thresholds off all modules, and say whether there was one."""
-    removed = [_remove(module) for module in model.modules()]
+    removed = [remove_call_hooks(module, Threshold) for module in model.modules()]
     return any(removed)
 
 
@@ -169,11 +172,13 @@ class Threshold:
         if module.training or not self.value:
             return None
         if args:
-            return (_cut(args[0], self.value), *args[1:]), kwargs
-        return args, {name: _cut(x, self.value) if index == 0 else x for index, (name, x) in enumerate(kwargs.items())}
+            return (_shrink(args[0], self.value), *args[1:]), kwargs
+        return args, {
+            name: _shrink(x, self.value) if index == 0 else x for index, (name, x) in enumerate(kwargs.items())
+        }
 
 
-def _cut(x: Any, value: float) -> Any:
+def _shrink(x: Any, value: float) -> Any:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     if x.is_nested and x.layout is torch.strided:  # torch has no such function of these
@@ -195,19 +200,19 @@ def _check(density: Any, max_loss_increase: Any, loss: Any) -> None:
         raise TypeError(expected("loss", "a function (model, batch) -> number", type_name(loss)))
 
 
-def _sites(model: nn.Module, batches: Collection[Any], modules: Modules | None) -> dict[str, nn.Module]:
-    everything = dict(named_modules(model))
+def _layers(model: nn.Module, batches: Collection[Any], modules: Modules | None) -> dict[str, nn.Module]:
+    all_modules = dict(named_modules(model))
     if modules is not None:
-        return select(everything, modules)
-    linears = select({name: module for name, module in everything.items() if _is_linear(module)} or everything, None)
+        return select(all_modules, modules)
+    linears = select({name: module for name, module in all_modules.items() if _is_linear(module)} or all_modules, None)
     with evaluation(model):
         batch = next(iter(batches))
         after = linears_after_activations(linears.values(), lambda: call(model, batch), _first)
-    sites = {name: module for name, module in linears.items() if module in after}
-    if not sites:
+    layers = {name: module for name, module in linears.items() if module in after}
+    if not layers:
         wanted = "a module with a Linear layer after an activation (or `modules` to say which)"
         raise ValueError(expected("model", wanted, f"{type_name(model)} without any"))
-    return sites
+    return layers
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -219,21 +224,13 @@ def _first(args: Any, kwargs: Any) -> Any:
 
 
 def _hook(module: nn.Module) -> Threshold | None:
-    return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Threshold)), None)
+    return next((hook for hook in call_hooks(module) if isinstance(hook, Threshold)), None)
 
 
 def _add(module: nn.Module) -> Threshold:
     hook = Threshold()
     module.register_forward_pre_hook(hook, with_kwargs=True)
     return hook
-
-
-def _remove(module: nn.Module) -> bool:
-    keys = [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Threshold)]
-    for key in keys:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-    return bool(keys)
 
 
 class _Counts:
@@ -243,7 +240,7 @@ class _Counts:
         self.bins: Tensor | None = None
         self.rows = 0
 
-    def see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def update(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = _first(args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
             return
@@ -265,22 +262,22 @@ class _Counts:
         if self.bins is None or not (total := int(self.bins.sum())):
             return 0.0
         below = self.bins.cumsum(0).double() / total
-        place = int((below - (1 - density)).abs().argmin())
-        if place == 0 or density >= 1:
+        bin_ = int((below - (1 - density)).abs().argmin())
+        if bin_ == 0 or density >= 1:
             return 0.0
-        upper = torch.tensor(((place + 1) << _SHIFT) - 1, dtype=torch.int32).view(torch.float32)
+        upper = torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32).view(torch.float32)
         return float(upper)
 
 
 _INF = 0x7F800000 >> _SHIFT
 
 
-def _counts(model: nn.Module, batches: Collection[Any], sites: Mapping[str, nn.Module]) -> dict[str, _Counts]:
-    counts = {name: _Counts() for name in sites}
+def _counts(model: nn.Module, batches: Collection[Any], layers: Mapping[str, nn.Module]) -> dict[str, _Counts]:
+    counts = {name: _Counts() for name in layers}
     hooks = Hooks()
     try:
-        for name, module in sites.items():
-            hooks.before(module, counts[name].see)
+        for name, module in layers.items():
+            hooks.before(module, counts[name].update)
         with evaluation(model):
             for batch in batches:
                 with batch_mask(model, batch):
@@ -313,20 +310,20 @@ def _bisect(
     hooks: Mapping[str, Threshold],
     counts: Mapping[str, _Counts],
     loss: Loss,
-    most: float,
+    max_loss: float,
 ) -> float:
     """Set the thresholds of the least density whose loss is no more than `most`, and return that loss."""
-    fine, low, after = 1.0, 0.0, math.nan
+    feasible, low, after = 1.0, 0.0, math.nan
     for _ in range(_STEPS):
-        density = (low + fine) / 2
+        density = (low + feasible) / 2
         _set(hooks, counts, density)
         value = _mean_loss(loss, model, batches)
-        if value <= most:
-            fine, after = density, value
+        if value <= max_loss:
+            feasible, after = density, value
         else:
             low = density
-    _set(hooks, counts, fine)
-    if fine == 1.0:
+    _set(hooks, counts, feasible)
+    if feasible == 1.0:
         warnings.warn("no threshold keeps the loss within `max_loss_increase`: none was set", stacklevel=3)
         after = _mean_loss(loss, model, batches)
     return after
