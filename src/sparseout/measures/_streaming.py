@@ -110,7 +110,7 @@ class Streaming:
         settings, other_settings = ((set(s._table), s.axis, s.eps, s.relative) for s in (self, other))
         if settings != other_settings:
             raise ValueError(expected("other", f"a Streaming of {settings}", f"one of {other_settings}"))
-        self._add(other._state, "other")
+        self._add(other.state(), "other")
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the tensors that merge by summing; none before any update."""
