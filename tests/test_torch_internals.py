@@ -255,7 +255,7 @@ def test_is_recorded():
     assert answers == [True]
 
 
-def test_outside_transforms_values_are_whole_and_outlive_them():
+def test_outside_transforms_and_without_transforms():
     kept = []
 
     def inner(x):
@@ -327,3 +327,13 @@ def test_checkpoint_number():
     kept = [checkpoint(block, x, use_reentrant=False) for _ in range(2)]
     assert len(kept) == 2
     assert numbers[0] == numbers[1] != numbers[2] == numbers[3]
+
+
+def test_has_no_memory():
+    assert internals.has_no_memory(torch._efficientzerotensor((2,)))
+    assert not internals.has_no_memory(torch.zeros(2))
+
+
+def test_parallel_for():
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert (internals.parallel_for() is not None) == (release >= (2, 10))
