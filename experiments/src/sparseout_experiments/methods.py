@@ -154,7 +154,9 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:
-        values = {name: getattr(self, name, None) for name in ("knob", "q_min", "q_max", "q", "strength", "k")}
+        values: dict[str, Any] = {
+            name: getattr(self, name, None) for name in ("knob", "q_min", "q_max", "q", "strength", "k")
+        }
         knob, low, high, q, strength, k = values.values()
         if self.target_sparsity is None:
             for name in ("knob", "q_min", "q_max"):

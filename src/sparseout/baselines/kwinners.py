@@ -205,7 +205,7 @@ def _share(k: float | Tensor, competing: int) -> float | Tensor:
 
 def _of(k: Any, competing: int, name: str) -> int:
     """The number of winners among so many units."""
-    count = k if isinstance(k, int) else max(1, round(check_count(name, k) * competing))
+    count = k if isinstance(k, int) else max(1, round(float(check_count(name, k)) * competing))
     if count > competing:
         raise ValueError(expected(name, f"at most {competing}, the units that compete", count))
     return count

@@ -107,7 +107,7 @@ class LayerKnob(Knob):
         self.sites = dict.fromkeys(layers, kind.tensor)
         self.bounds, self.scale, self.raises_sparsity = kind.bounds, kind.scale, kind.raises_sparsity
         self._k_eval = {  # as multiples of k
-            key: layer.k_eval / layer.k
+            key: float(layer.k_eval) / float(layer.k)
             for key, layer in layers.items()
             if isinstance(layer, KWinners) and layer.k_eval is not None
         }

@@ -83,8 +83,8 @@ def apply(
         return _native(x, seed, p, params.numbers() if params else _numbers(x, q, scale), shared_dims, exact)
     params = params or _params(x, q, scale)
     if transformed:
-        y = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
-        return y if isinstance(p, float) else y * (p != 1)  # as Dropout has it, which a float 1 is left to
+        z = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
+        return z if isinstance(p, float) else z * (p != 1)  # as Dropout has it, which a float 1 is left to
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
     differentiated = x.requires_grad and torch.is_grad_enabled()
     keeps_slope = (
@@ -262,11 +262,7 @@ _LIBRARY.impl("noise", _make_noise, "CompositeExplicitAutograd")
 torch.library.register_fake("sparseout::forward", lambda x, *_: torch.empty_like(x))
 torch.library.register_fake("sparseout::backward", lambda grad, x, *_: torch.empty_like(x))
 torch.library.register_fake("sparseout::slope", lambda x, *_: torch.empty_like(x))
-
-
-@torch.library.register_fake("sparseout::noise")
-def _fake_noise(seed: Tensor, p: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=seed.device)
+torch.library.register_fake("sparseout::noise", lambda seed, p, shape, dtype: seed.new_empty(shape, dtype=dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
