@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import sparseout
+from sparseout._utils import torch_internals
 
 PACKAGE = Path(sparseout.__file__).parent
+NAME = torch_internals.__name__
 # From the top down. Rooms of one line do not know each other.
 FLOORS = [
     ["integrations"],
@@ -140,3 +142,10 @@ def test_private_names_of_torch_stand_in_one_file():
 def test_a_planted_private_name_is_found(line):
     assert private_names(line)
     assert not private_names("self._modules; super()._apply(f)")
+
+
+def test_each_function_of_torch_internals_has_a_test_by_its_name():
+    tests = (Path(__file__).parent / "test_torch_internals.py").read_text(encoding="utf-8").lower()
+    named = " ".join(line for line in tests.splitlines() if line.startswith("def test_"))
+    public = [name for name, value in vars(torch_internals).items() if getattr(value, "__module__", "") == NAME]
+    assert [name for name in public if name.lower() not in named] == []
