@@ -156,6 +156,17 @@ def test_is_tracing():
     assert not internals.is_tracing()
 
 
+def test_readable():
+    assert (half := internals.readable(torch.tensor(0.5))) == 0.5
+    assert isinstance(half, float)
+    assert internals.readable(3) == 3
+    inside = []
+    torch.jit.trace(lambda x: inside.append(internals.readable(x.sum())) or x * 2, torch.ones(2), check_trace=False)
+    compiled = torch.compile(lambda x, p: x * internals.readable(p), backend="eager", fullgraph=True)
+    assert isinstance(inside[0], torch.Tensor)
+    assert compiled(torch.ones(2), torch.tensor(0.5)).tolist() == [0.5, 0.5]
+
+
 def test_is_batched_gradient():
     inside = []
     x = torch.ones(3, requires_grad=True)
