@@ -308,7 +308,7 @@ def test_of_a_probe_the_rows_count_that_its_own_mask_keeps() -> None:
             controller.step()
         assert controller.measured["1"] == pytest.approx(measures.hoyer(rows).mean().item(), abs=1e-6)
     with pytest.warns(UserWarning, match="all rows of the probe count, for its `attention_mask` is no mask: expected"):
-        SparsityController(model, 0.5, probe={"x": x, "attention_mask": -1e9 * mask})
+        SparsityController(Masked(Sparseout()), 0.5, probe={"x": x, "attention_mask": -1e9 * mask})
 
 
 def test_a_probe_that_fails_leaves_everything_as_it_was() -> None:

@@ -125,5 +125,5 @@ def test_swins_attention_is_found_on_both_paths(fused):
         layers.set_fused_attn(True, experimental=False)
     assert patterns(report.skipped) == IMAGES["swin"][1]
     assert set(report.skipped.values()) == {
-        f"on attention probabilities: {'so its name says' if fused else 'softmax feeds it'}"
+        f"on attention probabilities: {'according to its name' if fused else 'softmax feeds it'}"
     }

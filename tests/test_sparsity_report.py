@@ -218,7 +218,7 @@ def test_all_measures_have_a_column():
 def test_before_any_step():
     monitor = SparsityMonitor(network())
     report = monitor.report()
-    assert (str(report), report.diagnosis, len(report)) == ("Sparsity: no step seen", [], 0)
+    assert (str(report), report.diagnosis, len(report)) == ("Sparsity: no step measured", [], 0)
 
 
 def test_frame():

@@ -26,7 +26,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "autoencoder": {"units": 33},
     "image": {
         "depth": 28, "width": 10, "norm": "group", "place": "pre-norm", "schedule": "steps", "augment": False,
-        "flip": True, "channels_last": True, "momentum": 0.0,
+        "flip": True, "channels_last": True, "momentum": 0.0, "stride": 2,
     },
     "language": {
         "model": "awd", "embedding": 30, "units": 40, "layers": 4, "bptt": 17, "words": 99, "p_input": 0.1,

@@ -142,7 +142,7 @@ def test_the_penalty_is_added_in_training_alone() -> None:
     code = task.model.code(batch)
     wanted = F.mse_loss(task.model.decoder(code), batch) + 0.5 * baselines.lq_penalty(code, 1.5)
     for _ in range(2):
-        torch.testing.assert_close(task.objective(batch), wanted)
+        torch.testing.assert_close(task.objective(batch, batch), wanted)
         task.evaluate("valid")
         assert task.objective.penalty.loss().item() == 0
 

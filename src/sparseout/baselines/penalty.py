@@ -213,13 +213,13 @@ class ActivityPenalty:
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes of a copy, which is attached to nothing: the hooks in a copied model are dead."""
-        return vars(self) | {"_terms": [], "_again": [], "_attached": False, "_without_grad": set()}
+        return vars(self) | {"_terms": [], "_recomputed": [], "_attached": False, "_without_grad": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the attributes of a copy, or those of the first version, which had fewer."""
         new = {"_units": UnitTracker(nn.Identity(), state["unit_dim"]), "_hooks": Hooks(), "_warned": False}
         new |= {"warmup": 0, "_steps": torch.zeros(1, dtype=torch.int64)}
-        vars(self).update(new | state | {"_terms": [], "_again": [], "_attached": False, "_without_grad": set()})
+        vars(self).update(new | state | {"_terms": [], "_recomputed": [], "_attached": False, "_without_grad": set()})
 
 
 class _Hook(DeadHook):

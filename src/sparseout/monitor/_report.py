@@ -110,7 +110,7 @@ class SparsityReport(RecordSequence):
         )
         sentences = map(_folded, self.diagnosis)
         if not self._records:
-            return "\n".join([f"Sparsity: {window or 'no step watched'}", *sentences])
+            return "\n".join([f"Sparsity: {window or 'no step measured'}", *sentences])
         eps, relative = self.zero
         unit = " times the root mean square of the row" if relative else ""
         zero = f" What is at most {eps:g}{unit} counts as zero." if eps else ""
