@@ -142,6 +142,12 @@ def reproduce(
     def total() -> int:
         return study.total(request, ledger)
 
+    def write() -> None:
+        order = [*plan(), *ledger.results]  # of the plan, whatever ended first
+        ledger.results = {name: ledger.results[name] for name in order if name in ledger.results}
+        study.save(request, ledger, results)
+        study.render(results, page)
+
     jobs.look(ledger, plan)
     try:
         if any(name not in ledger for name in plan()):
@@ -151,11 +157,9 @@ def reproduce(
     except BaseException:
         if not study.ALL_MUST_FINISH:
             with suppress(ValueError):  # the page shows more, or there is nothing to show
-                study.save(request, ledger, results)
-                study.render(results, page)
+                write()
         raise
-    study.save(request, ledger, results)
-    study.render(results, page)
+    write()
     return ledger
 
 
