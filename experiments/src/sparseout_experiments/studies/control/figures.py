@@ -222,11 +222,12 @@ def networks(records: Sequence[Record]) -> Figure:
     """A column for each network: sparsity against q, and the metric against measured sparsity."""
     figure = Figure((3.7 * len(records) + 0.5, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04))
     for record, (dial, plane) in zip(records, figure.subplots(2, len(records), squeeze=False).T, strict=True):
-        _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in record.rows))
+        analysed = [row for row in record.rows if row.run.role != "tuning"]
+        _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in analysed))
         _references(dial, record, "common", "hoyer")
         _plane(plane, record, "detached", "own")
         dial.set_title(NETWORKS[record.task])
-    _legend(figure, *figure.axes)
+    _legend(figure, *figure.axes, columns=2 * len(records) - 1)
     return figure
 
 
@@ -242,7 +243,7 @@ def curves(records: Sequence[Record]) -> Figure:
                 axes.plot(epochs, train, color=colour, linestyle=_DOTS, label=f"{name}, in training")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=NETWORKS[record.task])
-    _legend(figure, *figure.axes)
+    _legend(figure, *figure.axes, columns=2 * len(records) - 1)
     return figure
 
 
@@ -265,13 +266,14 @@ def _drawn(half: float) -> float:
     return 0.0 if math.isnan(half) else half
 
 
-def _legend(figure: Figure, *of: Axes) -> None:
-    """One legend below for all panels, the series first."""
+def _legend(figure: Figure, *of: Axes, columns: int | None = None) -> None:
+    """One legend below for all panels, the series first, in at most so many columns."""
     found: dict[str, Any] = {}
     for axes in of:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     series = [name for _, _, name in SERIES.values()]
     names = sorted(found, key=lambda name: series.index(name) if name in series else len(series) + (name == HOLLOW))
-    columns = len(names) if len(names) < _WIDE or HOLLOW not in names else math.ceil(len(names) / 2)
-    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=columns)
+    fit = len(names) if len(names) < _WIDE or HOLLOW not in names else math.ceil(len(names) / 2)
+    ncols = min(fit, columns or fit)
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=ncols)
