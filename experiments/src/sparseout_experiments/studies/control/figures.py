@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from sparseout_experiments.studies.control.analysis import COLLAPSED, PChoice, collapsed, rows_of
 from sparseout_experiments.studies.control.collect import Record, Row, samples
 from sparseout_experiments.studies.control.grid import GRIDS, Setting
+from sparseout_experiments.studies.engine.plots import points, references
 from sparseout_experiments.studies.engine.statistics import Interval, t_interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
@@ -97,9 +98,9 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
             continue
         x = [q + side * apart / 2 for q in rows]
         found = [mean(some, measure) for some in rows.values()]
-        halves = [times * _drawn(one.half) for one in found]
-        middles = [times * one.mean for one in found]
-        axes.errorbar(x, middles, halves, color=colour, marker=marker, capsize=3, label=name, zorder=3)
+        found = [Interval(times * one.mean, times * one.half, one.n) for one in found]
+        middles = [one.mean for one in found]
+        points(axes, x, found, color=colour, marker=marker, capsize=3, label=name, zorder=3)
         _hollow(axes, rows, x, middles, colour, marker)
         if live:
             axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
@@ -124,29 +125,9 @@ def _hollow(
 def _references(axes: Axes, record: Record, p: PChoice, measure: str) -> None:
     """A line for "none", and one for Dropout, named at the right end."""
     times = 100 if measure == "dead" else 1
-    found = [
-        (times * mean(rows, measure).mean, name)
-        for method, name in (("none", "none"), ("dropout", "Dropout"))
-        if (rows := plain_rows(record, method, p))
-    ]
-    low, high = axes.get_ylim()
-    height = -math.inf
-    for value, name in sorted(found):
-        if math.isnan(value):
-            continue
-        axes.axhline(value, color=COLOURS["muted"], linewidth=1.1, zorder=1)
-        height = max(value, height + 0.07 * (high - low))  # names that would touch are pushed apart
-        axes.annotate(
-            name,
-            (1.0, height),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=COLOURS["muted"],
-            annotation_clip=False,
-        )
+    methods = {"none": "none", "Dropout": "dropout"}
+    rows = {name: plain_rows(record, method, p) for name, method in methods.items()}
+    references(axes, {name: times * mean(some, measure).mean for name, some in rows.items() if some})
 
 
 def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
@@ -157,17 +138,7 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
             continue
         across = [mean(some, "hoyer") for some in rows.values()]
         up = [mean(some, "metric") for some in rows.values()]
-        axes.errorbar(
-            [one.mean for one in across],
-            [one.mean for one in up],
-            [_drawn(one.half) for one in up],
-            [_drawn(one.half) for one in across],
-            color=colour,
-            marker=marker,
-            elinewidth=1.1,
-            label=name,
-            zorder=3,
-        )
+        points(axes, across, up, color=colour, marker=marker, elinewidth=1.1, label=name, zorder=3)
         _hollow(axes, rows, [one.mean for one in across], [one.mean for one in up], colour, marker)
         for q in list(rows)[:: max(len(rows) - 1, 1)] if scale == "matched" else ():  # of one series: they would touch
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
@@ -189,8 +160,7 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
             along, down = mean(found, "hoyer"), mean(found, "metric")
             ink = COLOURS["ink"]
             if method == "none":
-                halves = _drawn(down.half), _drawn(along.half)
-                axes.errorbar(along.mean, down.mean, *halves, color=ink, elinewidth=1.1, zorder=3)
+                points(axes, [along], [down], color=ink, elinewidth=1.1, zorder=3)
             axes.plot(along.mean, down.mean, sign, color=ink, ms=size, zorder=4, label=name)
     axes.margins(0.14)
     axes.xaxis.set_major_locator(MaxNLocator(6))  # more would touch in the narrow panel
@@ -259,11 +229,6 @@ def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float
     if scale not in record.grid.scales:
         return {}
     return rows_of(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
-
-
-def _drawn(half: float) -> float:
-    """An undefined interval is not drawn."""
-    return 0.0 if math.isnan(half) else half
 
 
 def _legend(figure: Figure, *of: Axes, columns: int | None = None) -> None:
