@@ -105,8 +105,8 @@ def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def with_density(record: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs whose density is known, and those that were repeated since for nothing else than to know it."""
-    return frame_of(dict(record, rows=[*record["rows"], *record.get("repeated", ())])).dropna(subset=["density"])
+    """The runs whose density is known."""
+    return frame_of(record).dropna(subset=["density"])
 
 
 def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
@@ -114,7 +114,6 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     name, config, p_values, dense = record["data"], record["config"], against_least(runs), with_density(record)
     groups = dense.groupby(["method", "setting"], dropna=False)["density"]
     densities = {(method, str(setting)): group.mean() for (method, setting), group in groups}  # nan is not equal to nan
-    every = pd.concat([runs, frame_of(dict(record, rows=record["repeated"]))]) if record.get("repeated") else runs
     tables = []
     for measure, units in MEASURES.items():
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -142,11 +141,9 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
                 "seeds": made["seed"].nunique(),
             }
             for number, environment in enumerate(record["environments"])
-            if len(made := every[every["environment"] == number])
+            if len(made := runs[runs["environment"] == number])
         ],
-        "fewer": runs.groupby("method")["seed"].nunique().min() < runs["seed"].nunique(),
         "with_density": len(dense),
-        "repeated": len(record.get("repeated", ())),
         "samples": config.get("test_size") or {"digits": 450, "mnist": 10_000}[name],
         "levels": LEVELS,
         "tables": tables,
