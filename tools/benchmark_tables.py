@@ -113,7 +113,7 @@ def rewrite(path: Path, start: str, end: str, text: str) -> None:
 
 
 TABLES: list[tuple[str, str, str, Callable[[Record], str]]] = [
-    ("README.md", "## What it costs\n\n", '"Matched" and "exact" are values', cost),
+    ("README.md", "## What it costs\n\n", '"Matched" is a `scale`', cost),
     ("docs/comparison.md", "and peak memory at width 1024:\n\n", "At width 1024 Sparseout costs", alternatives),
 ]
 
