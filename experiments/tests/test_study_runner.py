@@ -252,12 +252,14 @@ def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> Non
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from test_study_runner import slowly
 from sparseout_experiments.studies import control
 from sparseout_experiments.studies.engine import study
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     root = Path(sys.argv[1])
     request = study.Request(("image",), root / "work")
     study.reproduce(control, request, root / "results", root / "page.md", train=slowly)
