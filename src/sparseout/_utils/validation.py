@@ -34,7 +34,7 @@ def is_int(value: Any) -> bool:
 def check_number(
     name: str, value: Any, wanted: str = "a finite number", condition: Callable[[float], bool] = math.isfinite
 ) -> float:
-    """A number for which `holds`, as a float. TypeError if it is none, ValueError if it is not as `wanted`."""
+    """A number that meets a `condition`, as a float. TypeError if it is none, ValueError if it is not as `wanted`."""
     if not is_number(value):
         raise TypeError(expected(name, wanted, type_name(value)))
     if not condition(float(value)):

@@ -99,9 +99,7 @@ def statistical_topk(x: Tensor, k: float | Tensor = 0.1, *, unit_dim: int | None
     Source: You et al. (2025), Spark Transformer: reactivating sparsity in FFN and attention, which names it; Gemma 3n
     (Google, 2025) has it before the GELU of its first layers, at k / n = 0.05, with the deviation as here.
     """
-    fraction = check_count("k", k)
-    if isinstance(fraction, Tensor):
-        fraction = check_count("k", readable(fraction))
+    fraction = check_count("k", readable(check_count("k", k)))
     if not x.is_floating_point():
         raise TypeError(expected("x", "of floating-point numbers", str(x.dtype)))
     if unit_dim is not None:

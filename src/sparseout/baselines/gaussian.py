@@ -42,8 +42,8 @@ def gaussian_dropout(
 
     Source: Srivastava et al. (2014), Dropout: a simple way to prevent neural networks from overfitting, section 10.
     """
-    number, dims = readable(_checked(p)), normalise_dims(check_dims(shared_dims), x.dim())
-    _checked(number)
+    number: Any = _checked(readable(_checked(p)))
+    dims = normalise_dims(check_dims(shared_dims), x.dim())
     if not training or (not isinstance(number, Tensor) and number == 0):
         return x
     if x.is_nested:

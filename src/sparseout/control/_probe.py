@@ -32,11 +32,12 @@ def check_probe(probe: Any) -> row_mask:
 
 def probed(model: nn.Module) -> nn.Module:
     """The model without wrappers that are for training: DataParallel, DistributedDataParallel, torch.compile's."""
-    while isinstance(model, (DistributedDataParallel, DataParallel)) or "_orig_mod" in own_children(model):
-        inner = own_children(model).get("_orig_mod") or own_children(model)["module"]
-        assert inner is not None
+    while True:
+        children = own_children(model)
+        name = "module" if isinstance(model, (DistributedDataParallel, DataParallel)) else "_orig_mod"
+        if (inner := children.get(name)) is None:
+            return model
         model = inner
-    return model
 
 
 def run_probe(model: nn.Module, probe: Any, mask: row_mask) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -88,15 +88,13 @@ _KINDS = {
         (Sparseout,), "Sparseout layers", "convert_dropout_ and insert_after_ make", "input", (1, 4), "linear", False
     ),
     "p": _Kind(_NOISE, "Sparseout and Dropout layers", "insert_after_ makes", "input", (0.01, 0.95), "logit", True),
-    "k": _Kind(
-        (KWinners, StatisticalTopK), "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False
-    ),
+    "k": _Kind(_TOP_K, "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False),
 }
 
 
 # Layers whose p and k may be tensors, which compiled code reads when it runs. torch's Dropout layers take a float, for
 # whose value code is compiled.
-_MOVABLE = (Sparseout, GaussianDropout, KWinners, StatisticalTopK)
+_MOVABLE = (Sparseout, GaussianDropout, *_TOP_K)
 
 
 class LayerKnob(Knob):
@@ -116,10 +114,15 @@ class LayerKnob(Knob):
         return sum(float(getattr(layer, self.name)) for layer in self.layers.values()) / len(self.layers)
 
     def set(self, value: float) -> None:
+        for layer, name, number in self._attributes(value):
+            _set(layer, name, number)
+
+    def _attributes(self, value: float) -> Iterator[tuple[nn.Module, str, float]]:
+        """Every attribute that moves, and what it is at this value of the knob."""
         for layer in self.layers.values():
-            _set(layer, self.name, value)
+            yield layer, self.name, value
         for key, factor in self._k_eval.items():
-            _set(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))
+            yield self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0))
 
     def check(self) -> None:
         """Raise if a layer is none any more: `revert_` changes classes."""
@@ -131,11 +134,9 @@ class LayerKnob(Knob):
 
     def hold(self) -> None:
         """Make p and k tensors where layers take them, such that compiled code sees them move."""
-        for layer in self.layers.values():
-            if isinstance(layer, _MOVABLE) and self.name != "q":
-                setattr(layer, self.name, movable(float(getattr(layer, self.name))))
-        for key in self._k_eval:
-            setattr(self.layers[key], "k_eval", movable(float(getattr(self.layers[key], "k_eval"))))  # noqa: B009, B010
+        for layer, name, _ in self._attributes(self.get()):
+            if isinstance(layer, _MOVABLE) and name != "q":
+                setattr(layer, name, movable(float(getattr(layer, name))))
 
     def without_effect(self) -> list[str]:
         """The layers in which the value makes no difference."""
@@ -143,11 +144,9 @@ class LayerKnob(Knob):
 
     def release(self, value: float) -> None:
         """End the controller's hold: what it moved are floats again."""
-        for layer in self.layers.values():
+        for layer, name, number in self._attributes(value):
             if isinstance(layer, _KINDS[self.name].types):  # and not reverted
-                setattr(layer, self.name, value)
-        for key, factor in self._k_eval.items():
-            setattr(self.layers[key], "k_eval", min(factor * value, math.nextafter(1.0, 0.0)))  # noqa: B010
+                setattr(layer, name, number)
 
 
 class StrengthKnob(Knob):
