@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,28 @@ def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Pa
     assert [seed for seed, _ in started[24:]] == sorted(seed for seed, _ in started[24:])
     assert {task for seed, task in started if seed == 0} == set(tasks)
     assert collect.load(tmp_path / "results" / "control-medium-transformer.json").missing == 0
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path) -> None:
+    whole, page = collect.path_of(tmp_path / "results", "small", "image"), tmp_path / "docs/page.md"
+    reproduce(tmp_path)
+    text, content = page.read_text(), json.loads(whole.read_text())
+    shutil.rmtree(tmp_path / "work")
+    page.unlink()
+    gone = [entry for entry in content["rows"] if entry["seed"] == 3]
+    whole.write_text(json.dumps(content | {"rows": [entry for entry in content["rows"] if entry["seed"] != 3]}))
+    request = study.Request(("image",), tmp_path / "work")
+    recorded = control.recorded(request, tmp_path / "results")
+    assert study.outlook(control, request, 2, recorded)[0] == {"image": (57, 57 - len(gone))}
+    reproduce(tmp_path, recorded=recorded)
+    assert len(calls(tmp_path / "work")) == len(gone) > 0
+    assert (page.read_text(), json.loads(whole.read_text())) == (text, content)
+
+    whole.write_text(json.dumps(content | {"config": content["config"] | {"epochs": 5}}))
+    with pytest.raises(ValueError, match=r"image.json holds runs with epochs = 5 where the study wants 6$"):
+        control.recorded(request, tmp_path / "results")
+    assert control.recorded(request, tmp_path) == {}
 
 
 @pytest.mark.usefixtures("inline")

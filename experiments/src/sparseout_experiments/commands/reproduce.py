@@ -29,6 +29,7 @@ class _Entry:
     budgets: tuple[str, ...] = ()
     sets: Mapping[str, str] = field(default_factory=dict)  # data sets, and their folders in a copy of the hub
     device: bool = False  # whether it may run elsewhere than on a processor
+    extend: bool = False  # whether it can go on from its results alone
 
 
 _STUDIES = {
@@ -40,6 +41,7 @@ _STUDIES = {
         ("small", "medium", "gpu", "full"),
         {"mnist": "mnist", "cifar10": "cifar10", "wikitext-2": "wikitext-2-v1"},
         device=True,
+        extend=True,
     ),
     "targets": _Entry(
         "Does the controller meet its targets? Trains at fixed values of each knob, then to targets in their range.\n\n"
@@ -87,6 +89,8 @@ def _options(name: str, entry: _Entry) -> Iterator[tuple[str, tuple[Any, Any, An
     yield "work", (Any, option(**reading(Folder), help="Where the runs go."), Path("runs") / name)
     yield "results", (Any, option(**reading(Folder), help="Where the files of results go."), Path("results"))
     yield "page", (Any, option(**reading(File), help="The page that is made."), Path(entry.page))
+    if entry.extend:
+        yield "extend", (bool, option("--extend", help="Train only the runs that the results lack."), False)
     yield "render", (bool, option("--render", help="Run nothing: the page from the results."), False)
     yield "dry_run", (bool, option("--dry-run", help="Say what there is to run, and how long it takes."), False)
 
@@ -106,6 +110,7 @@ def _reproduce(
     budget: str = "small",
     data: Path | None = None,
     device: str | None = None,
+    extend: bool = False,
 ) -> None:
     from sparseout_experiments.studies.engine import study as engine
 
@@ -121,8 +126,9 @@ def _reproduce(
     request = engine.Request(names, work, budget, sources, {"device": device} if device else {})
     console = Console()
     with ending():
+        recorded = study.recorded(request, results) if extend else {}
         if dry_run:
-            parts, total, left = engine.outlook(study, request, workers)
+            parts, total, left = engine.outlook(study, request, workers, recorded)
             for part, (runs, ended) in parts.items():
                 console.print(f"{part}: {runs} runs, {ended} have ended", highlight=False)
             console.print(f"{total} runs in all. {about(left, workers)}", highlight=False)
@@ -134,7 +140,7 @@ def _reproduce(
                 study.render(results, page)
             else:
                 with counting_runs() as show:
-                    engine.reproduce(study, request, results, page, workers, scheduler, show)
+                    engine.reproduce(study, request, results, page, workers, scheduler, show, recorded=recorded)
     wrote(console, [page, *sorted(results.glob(f"{name}-*.json"))])
 
 

@@ -1,6 +1,7 @@
 """The control study of docs/protocol.md: what is run, what is kept of it, and the page of its results."""
 
 from pathlib import Path
+from typing import Any
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.control import collect, grid, runner
@@ -11,7 +12,7 @@ from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.study import Request
 
-__all__ = ["ALL_MUST_FINISH", "BUDGETS", "TASKS", "check", "ledger", "plan", "render", "save", "total"]
+__all__ = ["ALL_MUST_FINISH", "BUDGETS", "TASKS", "check", "ledger", "plan", "recorded", "render", "save", "total"]
 
 ALL_MUST_FINISH = False
 ledger = Ledger
@@ -45,6 +46,14 @@ def check(request: Request, results: Path, page: Path) -> None:
     others = [one for one in collect.load_all(results) if one.budget != request.budget or one.task not in request.names]
     planned = sum(grid.count(request.budget, task)[1] for task in _tasks(request))  # at most
     pages.check(page, TITLE, planned + sum(len(one.rows) + len(one.failures) for one in others))
+
+
+def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
+    """The finished runs that the files of results have. Raises ValueError where they are not this study's."""
+    found: dict[Run, dict[str, Any]] = {}
+    for task in _tasks(request):
+        found |= collect.recorded(results, request.budget, task)
+    return found
 
 
 def save(request: Request, ledger: Ledger, results: Path) -> None:

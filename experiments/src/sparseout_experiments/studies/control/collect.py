@@ -105,7 +105,7 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "planned": max(len(plan), grid.count(budget, task)[0]),
         "data": ALWAYS[task]["data"],
         "config": files.shared([result["config"] for _, result in mine]),
-        "environments": files.distinct([result.get("environment", {}) for _, result in mine]),
+        "environments": files.distinct(each for _, result in mine for each in _environments(result)),
         "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
         "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(budget, task).items()],
@@ -134,6 +134,24 @@ def load(path: Path) -> Record:
         raise ValueError(f"{path} does not hold results of {KIND}") from error
 
 
+def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]]:
+    """The finished runs that a file has, as a ledger wants them; none where there is no file.
+
+    Raises ValueError for a file of something else, or of runs with other options than the budget's.
+    """
+    path = path_of(results, budget, task)
+    if not path.exists():
+        return {}
+    found: dict[Run, dict[str, Any]] = {}
+    for row, entry in zip(load(path).rows, (content := files.load(path, KIND))["rows"], strict=True):
+        wanted, config = grid.options(row.run, budget, {}, {}), content["config"]
+        for name in wanted.keys() & config.keys() - {"data"}:
+            if config[name] != wanted[name]:
+                raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
+        found[row.run] = entry | {"config": config, "environments": content["environments"]}
+    return found
+
+
 def load_all(results: Path) -> list[Record]:
     """Every record in a folder, the largest budget first."""
     paths = [path_of(results, budget, task) for budget in reversed(grid.BUDGETS) for task in grid.TASKS]
@@ -158,7 +176,14 @@ def _identity(run: Run) -> dict[str, Any]:
     return run.setting._asdict() | value | {"seed": run.seed, "role": run.role}
 
 
+def _environments(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where a run was trained; of one that is from a file, where any of that file's were."""
+    return result.get("environments", [result.get("environment", {})])
+
+
 def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+    if "digest" in result:  # it is from a file
+        return {name: value for name, value in result.items() if name not in ("config", "environments")}
     same = {name: result[name] for name in ("train_loss", "valid", "test", "sparsity", "mean")}
     return {
         "valid": result["valid"],

@@ -123,11 +123,12 @@ def reproduce(
     scheduler: str | None = None,
     on_progress: OnProgress = lambda progress: None,
     train: Train | None = None,
+    recorded: Mapping[Any, dict[str, Any]] | None = None,
 ) -> Ledger[Any]:
     """Train what is missing, write the files of results, and make the page.
 
     What was finished before is kept, whether this ends by itself, by Ctrl-C or by an error. If runs may fail, files and
-    page then show what there is, unless what they show already is more.
+    page then show what there is, unless what they show already is more. `recorded` runs are not trained again.
 
     Raises:
         ValueError: where the page would be refused.
@@ -135,6 +136,7 @@ def reproduce(
     """
     study.check(request, results, page)
     ledger = study.ledger()
+    ledger.results |= recorded or {}
 
     def plan() -> Mapping[Any, Job]:
         return study.plan(request, ledger)
@@ -163,9 +165,12 @@ def reproduce(
     return ledger
 
 
-def outlook(study: Study, request: Request, workers: int) -> tuple[dict[str, tuple[int, int]], int, float]:
+def outlook(
+    study: Study, request: Request, workers: int, recorded: Mapping[Any, dict[str, Any]] | None = None
+) -> tuple[dict[str, tuple[int, int]], int, float]:
     """Runs that are known and that have ended, by task; runs in all; and seconds left, nan before the first."""
     ledger = study.ledger()
+    ledger.results |= recorded or {}
     jobs.look(ledger, lambda: study.plan(request, ledger))
     known, total = study.plan(request, ledger), study.total(request, ledger)
     tasks: dict[str, tuple[int, int]] = {}
