@@ -17,8 +17,17 @@ from typing import Any, NamedTuple, Self
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
 
-# Dask has its workers hand freed memory back at once, and a training then spends up to half of its time on page faults.
-_MEMORY_KEPT = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
+# Made for trainings of minutes instead of tasks of milliseconds.
+_SETTINGS = {
+    # Dask has its workers hand freed memory back at once, and a training then spends up to half of its time on page
+    # faults.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+    # Dask looks at its processes up to 100 times a second, which takes a twentieth of a core from the trainings.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.worker.memory.monitor-interval": "2s",
+}
 Train = Callable[[str, dict[str, Any], Path], None]
 ATTEMPTS = 4  # of a job; in each of them its worker may die as often as the scheduler allows, 4 times by default
 AHEAD = 2  # jobs for each worker that are given ahead, so that a worker that joins finds one
@@ -68,7 +77,7 @@ class Cluster:
         self._local = None
         try:
             if self._address is None:
-                with _interrupts_blocked(), dask.config.set(_MEMORY_KEPT):
+                with _interrupts_blocked(), dask.config.set(_SETTINGS):
                     self._local = LocalCluster(
                         n_workers=self._workers,
                         threads_per_worker=1,
