@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from sparseout_experiments.studies import control
 from sparseout_experiments.studies.control import collect, figures
-from sparseout_experiments.studies.control.analysis import contrasts, evaluate, post_hoc, rows_of
+from sparseout_experiments.studies.control.analysis import contrasts, evaluate, post_hoc
 from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
 from sparseout_experiments.studies.control.runner import Ledger
 from study_rows import ledger_of
@@ -76,11 +76,11 @@ def test_a_seed_counts_in_means_when_all_its_runs_have_ended(tmp_path: Path) -> 
     lost = next(run for run in found.results if run.seed == 2 and run.setting.q == 3)
     del found.results[lost]
     record = save(tmp_path, "image", found)
-    assert {row.run.seed for row in record.complete.rows} == {100, 0, 1}
-    assert {row.run.seed for row in record.rows} == {100, 0, 1, 2}
+    assert set(record.complete.frame["seed"]) == {100, 0, 1}
+    assert set(record.frame["seed"]) == {100, 0, 1, 2}
     found.failures[lost] = "the loss is NaN"
     failed = save(tmp_path, "image", found)
-    assert {row.run.seed for row in failed.complete.rows} == {100, 0, 1, 2}
+    assert set(failed.complete.finished["seed"]) == {100, 0, 1, 2}
 
 
 def test_an_interrupted_study_says_what_is_there_and_how_to_go_on(tmp_path: Path) -> None:
@@ -111,11 +111,8 @@ def test_the_figures_show_the_numbers(tmp_path: Path) -> None:
     drawn: Any = figures.networks(records)
     for at, record in enumerate(records):
         dial, plane = drawn.axes[at], drawn.axes[at + len(records)]
-        rows = rows_of(record, "matched", "detached", "own")
-        hoyer, metric = (
-            [float(np.mean([getattr(row, name) for row in some])) for some in rows.values()]
-            for name in ("hoyer", "metric")
-        )
+        rows = Dial(record, "matched", "detached", "own").rows
+        hoyer, metric = (list(rows.groupby("q")[name].mean()) for name in ("hoyer", "metric"))
         (across,) = (one.lines[0] for one in dial.containers)  # one series: there is no paper's scale
         assert across.get_ydata() == pytest.approx(hoyer)
         line = plane.containers[0].lines[0]

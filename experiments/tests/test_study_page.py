@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 from scipy import stats
 from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures, grid
-from sparseout_experiments.studies.control.analysis import rows_of
 from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, SEEDS, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine.style import COLOURS
@@ -215,13 +215,10 @@ def test_a_figure_shows_the_numbers(tmp_path: Path) -> None:
     record = save(tmp_path, ledger_of("language"), "language")
     drawn = figures.overview(record)
     dial, price, plane = drawn.axes[:3]
-    rows = [row for row in record.rows if row.run.role == "tuned"]
+    rows = record.frame[record.frame["role"] == "tuned"]
 
     def of(scale: str, name: str) -> list[float]:
-        return [
-            float(np.mean([getattr(row, name) for row in rows if row.run.setting[1:3] in ((q, scale), (q, None))]))
-            for q in GRIDS["language"].q
-        ]
+        return list(rows[(rows["scale"] == scale) | (rows["q"] == 2)].groupby("q")[name].mean())
 
     for series, scale in enumerate(("matched", "paper")):
         line = dial.containers[series].lines[0]
@@ -300,9 +297,10 @@ def test_what_is_undecided_says_how_much_is_missing(tmp_path: Path) -> None:
         if run.role == "tuned":
             result["test"]["error"] += 0.01 * math.sin(7.3 * place)
     record = save(tmp_path, ledger, "image")
-    rows = [[row.metric for row in record.rows if row.run.setting == setting and row.run.role == "tuned"]
-            for setting in (Setting("sparseout", q, "matched", "detached") for q in (1.5, 3.0))]  # fmt: skip
-    half = float(shown(list(np.subtract(rows[1], rows[0])), 9).split(" ± ")[1])
+    dial = Dial(record, "matched", "detached", "own")
+    assert set(dial.rows["role"]) == {"tuned"}
+    ends = [list(dial.of(q)["metric"]) for q in (1.5, 3.0)]
+    half = float(shown(list(np.subtract(ends[1], ends[0])), 9).split(" ± ")[1])
     assert half > 0.003
     said = flat(tmp_path)
     assert f"known to ± {half:.3f}, the margin is 0.003" in said
@@ -371,9 +369,9 @@ def test_collapsed_points_are_hollow_and_explained(tmp_path: Path, name: str) ->
         return [text.get_text() for text in figures.panels(record, name).legends[0].get_texts()]
 
     record = save(tmp_path, collapsing())
-    rows = rows_of(record, "matched", "detached", 0.5)
+    dial = Dial(record, "matched", "detached", 0.5)
     measure = "hoyer" if name == "dial" else "metric"
-    assert hollow(record) == [pytest.approx([np.mean([getattr(row, measure) for row in rows[q]]) for q in (0.5, 1)])]
+    assert hollow(record) == [pytest.approx([dial.of(q)[measure].mean() for q in (0.5, 1)])]
     assert legend(record)[-1] == "collapsed: over 5% of samples have no active unit"
     sound = save(tmp_path, ledger_of("autoencoder"))
     assert not hollow(sound)
@@ -387,8 +385,8 @@ def test_the_tables_in_the_text_have_the_means_of_the_runs(whole: tuple[Path, st
     names |= {"Hoyer": ("hoyer", 3), "error": ("metric", 3), "perplexity": ("metric", 1)}
 
     def means(task: Task, p: Any, measure: str, digits: int) -> list[str]:
-        some = rows_of(records[task], "matched", "detached", p)
-        return [f"{np.mean([getattr(row, measure) for row in rows]):.{digits}f}" for rows in some.values()]
+        rows = Dial(records[task], "matched", "detached", p).rows
+        return [f"{value:.{digits}f}" for value in rows.groupby("q")[measure].mean()]
 
     table = tables(text, "Sparsity and its price")
     assert [row[0] for row in table] == ["0.5"] * 3 + ["0.2"] * 3
@@ -414,8 +412,8 @@ def test_where_the_chosen_p_differ_the_common_one_has_a_line_of_its_own(tmp_path
     record = save(tmp_path, again, "language")
     own, common, _ = tables(render(tmp_path), "Images and words")
     assert own[:7] == [*common[:1], "own", *common[2:7]]
-    rows = rows_of(record, "matched", "detached", "common")
-    assert own[7] != common[7] == f"{np.mean([row.metric for row in rows[3.0]]):.1f}"
+    rows = Dial(record, "matched", "detached", "common").of(3.0)
+    assert own[7] != common[7] == f"{rows['metric'].mean():.1f}"
 
 
 def test_a_record_is_described_by_what_was_run_and_not_by_the_grid_of_today(
@@ -436,14 +434,14 @@ def test_where_curves_were_tidied_away_nothing_is_said_of_the_last_epoch(tmp_pat
     for result in ledger.results.values():
         result["last"] = None
     record = save(tmp_path, ledger)
-    assert all(math.isnan(row.last_hoyer) for row in record.rows)
+    assert record.frame["last_hoyer"].isna().all()
     assert "at the last epoch, on validation data: C1 undecided; not in these results" in flat(tmp_path)
 
 
 def test_no_effect_cites_what_decided_it(tmp_path: Path) -> None:
     record = save(tmp_path, ledger_of("image", effect=0.0), "image")
-    rows = rows_of(record, "matched", "detached", "own")
-    lines = np.array([[row.metric for row in rows[q]] for q in GRIDS["image"].q])
+    dial = Dial(record, "matched", "detached", "own")
+    lines = np.array([dial.of(q)["metric"] for q in GRIDS["image"].q])
     (cells,) = (row for row in tables(render(tmp_path), "Verdicts") if row[0].startswith("C2"))
     assert cells[1] == "**no effect**"
     assert cells[2] == (
@@ -487,8 +485,8 @@ def test_limits_and_alternative_texts_have_numbers_of_the_runs(whole: tuple[Path
 def test_every_share_of_dead_units_stands_beside_the_number_of_samples(whole: tuple[Path, str]) -> None:
     folder, text = whole
     record = collect.load(folder / "results" / "control-small-autoencoder.json")
-    rows = rows_of(record, "matched", "detached", 0.5)[2.0]
-    few, many = (100 * np.mean([getattr(row, name) for row in rows]) for name in ("last_dead", "dead"))
+    rows = Dial(record, "matched", "detached", 0.5).of(2.0)
+    few, many = (100 * rows[name].mean() for name in ("last_dead", "dead"))
     said = f"p = 0.5 it is {many:.0f}%, and over 1,000 validation images, after the last epoch, {few:.0f}%"
     assert said in " ".join(text.split())
     assert "dead units, over 10,000 test images |" in text

@@ -111,7 +111,7 @@ def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path:
         reproduce(tmp_path, interrupt, both)
     assert [options["seed"] for options in started] == [TUNING_SEED] * 16 + [0] * 4
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    assert {run.role for run in (row.run for row in record.rows)} >= {"tuning"}
+    assert set(record.frame["role"]) >= {"tuning"}
     assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
     # trials and four runs of 265 and 57 have ended, of 4.2 s each
     tasks, total, left = study.outlook(control, study.Request(both, tmp_path / "work"), 3)
@@ -161,8 +161,8 @@ def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path
 def test_the_files_of_results_say_what_the_runs_said(tmp_path: Path) -> None:
     reproduce(tmp_path)
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    assert (record.planned, record.missing, len(record.rows)) == (57, 0, 57)
-    for row in record.rows:
+    assert (record.planned, record.missing, len(record.finished)) == (57, 0, 57)
+    for row in record.frame.itertuples():
         result = result_of("image", grid.options(row.run, "small", {}, {}))
         assert row.metric == result["test"]["error"]
         assert (row.hoyer, row.dead) == (result["mean"]["hoyer"], result["mean"]["dead"])
@@ -189,9 +189,9 @@ def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path:
     assert part.note(run, job)
     assert whole.results[run]["last"]["hoyer"] > 0
     assert part.results[run]["last"] is None
-    first, second = (collect.load(collect.save(tmp_path, "small", "image", one)).rows for one in (whole, part))
-    assert math.isnan(second[0].last_hoyer)
-    assert first[0].digest == second[0].digest  # identity is that of the run, not of what was kept of its curve
+    first, second = (collect.load(collect.save(tmp_path, "small", "image", one)).frame for one in (whole, part))
+    assert math.isnan(second["last_hoyer"][0])
+    assert first["digest"][0] == second["digest"][0]  # identity is that of the run, not of what was kept of its curve
 
 
 def test_failed_runs_are_recorded_and_those_whose_worker_died_are_run_again(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_failed_runs_are_recorded_and_those_whose_worker_died_are_run_again(tmp_
     (repeated,) = [name for name, count in calls(tmp_path / "work").items() if count != 1]
     assert "q=2.5" in repeated
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    assert {one.reason for one in record.failures} == {"the loss is NaN at step 7"}
+    assert set(record.failed["reason"]) == {"the loss is NaN at step 7"}
     assert record.chosen[Setting("sparseout", 3.0, "matched", "detached")] == Value(
         "p", 0.3
     )  # the trial that failed lost
@@ -224,7 +224,7 @@ def test_lost_runs_are_recorded_and_repeated_by_the_next_command(
     ledger = reproduce(tmp_path)
     assert {run.seed for run in ledger.lost} == {4}
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    assert {one.reason for one in record.failures} == {"its worker died again and again"}
+    assert set(record.failed["reason"]) == {"its worker died again and again"}
     monkeypatch.setattr(study, "Cluster", Inline)
     assert not reproduce(tmp_path).lost
     assert {calls(tmp_path / "work")[run.key] for run in ledger.lost} == {1}
@@ -235,7 +235,7 @@ def test_what_every_run_would_meet_stops_the_study_and_keeps_what_is_done(tmp_pa
     with pytest.raises(StudyStopped, match=r"image, .*seed=1: the disk is full"):
         reproduce(tmp_path, refusing)
     record = collect.load(tmp_path / "results" / "control-small-image.json")
-    assert len(record.rows) >= 16
+    assert len(record.finished) >= 16
     with pytest.raises(StudyStopped, match="ended without a result"):
         reproduce(tmp_path / "other", empty_handed)
 
@@ -261,7 +261,7 @@ def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: 
     run = Run("autoencoder", Setting("none"), None, 0, "grid")
     result = result_of("autoencoder", grid.options(run, "small", {}, {}))
     result["mean"]["hoyer"] = result["sparsity"]["code"]["hoyer"] = math.nan
-    (row,) = collect.load(collect.save(tmp_path, "small", "autoencoder", Ledger({run: result}))).rows
+    (row,) = collect.load(collect.save(tmp_path, "small", "autoencoder", Ledger({run: result}))).frame.itertuples()
     assert math.isnan(row.hoyer)
     assert row.hoyer_live == result["mean"]["hoyer_live"]
 
@@ -315,7 +315,7 @@ def test_a_study_that_was_killed_leaves_no_process_and_goes_on(tmp_path: Path, k
     if kill == signal.SIGINT:
         assert said.decode().rstrip().endswith("KeyboardInterrupt")  # of the first process; no worker adds its own
         assert said.decode().count("Traceback") == 1
-        assert collect.load(tmp_path / "results" / "control-small-image.json").rows
+        assert len(collect.load(tmp_path / "results" / "control-small-image.json").finished)
     (work / "small" / "image" / "hang").unlink()
     ledger = reproduce(tmp_path)
     assert len(ledger.results) == 57

@@ -1,32 +1,31 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 from sparseout_experiments.studies.control import collect, grid
 from sparseout_experiments.studies.control.analysis import (
-    COLLAPSED,
     LAST,
     SOUND,
     Contrast,
     ContrastResult,
-    Curve,
     alive,
     both,
     contrasts,
-    curve_of,
+    dial_of,
     evaluate,
     identity,
     judge,
     none_is_best,
     post_hoc,
-    rows_of,
-    warned,
 )
 from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.dial import COLLAPSED, Curve, Dial
 from sparseout_experiments.studies.control.grid import SEEDS, Setting, Task, Value
+from sparseout_experiments.studies.control.page import Task as OfPage
 from sparseout_experiments.studies.control.runner import Ledger
 from study_rows import ledger_of, result_of
 
@@ -170,17 +169,17 @@ def test_own_and_common_p_are_kept_apart(tmp_path: Path) -> None:
     for run in grid.second("small", "image", again.chosen("small", "image")):
         again.results[run] = result_of("image", grid.options(run, "small", {}, {}))
     record = collect.load(collect.save(tmp_path, "small", "image", again))
-    own, common = (rows_of(record, "matched", "detached", place)[1.5] for place in ("own", "common"))  # type: ignore[arg-type]
-    assert [row.run.value for row in own] == [Value("p", 0.3)] * 5
-    assert [row.run.value for row in common] == [Value("p", 0.1)] * 5
-    assert {row.run.role for row in common} == {"common"}
+    own, common = (Dial(record, "matched", "detached", place).of(1.5) for place in ("own", "common"))  # type: ignore[arg-type]
+    assert [run.value for run in own["run"]] == [Value("p", 0.3)] * 5
+    assert [run.value for run in common["run"]] == [Value("p", 0.1)] * 5
+    assert set(common["role"]) == {"common"}
 
 
 def test_trials_of_tuning_are_never_analysed(tmp_path: Path) -> None:
     record = record_of(tmp_path, "language")
-    rows = rows_of(record, "matched", "detached", "own")
-    assert all(row.run.seed in SEEDS for some in rows.values() for row in some)
-    assert all(set(values) == set(SEEDS) for values in curve_of(rows, "metric").values())
+    dial = Dial(record, "matched", "detached", "own")
+    assert set(dial.rows["seed"]) == set(SEEDS)
+    assert all(set(values) == set(SEEDS) for values in dial.curve("metric").values())
 
 
 def test_identity_counts_pairs_and_sees_one_bit(tmp_path: Path) -> None:
@@ -211,20 +210,24 @@ def test_identity_asks_what_the_runs_used(tmp_path: Path, told: str, gpu: str | 
         result["environment"]["gpu"] = gpu
     record = collect.load(collect.save(tmp_path, "small", "autoencoder", ledger))
     assert identity([record]).verdict == word
-    one = replace(record.rows[-1], device="gpu")
-    assert one.run.setting.method == "dropout"
-    assert identity([replace(record, rows=(*record.rows[:-1], one))]).verdict == "undecided"
+    one = record.frame.index[record.frame["method"] == "dropout"][-1]
+    assert identity([changed(record, one, device="gpu")]).verdict == "undecided"
+
+
+def changed(record: Record, where: Any, **values: Any) -> Record:
+    """The same record with other values in some rows."""
+    frame = record.frame.copy()
+    for name, value in values.items():
+        frame.loc[where, name] = value
+    return replace(record, frame=frame)
 
 
 def collapse(record: Record, *qs: float, share: float = 0.051) -> Record:
     """The same record, one seed of C1's contrast collapsed at some q's, and its Hoyer there at 1."""
-    rows = [
-        replace(row, undefined=share if row.run.seed == 3 else 0.0, hoyer=1.0, hoyer_live=1.0)
-        if row.run.setting[1:] in {(q, "matched", "detached") for q in qs} and row.run.value == Value("p", 0.5)
-        else row
-        for row in record.rows
-    ]
-    return replace(record, rows=tuple(rows))
+    dial = Dial(record, "matched", "detached", 0.5)
+    rows = dial.rows[dial.rows["q"].isin(qs)]
+    record = changed(record, rows.index, hoyer=1.0, hoyer_live=1.0)
+    return changed(record, rows.index[rows["seed"] == 3], undefined=share)
 
 
 def test_the_sensitivity_contrasts_stand_beside_c1_and_decide_nothing() -> None:
@@ -248,11 +251,8 @@ def test_collapsed_q_are_left_out_of_the_sensitivity_contrast_alone(tmp_path: Pa
     for contrast in POST_HOC[:2]:
         one = evaluate(contrast, fallen)
         assert (one.q, one.left_out) == ((1.5, 2.0, 2.5, 3.0, 4.0), (0.5, 1.0))
-        rows = rows_of(record, "matched", "detached", 0.5)
-        lines = [
-            [next(getattr(row, contrast.measure) for row in rows[q] if row.run.seed == seed) for q in one.q]
-            for seed in SEEDS
-        ]
+        values = Dial(record, "matched", "detached", 0.5).rows.pivot(index="seed", columns="q", values=contrast.measure)
+        lines = values[list(one.q)].to_numpy()
         assert one.slope.mean == pytest.approx(np.mean([stats.linregress(one.q, line).slope for line in lines]))
         assert one.slope.n == 5
     at_the_edge = collapse(record, 0.5, 1.0, share=COLLAPSED)
@@ -267,7 +267,7 @@ def test_the_last_epoch_has_a_contrast_of_its_own(tmp_path: Path) -> None:
     assert one.slope.mean == pytest.approx(evaluate(C1, record).slope.mean + 0.002)  # as the made-up results have it
     live = evaluate(C1._replace(measure="hoyer_live"), record)
     assert other.slope.mean == pytest.approx(live.slope.mean + 0.003)
-    older = replace(record, rows=tuple(replace(row, last_hoyer=math.nan) for row in record.rows))
+    older = changed(record, slice(None), last_hoyer=math.nan)
     assert (evaluate(POST_HOC[2], older).verdict, evaluate(POST_HOC[2], older).why) == (
         "undecided",
         "not in these results",
@@ -278,24 +278,20 @@ def test_live_units_are_all_units_where_none_is_dead_in_any_run(tmp_path: Path) 
     record = record_of(tmp_path, "language")
     contrast = next(one for one in CONTRASTS if (one.task, one.claim) == ("language", "C1"))
     assert not alive(record, contrast)
-    none = replace(record, rows=tuple(replace(row, dead=0.0) for row in record.rows))
+    none = changed(record, slice(None), dead=0.0)
     assert alive(none, contrast)
-    one = next(row for row in rows_of(none, "matched", "detached", "common")[3.0])
-    rows = tuple(replace(row, dead=0.01) if row is one else row for row in none.rows)
-    assert not alive(replace(none, rows=rows), contrast)
+    assert not alive(changed(none, dial_of(contrast, none).of(3.0).index[0], dead=0.01), contrast)
     assert not alive(None, contrast)
-    assert not alive(replace(record, rows=()), contrast)
+    assert not alive(replace(record, frame=record.frame[:0]), contrast)
 
 
 def test_none_is_best_compares_validation_data(tmp_path: Path) -> None:
     record = record_of(tmp_path, "image")
     assert none_is_best(record) is True  # by the formula: less noise, less error
-    worse = [replace(row, valid=9.0) if row.run.setting.method == "none" else row for row in record.rows]
-    assert none_is_best(replace(record, rows=tuple(worse))) is False
-    assert none_is_best(replace(record, rows=())) is None
+    assert none_is_best(changed(record, record.frame["method"] == "none", valid=9.0)) is False
+    assert none_is_best(replace(record, frame=record.frame[:0])) is None
 
 
 def test_undefined_samples_above_one_in_a_hundred_are_warned_of(tmp_path: Path) -> None:
     record = record_of(tmp_path, "image")
-    rows = [replace(record.rows[0], undefined=0.011), replace(record.rows[1], undefined=0.01), *record.rows[2:]]
-    assert [row for row, _ in warned(replace(record, rows=tuple(rows)))] == rows[:1]
+    assert OfPage(changed(record, [0, 1], undefined=[0.011, 0.01])).undefined == [0.011]

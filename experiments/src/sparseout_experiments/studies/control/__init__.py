@@ -45,7 +45,7 @@ def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that is another, or that shows more than there can be in the end."""
     others = [one for one in collect.load_all(results) if one.budget != request.budget or one.task not in request.names]
     planned = sum(grid.count(request.budget, task)[1] for task in _tasks(request))  # at most
-    pages.check(page, TITLE, planned + sum(len(one.rows) + len(one.failures) for one in others))
+    pages.check(page, TITLE, planned + sum(len(one.frame) for one in others))
 
 
 def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
@@ -69,7 +69,7 @@ def render(results: Path, page: Path) -> None:
     """
     from sparseout_experiments.studies.control.page import write  # matplotlib takes a second to import
 
-    records = [record for record in collect.load_all(results) if record.rows or record.failures]
+    records = [record for record in collect.load_all(results) if len(record.frame)]
     write(files.some(records, results, "control"), page)
 
 

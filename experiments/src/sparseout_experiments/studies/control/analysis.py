@@ -1,21 +1,13 @@
 """The verdicts, by the rules of docs/protocol.md."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal, NamedTuple
 
-from sparseout_experiments.studies.control.collect import Record, Row
-from sparseout_experiments.studies.control.grid import (
-    BUDGETS,
-    GRIDS,
-    HOYER_MARGIN,
-    SEEDS,
-    Setting,
-    Task,
-    Value,
-    grid_of,
-)
+from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.dial import Curve, Dial, PChoice
+from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, HOYER_MARGIN, SEEDS, Task, grid_of
 from sparseout_experiments.studies.engine.statistics import (
     Interval,
     direction,
@@ -27,13 +19,10 @@ from sparseout_experiments.studies.engine.statistics import (
 
 Verdict = Literal["supported", "contradicted", "no effect", "undecided"]
 Measure = Literal["hoyer", "hoyer_live", "metric", "last_hoyer", "last_hoyer_live"]
-PChoice = float | Literal["own", "common"]  # a p of the grid; each setting's own p; the p of q = 2 for all
-Curve = dict[float, dict[int, float]]  # values by q and seed
 
 LEAST_SEEDS = 5
 LEAST_Q = 3
 UNDEFINED = 0.01  # of the samples may have no measure before the page warns
-COLLAPSED = 0.05  # of the samples, in any seed: more, and a setting counts as collapsed
 
 
 class Contrast(NamedTuple):
@@ -126,49 +115,27 @@ def post_hoc(budget: str) -> list[Contrast]:
     ]
 
 
-def rows_of(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
-    """The rows of one dial by rising q; the q's that have none are there with an empty list."""
-    twos = Setting("sparseout", 2.0)
-    found: dict[float, list[Row]] = {}
-    for q in record.grid.q:
-        setting = twos if q == 2 else Setting("sparseout", q, scale, gradient)
-        value = record.chosen.get(twos if p == "common" else setting) if isinstance(p, str) else Value("p", p)
-        found[q] = [
-            row
-            for row in record.rows
-            if (row.run.setting, row.run.value) == (setting, value) and row.run.role != "tuning"
-        ]
-    return found
-
-
-def curve_of(rows: Mapping[float, Sequence[Row]], measure: Measure) -> Curve:
-    """One measure of the rows by q and seed."""
-    return {q: {row.run.seed: getattr(row, measure) for row in some} for q, some in rows.items()}
+def dial_of(contrast: Contrast, record: Record) -> Dial:
+    """The runs that a contrast compares."""
+    return Dial(record, contrast.scale, contrast.gradient, contrast.p)
 
 
 def evaluate(contrast: Contrast, record: Record | None) -> ContrastResult:
     """One contrast by the protocol's rule."""
     if record is None:
         return judge(contrast, {})
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p)
-    if contrast.post_hoc == LAST and not any(math.isfinite(row.last_hoyer) for some in rows.values() for row in some):
+    dial = dial_of(contrast, record)
+    if contrast.post_hoc == LAST and dial.rows["last_hoyer"].isna().all():
         return judge(contrast, {})._replace(why="not in these results")
-    if contrast.post_hoc == SOUND:
-        lost = tuple(q for q, some in rows.items() if collapsed(some))
-        found = judge(contrast, curve_of({q: rows[q] for q in rows if q not in lost}, contrast.measure))
-        return found._replace(left_out=tuple(sorted(found.left_out + lost)))
-    return judge(contrast, curve_of(rows, contrast.measure))
-
-
-def collapsed(rows: Iterable[Row]) -> bool:
-    """Whether more than COLLAPSED of the test samples have no active unit in any of the seeds of a setting."""
-    return any(row.undefined > COLLAPSED for row in rows)
+    lost = dial.collapsed if contrast.post_hoc == SOUND else ()
+    found = judge(contrast, {q: values for q, values in dial.curve(contrast.measure).items() if q not in lost})
+    return found._replace(left_out=tuple(sorted(found.left_out + lost)))
 
 
 def alive(record: Record | None, contrast: Contrast) -> bool:
     """Whether no unit is dead in any run of a contrast: live units are then all units."""
-    rows = rows_of(record, contrast.scale, contrast.gradient, contrast.p) if record else {}
-    return any(rows.values()) and all(row.dead == 0 for some in rows.values() for row in some)
+    dead = [] if record is None else list(dial_of(contrast, record).rows["dead"])
+    return len(dead) > 0 and not any(dead)
 
 
 def judge(contrast: Contrast, curve: Curve) -> ContrastResult:
@@ -229,13 +196,11 @@ def identity(records: Iterable[Record]) -> Identity:
     pairs = same = 0
     exact = True
     for record in records:
-        twos = {(row.run.value, row.run.seed): row for row in record.rows if row.run.setting.q == 2}
-        for row in record.rows:
-            other = twos.get((row.run.value, row.run.seed))
-            if row.run.setting.method == "dropout" and other is not None:
-                pairs += 1
-                same += row.digest == other.digest
-                exact &= row.device == other.device == "cpu"
+        rows = record.finished
+        both = rows[rows["method"] == "dropout"].merge(rows[rows["q"] == 2], on=["value", "seed"])
+        pairs += len(both)
+        same += int((both["digest_x"] == both["digest_y"]).sum())
+        exact &= bool((both[["device_x", "device_y"]] == "cpu").all(axis=None))
     if not pairs or not exact:
         return Identity("undecided", pairs, same)
     return Identity("supported" if same == pairs else "contradicted", pairs, same)
@@ -243,14 +208,8 @@ def identity(records: Iterable[Record]) -> Identity:
 
 def none_is_best(record: Record) -> bool | None:
     """Whether "none" beats every q at matched noise on validation data; None where there is nothing to compare."""
-    none = [row.valid for row in record.rows if row.run.setting.method == "none" and row.run.role != "tuning"]
-    rows = rows_of(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
-    others = [[row.valid for row in some] for some in rows.values()]
-    if not none or not all(others):
+    rows, dial = record.analysed, Dial(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
+    none, others = rows[rows["method"] == "none"], [dial.of(q) for q in dial.q]
+    if none.empty or any(some.empty for some in others):
         return None
-    return all(sum(none) / len(none) < sum(some) / len(some) for some in others)
-
-
-def warned(record: Record) -> list[tuple[Row, float]]:
-    """Rows in which more than UNDEFINED of the samples have no defined measure."""
-    return [(row, row.undefined) for row in record.rows if row.undefined > UNDEFINED]
+    return all(none["valid"].to_numpy().mean() < some["valid"].to_numpy().mean() for some in others)

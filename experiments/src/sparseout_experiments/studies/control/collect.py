@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
@@ -17,57 +18,50 @@ from sparseout_experiments.training import run_folder
 KIND = "sparseout control study"
 _NO_VALUE = Value(None, None)  # type: ignore[arg-type]
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One finished run. Measures that are undefined are nan."""
-
-    run: Run
-    metric: float
-    valid: float
-    hoyer: float
-    hoyer_live: float
-    dead: float
-    undefined: float
-    train_loss: float
-    last_hoyer: float  # this and what follows: after the last epoch, on validation data
-    last_hoyer_live: float
-    last_dead: float
-    best_epoch: int  # the one that the numbers before are of
-    seconds: float
-    warnings: tuple[str, ...]
-    digest: str
-    device: str  # "cpu" or "gpu"
-    curve: tuple[tuple[float, float], ...]  # the losses of every epoch, in training and on validation data, if kept
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One run that has no result, and why."""
-
-    run: Run
-    reason: str
+_RUN = ("method", "q", "scale", "gradient", "option", "value", "seed", "role")
+_LAST = ("hoyer", "hoyer_live", "dead")
+_NUMBERS = ("metric", "valid", *_LAST, "undefined", *(f"last_{name}" for name in _LAST), "seconds")
+_AS_THEY_ARE = ("best_epoch", "digest", "device", "warnings", "curve")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One task at one budget."""
+    """One task at one budget.
+
+    Its frame has a row a run that has ended: `run`, and what its file calls it by; `setting`, a name; `status`,
+    "finished" or "failed", and `reason`; the metric on test data, and `valid`; the measures on test data, and as
+    `last_...` after the last epoch on validation data, nan where undefined; `best_epoch`, which the test is of; and if
+    it was kept `curve`, the losses of every epoch, in training and on validation data.
+    """
 
     budget: str
     task: Task
     planned: int
     chosen: dict[Setting, Value]
-    rows: tuple[Row, ...]
-    failures: tuple[Failure, ...]
+    frame: pd.DataFrame
     environments: tuple[dict[str, Any], ...]
     data: str
     config: dict[str, Any]  # the options on which all runs agree
 
     @property
+    def finished(self) -> pd.DataFrame:
+        """The runs with a result."""
+        return self.frame[self.frame["status"] == "finished"]
+
+    @property
+    def analysed(self) -> pd.DataFrame:
+        """Those of them that are no trial of tuning."""
+        return self.finished[self.finished["role"] != "tuning"]
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The runs that have none."""
+        return self.frame[self.frame["status"] == "failed"]
+
+    @property
     def missing(self) -> int:
-        """Runs that are planned and neither finished nor failed."""
-        return self.planned - len(self.rows) - len(self.failures)
+        """How many runs are planned and have not ended."""
+        return self.planned - len(self.frame)
 
     @property
     def grid(self) -> Grid:
@@ -78,9 +72,8 @@ class Record:
     def complete(self) -> "Record":
         """Without the seeds of which runs are still to come: means over the others compare the same seeds."""
         plan = grid.first(self.budget, self.task) + grid.second(self.budget, self.task, self.chosen)
-        ended = {row.run for row in self.rows} | {failure.run for failure in self.failures}
-        begun = {run.seed for run in plan if run not in ended}
-        return replace(self, rows=tuple(row for row in self.rows if row.run.seed not in begun))
+        begun = {run.seed for run in set(plan) - set(self.frame["run"])}
+        return replace(self, frame=self.frame[~self.frame["seed"].isin(begun)])
 
 
 def path_of(results: Path, budget: str, task: Task) -> Path:
@@ -94,7 +87,7 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
     plan = ledger.plan(budget, task)
     known = sum(run in ledger for run in plan)
     before = load(path) if path.exists() else None
-    if known < (len(before.rows) + len(before.failures) if before else 1):
+    if known < (len(before.frame) if before else 1):
         return path
     mine = [(run, ledger.results[run]) for run in plan if run in ledger.results]
     reasons = ledger.failures | ledger.lost
@@ -124,8 +117,7 @@ def load(path: Path) -> Record:
             task=task,
             planned=found["planned"],
             chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in found["chosen"]},
-            rows=tuple(_row_of(task, entry) for entry in found["rows"]),
-            failures=tuple(Failure(_run_of(task, entry), entry["reason"]) for entry in found["failed"]),
+            frame=_frame_of(task, found["rows"], found["failed"]),
             environments=tuple(found["environments"]),
             data=found["data"],
             config=found["config"],
@@ -143,12 +135,12 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
     if not path.exists():
         return {}
     found: dict[Run, dict[str, Any]] = {}
-    for row, entry in zip(load(path).rows, (content := files.load(path, KIND))["rows"], strict=True):
-        wanted, config = grid.options(row.run, budget, {}, {}), content["config"]
+    for run, entry in zip(load(path).finished["run"], (content := files.load(path, KIND))["rows"], strict=True):
+        wanted, config = grid.options(run, budget, {}, {}), content["config"]
         for name in wanted.keys() & config.keys() - {"data"}:
             if config[name] != wanted[name]:
                 raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
-        found[row.run] = entry | {"config": config, "environments": content["environments"]}
+        found[run] = entry | {"config": config, "environments": content["environments"]}
     return found
 
 
@@ -213,20 +205,21 @@ def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
     return Run(task, _setting_of(entry), value, entry["seed"], role)
 
 
-def _row_of(task: Task, entry: Mapping[str, Any]) -> Row:
-    metric, last = GRIDS[task].metric, entry["last"] or {}
-    numbers: dict[str, Any] = {
-        "metric": entry["test"][metric],
-        "valid": entry["valid"][metric],
-        "train_loss": entry["train_loss"],
-    }
-    numbers |= {name: entry["mean"][name] for name in ("hoyer", "hoyer_live", "dead", "undefined")}
-    numbers |= {f"last_{name}": last.get(name) for name in ("hoyer", "hoyer_live", "dead")}
-    same = {name: entry[name] for name in ("best_epoch", "seconds", "digest", "device")}
-    defined: dict[str, Any] = {name: math.nan if value is None else value for name, value in numbers.items()}
-    losses = [[math.nan if value is None else value for value in pair] for pair in entry.get("curve", ())]
-    curve = tuple((train, valid) for train, valid in losses)
-    return Row(run=_run_of(task, entry), warnings=tuple(entry["warnings"]), curve=curve, **same, **defined)
+def _frame_of(task: Task, rows: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    metric = GRIDS[task].metric
+    found = []
+    for entry in (*rows, *failed):
+        run = _run_of(task, entry)
+        row = {name: entry[name] for name in _RUN} | {"run": run, "setting": run.setting.name}
+        if "reason" in entry:
+            found.append(row | {"status": "failed", "reason": entry["reason"]})
+            continue
+        row |= {"status": "finished", "metric": entry["test"][metric], "valid": entry["valid"][metric]}
+        row |= {name: entry["mean"][name] for name in (*_LAST, "undefined")}
+        row |= {f"last_{name}": (entry["last"] or {}).get(name) for name in _LAST}
+        found.append(row | {"seconds": entry["seconds"]} | {name: entry.get(name) for name in _AS_THEY_ARE})
+    columns = ("run", "setting", *_RUN, "status", "reason", *_NUMBERS, *_AS_THEY_ARE)
+    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(("q", "value", *_NUMBERS), float))
 
 
 def _device(result: Mapping[str, Any]) -> str:

@@ -1,19 +1,22 @@
 """The figures of the study, as PNG."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from sparseout_experiments.studies.control.analysis import COLLAPSED, PChoice, collapsed, rows_of
-from sparseout_experiments.studies.control.collect import Record, Row, samples
-from sparseout_experiments.studies.control.grid import GRIDS, Setting
+from sparseout_experiments.studies.control.collect import Record, samples
+from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, mean
+from sparseout_experiments.studies.control.grid import GRIDS
 from sparseout_experiments.studies.engine.plots import points, references
-from sparseout_experiments.studies.engine.statistics import Interval, t_interval
+from sparseout_experiments.studies.engine.statistics import Interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
@@ -40,24 +43,19 @@ def draw_together(records: Sequence[Record]) -> dict[str, bytes]:
         return {}
     with style():
         drawn = {"networks": png(networks(found))}
-        kept = [record for record in found if any(row.curve for row in record.rows)]
+        kept = [record for record in found if record.finished["curve"].notna().any()]
         return drawn | ({"curves": png(curves(kept))} if kept else {})
 
 
 def _analysed(record: Record) -> bool:
-    return any(row.run.setting.q is not None and row.run.role != "tuning" for row in record.rows)
+    return bool(record.analysed["q"].notna().any())
 
 
-def mean(rows: Sequence[Row], measure: str) -> Interval:
-    """The mean of a measure over rows."""
-    return t_interval([getattr(row, measure) for row in rows])
-
-
-def plain_rows(record: Record, method: str, p: PChoice) -> list[Row]:
-    """The analysed rows of "none" or of Dropout, which q = 2 is."""
+def plain(record: Record, method: str, p: PChoice) -> pd.DataFrame:
+    """The analysed runs of "none" or of Dropout, which q = 2 is."""
     if method == "none":
-        return [row for row in record.rows if row.run.setting == Setting("none") and row.run.role != "tuning"]
-    return rows_of(record, "matched", "detached", p).get(2.0, [])
+        return record.analysed[record.analysed["method"] == "none"]
+    return Dial(record, "matched", "detached", p).of(2.0)
 
 
 def panels(record: Record, name: str) -> Figure:
@@ -91,17 +89,14 @@ def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
 def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:
     qs = record.grid.q
     apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
-    times = 100 if measure == "dead" else 1
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
-        rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
+        rows = _placed(record, scale, gradient, p)
         if not rows:
             continue
         x = [q + side * apart / 2 for q in rows]
-        found = [mean(some, measure) for some in rows.values()]
-        found = [Interval(times * one.mean, times * one.half, one.n) for one in found]
-        middles = [one.mean for one in found]
+        found = [_shown(some, measure) for some in rows.values()]
         points(axes, x, found, color=colour, marker=marker, capsize=3, label=name, zorder=3)
-        _hollow(axes, rows, x, middles, colour, marker)
+        _hollow(axes, rows, x, found, colour, marker)
         if live:
             axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
     if live:
@@ -111,36 +106,40 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
     axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
 
 
+def _shown(rows: pd.DataFrame, measure: str) -> Interval:
+    found, times = mean(rows, measure), 100 if measure == "dead" else 1
+    return Interval(times * found.mean, times * found.half, found.n)
+
+
 def _hollow(
-    axes: Axes, rows: dict[float, list[Row]], x: Sequence[float], y: Sequence[float], colour: str, marker: str
+    axes: Axes, rows: Mapping[float, pd.DataFrame], x: Sequence[float], y: Sequence[Interval], colour: str, marker: str
 ) -> None:
     """Points of collapsed settings again, as outlines."""
-    points = [(a, b) for a, b, some in zip(x, y, rows.values(), strict=True) if collapsed(some)]
-    if points:
+    hollow = [any(some["undefined"] > COLLAPSED) for some in rows.values()]
+    if any(hollow):
         style: dict[str, Any] = {"marker": marker, "linestyle": "", "mfc": COLOURS["card"], "mew": 1.5, "zorder": 3.5}
-        axes.plot(*zip(*points, strict=True), color=colour, **style)
+        axes.plot(list(compress(x, hollow)), [one.mean for one in compress(y, hollow)], color=colour, **style)
         axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
 
 
 def _references(axes: Axes, record: Record, p: PChoice, measure: str) -> None:
     """A line for "none", and one for Dropout, named at the right end."""
-    times = 100 if measure == "dead" else 1
-    methods = {"none": "none", "Dropout": "dropout"}
-    rows = {name: plain_rows(record, method, p) for name, method in methods.items()}
-    references(axes, {name: times * mean(some, measure).mean for name, some in rows.items() if some})
+    rows = {name: plain(record, name.lower(), p) for name in ("none", "Dropout")}
+    references(axes, {name: _shown(some, measure).mean for name, some in rows.items()})
 
 
 def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     """The metric against measured sparsity, every setting in one plane."""
     for scale, (colour, marker, name) in SERIES.items():
-        rows = {q: some for q, some in _placed(record, scale, gradient, p).items() if some}
+        rows = _placed(record, scale, gradient, p)
         if not rows:
             continue
         across = [mean(some, "hoyer") for some in rows.values()]
         up = [mean(some, "metric") for some in rows.values()]
         points(axes, across, up, color=colour, marker=marker, elinewidth=1.1, label=name, zorder=3)
-        _hollow(axes, rows, [one.mean for one in across], [one.mean for one in up], colour, marker)
-        for q in list(rows)[:: max(len(rows) - 1, 1)] if scale == "matched" else ():  # of one series: they would touch
+        _hollow(axes, rows, [one.mean for one in across], up, colour, marker)
+        ends = slice(None, None, max(len(rows) - 1, 1))
+        for q in list(rows)[ends] if scale == "matched" else ():  # of one series: they would touch
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
             if math.isfinite(x) and math.isfinite(y):
                 axes.annotate(
@@ -156,7 +155,7 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
                     bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
                 )
     for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
-        if found := plain_rows(record, method, p):
+        if len(found := plain(record, method, p)):
             along, down = mean(found, "hoyer"), mean(found, "metric")
             ink = COLOURS["ink"]
             if method == "none":
@@ -174,7 +173,7 @@ def overview(record: Record) -> Figure:
     """Sparsity against q, the metric against q, and the metric against measured sparsity."""
     figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
     dial, price, plane = figure.subplots(1, 3)
-    _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in record.rows))
+    _against_q(dial, record, "detached", "common", "hoyer", live=any(record.finished["dead"]))
     _references(dial, record, "common", "hoyer")
     _against_q(price, record, "detached", "own", "metric")
     _references(price, record, "own", "metric")
@@ -192,8 +191,7 @@ def networks(records: Sequence[Record]) -> Figure:
     """A column for each network: sparsity against q, and the metric against measured sparsity."""
     figure = Figure((3.7 * len(records) + 0.5, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04))
     for record, (dial, plane) in zip(records, figure.subplots(2, len(records), squeeze=False).T, strict=True):
-        analysed = [row for row in record.rows if row.run.role != "tuning"]
-        _against_q(dial, record, "detached", "common", "hoyer", live=any(row.dead for row in analysed))
+        _against_q(dial, record, "detached", "common", "hoyer", live=any(record.analysed["dead"]))
         _references(dial, record, "common", "hoyer")
         _plane(plane, record, "detached", "own")
         dial.set_title(NETWORKS[record.task])
@@ -206,7 +204,7 @@ def curves(records: Sequence[Record]) -> Figure:
     figure = Figure((3.7 * len(records) + 0.5, 4.0), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     for record, axes in zip(records, figure.subplots(1, len(records), squeeze=False)[0], strict=True):
         for method, colour, name in (("none", COLOURS["ink"], "no noise"), ("dropout", COLOURS["first"], "Dropout")):
-            train, valid = losses(plain_rows(record, method, "own"))
+            train, valid = losses(plain(record, method, "own"))
             if valid:
                 epochs = range(1, len(valid) + 1)
                 axes.plot(epochs, valid, color=colour, marker="o", label=f"{name}, validation data")
@@ -217,18 +215,19 @@ def curves(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def losses(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+def losses(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
     """The means over runs of the losses of every epoch, in training and on validation data; empty if none were kept."""
-    epochs = list(zip(*(row.curve for row in rows if row.curve), strict=True))  # each the pairs of all runs
-    train, valid = ([sum(pair[part] for pair in pairs) / len(pairs) for pairs in epochs] for part in (0, 1))
-    return train, valid
+    kept = [np.array(curve, float) for curve in rows["curve"].dropna()]  # what is null in a file is nan
+    train, valid = (sum(kept) / len(kept)).T if kept else ((), ())
+    return list(train), list(valid)
 
 
-def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, list[Row]]:
-    """The rows of a dial; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
+def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, pd.DataFrame]:
+    """The runs by q; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
     if scale not in record.grid.scales:
         return {}
-    return rows_of(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
+    dial = Dial(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
+    return {q: some for q in dial.q if len(some := dial.of(q))}
 
 
 def _legend(figure: Figure, *of: Axes, columns: int | None = None) -> None:

@@ -38,6 +38,9 @@ class Value(NamedTuple):
     option: str
     value: float
 
+    def __str__(self) -> str:
+        return f"{self.option.replace('_', ' ')} = {self.value:g}"
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -4,9 +4,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scipy.special import stdtr, stdtrit  # Student's t and its quantile; scipy.stats takes a second to import
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Interval(NamedTuple):
@@ -99,6 +102,11 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Differenc
     """First minus second, within the seeds that both have: runs of one seed share weights and batches."""
     found = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     return Difference(t_interval(found), p_value(found), effect_size(found))
+
+
+def within_seeds(first: "pd.DataFrame", second: "pd.DataFrame", name: str) -> Difference:
+    """The same of a column of two frames, each with a row a seed."""
+    return paired(*(dict(zip(rows["seed"], rows[name], strict=True)) for rows in (first, second)))
 
 
 def effect_size(differences: Sequence[float]) -> float:
