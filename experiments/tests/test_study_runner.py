@@ -137,7 +137,7 @@ def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Pa
 
 @pytest.mark.usefixtures("inline")
 def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path) -> None:
-    whole, page = collect.path_of(tmp_path / "results", "small", "image"), tmp_path / "docs/page.md"
+    whole, page = collect.FILES.path(tmp_path / "results", "image", "small"), tmp_path / "docs/page.md"
     reproduce(tmp_path)
     text, content = page.read_text(), json.loads(whole.read_text())
     shutil.rmtree(tmp_path / "work")

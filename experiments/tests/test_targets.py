@@ -105,7 +105,8 @@ def test_what_there_is_to_run_is_said_and_nothing_is_written(tmp_path: Path, mon
     assert said.exit_code == 0, said.output
     assert said.stdout.splitlines() == [
         "autoencoder: 12 runs, 0 have ended",  # those to targets follow from them
-        "48 runs in all. How long they take is known when the first has finished.",
+        "48 runs in all: the 12 known now decide the other 36. "
+        "How long they take is known when the first has finished.",
     ]
     assert not list(tmp_path.iterdir())
 

@@ -114,7 +114,7 @@ def _reproduce(
 ) -> None:
     from sparseout_experiments.studies.engine import study as engine
 
-    study: engine.Study = import_module(f"sparseout_experiments.studies.{name}")
+    study: Any = import_module(f"sparseout_experiments.studies.{name}")  # an engine.Study
     chosen = only.split(",") if only else entry.names
     if unknown := [part for part in chosen if part not in entry.names]:
         fail(expected("--only", f"a list of {', '.join(entry.names)}", repr(unknown[0])))
@@ -131,10 +131,10 @@ def _reproduce(
             parts, total, left = engine.outlook(study, request, workers, recorded)
             for part, (runs, ended) in parts.items():
                 console.print(f"{part}: {runs} runs, {ended} have ended", highlight=False)
-            console.print(f"{total} runs in all. {about(left, workers)}", highlight=False)
+            now = sum(runs for runs, _ in parts.values())
+            rest = f": the {now} known now decide the other {total - now}" if now < total else ""
+            console.print(f"{total} runs in all{rest}. {about(left, workers)}", highlight=False, soft_wrap=True)
             return
-        if render and not any(results.glob(f"{name}-*.json")):
-            fail(expected("--results", f"a folder with results of `sparseout reproduce {name}`", repr(str(results))))
         with atomic_files.prepared(results, page.parent, *([] if render else [work])):
             if render:
                 study.render(results, page)

@@ -38,7 +38,7 @@ def theory(
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
-    wrote(Console(), [results / checking.RESULTS, *written])
+    wrote(Console(), [checking.FILES.path(results), *written])
     checks = checking.checks_of(record)
     if failed := [check for check in checks if not check.holds]:
         for check in failed:

@@ -18,31 +18,27 @@ from sparseout_experiments.studies.alternatives.comparison import (
     reached,
 )
 from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, WITHOUT_KNOB, Run, runs
-from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.study import Request
+from sparseout_experiments.studies.engine.study import Files, Request
 from sparseout_experiments.training import atomic_files
 
-__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "render", "save"]
 
 ALL_MUST_FINISH = True
 ledger = Ledger
 
-KIND = "sparseout alternatives"
 TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
+FILES = Files("alternatives", "sparseout alternatives", tuple(TITLES), tuple(BUDGETS))
+load_all = FILES.load_all
 
 
 def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
     """The jobs."""
     return {run: run.job(request.work, request.sources) for run in runs(request.budget, request.names)}
-
-
-def total(request: Request, ledger: Ledger[Run]) -> int:
-    """How many runs there are."""
-    return len(runs(request.budget, request.names))
 
 
 def check(request: Request, results: Path, page: Path) -> None:
@@ -54,9 +50,16 @@ def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
     """Write a file of results for each data set."""
     for name in request.names:
         mine = {run: ledger.results[run] for run in runs(request.budget, [name])}
-        head = _head(request.budget, name, mine)
-        rows = [_row(run, result, head["environments"]) for run, result in mine.items()]
-        files.save(_path(results, request.budget, name), head | {"rows": rows})
+        environments = files.distinct(result["environment"] for result in mine.values())
+        content = {
+            "budget": request.budget,
+            "data": name,
+            "config": files.shared([result["config"] for result in mine.values()]),
+            "methods": {name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()},
+            "environments": environments,
+            "rows": [_row(run, result, environments) for run, result in mine.items()],
+        }
+        FILES.store(results, content, name, request.budget)
 
 
 def _text(page: Path, data: Iterable[str]) -> str:
@@ -73,7 +76,7 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
     """
-    records = files.some(load_all(results), results, "alternatives")
+    records = FILES.some(results)
     text = _text(page, records)
     parts, images = {}, {}
     for name, record in records.items():
@@ -84,16 +87,6 @@ def render(results: Path, page: Path) -> None:
         parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
     pages.write_images(page, images)
     atomic_files.write(page, pages.filled(text, parts))
-
-
-def load_all(results: Path) -> dict[str, dict[str, Any]]:
-    """The results of every data set, of the largest budget that a folder has. Raises ValueError for a bad file."""
-    paths = [(data, _path(results, budget, data)) for budget, sets in BUDGETS.items() for data in sets]
-    return {data: files.load(path, KIND) for data, path in paths if path.exists()}
-
-
-def _path(results: Path, budget: str, data: str) -> Path:
-    return results / f"alternatives-{budget}-{data}.json"
 
 
 def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -126,17 +119,14 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
                 least = p_values[measure, level].get(str(method), 0.0) > SIGNIFICANT
                 rows.setdefault(str(method), []).append({"error": error, "least": least})
         tables.append({"units": units, "rows": rows})
-    return {
+    return study.summary(record, runs) | {
         "data": name,
         "title": TITLES[name],
         "config": config,
-        "count": len(runs),
-        "seeds": runs["seed"].nunique(),
-        "minutes": runs["seconds"].sum() / 60,
         "made_with": [
             # one revision for all needs no names beside it
             {
-                "what": pages.made_with([(environment, True)])[0],
+                "what": pages.made_with([environment]),
                 "methods": list(dict.fromkeys(made["method"])),
                 "seeds": made["seed"].nunique(),
             }
@@ -159,17 +149,6 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
             }
             for (method, setting), group in runs.groupby(["method", "setting"], sort=False, dropna=False)
         ],
-    }
-
-
-def _head(budget: str, data: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        "kind": KIND,
-        "budget": budget,
-        "data": data,
-        "config": files.shared([result["config"] for result in results.values()]),
-        "methods": {name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()},
-        "environments": files.distinct([result["environment"] for result in results.values()]),
     }
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from sparseout_experiments.studies.engine.plots import points
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
@@ -48,18 +49,15 @@ def density(runs: pd.DataFrame) -> bytes:
 
 def _draw(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
     for method, (colour, marker) in _LOOKS.items():
-        settings = runs[runs["method"] == method].groupby("setting", dropna=False)
-        if not len(settings):
-            continue
-        points = pd.DataFrame(
-            [t_interval(group[measure]) + t_interval(1000 * group["mse"]) for _, group in settings],
-            columns=["x", "dx", "_", "y", "dy", "_"],
-        )
-        axes.errorbar(
-            *(points[name] for name in ("x", "y", "dy", "dx")),
-            color=colour, marker=marker, markersize=9 if method == "none" else 5.5, linewidth=1.3, elinewidth=0.8,
-            label=method,
-        )  # fmt: skip
+        settings = [group for _, group in runs[runs["method"] == method].groupby("setting", dropna=False)]
+        if settings:
+            points(
+                axes,
+                [t_interval(list(group[measure])) for group in settings],
+                [t_interval(list(1000 * group["mse"])) for group in settings],
+                color=colour, marker=marker, markersize=9 if method == "none" else 5.5, linewidth=1.3, elinewidth=0.8,
+                label=method,
+            )  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))

@@ -5,9 +5,9 @@ from typing import Any
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.control import collect, grid, runner
-from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, TITLE, Run, Task
+from sparseout_experiments.studies.control.collect import FILES
+from sparseout_experiments.studies.control.grid import BUDGETS, TASKS, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.study import Request
@@ -15,7 +15,7 @@ from sparseout_experiments.studies.engine.study import Request
 __all__ = ["ALL_MUST_FINISH", "BUDGETS", "TASKS", "check", "ledger", "plan", "recorded", "render", "save", "total"]
 
 ALL_MUST_FINISH = False
-ledger = Ledger
+ledger, check = Ledger, FILES.check
 
 
 def plan(request: Request, ledger: Ledger) -> dict[Run, Job]:
@@ -41,13 +41,6 @@ def total(request: Request, ledger: Ledger) -> int:
     )
 
 
-def check(request: Request, results: Path, page: Path) -> None:
-    """Raise ValueError for a page that is another, or that shows more than there can be in the end."""
-    others = [one for one in collect.load_all(results) if one.budget != request.budget or one.task not in request.names]
-    planned = sum(grid.count(request.budget, task)[1] for task in _tasks(request))  # at most
-    pages.check(page, TITLE, planned + sum(len(one.frame) for one in others))
-
-
 def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
     """The finished runs that the files of results have. Raises ValueError where they are not this study's."""
     found: dict[Run, dict[str, Any]] = {}
@@ -67,10 +60,11 @@ def render(results: Path, page: Path) -> None:
 
     Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
     """
-    from sparseout_experiments.studies.control.page import write  # matplotlib takes a second to import
+    from sparseout_experiments.studies.control.page import made  # matplotlib takes a second to import
 
     records = [record for record in collect.load_all(results) if len(record.frame)]
-    write(files.some(records, results, "control"), page)
+    runs = sum(len(record.frame) for record in files.some(records, results, "control"))
+    FILES.write(page, runs, lambda: made(records))
 
 
 def _tasks(request: Request) -> list[Task]:

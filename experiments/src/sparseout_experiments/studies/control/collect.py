@@ -1,6 +1,7 @@
 """From folders of runs to one small file a task, and back."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.studies.engine.study import Files
 from sparseout_experiments.training import run_folder
 
-KIND = "sparseout control study"
 _NO_VALUE = Value(None, None)  # type: ignore[arg-type]
 _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
 _RUN = ("method", "q", "scale", "gradient", "option", "value", "seed", "role")
@@ -76,14 +77,21 @@ class Record:
         return replace(self, frame=self.frame[~self.frame["seed"].isin(begun)])
 
 
-def path_of(results: Path, budget: str, task: Task) -> Path:
-    """The file of one task."""
-    return results / f"control-{budget}-{task}.json"
+FILES = Files(
+    "control",
+    "sparseout control study",
+    grid.TASKS,
+    tuple(BUDGETS),
+    title=grid.TITLE,
+    most=lambda request: sum(
+        grid.count(request.budget, task)[1] for task in BUDGETS[request.budget] if task in request.names
+    ),
+)
 
 
 def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
     """Write what is known of a task, unless nothing is, or the file that is there knows of more runs."""
-    path = path_of(results, budget, task)
+    path = FILES.path(results, task, budget)
     plan = ledger.plan(budget, task)
     known = sum(run in ledger for run in plan)
     before = load(path) if path.exists() else None
@@ -92,7 +100,6 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
     mine = [(run, ledger.results[run]) for run in plan if run in ledger.results]
     reasons = ledger.failures | ledger.lost
     content = {
-        "kind": KIND,
         "budget": budget,
         "task": task,
         "planned": max(len(plan), grid.count(budget, task)[0]),
@@ -103,13 +110,13 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
         "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(budget, task).items()],
     }
-    files.save(path, content)
+    FILES.store(results, content, task, budget)
     return path
 
 
 def load(path: Path) -> Record:
     """A record from its file. Raises ValueError where the file holds something else."""
-    found = files.load(path, KIND)
+    found = FILES.load(path)
     try:
         task = found["task"]
         return Record(
@@ -123,7 +130,7 @@ def load(path: Path) -> Record:
             config=found["config"],
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold results of {KIND}") from error
+        raise ValueError(f"{path} does not hold results of {FILES.kind}") from error
 
 
 def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]]:
@@ -131,11 +138,11 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
 
     Raises ValueError for a file of something else, or of runs with other options than the budget's.
     """
-    path = path_of(results, budget, task)
+    path = FILES.path(results, task, budget)
     if not path.exists():
         return {}
     found: dict[Run, dict[str, Any]] = {}
-    for run, entry in zip(load(path).finished["run"], (content := files.load(path, KIND))["rows"], strict=True):
+    for run, entry in zip(load(path).finished["run"], (content := FILES.load(path))["rows"], strict=True):
         wanted, config = grid.options(run, budget, {}, {}), content["config"]
         for name in wanted.keys() & config.keys() - {"data"}:
             if config[name] != wanted[name]:
@@ -146,8 +153,8 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
 
 def load_all(results: Path) -> list[Record]:
     """Every record in a folder, the largest budget first."""
-    paths = [path_of(results, budget, task) for budget in reversed(grid.BUDGETS) for task in grid.TASKS]
-    return [load(path) for path in paths if path.exists()]
+    paths = FILES.paths(results)
+    return [load(paths[name]) for name in itertools.product(reversed(BUDGETS), grid.TASKS) if name in paths]
 
 
 def options(record: Record) -> dict[str, Any]:
@@ -170,7 +177,8 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _environments(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where a run was trained; of one that is from a file, where any of that file's were."""
-    return result.get("environments", [result.get("environment", {})])
+    found: list[dict[str, Any]] = result.get("environments", [result.get("environment", {})])
+    return found
 
 
 def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from sparseout_experiments.studies.control.collect import Record, samples
 from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, mean
 from sparseout_experiments.studies.control.grid import GRIDS
-from sparseout_experiments.studies.engine.plots import points, references
+from sparseout_experiments.studies.engine.plots import canvas, points, references
 from sparseout_experiments.studies.engine.statistics import Interval
-from sparseout_experiments.studies.engine.style import COLOURS, png, style
+from sparseout_experiments.studies.engine.style import COLOURS, DOTS, png, style
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
 NETWORKS = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM", "transformer": "transformer"}
 HOLLOW = f"collapsed: over {100 * COLLAPSED:g}% of samples have no active unit"
-_DOTS = (0, (1.2, 1.6))
 _WIDE = 4  # entries of a legend, one of them long, that fit no single line
 _AXES = {"hoyer": "Hoyer sparsity", "mse": "test error (MSE)", "error": "test error", "perplexity": "test perplexity"}
 
@@ -62,7 +60,7 @@ def panels(record: Record, name: str) -> Figure:
     """Every dial of the autoencoder: rows are gradients, columns are p's."""
     grid = record.grid
     ps = tuple(reversed(grid.p))
-    figure = Figure((9.2, 6.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.03, hspace=0.03))
+    figure = canvas(9.2, 6.9, wspace=0.03, hspace=0.03)
     axes = figure.subplots(len(grid.gradients), len(ps), sharex=True, sharey=True, squeeze=False)
     for line, gradient in zip(axes, grid.gradients, strict=True):
         for panel, p in zip(line, ps, strict=True):
@@ -98,17 +96,16 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
         points(axes, x, found, color=colour, marker=marker, capsize=3, label=name, zorder=3)
         _hollow(axes, rows, x, found, colour, marker)
         if live:
-            axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=_DOTS)
+            axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=DOTS)
     if live:
         label = "live units alone" + (" (in the same colours)" if len(record.grid.scales) > 1 else "")
-        axes.plot([], [], color=COLOURS["ink"], linestyle=_DOTS, label=label)
+        axes.plot([], [], color=COLOURS["ink"], linestyle=DOTS, label=label)
     axes.set_xticks(qs, [f"{q:g}" for q in qs])
     axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
 
 
 def _shown(rows: pd.DataFrame, measure: str) -> Interval:
-    found, times = mean(rows, measure), 100 if measure == "dead" else 1
-    return Interval(times * found.mean, times * found.half, found.n)
+    return mean(rows, measure).times(100 if measure == "dead" else 1)
 
 
 def _hollow(
@@ -171,7 +168,7 @@ _PANELS: dict[str, Callable[[Axes, Record, str, PChoice], None]] = {"dial": _dia
 
 def overview(record: Record) -> Figure:
     """Sparsity against q, the metric against q, and the metric against measured sparsity."""
-    figure = Figure((12.6, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
+    figure = canvas(12.6, 4.3, wspace=0.04)
     dial, price, plane = figure.subplots(1, 3)
     _against_q(dial, record, "detached", "common", "hoyer", live=any(record.finished["dead"]))
     _references(dial, record, "common", "hoyer")
@@ -189,7 +186,7 @@ def overview(record: Record) -> Figure:
 
 def networks(records: Sequence[Record]) -> Figure:
     """A column for each network: sparsity against q, and the metric against measured sparsity."""
-    figure = Figure((3.7 * len(records) + 0.5, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04))
+    figure = canvas(3.7 * len(records) + 0.5, 7.4, hspace=0.04)
     for record, (dial, plane) in zip(records, figure.subplots(2, len(records), squeeze=False).T, strict=True):
         _against_q(dial, record, "detached", "common", "hoyer", live=any(record.analysed["dead"]))
         _references(dial, record, "common", "hoyer")
@@ -201,14 +198,14 @@ def networks(records: Sequence[Record]) -> Figure:
 
 def curves(records: Sequence[Record]) -> Figure:
     """The loss over epochs, without noise and with Dropout (q = 2), means over seeds."""
-    figure = Figure((3.7 * len(records) + 0.5, 4.0), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    figure = canvas(3.7 * len(records) + 0.5, 4.0)
     for record, axes in zip(records, figure.subplots(1, len(records), squeeze=False)[0], strict=True):
         for method, colour, name in (("none", COLOURS["ink"], "no noise"), ("dropout", COLOURS["first"], "Dropout")):
             train, valid = losses(plain(record, method, "own"))
             if valid:
                 epochs = range(1, len(valid) + 1)
                 axes.plot(epochs, valid, color=colour, marker="o", label=f"{name}, validation data")
-                axes.plot(epochs, train, color=colour, linestyle=_DOTS, label=f"{name}, in training")
+                axes.plot(epochs, train, color=colour, linestyle=DOTS, label=f"{name}, in training")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=NETWORKS[record.task])
     _legend(figure, *figure.axes, columns=2 * len(records) - 1)
@@ -218,8 +215,8 @@ def curves(records: Sequence[Record]) -> Figure:
 def losses(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
     """The means over runs of the losses of every epoch, in training and on validation data; empty if none were kept."""
     kept = [np.array(curve, float) for curve in rows["curve"].dropna()]  # what is null in a file is nan
-    train, valid = (sum(kept) / len(kept)).T if kept else ((), ())
-    return list(train), list(valid)
+    train, valid = np.mean(kept, axis=0).T.tolist() if kept else ([], [])
+    return train, valid
 
 
 def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float, pd.DataFrame]:

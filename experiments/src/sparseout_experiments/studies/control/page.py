@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -33,25 +32,23 @@ _KINDS = 3  # of warnings are shown, the most frequent
 _DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
 
 
-def write(records: Sequence[Record], page: Path) -> None:
-    """Write the page and its figures, which lie in a folder `images` beside it."""
-    runs = sum(len(record.frame) for record in records)
-    pages.check(page, TITLE, runs)
+def made(records: Sequence[Record]) -> tuple[str, dict[str, bytes]]:
+    """The page and its figures."""
     sections = [
         Section(budget, [Task(record) for record in some])
         for budget, some in itertools.groupby(records, key=lambda record: record.budget)
     ]
+    drawn: dict[str, bytes] = {}
+
+    def add(name: str, found: Mapping[str, bytes]) -> dict[str, str]:
+        drawn.update((f"control-{name}-{figure}", content) for figure, content in found.items())
+        return {figure: f"images/control-{name}-{figure}.png" for figure in found}
+
     for section in sections:
-        section.images = _drawn(page, section.budget, figures.draw_together([task.complete for task in section.tasks]))
+        section.images = add(section.budget, figures.draw_together([task.complete for task in section.tasks]))
         for task in section.tasks:
-            task.images = _drawn(page, f"{section.budget}-{task.record.task}", figures.draw(task.complete))
-    pages.write(page, text(sections), runs)
-
-
-def _drawn(page: Path, name: str, drawn: Mapping[str, bytes]) -> dict[str, str]:
-    """Write the figures of a section or task, and say where each lies."""
-    written = pages.write_images(page, {f"control-{name}-{figure}": content for figure, content in drawn.items()})
-    return {figure: written[f"control-{name}-{figure}"] for figure in drawn}
+            task.images = add(f"{section.budget}-{task.record.task}", figures.draw(task.complete))
+    return text(sections), drawn
 
 
 def text(sections: Sequence["Section"]) -> str:
@@ -202,11 +199,10 @@ class Section:
         return float(sum(task.record.finished["seconds"].sum() for task in self.tasks)) / 3600
 
     @property
-    def made_with(self) -> list[str]:
-        """Versions and processors."""
-        return pages.made_with(
-            (one, task.record.config.get("device") == "cpu") for task in self.tasks for one in task.record.environments
-        )
+    def made_with(self) -> str:
+        """Versions and processors; a GPU that runs were told to leave alone was not used."""
+        told = [(one, task.record.config.get("device")) for task in self.tasks for one in task.record.environments]
+        return pages.made_with((one | ({"gpu": None} if device == "cpu" else {}) for one, device in told), gpu=True)
 
     def lines(self, merged: bool = True, **wanted: Any) -> list[Line]:
         """The contrasts with these fields.

@@ -1,7 +1,6 @@
 """Pages that are made from results: Markdown templates with numbers filled in, or parts of a page between markers."""
 
 import math
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -134,29 +133,30 @@ def write(page: Path, text: str, runs: int) -> None:
     atomic_files.write(page, f"{text.rstrip()}\n\n{_RUNS.format(runs)}\n")
 
 
-def write_images(page: Path, images: Mapping[str, bytes]) -> dict[str, str]:
-    """Write figures to the folder `images` beside a page; where each is, as seen from the page."""
+def write_images(page: Path, images: Mapping[str, bytes]) -> list[Path]:
+    """Write figures to the folder `images` beside a page; return where."""
     folder = page.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in images.items():
-        atomic_files.write(folder / f"{name}.png", content)
-    return {name: os.path.relpath(folder / f"{name}.png", page.parent) for name in images}
+    paths = [folder / f"{name}.png" for name in images]
+    for path, content in zip(paths, images.values(), strict=True):
+        atomic_files.write(path, content)
+    return paths
 
 
-def made_with(environments: Iterable[tuple[Mapping[str, Any], bool]]) -> list[str]:
+def made_with(environments: Iterable[Mapping[str, Any]], gpu: bool = False) -> str:
     """Versions and devices of runs; revisions that differ in nothing else stand together.
 
-    Of each environment it is told whether the runs were to take the processor: a GPU beside it was not used then.
+    Where runs were not to take a `gpu`, one beside the processor was not used.
     """
     found: dict[str, set[str]] = {}
-    for one, processor in environments:
-        machine = (None if processor else one.get("gpu")) or one.get("processor") or "an unnamed processor"
+    for one in environments:
+        machine = (one.get("gpu") if gpu else None) or one.get("processor") or "an unnamed processor"
         revisions = found.setdefault(f"PyTorch {one.get('torch')} on {machine}", set())
         revisions |= {str(one["revision"])} if one.get("revision") else set()
-    return [
+    return " and with ".join(
         name + (f" (revision{'s' if len(some) > 1 else ''} {', '.join(sorted(some))})" if some else "")
         for name, some in sorted(found.items())
-    ]
+    )
 
 
 _BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)

@@ -8,9 +8,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sparseout_experiments.studies.engine.statistics import Interval
 from sparseout_experiments.studies.engine.style import COLOURS, image
+
+
+def canvas(width: float, height: float, **pads: float) -> Figure:
+    """A figure in which neither labels nor panels touch; `pads` are those of the constrained layout."""
+    given: dict[str, Any] = {"w_pad": 0.1, "h_pad": 0.1} | pads
+    return Figure((width, height), layout=ConstrainedLayoutEngine(**given))
 
 
 def points(axes: Axes, x: Sequence[float | Interval], y: Sequence[float | Interval], **look: Any) -> None:

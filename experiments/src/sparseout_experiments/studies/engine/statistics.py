@@ -29,6 +29,10 @@ class Interval(NamedTuple):
         """Upper end."""
         return self.mean + self.half
 
+    def times(self, factor: float) -> "Interval":
+        """The same in other units."""
+        return Interval(factor * self.mean, factor * self.half, self.n)
+
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """The mean of `values` with a two-sided t interval. Values that are not finite are left out."""

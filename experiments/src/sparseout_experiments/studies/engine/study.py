@@ -1,15 +1,19 @@
 """A study from its runs to its files of results and its page, the same way for every study."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sparseout_experiments.studies.engine import jobs, pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
 from sparseout_experiments.studies.engine.jobs import Ledger, OnProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Request:
     common: Mapping[str, Any] = field(default_factory=dict)
 
 
+Content = Callable[[str, dict[Any, dict[str, Any]]], Mapping[str, Any]]  # of a task and the results of its runs
+Page = Callable[[dict[str, dict[str, Any]]], tuple[str, Mapping[str, bytes]]]  # of the results of every task
+
+
 @dataclass(frozen=True)
 class Files:
     """The files of results of a study, one a task, and the page that is made of all of them.
@@ -38,60 +46,96 @@ class Files:
     Args:
         study: its name.
         kind: what its files say that they hold.
-        title: the first line of the page.
         tasks: what there may be files of.
+        budgets: where it has several, from the smallest; they are part of the names.
+        title: the first line of the page.
+        most: how many runs there may be in the end.
+        content: what a file holds, beside its task and what its runs were made with.
+        page: the text and the figures.
         count: of how many runs a file is.
     """
 
     study: str
     kind: str
-    title: str
-    tasks: tuple[str, ...]
-    count: Callable[[Mapping[str, Any]], int] = lambda record: len(record["rows"])
+    tasks: tuple[str, ...] = ("",)
+    budgets: tuple[str, ...] = ("",)
+    title: str = ""
+    most: Callable[[Request], int] = lambda request: 0
+    content: Content = lambda task, runs: {}
+    page: Page = lambda records: ("", {})
+    count: Callable[[Mapping[str, Any]], int] = lambda record: len(record["rows"]) + len(record.get("failed", ()))
 
-    def _path(self, results: Path, task: str) -> Path:
-        return results / f"{self.study}-{task}.json"
+    def path(self, results: Path, task: str = "", budget: str = "") -> Path:
+        """The file of a task."""
+        return results / f"{'-'.join(part for part in (self.study, budget, task) if part)}.json"
+
+    def paths(self, results: Path) -> dict[tuple[str, str], Path]:
+        """The files that a folder has, by budget and task."""
+        named = {(budget, task): self.path(results, task, budget) for budget in self.budgets for task in self.tasks}
+        return {name: path for name, path in named.items() if path.exists()}
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """What a file holds. Raises ValueError for one that is none, or not there."""
+        return files.load(path, self.kind)
 
     def load_all(self, results: Path) -> dict[str, dict[str, Any]]:
-        """The results of every task that a folder has. Raises ValueError for a file that is none."""
-        paths = {task: self._path(results, task) for task in self.tasks}
-        return {task: files.load(path, self.kind) for task, path in paths.items() if path.exists()}
+        """The results of every task that a folder has, of the largest budget. Raises ValueError as `load` does."""
+        return {task: self.load(path) for (_, task), path in self.paths(results).items()}
 
     def some(self, results: Path) -> dict[str, dict[str, Any]]:
         """The same; raises ValueError where there are none, too."""
         return files.some(self.load_all(results), results, self.study)
 
-    def check(self, request: Request, results: Path, page: Path, total: int) -> None:
+    def check(self, request: Request, results: Path, page: Path) -> None:
         """Raise ValueError for a page that is another, or that was made from more runs than there will be."""
-        others = [record for task, record in self.load_all(results).items() if task not in request.names]
-        pages.check(page, self.title, total + sum(map(self.count, others)))
+        budget = request.budget if request.budget in self.budgets else ""
+        mine = [self.path(results, task, budget) for task in request.names]
+        others = [self.load(path) for path in self.paths(results).values() if path not in mine]
+        pages.check(page, self.title, self.most(request) + sum(map(self.count, others)))
 
-    def save(
-        self,
-        request: Request,
-        ledger: Ledger[Any],
-        results: Path,
-        content: Callable[[str, dict[Any, dict[str, Any]]], Mapping[str, Any]],
-    ) -> None:
-        """Write a file for each task; `content` gives what it holds of the results of a task's runs."""
+    def store(self, results: Path, content: Mapping[str, Any], task: str = "", budget: str = "") -> None:
+        """Write a file."""
+        files.save(self.path(results, task, budget), {"kind": self.kind, **content})
+
+    def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
+        """Write a file for each task."""
         for task in request.names:
             mine = {run: result for run, result in ledger.results.items() if run.task == task}
             environments = files.distinct(result["environment"] for result in mine.values())
-            head = {"kind": self.kind, "task": task, "environments": environments}
-            files.save(self._path(results, task), {**head, **content(task, mine)})
+            self.store(results, {"task": task, "environments": environments, **self.content(task, mine)}, task)
 
-    def write(
-        self, records: Mapping[str, Mapping[str, Any]], page: Path, text: str, images: Mapping[str, bytes]
-    ) -> None:
-        """Write the page and its figures. Raises ValueError where the page is another, or was made from more runs."""
-        runs = sum(map(self.count, records.values()))
+    def render(self, results: Path, page: Path) -> None:
+        """Make the page and its figures from the files of results.
+
+        Raises ValueError where there are none, for a file that holds something else, and as `write` does.
+        """
+        records = self.some(results)
+        self.write(page, sum(map(self.count, records.values())), lambda: self.page(records))
+
+    def write(self, page: Path, runs: int, made: Callable[[], tuple[str, Mapping[str, bytes]]]) -> None:
+        """Write what is made of so many runs. Raises ValueError where the page is another, or shows more of them."""
         pages.check(page, self.title, runs)
+        text, images = made()
         pages.write_images(page, images)
         pages.write(page, text, runs)
 
 
+def summary(record: Mapping[str, Any], frame: "pd.DataFrame") -> dict[str, Any]:
+    """What every page says of a task: how many runs and seeds it has, how long these took, and what made them."""
+    return {
+        "count": len(frame),
+        "seeds": frame["seed"].nunique(),
+        "minutes": frame["seconds"].sum() / 60 if "seconds" in frame else math.nan,
+        "made_with": pages.made_with(record["environments"]),
+    }
+
+
 class Study(Protocol):
-    """What the module of a study has; one whose runs are no task of the command line has a function `train` too."""
+    """What the module of a study has.
+
+    One whose runs are no task of the command line has a function `train` too, and one whose plan is not all known at
+    once a function `total`: how many runs there will be, as far as that is known.
+    """
 
     ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
 
@@ -101,9 +145,6 @@ class Study(Protocol):
     def plan(self, request: Request, ledger: Ledger[Any]) -> Mapping[Any, Job]:
         """The jobs that are known, given what the ledger has."""
 
-    def total(self, request: Request, ledger: Ledger[Any]) -> int:
-        """How many runs there will be, as far as that is known."""
-
     def check(self, request: Request, results: Path, page: Path) -> None:
         """Raise ValueError where the page would be refused in the end."""
 
@@ -112,6 +153,11 @@ class Study(Protocol):
 
     def render(self, results: Path, page: Path) -> None:
         """Make the page and its figures from the files of results, or raise ValueError."""
+
+
+def _total(study: Study, request: Request, ledger: Ledger[Any]) -> int:
+    own = getattr(study, "total", None)
+    return int(own(request, ledger)) if own else len(study.plan(request, ledger))
 
 
 def reproduce(
@@ -142,7 +188,7 @@ def reproduce(
         return study.plan(request, ledger)
 
     def total() -> int:
-        return study.total(request, ledger)
+        return _total(study, request, ledger)
 
     def write() -> None:
         order = [*plan(), *ledger.results]  # of the plan, whatever ended first
@@ -172,7 +218,7 @@ def outlook(
     ledger = study.ledger()
     ledger.results |= recorded or {}
     jobs.look(ledger, lambda: study.plan(request, ledger))
-    known, total = study.plan(request, ledger), study.total(request, ledger)
+    known, total = study.plan(request, ledger), _total(study, request, ledger)
     tasks: dict[str, tuple[int, int]] = {}
     for name, job in known.items():
         runs, ended = tasks.get(job.folder.parent.name, (0, 0))

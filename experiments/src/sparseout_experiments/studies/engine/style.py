@@ -30,6 +30,9 @@ DARK = {
 # Okabe and Ito (2008), for more than two series: told apart by colour-blind readers too.
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a")
 
+DASHES: Any = (0, (4, 2))
+DOTS: Any = (0, (1.2, 1.6))
+
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

@@ -6,28 +6,20 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.study import Files, Request
+from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.payoff import figures, training, transformer
 from sparseout_experiments.studies.payoff.training import METHODS, STEERED, TARGETS, TASKS
 
-__all__ = ["ALL_MUST_FINISH", "NAMES", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total"]
+__all__ = ["ALL_MUST_FINISH", "NAMES", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "train"]
 
 ALL_MUST_FINISH = True
 
 MINILM = "minilm"
 NAMES = (*TASKS, MINILM)
-FILES = Files(
-    "payoff",
-    "sparseout payoff",
-    "# What is sparsity worth?",
-    NAMES,
-    count=lambda record: 1 if record["task"] == MINILM else len(record["rows"]),
-)
-load_all = FILES.load_all
 TOLERANCE = 0.25  # of a target, relative to it, within which it is met
 LABELS = {
     "none": "no noise",
@@ -76,48 +68,29 @@ def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
     return {run: run.job(request) for run in [*runs, *([Run(MINILM)] if MINILM in request.names else [])]}
 
 
-def total(request: Request, ledger: Ledger[Run]) -> int:
-    """How many runs there are."""
-    return len(plan(request, ledger))
-
-
 def train(task: str, options: dict[str, Any], folder: Path) -> None:
     """Train one classifier, or measure the transformer."""
     (transformer.train if task == MINILM else training.train)(task, options, folder)
 
 
-def check(request: Request, results: Path, page: Path) -> None:
-    """Raise ValueError for a page that is another, or that was made from more runs."""
-    FILES.check(request, results, page, total(request, ledger()))
+def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the file of a task holds."""
+    if task == MINILM:
+        (result,) = runs.values()
+        return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
+    return {"rows": [{**run._asdict(), **_numbers(result)} for run, result in runs.items()]}
 
 
-def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
-    """Write a file of results for each task."""
-
-    def content(name: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-        if name == MINILM:
-            (result,) = runs.values()
-            return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
-        return {"rows": [{**run._asdict(), **_numbers(result)} for run, result in runs.items()]}
-
-    FILES.save(request, ledger, results, content)
-
-
-def render(results: Path, page: Path) -> None:
-    """Make the page and its figures from the files of results.
-
-    Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
-    """
-    records = FILES.some(results)
+def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes]]:
+    """The page and its figures."""
     tasks = [summary(record) for name, record in records.items() if name in TASKS]
     minilm = records.get(MINILM)
-    made = [] if minilm is None else pages.made_with((environment, True) for environment in minilm["environments"])
     text = pages.rendered(
         __package__,
         "page.md.j2",
         tasks=tasks,
         minilm=minilm,
-        minilm_made_with=made,
+        minilm_made_with="" if minilm is None else pages.made_with(minilm["environments"]),
         missing=[task.title for name, task in TASKS.items() if name not in records],
         setup=training,
         labels=LABELS,
@@ -126,7 +99,7 @@ def render(results: Path, page: Path) -> None:
     images = {f"payoff-{task['name']}": figures.price(task["settings"]) for task in tasks}
     if minilm is not None:
         images["payoff-minilm"] = figures.thresholds(pd.DataFrame(minilm["rows"]))
-    FILES.write(records, page, text, images)
+    return text, images
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,23 +118,32 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         row["sparse_layers"] = float(group["sparse_layers"].map(len).mean())
         row["error_change"] = float((group["error_sparse"] - group["error"]).abs().max())
         settings.append(row)
-    return {
+    return study.summary(record, frame) | {
         "name": name,
         "title": TASKS[name].title,
         "task": TASKS[name],
         "settings": settings,
         "dense": next(row for row in settings if row["method"] == "none"),
-        "count": len(frame),
-        "seeds": frame["seed"].nunique(),
         "missing": [LABELS[method] for method in METHODS if method not in set(frame["method"])],
         "sparse": any(row["sparse_layers"] for row in settings),
         "load": (frame["load"].min(), frame["load"].max()),
         "told": sum(bool(told) for told in frame["told"]),
-        "minutes": frame["seconds"].sum() / 60,
-        "made_with": pages.made_with((environment, True) for environment in record["environments"]),
     }
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     left_out = ("config", "environment")
     return {name: value for name, value in result.items() if name not in left_out}
+
+
+FILES = study.Files(
+    "payoff",
+    "sparseout payoff",
+    NAMES,
+    title="# What is sparsity worth?",
+    most=lambda request: len(plan(request, ledger())),
+    content=content,
+    page=page,
+    count=lambda record: 1 if record["task"] == MINILM else len(record["rows"]),
+)
+load_all, check, save, render = FILES.load_all, FILES.check, FILES.save, FILES.render

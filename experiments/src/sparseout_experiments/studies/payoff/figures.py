@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sparseout_experiments.studies.engine.plots import points
 from sparseout_experiments.studies.engine.style import COLOURS, CYCLE, png, style
 
 
@@ -18,9 +19,8 @@ def price(settings: Sequence[Mapping[str, Any]]) -> bytes:
         for colour, label in zip(CYCLE, methods, strict=False):
             rows = sorted((r for r in settings if r["label"] == label), key=lambda r: r["density"].mean)
             density = [100 * row["density"].mean for row in rows]
-            half = [100 * row["error"].half for row in rows]
-            error = [100 * row["error"].mean for row in rows]
-            panels[0].errorbar(density, error, half, color=colour, marker="o", capsize=2, label=label)
+            error = [row["error"].times(100) for row in rows]
+            points(panels[0], density, error, color=colour, marker="o", capsize=2, label=label)
             parameters = [100 * row["parameters_compact"] / row["parameters"] for row in rows]
             panels[1].plot(density, parameters, color=colour, marker="o")
             panels[2].plot(density, [row["sparse_1"] for row in rows], color=colour, marker="o")

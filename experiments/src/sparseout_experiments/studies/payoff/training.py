@@ -20,6 +20,7 @@ import sparseout
 from sparseout import baselines, inference
 from sparseout_experiments.data import images
 from sparseout_experiments.studies.engine.jobs import train_own
+from sparseout_experiments.studies.engine.steps import step
 
 TARGETS = (0.3, 0.1, 0.05)  # of the density: the fraction of hidden units that are not 0, in evaluation
 STEERED = ("sparseout", "penalty", "topk")  # methods that take a target
@@ -95,15 +96,7 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
     order, told = torch.Generator().manual_seed(seed), []
     for _ in range(task.epochs):
         for rows in torch.randperm(len(x), generator=order).split(task.batch):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x[rows]), y[rows])
-            (loss if penalty is None else loss + penalty.loss()).backward()
-            optimizer.step()
-            if controller is not None:
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    controller.step()
-                told += [str(warning.message) for warning in caught]
+            told += step(F.cross_entropy(model(x[rows]), y[rows]), optimizer, penalty, controller)
     knob_value = None
     if controller is not None:
         knob_value = next(iter(controller.values.values()))

@@ -1,16 +1,15 @@
 """Does a controller meet its targets, whatever the knob? First the range of fixed values, then targets within it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
-from sparseout_experiments.studies.engine.study import Files, Request
+from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.targets import figures, grid, training
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
 
@@ -20,8 +19,6 @@ ALL_MUST_FINISH = True
 ledger = OwnLedger
 train = training.train
 
-FILES = Files("targets", "sparseout targets of knobs", "# Are targets met?", tuple(TASKS))
-load_all = FILES.load_all
 POINTS = 60  # of the course of a run of the first seed that are kept, evenly spaced
 TOLERANCE = 0.01  # of the target, in Hoyer and in density
 
@@ -31,35 +28,23 @@ def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
     return {run: run.job(request.work) for run in grid.runs(request.names, ledger.results)}
 
 
-def total(request: Request, ledger: Ledger[Run]) -> int:
+def total(request: Request, ledger: Ledger[Run] | None = None) -> int:
     """How many runs there will be."""
     return sum(grid.count(name) for name in request.names)
 
 
-def check(request: Request, results: Path, page: Path) -> None:
-    """Raise ValueError for a page that is another, or that was made from more runs."""
-    FILES.check(request, results, page, total(request, ledger()))
+def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the file of a task holds."""
+    return {"rows": [_row(run, result) for run, result in runs.items()]}
 
 
-def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
-    """Write a file of results for each task."""
-
-    def content(name: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-        return {"rows": [_row(run, result) for run, result in runs.items()]}
-
-    FILES.save(request, ledger, results, content)
-
-
-def render(results: Path, page: Path) -> None:
-    """Make the page and its figures from the files of results.
-
-    Raises ValueError where there are none, for a file that holds something else, and for a page that shows more.
-    """
-    records = FILES.some(results)
+def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes]]:
+    """The page and its figures."""
     tasks = [summary(record) for record in records.values()]
     text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
-    images = {f"targets-{task['name']}": figures.misses(task["steered"], task["courses"], TOLERANCE) for task in tasks}
-    FILES.write(records, page, text, images)
+    return text, {
+        f"targets-{task['name']}": figures.misses(task["steered"], task["courses"], TOLERANCE) for task in tasks
+    }
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,14 +54,10 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     steered["tested"] = [row[row["measure"]] - row["target"] for row in steered.to_dict("records")]
     steered["off"] = steered["last_tenth"] - steered["target"]
     rows = [_targets(frame, group) for _, group in steered.groupby(["measure", "knob"], sort=False)]
-    return {
+    return study.summary(record, frame) | {
         "name": record["task"],
         "title": TASKS[record["task"]].title,
         "task": TASKS[record["task"]],
-        "count": len(frame),
-        "seeds": frame["seed"].nunique(),
-        "minutes": frame["seconds"].sum() / 60,
-        "made_with": pages.made_with((environment, True) for environment in record["environments"]),
         "steered": steered,
         "courses": [row for row in steered.to_dict("records") if row["course"]],
         "rows": sorted(rows, key=lambda row: (row["measure"] != "hoyer", list(KNOBS).index(row["knob"]))),
@@ -125,3 +106,15 @@ def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         "last_tenth": sum(point[2] for point in last) / len(last) if last else None,
         "course": [[step, *(float(f"{number:.5g}") for number in numbers)] for step, *numbers in kept],
     }
+
+
+FILES = study.Files(
+    "targets",
+    "sparseout targets of knobs",
+    tuple(TASKS),
+    title="# Are targets met?",
+    most=total,
+    content=content,
+    page=page,
+)
+load_all, check, save, render = FILES.load_all, FILES.check, FILES.save, FILES.render

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from sparseout import baselines
 from sparseout_experiments.data import shuffled_digits, text
 from sparseout_experiments.models import LanguageModel
 from sparseout_experiments.studies.engine.jobs import train_own
+from sparseout_experiments.studies.engine.steps import step
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Task
 
 P, Q = 0.5, 1.5  # of Sparseout, where they are not the knob
@@ -145,19 +145,11 @@ def run(
         )
     optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
     course, messages = [], []
-    for step in range(1, task.steps + 1):
+    for number in range(1, task.steps + 1):
         inputs, outputs = next(plant.batches)
-        optimizer.zero_grad()
-        loss = plant.loss(model(inputs), outputs)
-        (loss if penalty is None else loss + penalty.loss()).backward()
-        optimizer.step()
-        if controller is not None:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                controller.step()
-            messages += [str(warning.message) for warning in caught]
-            if step % task.every == 0:
-                course.append([step, mean(controller.values.values()), mean(controller.measured.values())])
+        messages += step(plant.loss(model(inputs), outputs), optimizer, penalty, controller)
+        if controller is not None and number % task.every == 0:
+            course.append([number, mean(controller.values.values()), mean(controller.measured.values())])
     found = {"value": start if controller is None else course[-1][1], "course": course, "messages": messages}
     if controller is not None:
         controller.detach()

@@ -10,16 +10,16 @@ from typing import Any
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.studies.engine.study import Files
 from sparseout_experiments.studies.theory import curves, statements, training
 from sparseout_experiments.studies.theory.statements import Check
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment, one_thread
 
-__all__ = ["PARTS", "RESULTS", "Check", "check_page", "checks_of", "load", "render", "run"]
+__all__ = ["FILES", "PARTS", "Check", "check_page", "checks_of", "load", "render", "run"]
 
-RESULTS = "theory.json"
 TEMPLATE = "page.md.j2"
-KIND = "sparseout theory"
+FILES = Files("theory", "sparseout theory")
 PARTS = statements.COUNT + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
 
 Record = dict[str, Any]
@@ -35,7 +35,6 @@ def run(results: Path, on_progress: OnProgress, *, steps: int = training.STEPS, 
             checks += group()
         on_progress("curves")
         record: Record = {
-            "kind": KIND,
             "environment": environment(),
             "penalties": curves.penalties(),
             "remainders": curves.remainders(),
@@ -54,15 +53,13 @@ def run(results: Path, on_progress: OnProgress, *, steps: int = training.STEPS, 
             record["rescaling"].append(training.rescaling(kind, long))
     checks += statements.of_training(record)
     record["checks"] = [check._asdict() for check in checks]
-    files.save(results / RESULTS, files.short(record))
+    FILES.store(results, files.short(record))
     return record
 
 
 def load(results: Path) -> Record:
     """The file of results. Raises ValueError where there is none, or it holds something else."""
-    found = files.load(results / RESULTS, KIND)
-    del found["kind"]
-    return found
+    return FILES.load(FILES.path(results))
 
 
 def checks_of(record: Record) -> list[Check]:
@@ -102,7 +99,7 @@ def filled(text: str | None, record: Record, checks: Sequence[Check]) -> str:
         __package__,
         TEMPLATE,
         **record | {"checks": checks},
-        made_with=pages.made_with([(record["environment"], True)])[0],
+        made_with=pages.made_with([record["environment"]]),
         samples=statements.SAMPLES,
         infinity=math.inf,
         number=_number,
@@ -127,4 +124,4 @@ def render(record: Record, page: Path) -> list[Path]:
     text = filled(check_page(page), record, checks_of(record))
     images = pages.write_images(page, {f"theory-{name}": image for name, image in figures.draw(record).items()})
     atomic_files.write(page, text)
-    return [page, *(page.parent / image for image in images.values())]
+    return [page, *images]

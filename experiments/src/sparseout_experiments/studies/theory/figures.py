@@ -6,14 +6,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from sparseout_experiments.studies.engine.style import COLOURS, png, style
+from sparseout_experiments.studies.engine.plots import canvas
+from sparseout_experiments.studies.engine.style import COLOURS, DASHES, DOTS, png, style
 
 Record = Mapping[str, Any]
-_DASHES: Any = (0, (4, 2))
-_DOTS: Any = (0, (1.2, 1.6))
 _SERIES = {"Gaussian": COLOURS["ink"], "Bernoulli": COLOURS["first"], "Poisson": COLOURS["second"]}
 # Sparser is orange, denser is blue, and Dropout is black.
 _BALLS = {0.5: "#8a3a0e", 1.0: COLOURS["second"], 1.5: "#e6a178", 2.0: COLOURS["ink"], 3.0: COLOURS["first"]}
@@ -29,7 +27,7 @@ def draw(record: Record) -> dict[str, bytes]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.04))
+    return canvas(width, height, h_pad=0.08, wspace=0.04)
 
 
 def _penalty(record: Record) -> Figure:
@@ -39,7 +37,7 @@ def _penalty(record: Record) -> Figure:
     for axes, found in zip(panels, record["penalties"], strict=True):
         estimated = found["estimated"]
         axes.plot(found["q"], found["penalty"], color=COLOURS["first"], label="R")
-        axes.plot(found["q"], found["exact"], color=COLOURS["second"], linestyle=_DASHES, label="E[loss] - loss")
+        axes.plot(found["q"], found["exact"], color=COLOURS["second"], linestyle=DASHES, label="E[loss] - loss")
         axes.errorbar(
             estimated["q"],
             estimated["mean"],
@@ -66,7 +64,7 @@ def _remainder(record: Record) -> Figure:
         half = found["p"] == 0.5
         left.plot(
             found["share"], found["remainder"], color=_SERIES[found["family"]],
-            marker="s" if half else "o", linestyle=_DASHES if half else "-", markersize=4.5,
+            marker="s" if half else "o", linestyle=DASHES if half else "-", markersize=4.5,
             label=f"{found['family']}, p = {found['p']:g}: slope {4 if half else 3}",
         )  # fmt: skip
     left.set(
@@ -79,7 +77,7 @@ def _remainder(record: Record) -> Figure:
     for found in record["ratios"]:
         colour = _SERIES[found["family"]]
         right.plot(found["p"], found["ratio"], color=colour, marker="o", markersize=4, label=found["family"])
-        right.axhline(found["limit"], color=colour, linestyle=_DOTS, linewidth=1.2, zorder=1)
+        right.axhline(found["limit"], color=colour, linestyle=DOTS, linewidth=1.2, zorder=1)
     right.set(
         xscale="log", xlabel="drop probability p", ylabel="exact value over R",
         title="Does not fall with p (dots: the limit)",
@@ -101,13 +99,13 @@ def _balls(record: Record) -> Figure:
         )  # fmt: skip
         size = np.geomspace(1e-4, 2, 400)
         right.plot(size, q / 2 * size ** (q - 1), color=colour)
-        right.plot(size, size ** (q - 1), color=colour, linestyle=_DASHES)
+        right.plot(size, size ** (q - 1), color=colour, linestyle=DASHES)
     left.set(aspect="equal", xlabel="$h_1$", ylabel="$h_2$", title="Where $|h_1|^q + |h_2|^q = 1$")
     right.set(
         ylim=(0, 4), xlim=(0, 2), xlabel="size of a feature |h|", ylabel="push towards 0, over $A''V w^2$",
         title="Force on a feature",
     )  # fmt: skip
-    names: list[tuple[str, Any]] = [("exact: (q/2) $|h|^{q-1}$", "-"), ("detached: $|h|^{q-1}$", _DASHES)]
+    names: list[tuple[str, Any]] = [("exact: (q/2) $|h|^{q-1}$", "-"), ("detached: $|h|^{q-1}$", DASHES)]
     lines = [Line2D([], [], color=COLOURS["muted"], linestyle=style, label=name) for name, style in names]
     right.legend(handles=lines, loc="upper center")
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", title="q")
@@ -170,7 +168,7 @@ def _rescaling(record: Record) -> Figure:
         rows = one["rows"]
         time = [row["time"] for row in rows]
         colour = (COLOURS["second"], COLOURS["first"])[qs.index(one["q"])]
-        style = _DASHES if one["gradient"] == "detached" else _DOTS if one["decay"] else "-"
+        style = DASHES if one["gradient"] == "detached" else DOTS if one["decay"] else "-"
         left.plot(time, [row["balance"] for row in rows], color=colour, linestyle=style)
         right.plot(time, [row["rms"] for row in rows], color=colour, linestyle=style)
         if one["gradient"] == "exact" and not one["decay"]:
@@ -183,8 +181,8 @@ def _rescaling(record: Record) -> Figure:
           for place, q in enumerate(qs)),
         Line2D([], [], color=COLOURS["muted"], label="exact"),
         Line2D([], [], color=COLOURS["muted"], linestyle="none", marker="o", ms=4.5, label="predicted"),
-        Line2D([], [], color=COLOURS["muted"], linestyle=_DOTS, label="exact, weight decay"),
-        Line2D([], [], color=COLOURS["muted"], linestyle=_DASHES, label="detached"),
+        Line2D([], [], color=COLOURS["muted"], linestyle=DOTS, label="exact, weight decay"),
+        Line2D([], [], color=COLOURS["muted"], linestyle=DASHES, label="detached"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper center", ncols=6, columnspacing=1.2, handlelength=1.8)
     return figure
