@@ -3,6 +3,8 @@
 import itertools
 import math
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -159,6 +161,27 @@ def test_threads_do_not_move_a_bit(dtype):
     for tensors, *scales in results[1:]:
         assert torch.equal(tensors, results[0][0])
         assert scales == list(results[0][1:])
+
+
+def has_fma():
+    """Whether the processor has the instructions of the level x86-64-v3, and the compiler made code for each level."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = re.findall(r"^flags\s*:(.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return bool(flags) and {"avx2", "fma", "bmi2", "movbe"} <= set(flags[0].split()) and clones()
+
+
+def clones():
+    return cpu.LIBRARY.exists() and b".resolver" in cpu.LIBRARY.read_bytes()
+
+
+@pytest.mark.skipif(not has_fma(), reason="a processor with FMA, of x86, and code for it")
+@needs_kernel
+def test_a_processor_with_fma_runs_the_code_that_has_it():
+    x, p, amplitude = torch.randn(1000), 0.3, 1.1
+    y = launch(None, x, p, NoiseParams(0.0, 1.0, amplitude))
+    # The exact product of two fp32, and one rounding of the sum. With two roundings a sixth of them differ.
+    xi = noise(x, p).float().double()
+    assert torch.equal(y, (x.double() + x.double().sign() * torch.tensor(amplitude).double() * xi).float())
 
 
 @pytest.mark.skipif(torch_internals.parallel_for() is None, reason="this torch does not lend its threads")
