@@ -8,7 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 import sparseout as package
 from sparseout import Sparseout, sparseout
+from sparseout.kernels import backends, reference
 from sparseout.kernels import mask as masks
+from sparseout.kernels.params import NoiseParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernel was not run natively")
 
@@ -42,9 +44,22 @@ def test_values_and_gradients_are_those_of_a_cpu(gradient, scale, shared_dims, m
             assert ours.stride() == theirs.stride()
 
 
-def test_a_replayed_graph_draws_a_new_mask():
-    x = torch.ones(1000, device="cuda", requires_grad=True)
-    layer = Sparseout(0.5, 1.5)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 1.3, 1.5, 2.5, 3.0, 6.0])
+def test_matched_is_the_equation_and_the_same_bits_every_time(q, dtype):
+    x = torch.randn(9_000_001, device="cuda").relu().to(dtype)  # more tiles than programs
+    expected = NoiseParams(q, *reference.matched(x.double(), q)).balanced(torch.float32).numbers()
+    for form in (q, torch.tensor(q, device="cuda")):
+        first, *others = [backends.kernels(x.device).matched(x, form).numbers() for _ in range(5)]
+        assert first[1:] == pytest.approx(expected[1:], rel=5e-6)
+        assert all(other == first for other in others)
+        x[-1] = torch.inf
+        assert backends.kernels(x.device).matched(x, form).numbers()[1:] == (1, 1)
+        x[-1] = 0
+
+
+def captured(layer, x):
+    """A graph of forward and backward, and what it writes."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -55,6 +70,24 @@ def test_a_replayed_graph_draws_a_new_mask():
     with torch.cuda.graph(graph):
         y = layer(x)
         (gradient,) = torch.autograd.grad(y.sum(), x)
+    return graph, y, gradient
+
+
+def test_a_replayed_graph_matches_the_noise_to_what_x_has_become():
+    layer = Sparseout(0.5, 1.5, scale="matched", seed=3)
+    x = torch.rand(10_000, device="cuda", requires_grad=True)
+    graph, y, gradient = captured(layer, x)
+    for scale in (1.0, 7.0, 0.01):
+        x.data.mul_(scale)
+        graph.replay()
+        expected = layer(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_a_replayed_graph_draws_a_new_mask():
+    x = torch.ones(1000, device="cuda", requires_grad=True)
+    graph, y, gradient = captured(Sparseout(0.5, 1.5), x)
     masks = []
     for _ in range(3):
         graph.replay()
@@ -136,7 +169,12 @@ def test_backward_keeps_the_input_and_no_pass_takes_more_than_its_result(dtype):
 def test_positions_beyond_32_bits(n):
     if torch.cuda.mem_get_info()[0] < 5 * n:
         pytest.skip(f"needs {5 * n / 2**30:.0f} GiB of GPU memory")
-    y = sparseout(torch.ones(n, device="cuda", dtype=torch.bfloat16), 0.5, 1.0, seed=3)
+    x = torch.ones(n, device="cuda", dtype=torch.bfloat16)
+    for place in (2**31 + 1, n - 1):
+        x[place] = 2.0
+        assert backends.kernels(x.device).matched(x, 6.0).scale_unit == 2
+        x[place] = 1.0
+    y = sparseout(x, 0.5, 1.0, seed=3)
     for start in (0, 2**31 - 4096, n - 4100):
         xi = masks.noise(masks.key(3), 0.5, torch.float32, start, 4100)
         assert torch.equal(y[start : start + 4100].cpu() > 1, xi > 0)

@@ -60,6 +60,13 @@ def compiled(case, backward, capability=90):
     return kernel, arguments["TILE"] // (32 * arguments["num_warps"])
 
 
+def listing_of(kernel, folder):
+    """The machine code, disassembled."""
+    (folder / "cubin").write_bytes(kernel.asm["cubin"])
+    command = [triton.knobs.nvidia.nvdisasm.path, "-c", folder / "cubin"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("case", CASES)
@@ -80,12 +87,7 @@ def test_it_builds_with_wide_loads_and_no_detour_through_shared_memory(case, cap
 @pytest.mark.parametrize("case", ["q=1.3", "q=1.5", "q=2.5", "q=3", "matched"])
 def test_arithmetic_is_hidden_behind_memory(case, backward, budget, tmp_path):
     kernel, elements = compiled(case, backward)
-    (tmp_path / "cubin").write_bytes(kernel.asm["cubin"])
-    disassembler = triton.knobs.nvidia.nvdisasm.path
-    listing = subprocess.run(
-        [disassembler, "-c", tmp_path / "cubin"], capture_output=True, text=True, check=True
-    ).stdout
-    whole_tile = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", listing.partition("EXIT")[0])
+    whole_tile = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", listing_of(kernel, tmp_path).partition("EXIT")[0])
     assert len(whole_tile) > elements
     assert len(whole_tile) / elements <= budget
 
@@ -110,3 +112,59 @@ def test_one_compilation_serves_every_size_p_and_q_of_a_kind():
     assert len({key(shape, dims=(2, 3)) for shape in ((4, 6, 2, 2), (4, 16, 8, 8), (1, 7, 4, 4))}) == 1
     assert key(seed=seeds[1]) == key()
     assert key(x=storage[1:]) != key()  # loads cannot be wide there
+
+
+# The kernels of scale="matched"
+
+
+def matched(name, dtype, quarters, capability):
+    """One of them, with q as a tensor where no roots make the powers."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    cuda = importlib.import_module("sparseout.kernels.cuda")
+    kernel = getattr(cuda.kernels, name)
+    given = {"x_ptr": TYPES[dtype], "tiles": "i32", "rest": "i32", "parts": "i32", "q": "fp32"}
+    given |= {"sums_ptr": "*fp32", "params_ptr": "*fp32"} | ({"q_ptr": "*fp32"} if quarters < 0 else {})
+    constants = {"QUARTERS": quarters, "NATIVE": True, "PARTS": cuda._PARTS}
+    constants |= {"LOADS": cuda._LOADS, "THREADS": 32 * cuda._WARPS, "WIDTH": cuda._WIDTH[dtype]}
+    names = [parameter.name for parameter in kernel.params]
+    signature = {name: given.get(name, "constexpr") for name in names}
+    fixed = {(place,): constants.get(name) for place, name in enumerate(names) if name not in given}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in ("x_ptr", "sums_ptr") if name in names}
+    source = ASTSource(kernel, signature, fixed, aligned)
+    options = {"num_warps": cuda._WARPS, "enable_fp_fusion": True}
+    return triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+
+
+def loop_of(listing):
+    """The instructions of the first loop, which is over whole tiles."""
+    code = re.findall(r"^(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+(.*?);", listing, re.MULTILINE)
+    labels = {label: place for place, (label, _) in enumerate(code) if label}
+    for place, (_, instruction) in enumerate(code):
+        target = re.search(r"BRA.*?(\.L_x_\d+)", instruction)
+        if target and labels[target[1]] < place:
+            return [text for _, text in code[labels[target[1]] : place] if text]
+    raise AssertionError("no loop")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quarters", "capability", "budget"),
+    [(F32, -9, 90, 25), (BF16, -9, 90, 13), (BF16, 3, 90, 13), (BF16, 5, 80, 13), (F16, -9, 80, 13)],
+)  # three quarters of the 34 and 17 for which an H100 has time while 4 and 2 bytes go by
+def test_matched_reads_in_one_wide_loop_that_hides_its_arithmetic(dtype, quarters, capability, budget, tmp_path):
+    kernel = matched("matched_sums", dtype, quarters, capability)
+    assert f".target sm_{capability}" in kernel.asm["ptx"]
+    assert re.search(r"tt\.addptr %x_ptr, %\S+ : !tt\.ptr<\w+>, i64", kernel.asm["ttir"])  # positions have 64 bits
+    loop = loop_of(listing_of(kernel, tmp_path))
+    loads = [text for text in loop if "LDG" in text]
+    assert len(loads) == 4
+    assert all("LDG.E.128" in text for text in loads)
+    assert not [text for text in loop if re.search(r"\b(BAR|SHFL|LDS|STS|STG|STL|LDL|ATOM\w*|RED)\b", text)]
+    elements = 4 * 16 // dtype.itemsize
+    assert elements < len(loop) <= budget * elements
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_what_puts_the_parts_of_matched_together_builds(capability):
+    assert f".target sm_{capability}" in matched("matched", F32, -9, capability).asm["ptx"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 from sparseout.kernels import mask as masks
 from sparseout.kernels import reference
 from sparseout.kernels import triton_kernels as kernels
-from sparseout.kernels.params import NoiseArguments, NoiseParams
+from sparseout.kernels.params import NoiseArguments, NoiseParams, Scalar
 
 _WIDTH = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}  # 16 bytes, what a thread loads in one go
 _WARPS = 4
 _LOADS = 4  # that a thread has on their way at a time, of x alone or of x and grad
+_PARTS = 1024  # programs that sum at most: some for each processor, and few enough for one program to put together
 _NATIVE = isinstance(kernels.sparseout, triton.JITFunction)  # else Triton's interpreter runs it, on any device
 
 
@@ -36,12 +37,41 @@ def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     shape, dims = tuple(x.shape), tuple(shared_dims)
     arguments = _arguments(x.dtype, shape, p, tuple(floats), dims, grad is not None, exact)
     programs = -(-x.numel() // arguments["TILE"])
-    # The device of the tensors need not be the current one, which is where Triton launches.
-    elsewhere = _NATIVE and x.get_device() != torch.cuda.current_device()
-    with torch.cuda.device(x.device) if elsewhere else nullcontext():
+    with _device_of(x):
         if programs:
             kernels.sparseout[(programs,)](out, grad, x, seed, rest, **arguments)
     return out
+
+
+def matched(x: Tensor, q: Scalar) -> NoiseParams:
+    """The parameters of the noise of a contiguous `x` with ``scale="matched"``: `reference.matched`, balanced.
+
+    One kernel reads x, once, and writes a few numbers for each part of it; another puts them together. No atomics: the
+    parts and the order of all sums depend on the size alone.
+    """
+    q_tensor, q_float = (q, 0.0) if isinstance(q, Tensor) else (None, q)
+    shape = {"LOADS": _LOADS, "THREADS": 32 * _WARPS, "WIDTH": _WIDTH[x.dtype]}
+    tiles, rest = divmod(x.numel(), math.prod(shape.values()))
+    parts = min(tiles + 1, _PARTS)
+    sums = torch.empty(3 * _PARTS, dtype=torch.float32, device=x.device)
+    params = torch.empty(2, dtype=torch.float32, device=x.device)
+    options = {
+        "QUARTERS": int(2 * q) if isinstance(q, float) and 2 * q in range(9) else -9,  # see `_arguments`
+        "NATIVE": _NATIVE,
+        "PARTS": _PARTS,
+        "num_warps": _WARPS,
+        "enable_fp_fusion": True,
+    }
+    with _device_of(x):
+        kernels.matched_sums[(parts,)](sums, x, q_tensor, tiles, rest, q_float, **shape, **options)
+        kernels.matched[(1,)](params, sums, q_tensor, parts, q_float, **options)
+    return NoiseParams(q, *params.unbind())
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    elsewhere = _NATIVE and x.get_device() != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if elsewhere else nullcontext()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,8 +15,9 @@ The ops save their input and a seed, and make the noise again in backward. In an
     on a GPU that has the kernel                 cuda.launch                  cuda.launch
     elsewhere                                    reference.value              grad times reference.slope
 
-The dispatcher would cost more than a small tensor does. The first row is ordinary differentiable torch because an op
-with an autograd rule gives a silent zero tangent there, or an error.
+With "matched" beta comes from `cpu.matched` or `cuda.matched` for a plain tensor, else from `reference.matched`. The
+dispatcher would cost more than a small tensor does. The first row is ordinary differentiable torch because an op with
+an autograd rule gives a silent zero tangent there, or an error.
 
 Every function here takes an x of any strides: the result has the memory format that `torch.empty_like` gives it, and
 the mask follows that memory. See `params.NoiseParams` for `floats` and `rest`.
@@ -51,7 +52,6 @@ _LIBRARY.define(
 _LIBRARY.define("noise(Tensor seed, Tensor p, SymInt[] shape, ScalarType dtype) -> Tensor")
 _LIBRARY.define("slope(Tensor x, Tensor seed, float p, float[] curve, int[] shared_dims) -> Tensor")
 
-
 # Elements up to which the slope is computed once and kept, and autograd's own product is the backward: a function in
 # Python costs more than the computation there. Beyond, a second power costs less than a third tensor.
 _SMALL = 2**14
@@ -81,7 +81,7 @@ def apply(
             dense = x.permute(order).contiguous()
             return apply(dense, seed, p, q, scale, dims, exact, params).permute(_inverse(order))
         return _native(x, seed, p, params.numbers() if params else _numbers(x, q, scale), shared_dims, exact)
-    params = params or _params(x, q, scale)
+    params = params or noise_params(x, q, scale, plain=not (transformed or intercepted))
     if transformed:
         z = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
         return z if isinstance(p, float) else z * (p != 1)  # as Dropout has it, which a float 1 is left to
@@ -149,17 +149,21 @@ def _intercepted(x: Tensor) -> bool:
     )
 
 
-def noise_params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None) -> NoiseParams:
-    """The parameters of the noise of `x`, see `reference.matched` for `reduce`."""
-    return _params(x, q, scale, reduce)
-
-
-def _params(x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None) -> NoiseParams:
+def noise_params(
+    x: Tensor, q: Scalar, scale: ScaleArgument, reduce: reference.Reduce | None = None, plain: bool = False
+) -> NoiseParams:
+    """The parameters of the noise of `x`, see `reference.matched` for `reduce`. A `plain` tensor may go to a kernel."""
     dtype = reference.compute_dtype(x.dtype)
     if isinstance(q, Tensor):
         q = q.to(x.device, dtype)
     if scale is None or (isinstance(q, float) and q == 2):  # beta is 1, and not up to rounding
         return NoiseParams(q, 1.0, 1.0)  # written out: a compiler would take the defaults for inputs of its graph
+    if plain and scale == "matched":
+        kernels = backends.kernels(x.device)
+        if kernels is not None and kernels is not cpu and kernels.supports(x, ()):
+            dense = x if x.is_contiguous() else x.permute(_memory_order(x)).contiguous()
+            params: NoiseParams = kernels.matched(dense, q)
+            return params
     unit, amplitude = reference.matched(x, q, reduce) if scale == "matched" else (float(scale), 1.0)
     return NoiseParams(q, unit, amplitude).balanced(dtype)
 
@@ -257,7 +261,6 @@ _LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 _LIBRARY.impl("slope", _slope, "CPU")
 _LIBRARY.impl("noise", _make_noise, "CompositeExplicitAutograd")
-
 
 torch.library.register_fake("sparseout::forward", lambda x, *_: torch.empty_like(x))
 torch.library.register_fake("sparseout::backward", lambda grad, x, *_: torch.empty_like(x))

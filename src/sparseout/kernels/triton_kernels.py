@@ -1,4 +1,4 @@
-"""The equation as one Triton kernel, x to y or (grad, x) to grad * dy/dx: nothing else touches memory.
+"""The equation as one Triton kernel, x to y or (grad, x) to grad * dy/dx: nothing else touches memory. And beta.
 
 The mask is the hash of `mask`, in registers: once for the four 16-bit draws of a word, since neighbours in a thread
 share the word and the compiler sees it. Powers come from the hardware's approximate functions: chains of square roots
@@ -181,3 +181,121 @@ def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, n, cut, kept, half
         _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
               period, inner, block, row, LOADED, QUARTERS, ABOVE_2, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
               OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, False)  # fmt: skip
+
+
+# For scale="matched" sums of (|x| / unit)^2 and (|x| / unit)^q are taken in one read of x, in the unit of the largest
+# |x| seen so far, so that nothing overflows. The unit of squares is a power of two; that of powers is the same where
+# roots make them, and else the largest |x| itself, as its logarithm: |x| / unit could vanish where its power does not.
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _plus(a, b):
+    return a + b
+
+
+@triton.jit
+def _inverse(peak):
+    """A power of two: `peak` times it is from 1 to 4, and infinite or NaN where it is."""
+    bits = 0x7F000000 - (peak.to(tl.int32, bitcast=True) & 0x7F800000)
+    return tl.maximum(bits, 0x00800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _level(peak, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
+    """The logarithm of the unit of powers."""
+    if QUARTERS < 0:
+        level = _log2(tl.maximum(peak, 2.0**-126), NATIVE)
+    else:
+        level = (127 - (_inverse(peak).to(tl.int32, bitcast=True) >> 23)).to(tl.float32)
+    return level
+
+
+@triton.jit
+def _in_units_of(top, peak, square, moment, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
+    """The sums in the units of a larger peak."""
+    shift = _inverse(top).to(tl.int32, bitcast=True) - _inverse(peak).to(tl.int32, bitcast=True)
+    ratio = tl.maximum(shift + 0x3F800000, 0).to(tl.float32, bitcast=True)
+    factor = tl.exp2(q * (_level(peak, QUARTERS, NATIVE) - _level(top, QUARTERS, NATIVE)))
+    return square * ratio * ratio, moment * factor
+
+
+@triton.jit
+def _add(peak, square, moment, x_ptr, left, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr, LOADS: tl.constexpr,
+         THREADS: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
+    """The maxima and sums with those of a tile added: a thread keeps its own, of what it has loaded."""
+    column = tl.arange(0, THREADS)[None, :, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+    offsets = tl.arange(0, LOADS)[:, None, None] * (THREADS * WIDTH) + column
+    a = tl.abs(_load(x_ptr, offsets, left, FULL))
+    top = tl.maximum(peak, tl.reduce(tl.reduce(a, 2, _larger), 0, _larger))
+    square, moment = _in_units_of(top, peak, square, moment, q, QUARTERS, NATIVE)
+    u = a * _inverse(top)[None, :, None]
+    if QUARTERS < 0:
+        q = tl.maximum(q, 2.0**-126)  # q = 0 too takes the logarithm of 0 to 0, and not to NaN
+        power = tl.exp2(q * (_log2(a, NATIVE) - _level(top, QUARTERS, NATIVE)[None, :, None]))
+    elif QUARTERS <= 4:
+        power = _power(u, q, 2 * QUARTERS, NATIVE)
+    else:
+        power = u * u * _power(u, q - 2, 2 * QUARTERS - 8, NATIVE)
+    if QUARTERS == 0:  # 0^0 counts as 0: sign(0) is 0
+        power = tl.where(a < 2.0**-126, 0.0, power)
+    square += tl.reduce(tl.reduce(u * u, 2, _plus), 0, _plus)
+    moment += tl.reduce(tl.reduce(power, 2, _plus), 0, _plus)
+    return top, square, moment
+
+
+@triton.jit(do_not_specialize=["tiles", "rest", "q"], do_not_specialize_on_alignment=["q_ptr"])
+def matched_sums(sums_ptr, x_ptr, q_ptr, tiles, rest, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr,
+                 LOADS: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    """Writes max |x| and both sums of a part of x, which is `tiles` whole tiles and `rest` elements."""
+    TILE: tl.constexpr = LOADS * THREADS * WIDTH
+    if q_ptr is not None:
+        q = tl.load(q_ptr)
+    part = tl.program_id(0)
+    peak = tl.full((THREADS,), 0.0, tl.float32)
+    square, moment = peak, peak
+    for tile in range(part, tiles, tl.num_programs(0)):  # without masks, as in `sparseout`
+        start = tl.cast(tile, tl.int64) * TILE
+        peak, square, moment = _add(
+            peak, square, moment, x_ptr + start, TILE, q, QUARTERS, NATIVE, LOADS, THREADS, WIDTH, True
+        )
+    if part == tiles % tl.num_programs(0):
+        start = tl.cast(tiles, tl.int64) * TILE
+        peak, square, moment = _add(
+            peak, square, moment, x_ptr + start, rest, q, QUARTERS, NATIVE, LOADS, THREADS, WIDTH, False
+        )
+    top = tl.reduce(peak, 0, _larger)
+    square, moment = _in_units_of(top, peak, square, moment, q, QUARTERS, NATIVE)
+    tl.store(sums_ptr + part, top)
+    tl.store(sums_ptr + PARTS + part, tl.reduce(square, 0, _plus))
+    tl.store(sums_ptr + 2 * PARTS + part, tl.reduce(moment, 0, _plus))
+
+
+@triton.jit(do_not_specialize=["parts", "q"], do_not_specialize_on_alignment=["q_ptr"])
+def matched(params_ptr, sums_ptr, q_ptr, parts, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr,
+            PARTS: tl.constexpr):  # fmt: skip
+    """Writes the scale_unit and the amplitude, as `NoiseParams.balanced` has them, from the sums of all parts."""
+    if q_ptr is not None:
+        q = tl.load(q_ptr)
+    part = tl.arange(0, PARTS)
+    peak = tl.load(sums_ptr + part, mask=part < parts, other=0.0)
+    square = tl.load(sums_ptr + PARTS + part, mask=part < parts, other=0.0)
+    moment = tl.load(sums_ptr + 2 * PARTS + part, mask=part < parts, other=0.0)
+    top = tl.reduce(peak, 0, _larger)
+    square, moment = _in_units_of(top, peak, square, moment, q, QUARTERS, NATIVE)
+    square, moment = tl.reduce(square, 0, _plus), tl.reduce(moment, 0, _plus)
+    usable = (top >= 2.0**-126) & (square < float("inf"))  # which no sum with an infinity or NaN in it is
+    # In fp64, of few numbers: q times a logarithm may be large.
+    wide = tl.cast(q, tl.float64)
+    half = wide / 2
+    exponent = (tl.log2(square.to(tl.float64)) - tl.log2(moment.to(tl.float64))) / 2
+    exponent += _level(top, 0, NATIVE) - half * _level(top, QUARTERS, NATIVE)  # of beta
+    fits = (wide < 4) & (tl.abs(exponent) < 125)
+    amplitude = tl.exp2(tl.where(fits, exponent, exponent - (1 - half) * tl.log2(top.to(tl.float64))))
+    plain = (wide == 2) | (usable == 0)  # at q = 2 beta is 1, and not up to rounding
+    tl.store(params_ptr, tl.where(plain | fits, 1.0, top))
+    tl.store(params_ptr + 1, tl.where(plain, 1.0, amplitude).to(tl.float32))
