@@ -97,6 +97,37 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
         pages.filled(text, {"b": "text"})
 
 
+def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "SEEDS", (0, 1))
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    page.write_text(EMPTY)
+    first = study.Request(("digits",), tmp_path / "work")
+    study.reproduce(alternatives, first, results, page, 1, train=fake_train)
+    whole = results / "alternatives-small-digits.json"
+    text, content = page.read_text(), json.loads(whole.read_text())
+    for row in content["rows"]:
+        if row["method"] == "penalty":
+            del row["density"]
+    content["rows"] = [row for row in content["rows"] if row["method"] != "relu2"]
+    complete = whole.read_text()
+    whole.write_text(json.dumps(content))
+
+    again = study.Request(("digits",), tmp_path / "again")
+    recorded = alternatives.recorded(again, results)
+    assert study.outlook(alternatives, again, 1, recorded)[0] == {"digits": (96, 96 - 10 - 2)}
+    study.reproduce(alternatives, again, results, page, 1, train=fake_train, recorded=recorded)
+    trained = {path.name.split("_")[0] for path in (again.work / "small/digits").iterdir()}
+    assert trained == {"penalty", "relu2"}
+    assert (page.read_text(), whole.read_text()) == (text, complete)
+
+    whole.write_text(json.dumps(content | {"config": content["config"] | {"epochs": 5}}))
+    with pytest.raises(ValueError, match=r"digits.json holds runs with epochs = 5 where the study wants 40$"):
+        alternatives.recorded(again, results)
+    assert alternatives.recorded(again, tmp_path) == {}
+
+
 @pytest.mark.parametrize("given", [["--budget", "huge"], ["--only", "cifar10"], ["--data", "nowhere"]])
 def test_bad_options_are_refused(given: list[str]) -> None:
     assert CliRunner().invoke(app, ["reproduce", "alternatives", *given]).exit_code == 2

@@ -56,6 +56,7 @@ _STUDIES = {
         "docs/comparison.md",
         ("small", "full"),
         {"mnist": "mnist"},
+        extend=True,
     ),
     "revival": _Entry(
         "Does it help to revive dead units? Trains small networks on digits with revival and without.\n\n"
@@ -90,7 +91,7 @@ def _options(name: str, entry: _Entry) -> Iterator[tuple[str, tuple[Any, Any, An
     yield "results", (Any, option(**reading(Folder), help="Where the files of results go."), Path("results"))
     yield "page", (Any, option(**reading(File), help="The page that is made."), Path(entry.page))
     if entry.extend:
-        yield "extend", (bool, option("--extend", help="Train only the runs that the results lack."), False)
+        yield "extend", (bool, option("--extend", help="Train only what the results lack."), False)
     yield "render", (bool, option("--render", help="Run nothing: the page from the results."), False)
     yield "dry_run", (bool, option("--dry-run", help="Say what there is to run, and how long it takes."), False)
 

@@ -26,11 +26,12 @@ from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.study import Files, Request
 from sparseout_experiments.training import atomic_files
 
-__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "render", "save"]
+__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "recorded", "render", "save"]
 
 ALL_MUST_FINISH = True
 ledger = Ledger
 
+_MEAN = (*MEASURES, "dead", "undefined")  # over the sites, of which there is one
 TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
 FILES = Files("alternatives", "sparseout alternatives", tuple(TITLES), tuple(BUDGETS))
 load_all = FILES.load_all
@@ -44,6 +45,34 @@ def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
 def check(request: Request, results: Path, page: Path) -> None:
     """Raise ValueError for a page that has no place for these results."""
     _text(page, request.names)
+
+
+def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
+    """The runs that the files of results have with all measures, as a ledger wants them.
+
+    Raises ValueError for a file of something else, or of runs with other options than the budget's.
+    """
+    found: dict[Run, dict[str, Any]] = {}
+    for name in request.names:
+        path = FILES.path(results, name, request.budget)
+        if not path.exists():
+            continue
+        record = FILES.load(path)
+        rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
+        for run in runs(request.budget, [name]):
+            row = rows.get((run.method, run.setting, run.seed))
+            if row is None or row.get("density") is None:  # not measured in the day of the file
+                continue
+            files.check_options(path, record["config"], run.job(request.work, {}).options)
+            found[run] = {
+                "config": record["config"],
+                "environment": record["environments"][row["environment"]],
+                "test": {"mse": row["mse"]},
+                "mean": {measure: row[measure] for measure in _MEAN},
+                "sparsity": {"code": {"density": row["density"]}},
+                **{value: row[value] for value in ("best_epoch", "seconds")},
+            }
+    return found
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
@@ -158,7 +187,7 @@ def _row(run: Run, result: Mapping[str, Any], environments: list[dict[str, Any]]
         "setting": run.setting,
         "seed": run.seed,
         "mse": result["test"]["mse"],
-        **{name: result["mean"][name] for name in (*MEASURES, "dead", "undefined")},
+        **{name: result["mean"][name] for name in _MEAN},
         "density": result["sparsity"]["code"]["density"],
         "best_epoch": result["best_epoch"],
         "seconds": result["seconds"],

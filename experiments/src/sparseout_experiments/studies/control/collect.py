@@ -143,11 +143,8 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
         return {}
     found: dict[Run, dict[str, Any]] = {}
     for run, entry in zip(load(path).finished["run"], (content := FILES.load(path))["rows"], strict=True):
-        wanted, config = grid.options(run, budget, {}, {}), content["config"]
-        for name in wanted.keys() & config.keys() - {"data"}:
-            if config[name] != wanted[name]:
-                raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
-        found[run] = entry | {"config": config, "environments": content["environments"]}
+        files.check_options(path, content["config"], grid.options(run, budget, {}, {}))
+        found[run] = entry | {"config": content["config"], "environments": content["environments"]}
     return found
 
 

@@ -57,6 +57,13 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
+def check_options(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError for a file of runs with other options than are wanted; where data lay is none of them."""
+    for name in wanted.keys() & config.keys() - {"data"}:
+        if config[name] != wanted[name]:
+            raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
+
+
 def some(records: Records, folder: Path, study: str) -> Records:
     """The results of a study. Raises ValueError where a folder has none."""
     if not records:
