@@ -444,7 +444,9 @@ def test_other_knobs_are_refused(knob: Any, error: type, says: str) -> None:
         ValueError, match="`knob` to be a penalty on modules of the model, but got one on another's, '0'"
     ):
         SparsityController(made("shift")[0], 0.5, knob=ActivityPenalty(nn.Sequential(nn.ReLU())))
-    wanted = "`k` to be a fraction, k / units, in 0, to be moved, but got 3, a number of units"
+    wanted = (
+        "`k` to be a fraction of the units of '0', to be moved, but got 3, a number of them: give the layer k / units"
+    )
     with pytest.raises(ValueError, match=wanted):
         SparsityController(nn.Sequential(KWinners(3)), 0.5, knob="k")
 

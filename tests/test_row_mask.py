@@ -1,6 +1,7 @@
 """Rows that a mask leaves out are not counted: the numbers are those of the other rows alone."""
 
 import asyncio
+import contextvars
 import math
 import pickle
 import threading
@@ -187,6 +188,47 @@ def test_threads_and_tasks_have_masks_of_their_own():
         return await asyncio.gather(task(KEEP[0]), task(~KEEP[0]))
 
     assert asyncio.run(both()) == [[0, 1], [2]]
+
+
+class OpensItsBlock(nn.Module):
+    """A model that is given its mask as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layer()
+
+    def forward(self, x, mask):
+        with row_mask(mask):
+            return self.inner(x)
+
+
+def in_threads(*calls):
+    threads = [threading.Thread(target=function, args=args) for function, *args in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_threads_know_the_mask_in_a_copy_of_the_context():
+    model, x = layer(), torch.randn(4, 3, 5)
+    with SparsityMonitor(model) as monitor, row_mask(MASK):
+        in_threads(*[(contextvars.copy_context().run, model, x) for _ in range(2)])
+    assert monitor.report()[0]["rows"] == 2 * 7
+
+
+def test_replicas_that_open_the_block_count_their_parts_of_the_batch():
+    """What nn.DataParallel does on two devices: replicas, a thread for each, arguments split along their first dim."""
+    model, x = OpensItsBlock(), torch.randn(4, 3, 5)
+    with SparsityMonitor(model) as monitor:
+        replicas = nn.parallel.replicate(model, [0, 1])  # without parameters no device is asked for
+        in_threads(*zip(replicas, x.chunk(2), MASK.chunk(2), strict=True))
+    report, alone = monitor.report(), watched(layer(), x[KEEP])
+    assert report.unmasked == []
+    for record, expected in zip(report, alone, strict=True):
+        for key in ("rows", "density", "dead_units", "always_on_units"):
+            assert record[key] == expected[key]
+        assert record["hoyer"] == pytest.approx(expected["hoyer"])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

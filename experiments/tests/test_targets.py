@@ -123,6 +123,15 @@ def test_every_knob_trains_and_is_moved(knob: str) -> None:
     assert [point[0] for point in towards[0.1]["course"]] == list(range(5, 45, 5))
 
 
+def test_the_short_training_is_of_the_autoencoder() -> None:
+    plants = [training.digits(name, "q", 2.5, 0, SMALL) for name in ("short", "autoencoder")]
+    batches = [next(plant.batches) for plant in plants]
+    for name, shape in plants[0].model.state_dict().items():
+        assert shape.shape == plants[1].model.state_dict()[name].shape
+    assert all(torch.equal(*same) for same in zip(*batches, strict=True))
+    assert plants[0].loss is plants[1].loss
+
+
 def test_the_threshold_by_hand() -> None:
     out = training.Threshold(1.0)(torch.tensor([[3.0, 0.0, 1.0, -4.0], [1.0, 1.0, 1.0, 2.0]]))
     # the rows' rms are 2.55 and 1.32

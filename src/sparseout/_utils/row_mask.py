@@ -50,9 +50,13 @@ class row_mask:
     **Blocks.** A mask is read from its device once, when it is given, and not again. It holds in the block, in the
     thread (or asyncio task) that opened it; a block inside has its own, which for activations of other sizes leaves
     that of the outer block in place, as with the masks of an encoder and a decoder. Activation checkpointing may
-    recompute outside the block, since that is not counted. Threads that begin in the block, as those of
-    `nn.DataParallel` on several devices, do not know the mask; DistributedDataParallel starts none. Put the block
-    around compiled code: inside, it breaks the graph.
+    recompute outside the block, since that is not counted. Put the block around compiled code: inside, it breaks the
+    graph.
+
+    **Threads** that begin in the block know the mask if they run in a copy of its context:
+    ``Thread(target=contextvars.copy_context().run, args=(model, x))``. Those of `nn.DataParallel` on several devices
+    do not, and have a part of the batch each: pass it the mask as an argument, which it splits as it splits the batch,
+    and open the block in the model's own forward. DistributedDataParallel starts no threads.
 
     Args:
         mask: a tensor of at least one dim, boolean or of zeros and ones: 0 where a row is not to be counted. None: all

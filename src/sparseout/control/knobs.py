@@ -251,8 +251,8 @@ def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
     layers = select(every, modules, kind.noun)
     for name, layer in layers.items():
         if knob == "k" and (k := float(getattr(layer, "k"))) >= 1:  # noqa: B009
-            wanted = f"a fraction, k / units, in {name or 'the model'}, to be moved"
-            raise ValueError(expected("k", wanted, f"{int(k)}, a number of units"))
+            wanted = f"a fraction of the units of {repr(name) if name else 'the model'}, to be moved"
+            raise ValueError(expected("k", wanted, f"{int(k)}, a number of them: give the layer k / units"))
     return layers
 
 

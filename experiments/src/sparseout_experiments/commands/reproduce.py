@@ -46,7 +46,7 @@ _STUDIES = {
     "targets": _Entry(
         "Does the controller meet its targets? Trains at fixed values of each knob, then to targets in their range.\n\n"
         "Takes about half an hour on two cores and needs no download.",
-        ("autoencoder", "classifier", "language"),
+        ("autoencoder", "classifier", "short", "language"),
         "docs/targets.md",
     ),
     "alternatives": _Entry(

@@ -50,6 +50,7 @@ class Task:
 TASKS = {
     "autoencoder": Task("Autoencoder on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
     "classifier": Task("ReLU classifier on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
+    "short": Task("Autoencoder on digits, a short training", ("q",), ("hoyer", "density"), 400, 2, 32, 1e-3),
     "language": Task(
         "LSTM language model on Python's help texts", ("q", "p", "strength"), ("hoyer",), 1500, 10, 20, 5e-3, (0, 1, 2)
     ),

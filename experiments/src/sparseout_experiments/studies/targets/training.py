@@ -83,8 +83,8 @@ def digits(name: str, knob: str, value: float, seed: int, task: Task) -> Plant:
     """An autoencoder with one hidden layer of 256 units, or a classifier with two of 128."""
     images, labels = shuffled_digits()
     x = images.flatten(1)
-    y = x if name == "autoencoder" else labels
-    sizes = [64, 256, 64] if name == "autoencoder" else [64, 128, 128, 10]
+    y = labels if name == "classifier" else x
+    sizes = [64, 128, 128, 10] if name == "classifier" else [64, 256, 64]
     modules: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         modules += [nn.Linear(inputs, outputs), nn.ReLU(), layer_of(knob, value)]
@@ -96,7 +96,7 @@ def digits(name: str, knob: str, value: float, seed: int, task: Task) -> Plant:
             rows = torch.randint(TEST, len(x), (task.batch,), generator=order)
             yield x[rows], y[rows]
 
-    loss = F.mse_loss if name == "autoencoder" else F.cross_entropy
+    loss = F.cross_entropy if name == "classifier" else F.mse_loss
     sites = [str(index) for index in range(2, len(model) - 1, 3)]
     return Plant(model, sites, batches(), loss, x[TEST : TEST + PROBE], [x[:TEST]])
 
