@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from small import differences, outcome, run
 from sparseout_experiments.commands.run import show
+from sparseout_experiments.config import resolve
 from sparseout_experiments.methods import KNOBS
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import run_folder
@@ -31,6 +32,15 @@ def test_the_target_is_met_and_all_of_it_recorded(tmp_path: Path) -> None:
     last = intervals[-(len(intervals) // 10) :]
     for name in ("hoyer", "q"):
         assert control[name] == pytest.approx(sum(entry[name] for entry in last) / len(last))
+
+
+@pytest.mark.slow
+def test_few_steps_are_enough(tmp_path: Path) -> None:
+    """A Wide-ResNet in 333 steps, an update every third of them, with a rate that falls to 0."""
+    options = {"data": "digits", "depth": 10, "width": 1, "batch": 32, "epochs": 9, "device": "cpu"}
+    found = train.perform(resolve("image", options | {"target_sparsity": 0.6}), tmp_path)
+    assert (found["steps"], found["control"]["intervals"]) == (333, 111)
+    assert found["mean"]["hoyer"] == pytest.approx(0.6, abs=0.015)
 
 
 @pytest.mark.parametrize(("method", "knob"), [("penalty", "strength"), ("kwinners", "k"), ("dropout", "p")])

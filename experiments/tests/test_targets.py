@@ -146,6 +146,14 @@ def test_one_target_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[measure] == pytest.approx(target, abs=targets.TOLERANCE)
 
 
+def test_short_trainings_meet_their_targets() -> None:
+    task = targets.summary(targets.load_all(ROOT / "results")["short"])
+    assert task["runs"] == task["met"] == task["met_tested"] == 30
+    said = " ".join((ROOT / "docs/how-to/target.md").read_text().split())
+    assert "#autoencoder-on-digits-a-short-training) in 400 steps, which are 200 updates" in said
+    assert f"to {task['farthest']:.4f} over the last 20 of them" in said
+
+
 def test_the_page_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     (tmp_path / "docs").mkdir()

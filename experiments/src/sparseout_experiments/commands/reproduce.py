@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -127,7 +127,7 @@ def _reproduce(
     request = engine.Request(names, work, budget, sources, {"device": device} if device else {})
     console = Console()
     with ending():
-        recorded = study.recorded(request, results) if extend else {}
+        recorded = cast(engine.Extensible, study).recorded(request, results) if extend else {}
         if dry_run:
             parts, total, left = engine.outlook(study, request, workers, recorded)
             for part, (runs, ended) in parts.items():

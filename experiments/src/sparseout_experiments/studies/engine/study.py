@@ -155,6 +155,13 @@ class Study(Protocol):
         """Make the page and its figures from the files of results, or raise ValueError."""
 
 
+class Extensible(Study, Protocol):
+    """The module of a study that can go on from its files of results alone."""
+
+    def recorded(self, request: Request, results: Path) -> dict[Any, dict[str, Any]]:
+        """The runs that the files have, as a ledger wants them, or raise ValueError."""
+
+
 def _total(study: Study, request: Request, ledger: Ledger[Any]) -> int:
     own = getattr(study, "total", None)
     return int(own(request, ledger)) if own else len(study.plan(request, ledger))
