@@ -3,6 +3,7 @@
 import importlib
 import re
 import subprocess
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -168,3 +169,36 @@ def test_matched_reads_in_one_wide_loop_that_hides_its_arithmetic(dtype, quarter
 @pytest.mark.parametrize("capability", [80, 90])
 def test_what_puts_the_parts_of_matched_together_builds(capability):
     assert f".target sm_{capability}" in matched("matched", F32, -9, capability).asm["ptx"]
+
+
+def test_one_compilation_of_matched_serves_every_size_and_q_of_a_kind(monkeypatch):
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import create_function_from_signature
+
+    cuda = importlib.import_module("sparseout.kernels.cuda")
+    keys = []
+
+    class Launcher:
+        def __init__(self, kernel):
+            backend = CUDABackend(GPUTarget("cuda", 90, 32))
+            self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: keys.append(str(self.bind(*args, **kwargs, debug=False)[1]))
+
+    for name in ("matched_sums", "matched"):
+        monkeypatch.setattr(cuda.kernels, name, Launcher(getattr(cuda.kernels, name)))
+    monkeypatch.setattr(cuda, "_device_of", lambda x: nullcontext())
+
+    def kinds(sizes, qs):
+        keys.clear()
+        for n in sizes:
+            for q in qs:
+                cuda.matched(torch.ones(n), q)
+        return len(set(keys[::2])), len(set(keys[1::2]))
+
+    sizes = (0, 1, 16, 2047, 2048, 4099, 2048 * 16, 2048 * 1500)
+    assert kinds(sizes, (0.7, 1.3, 5.0)) == (1, 1)
+    assert kinds(sizes, torch.tensor([1.0, 0.7, 3.0])) == (1, 1)
+    assert kinds(sizes[1:3], (1.0, 1.5, 3.0)) == (3, 3)  # roots and products
