@@ -1,69 +1,12 @@
-"""Compaction: what is left computes the same, what went is counted by hand, and what may not go stays."""
+"""Compaction: what went is counted by hand, constants are folded, and what is left computes the same."""
 
-import copy
-
-import architectures
 import pytest
 import torch
-import torch.nn.functional as F
-from test_chains import REFUSED, Net
+from compacting import ROWS, compacted, mlp, numel, outputs, silence, vgg
 from torch import nn
 
 import sparseout
 from sparseout.inference import compact
-
-ROWS = 64
-
-
-def numel(model):
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def silence(layer, units, bias=-50.0, weights=False):
-    """Make units of a layer what no input moves, or never enough to fire if their weights are kept."""
-    transposed = type(layer).__name__ == "Conv1D" or isinstance(layer, nn.ConvTranspose2d)
-    rows = layer.weight.transpose(0, 1) if transposed else layer.weight
-    if not weights:
-        rows[units] = 0.0
-    if layer.bias is not None:
-        layer.bias[units] = bias
-
-
-@torch.no_grad()
-def outputs(model, batch):
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    out = model(**batch) if isinstance(batch, dict) else model(batch)
-    for module, flag in flags.items():
-        module.training = flag
-    return out.logits if hasattr(out, "logits") else out
-
-
-def compacted(model, *batches):
-    """Compact the model on batches, and compare what it computes on each of them."""
-    before = [outputs(model, batch) for batch in batches]
-    plan = compact(model, list(batches))
-    plan.apply_()
-    for batch, expected in zip(batches, before, strict=True):
-        torch.testing.assert_close(outputs(model, batch), expected, rtol=0, atol=1e-12)
-    assert plan.difference < 1e-12
-    assert plan.parameters_after == numel(model)
-    return plan
-
-
-def mlp(activation=nn.ReLU, bias=True):
-    return nn.Sequential(
-        nn.Linear(5, 16), activation(), nn.Dropout(), nn.Linear(16, 8, bias=bias), nn.ReLU(), nn.Linear(8, 2)
-    ).double()
-
-
-def vgg():
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(6 * 4, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 3)),
-    ).double()
 
 
 def test_mlp_counted_by_hand():
@@ -238,135 +181,6 @@ def test_other_convolutions(kind):
     assert compacted(model, x.double()).chains[0].removed == (0, 5)
 
 
-class Block(nn.Module):
-    """A residual block: the inner half can be cut, the sum cannot."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
-
-
-def test_inner_halves_of_residual_blocks():
-    model = nn.Sequential(Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
-    with torch.no_grad():
-        model[0].bn1.bias[[1, 2]] = -50.0
-        model[1].bn1.weight[0], model[1].bn1.bias[0] = 0.0, -1.0
-    plan = compacted(model, torch.randn(8, 4, 6, 6, dtype=torch.float64))
-    assert [chain.removed for chain in plan.chains] == [(1, 2), (0,)]
-    assert plan.parameters - plan.parameters_after == 3 * (2 * 4 * 9 + 2)
-    assert "read by add" in plan.unreached["0.conv2"]
-
-
-def test_wide_resnet():
-    from sparseout_experiments.models import WideResNet
-
-    model = WideResNet(10, 1, lambda _: sparseout.Sparseout(0.3, 1.5), torch.Generator().manual_seed(0)).double()
-    with torch.no_grad():
-        model.blocks[1].norm2.bias[:7] = -50.0
-    plan = compacted(model, torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    assert set(range(7)) <= set(plan.chains[1].removed)
-    assert plan.parameters - plan.parameters_after == sum(
-        len(chain.removed) * (inputs * 9 + 2 + chain.units * 9)
-        for chain, inputs in zip(plan.chains, (16, 16, 32), strict=True)
-    )
-
-
-# Architecture -> names of the layers that make hidden units, and what a unit weighs: row, bias, column.
-FFNS = {
-    "bert": ("intermediate.dense", 16 + 1 + 16),
-    "gpt2": ("mlp.c_fc", 16 + 1 + 16),
-    "vit": ("mlp.fc1", 16 + 1 + 16),
-    "t5": ("DenseReluDense.wi", 16 + 16),
-    "llama": ("mlp.gate_proj", 16 + 16 + 16),
-}
-
-
-@pytest.mark.parametrize("name", FFNS)
-def test_feed_forward_networks_of_transformers(name):
-    model, batch = architectures.transformer(name)
-    model = model.double().eval()
-    batch = {key: x.double() if x.is_floating_point() else x for key, x in batch.items()}
-    ending, weight = FFNS[name]
-    layers = [module for key, module in model.named_modules() if key.endswith(ending)]
-    for layer in layers:
-        silence(layer, [0, 5, 6], -60.0)
-    plan = compacted(model, batch)
-    dead = sum(len(chain.removed) for chain in plan.chains)
-    assert len(plan.chains) == len(layers)
-    assert dead >= 3 * len(layers)
-    assert plan.parameters - plan.parameters_after == dead * weight
-    if name != "t5":  # whose random ReLU units may be silent on so few tokens
-        assert dead == 3 * len(layers)
-
-
-def test_gated_unit_goes_with_either_factor():
-    model, batch = architectures.transformer("llama")
-    model = model.double()
-    up = model.model.layers[0].mlp.up_proj
-    silence(up, [3])
-    plan = compacted(model, batch)
-    assert plan.chains[0].producers == tuple(f"model.layers.0.mlp.{kind}_proj" for kind in ("gate", "up"))
-    assert [chain.removed for chain in plan.chains] == [(3,), ()]
-    assert plan.chains[0].provably_dead == 1
-    assert "model.layers.0.mlp.(gate_proj * up_proj -> down_proj)" in str(plan)
-    assert (up.out_features, model.model.layers[0].mlp.down_proj.in_features) == (31, 31)
-
-
-@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid])
-def test_a_dead_gate(activation):
-    """What is 0 at 0 makes the product 0 for any input, by the weights alone; a sigmoid does not."""
-    gated = Net(
-        lambda m, x: m.second(m.act(m.gate(x)) * m.first(x)),
-        nn.Linear(3, 4),
-        gate=nn.Linear(3, 4, bias=False),
-        act=activation(),
-    ).double()
-    silence(gated.gate, [1])
-    (chain,) = compacted(gated, torch.randn(ROWS, 3).double()).chains
-    assert (chain.removed, chain.provably_dead) == (((), 0) if activation is nn.Sigmoid else ((1,), 1))
-
-
-@pytest.mark.parametrize("name", ["convnext", "vgg", "swin"])
-def test_image_models(name):
-    model, x = architectures.image_model(name)
-    model = model.double()
-    layer = {"convnext": "stages.0.blocks.0.mlp.fc1", "vgg": "features.0", "swin": "layers.0.blocks.0.mlp.fc1"}[name]
-    silence(model.get_submodule(layer), [2, 4], -60.0)
-    plan = compacted(model, x.double())
-    assert {2, 4} <= set(plan.chains[0].removed)
-    row = model.get_submodule(layer).weight[0].numel() + 1
-    column = model.get_submodule(plan.chains[0].consumer).weight[:, 0].numel()
-    others = sum(len(chain.removed) for chain in plan.chains[1:])
-    assert others or plan.parameters - plan.parameters_after == len(plan.chains[0].removed) * (row + column)
-
-
-def test_torchs_transformer_encoder():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
-    silence(model.layers[1].linear1, [0, 3])
-    plan = compacted(model, torch.randn(20, 5, 8, dtype=torch.float64))
-    assert {0, 3} <= set(plan.chains[1].removed)
-
-
-@pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("twice", "columns of a map")])
-def test_what_is_refused_is_unchanged_and_named(name):
-    model = copy.deepcopy(REFUSED[name][0]).eval()
-    silence(model.first, [0])
-    first = model.first
-    x = torch.randn(8, 4, 9, 9) if isinstance(first, nn.Conv2d) else torch.randn(8, first.in_features)
-    x = x[:, : first.in_channels] if isinstance(first, nn.Conv2d) else x
-    model(x)
-    state = copy.deepcopy(model.state_dict())
-    plan = compact(model, [x])
-    plan.apply_()
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert "first" in plan.unreached
-
-
 class Secret(nn.Module):
     """Reads the width of its feed-forward network from outside of it, where no graph tells."""
 
@@ -389,30 +203,6 @@ def test_the_trial_finds_what_no_graph_tells():
     assert "without its silent units the outputs differ" in plan.unreached["ffn.0"]
 
 
-def test_a_failed_pass_leaves_everything():
-    model = mlp().train()
-    model.insert(2, sparseout.baselines.KWinners(3))  # takes its size at the first call
-    duty = model[2].duty_cycle.shape
-    with pytest.raises(RuntimeError):
-        compact(model, [torch.randn(3, 5).double(), torch.randn(3, 4).double()])
-    assert all(module.training for module in model)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert model[2].duty_cycle.shape == duty
-
-
-def test_wrapped_for_processes(process_group):
-    model = nn.parallel.DistributedDataParallel(mlp())
-    silence(model.module[0], [1])
-    x = torch.randn(ROWS, 5).double()
-    plan = compact(model, [x])
-    assert plan.chains[0].removed == (1,)
-    with pytest.raises(RuntimeError, match="wrap it afterwards"):
-        plan.apply_()
-    assert model.module[0].out_features == 16
-    compact(model.module, [x]).apply_()
-    assert model.module[0].out_features == 15
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, about quantization
 def test_quantized_layers_are_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -425,91 +215,6 @@ def test_one_unit_stays():
     silence(model[0], list(range(16)))
     compacted(model, torch.randn(ROWS, 5, dtype=torch.float64))
     assert model[0].out_features == 1
-
-
-def test_a_stale_plan_is_an_error():
-    model = mlp()
-    silence(model[0], [1])
-    x = torch.randn(ROWS, 5, dtype=torch.float64)
-    changes = [
-        lambda m: m[3].weight.data.mul_(2),
-        lambda m: m.__setitem__(0, nn.Linear(5, 16).double()),
-        lambda m: compact(m, [x]).apply_(),
-    ]
-    for change in changes:
-        other = copy.deepcopy(model)
-        plan = compact(other, [x])
-        change(other)
-        state = copy.deepcopy(other.state_dict())
-        with pytest.raises(RuntimeError, match="has not changed since"):
-            plan.apply_()
-        assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
-    plan = compact(model, [x])
-    twin, its_plan = copy.deepcopy((model, plan))
-    its_plan.apply_()
-    assert (model[0].out_features, twin[0].out_features) == (16, 15)
-    plan.apply_()
-    with pytest.raises(RuntimeError, match="this one has"):
-        plan.apply_()
-
-
-def test_nothing_is_touched_by_planning():
-    model = vgg().train()
-    model[1].eval()
-    model[0].weight.requires_grad_(False)
-    model(torch.rand(4, 3, 8, 8).double()).sum().backward()
-    silence(model[9], [1])
-    before = copy.deepcopy(model.state_dict())
-    objects = {name: (id(p), p.data_ptr(), p._version, p.grad) for name, p in model.named_parameters()}
-    x = torch.rand(8, 3, 8, 8).double()
-    rng = torch.get_rng_state()
-    compact(model, iter([x]))
-    compact(model, torch.utils.data.DataLoader(x, 4, shuffle=True))
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert [m.training for m in model] == [position != 1 for position in range(len(model))]
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    after = {name: (id(p), p.data_ptr(), p._version, p.grad) for name, p in model.named_parameters()}
-    assert all(a[:3] == b[:3] and a[3] is b[3] for a, b in zip(objects.values(), after.values(), strict=True))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_the_model_trains_on_and_an_optimizers_state_can_be_cut():
-    model = mlp()
-    silence(model[0], [1, 4])
-    x = torch.randn(ROWS, 5, dtype=torch.float64)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss = model(x).sum()
-    loss.backward()  # the loss lives on, and the graph with it
-    optimizer.step()
-    silence(model[0], [1, 4])
-    plan = compact(model, [x])
-    plan.apply_()
-    assert model[0].weight.grad is None
-    for name, parameter in model.named_parameters():
-        for dim, kept in plan.parameter_masks.get(name, []):
-            for key in ("exp_avg", "exp_avg_sq"):
-                state = optimizer.state[parameter]
-                state[key] = state[key].index_select(dim, kept.nonzero().flatten())
-    model(x).sum().backward()
-    optimizer.step()
-    assert model[0].weight.grad.shape == (14, 5)
-    assert loss.grad_fn is not None
-
-
-def test_batches_of_every_kind_and_a_copy():
-    model = mlp()
-    silence(model[0], [1])
-    x = torch.randn(ROWS, 5, dtype=torch.float64)
-    for batches in ([x], [(x, torch.zeros(ROWS))], [{"input": x}], [x[:0], x]):
-        assert compact(model, batches).chains[0].removed == (1,)
-    compact(model, [x]).apply_()
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(model.state_dict())
-    assert torch.equal(twin.eval()(x), model.eval()(x))
-    with pytest.raises(ValueError, match="to have rows"):
-        compact(mlp(), [x[:0]])
-    with pytest.raises(TypeError, match="put a single batch into a list"):
-        compact(mlp(), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -586,43 +291,3 @@ def test_nested_tensors(layout):
     assert 1 in plan.chains[0].removed
     plan.apply_()
     torch.testing.assert_close([outputs(model, part) for part in parts], before, rtol=0, atol=1e-12)
-
-
-def test_the_plan_says_what_it_does():
-    model = mlp(nn.GELU, bias=False)
-    silence(model[0], [3], 0.7)
-    text = str(compact(model, [torch.randn(ROWS, 5, dtype=torch.float64)]))
-    assert "1 of 24 hidden units go" in text
-    assert "0 -> 3" in text
-    assert "1 of 16 units: 1 constant" in text
-    assert "is what the model returns" in text
-    assert "New parameters: 3.bias." in text
-    assert "optimizer is not carried over" in text
-
-
-def test_a_layer_that_is_not_called_is_left():
-    model = Net(lambda m, x: x * 1.0)
-    model.unused = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    plan = compact(model, [torch.ones(2, 3)])
-    assert not plan.chains
-    assert plan.unreached["unused.0"]
-
-
-def test_padding_is_no_row():
-    model, batch = architectures.transformer("bert")
-    model = model.double().eval()
-    del batch["labels"]
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    layer = model.bert.encoder.layer[0].intermediate
-    layer.intermediate_act_fn = nn.ReLU()
-    full = compact(model, [batch])
-    batch["attention_mask"][:, 3:] = 0
-    plan = compact(model, [batch])
-    assert (full.chains[0].rows, plan.chains[0].rows) == (12, 6)
-    assert len(plan.chains[0].removed) > len(full.chains[0].removed)
-    before = model(**batch).logits[:, :3]
-    plan.apply_()
-    torch.testing.assert_close(model(**batch).logits[:, :3], before, rtol=0, atol=1e-12)
-    other = compact(mlp(), [torch.randn(8, 5).double()])
-    with sparseout.row_mask(torch.tensor([1] * 6 + [0] * 2)):
-        assert compact(mlp(), [torch.randn(8, 5).double()]).chains[0].rows == other.chains[0].rows - 2 == 6

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import transformer
+from sparse_calls import let_every_layer_gain
 from torch import nn
 from torch.testing import assert_close
 
-from sparseout.inference import ThresholdReport, _sparse_linear, revert_, sparse_linear_, threshold_
-from sparseout.inference._sparse_linear import Break, SparseLinear
+from sparseout.inference import ThresholdReport, revert_, sparse_linear_, threshold_
+from sparseout.inference._sparse_linear import SparseLinear
+from sparseout.inference._sparse_product import Break
 
 
 def net(activation=nn.GELU, hidden=256):
@@ -148,37 +150,6 @@ def test_dtypes(dtype):
 
 def loss(model, batch):
     return model(batch).square().mean()
-
-
-def distance(plain):
-    return lambda model, batch: F.mse_loss(model(batch), plain(batch))
-
-
-def test_the_least_density_within_the_budget():
-    model, given = net(), batches()
-    plain = copy.deepcopy(model)
-    most = 1e-3
-    report = threshold_(model, given, max_loss_increase=most, loss=distance(plain))
-    density = report.records[0]["density"]
-    assert report.loss_before == 0
-    assert 0 < report.loss <= most
-    with torch.no_grad():
-        assert report.loss == pytest.approx(sum(float(distance(plain)(model, x)) for x in given) / len(given))
-    assert 0.01 < density < 0.95
-    denser = threshold_(model, given, density=density - 0.02, loss=distance(plain))
-    assert denser.loss > most
-    none = threshold_(model, given, max_loss_increase=1e9, loss=distance(plain))
-    assert none.records[0]["density"] < 0.01
-
-
-def test_a_budget_that_nothing_meets_is_said():
-    model, given = net(), batches()
-    plain = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="no threshold keeps the loss"):
-        report = threshold_(model, given, max_loss_increase=0.0, loss=distance(plain))
-    assert report.records[0]["density"] == 1
-    assert report.loss == 0
-    assert torch.equal(model(given[0]), plain(given[0]))
 
 
 def test_the_report_prints():
@@ -346,8 +317,7 @@ def test_a_module_that_is_given_no_numbers():
 
 def test_sparse_layers_read_what_is_left(monkeypatch):
     """The two together: the threshold's zeros are what a sparse layer skips, where it is faster, as here."""
-    monkeypatch.setattr(_sparse_linear, "_break_even", lambda *given: (Break(1, 0.5), Break(64, 0.5)))
-    monkeypatch.setattr(_sparse_linear, "_times", lambda *functions: [1.0, 0.1, 1.0])
+    let_every_layer_gain(monkeypatch, (Break(1, 0.5), Break(64, 0.5)))
     model, given = net(hidden=4096), batches(1, 2)
     model[3] = nn.Linear(4096, 1024).eval()
     threshold_(model, given, density=0.05)

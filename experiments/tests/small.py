@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from sparseout_experiments import config
+from sparseout_experiments import cli, config
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import run_folder
 
@@ -81,3 +82,11 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
         unlike = [found for place, pair in pairs for found in differences(*pair, f"{at}/{place}")]
         return unlike if len(one) == len(other) else [*unlike, f"{at}: lengths"]
     return [] if repr(one) == repr(other) else [at]
+
+
+def status_of(*args: str) -> int:
+    """The exit status of a command line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code

@@ -1,53 +1,20 @@
-"""Pictures: from where, which of them, and what is done to them on the device."""
-
-import io
+"""Pictures: from where, which of them, and in which colours."""
 
 import numpy as np
 import pytest
 import torch
-
-datasets = pytest.importorskip("datasets")
-from PIL import Image  # noqa: E402
-from sparseout_experiments.config import resolve  # noqa: E402
-from sparseout_experiments.data import digits, images  # noqa: E402
-from sparseout_experiments.data.hub import DataError  # noqa: E402
-from sparseout_experiments.tasks import DistributedContext, build  # noqa: E402
-from sparseout_experiments.training.rng import Rng  # noqa: E402
+from pictures import datasets, make, numbered, png, save
+from PIL import Image
+from sparseout_experiments.config import resolve
+from sparseout_experiments.data import digits, images
+from sparseout_experiments.data.hub import DataError
+from sparseout_experiments.tasks import DistributedContext, build
+from sparseout_experiments.training.rng import Rng
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def png(array, mode=None):
-    file = io.BytesIO()
-    picture = Image.fromarray(array)
-    (picture if mode is None else picture.convert(mode)).save(file, "png")
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def numbered(n, size=(5, 4), channels=3, start=0):
-    """Pictures that can be told apart: their first pixel is their number."""
-    pixels = np.random.default_rng(start).integers(0, 256, (n, *size, channels), dtype=np.uint8)
-    pixels[:, 0, 0] = np.arange(start, start + n)[:, None]
-    return pixels if channels > 1 else pixels[..., 0]
-
-
-def save(folder, split, pictures, columns, classes):
-    features = {"picture": datasets.Image(), **classes}
-    table = datasets.Dataset.from_dict({"picture": pictures, **columns}, features=datasets.Features(features))
-    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-
-
-NAMES = datasets.ClassLabel(names=["cat", "dog", "eel"])
-
-
-def make(folder, train, test, mode=None, feature=NAMES, name="label"):
-    for split, pixels in (("train", train), ("test", test)):
-        labels = [i % 2 for i in range(len(pixels))]
-        save(folder, split, [png(array, mode) for array in pixels], {name: labels}, {name: feature})
-    return str(folder)
 
 
 def numbers(part):
@@ -281,123 +248,6 @@ def test_training_mirrors_what_has_a_colour_unless_told(tmp_path, monkeypatch, c
         + " changes that"
     )
     assert task.notes == (() if given else (said,))
-
-
-def broken_sizes(folder):
-    make(folder, numbered(12), numbered(3, size=(4, 4)))
-
-
-def broken_columns(folder):
-    make(folder, numbered(12), numbered(3), feature=datasets.Value("float32"))
-
-
-def broken_depth(folder):
-    make(folder, np.zeros((12, 4, 4), np.uint16), np.zeros((2, 4, 4), np.uint16))
-
-
-def broken_classes(folder):
-    make(folder, numbered(12), numbered(3))
-    save(folder, "test", [png(array) for array in numbered(2)], {"label": [0, None]}, {"label": NAMES})
-
-
-def broken_pictures(folder):
-    make(folder, numbered(12), numbered(3))
-    whole = png(numbered(1)[0])["bytes"]
-    save(folder, "test", [{"bytes": whole[:-40], "path": None}], {"label": [0]}, {"label": NAMES})
-
-
-def missing_pictures(folder):
-    make(folder, numbered(12), numbered(3))
-    save(folder, "test", [None], {"label": [0]}, {"label": NAMES})
-
-
-def no_class(folder, kind="float32", values=(0, 1)):
-    for split in ("train", "test"):
-        labels = {"label": [values[n % 2] for n in range(12)]}
-        save(folder, split, [png(array) for array in numbered(12)], labels, {"label": datasets.Value(kind)})
-
-
-def empty_split(folder):
-    (folder / "train" / "a").mkdir(parents=True)
-    (folder / "train" / "a" / "0.png").write_bytes(png(numbered(1)[0])["bytes"])
-    (folder / "test").mkdir()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (no_class, "write it as integers or texts"),
-        (lambda folder: no_class(folder, "int64", (4, 4)), "has pictures of one class only"),
-        (empty_split, "The folder .*test' is empty: put the files of its split there"),
-        (broken_sizes, "should be of one size, but there are 4 x 4 and 4 x 5: resize them"),
-        (broken_columns, "one column of classes .*, but has the columns picture, label: write it as"),
-        (broken_depth, "more than 8 bits a channel .*: convert the pictures to 8 bits first"),
-        (broken_classes, "The split test of .* has pictures without a class"),
-        (broken_pictures, "Picture 0 of the split test of .* cannot be read .*: replace it or leave it out"),
-        (missing_pictures, "Picture 0 of the split test of .* cannot be read"),
-    ],
-)
-def test_damaged_data_are_one_sentence(tmp_path, spoil, words):
-    spoil(tmp_path)
-    with pytest.raises(DataError, match=words) as error:
-        images.load(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_statistics_are_those_of_all_pixels_and_normalise_uses_them():
-    pixels = torch.randint(256, (7, 3, 5, 4), dtype=torch.uint8)
-    pixels[:, 1] = 200
-    mean, std = images.statistics(images.Part(pixels, torch.zeros(7).long()))
-    values = pixels.double().transpose(0, 1).flatten(1) / 255
-    torch.testing.assert_close(mean, values.mean(1).float())
-    torch.testing.assert_close(std[::2], values.std(1, correction=0).float()[::2])
-    assert std[1] == 1
-    normal = images.normalise(pixels, mean, std)
-    assert normal.dtype == torch.float32
-    flat = normal.double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(flat.mean(1), torch.zeros(3).double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(flat.std(1, correction=0)[::2], torch.ones(2).double(), atol=1e-6, rtol=0)
-
-
-def by_loops(pixels, generator, pad, flip):
-    """A picture at a time: reflected outside, cut out, mirrored."""
-    n, _, height, width = pixels.shape
-    down, right = torch.randint(2 * pad + 1, (2, n), generator=generator).tolist()
-    mirrored = torch.randint(2, (n,), generator=generator).tolist()
-    padded = torch.nn.functional.pad(pixels.float(), (pad,) * 4, mode="reflect").byte()
-    out = torch.empty_like(pixels)
-    for i in range(n):
-        cut = padded[i, :, down[i] : down[i] + height, right[i] : right[i] + width]
-        out[i] = cut.flip(2) if flip and mirrored[i] else cut
-    return out
-
-
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("pad", [0, 1, 4])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_augment_does_what_loops_do(pad, flip, channels):
-    pixels = torch.randint(256, (40, channels, 6, 5), dtype=torch.uint8)
-    first, second = (torch.Generator().manual_seed(5) for _ in range(2))
-    for _ in range(2):
-        out = images.augment(pixels, first, pad=pad, flip=flip)
-        assert torch.equal(out, by_loops(pixels, second, pad, flip))
-        assert out.dtype == torch.uint8
-
-
-def test_augment_draws_equally_much_whatever_it_does():
-    pixels = torch.zeros(9, 1, 6, 6, dtype=torch.uint8)
-    states = []
-    for pad, flip in ((0, False), (2, True)):
-        generator = torch.Generator().manual_seed(3)
-        images.augment(pixels, generator, pad=pad, flip=flip)
-        states.append(generator.get_state())
-    assert torch.equal(*states)
-
-
-@pytest.mark.parametrize("pad", [-1, 5])
-def test_augment_refuses_to_reflect_beyond_the_picture(pad):
-    with pytest.raises(ValueError, match=f"expected `pad` to be from 0 to 4, but got {pad}"):
-        images.augment(torch.zeros(1, 1, 6, 5, dtype=torch.uint8), torch.Generator(), pad=pad, flip=False)
 
 
 def test_links_to_the_folders_of_classes_are_followed(tmp_path):

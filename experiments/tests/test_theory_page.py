@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sparseout_experiments import cli
+from small import status_of
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import theory
 from sparseout_experiments.studies.theory import curves, figures, masks, statements, training
@@ -30,13 +30,6 @@ def record() -> theory.Record:
 @pytest.fixture(scope="module")
 def fresh() -> list[Check]:
     return list(statements.checks())
-
-
-def status_of(*args: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(args)
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
 
 
 # What is committed

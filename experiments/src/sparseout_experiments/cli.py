@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from sparseout_experiments.message import has_ended, tell
+from sparseout_experiments.message import has_ended, show_message
 
 TYPE_CHECKING = False  # typing takes a while to import, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             signal.signal(signal.SIGINT, _interrupt)
         status = invoke(args)
     except KeyboardInterrupt:
-        tell("interrupted", last=True)
+        show_message("interrupted", last=True)
         status = INTERRUPTED
     finally:
         if before is not None:

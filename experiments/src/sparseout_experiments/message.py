@@ -9,7 +9,7 @@ import sys
 _ended = False
 
 
-def tell(sentence: str, *, last: bool = False) -> None:
+def show_message(sentence: str, *, last: bool = False) -> None:
     """Print a sentence for the user; `last` is that with which the command ends."""
     global _ended
     _ended = _ended or last

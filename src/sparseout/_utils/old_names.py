@@ -10,11 +10,11 @@ _MOVED = {
     "insertion": "convert._insertion",
     "norm": "convert._batch_norm",
     "schedules": "control.schedules",
-    "seen": "control._measurement",
+    "seen": "_utils.hooks",
     "sites": "_utils.modules",
     "sparsity_report": "monitor._report",
 }
-_RENAMED = {"Site": "HookPoint"}
+_RENAMED = {"Eye": "DeadHook", "Site": "HookPoint"}
 
 
 class _Moved(ModuleType):

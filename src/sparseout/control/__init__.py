@@ -2,9 +2,9 @@
 
 from sparseout.control import schedules
 from sparseout.control._controller import SparsityController
+from sparseout.control._knob import Knob
 
 # By this name controllers were pickled by the first version.
 from sparseout.control._layer_group import LayerGroup as _Group  # noqa: F401
-from sparseout.control.knobs import Knob
 
 __all__ = ["Knob", "SparsityController", "schedules"]

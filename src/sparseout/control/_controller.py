@@ -10,24 +10,19 @@ from torch.optim import Optimizer
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.compiler import reset_compiler
-from sparseout._utils.distributed import (
-    Group,
-    check_group,
-    check_replicas,
-    data_parallel_group,
-    is_distributed,
-)
+from sparseout._utils.distributed import Group, check_group, check_replicas, data_parallel_group, is_distributed
 from sparseout._utils.modules import Modules, check_model, named_modules, unwrapped
 from sparseout._utils.revival import revive_units
 from sparseout._utils.validation import check_bool, check_choice, check_int, check_positive, expected, type_name
 from sparseout.baselines import ActivityPenalty
 from sparseout.control._arguments import check_equal, state_of_groups, targets_of
-from sparseout.control._law import GAIN, MAX_STEP, TRIAL_UPDATES, Axis, Law
+from sparseout.control._knob import Knob, bounds_of
+from sparseout.control._law import Law
 from sparseout.control._layer_group import LayerGroup, idle_messages, listed
 from sparseout.control._measure_specs import Goal, scale_of
-from sparseout.control._measurement import Accumulator, Eps, read
+from sparseout.control._measurement import Accumulator, Eps, load_sums, read, state_of_sums
 from sparseout.control._probe import check_probe, probed, run_probe
-from sparseout.control.knobs import Knob, LayerKnob, StrengthKnob, bounds_of, hold, knobs_of
+from sparseout.control.knobs import LayerKnob, StrengthKnob, hold, knobs_of
 from sparseout.measures._functions import check_eps
 
 __all__ = ["SparsityController"]
@@ -37,27 +32,27 @@ class SparsityController:
     r"""Moves a knob during training until activations are as sparse as wanted.
 
     The knob is q or p of noise layers, k of k-winners layers, the strength of a penalty, or one of your own. It is
-    moved on its natural scale x: q as it is, a strength and k by their logarithm, p by that of p / (1 - p). Every
-    `every` steps, with e the excess of sparsity over the target, measured since the last update, and for a knob with
-    which activations become denser (else the other way)
+    moved on its natural scale x: q itself, the logarithm of a strength or of k, the logarithm of p / (1 - p). A knob
+    that makes activations denser as it rises is moved once in `every` steps by
 
     .. math:: x \leftarrow x + K\,(e_t - e_{t-1} + e_t / T)
 
-    where e is an exponential moving average of weight 1/4: a proportional-integral law in velocity form. The first term
+    and other knobs the other way. e is the excess of sparsity over the target, measured since the last update, as an
+    exponential moving average of weight 1/4. This is a proportional-integral law in velocity form: the first term
     responds to a change at once, the second removes the remaining error; inside the dead-band only the first acts. An
     update moves x by at most `max_step`, and by half of that towards sparser activations while far from the target,
-    since units that die do not recover. The same constants serve all knobs. In its first 8 updates the controller moves
-    the knob back and forth by 2% of its range: where the measure responds at once, as to k, and not in the course of
-    training, K and T are lowered accordingly. K is halved whenever steps back and forth show it to be too large.
+    since units that die do not recover. The same constants serve all knobs. In the first 8 updates the knob moves back
+    and forth by 2% of its range: where the measure responds at once, as to k, rather than in the course of training, K
+    and T are lowered accordingly. K is halved whenever steps back and forth show it to be too large.
 
     **Where it measures**: at the input of Sparseout and Dropout layers, at the output of k-winners layers, where a
     penalty penalises, and where a knob of your own says; as means over samples of the measure over units.
 
-    **What the target is of.** Networks are used in evaluation, which differs from training where there is noise in
-    earlier layers. So the target is one of evaluation wherever evaluation is seen: in passes of the model in evaluation
-    mode, such as those over a validation set, or with `probe`. Between them the measure in training steers, corrected
-    by the difference of the two when last seen. Where there is no evaluation, the target is one of training. `report`
-    says which it is, and what the other was. `mode` fixes it.
+    **Training or evaluation.** Networks are used in evaluation mode, where activations differ from those in training if
+    there is noise in earlier layers. So the target applies to evaluation wherever evaluation is seen: in passes of the
+    model in evaluation mode, such as those over a validation set, or with `probe`. Between them the measure in training
+    is used, corrected by the difference of the two when last seen. Without any evaluation the target applies to
+    training. `report` says which it is, and what the other was. `mode` fixes it.
 
     Dead units make activations look sparse; ``measure="hoyer_live"`` leaves them out. Rows that
     :class:`sparseout.row_mask` masks do not count. Give Sparseout layers ``scale="matched"``, so that q changes the
@@ -73,9 +68,8 @@ class SparsityController:
     copied and pickled with its controller; in a copy without it nothing is measured. Names of layers are those of the
     written model, without the wrappers of `torch.compile`, `DistributedDataParallel` and the like, so that a state fits
     with and without them. While a controller holds them, q, p, k and strengths are 0-d tensors, which change under
-    `torch.compile` without recompilation. Only torch's own Dropout layers take p as a number that code is compiled for:
-    with ``knob="p"`` each update compiles them again, up to the compiler's limit, so have
-    ``convert_dropout_(model, q=2)`` put Sparseout, which computes the same, in their place.
+    `torch.compile` without recompilation. torch's own Dropout layers are recompiled whenever p changes: for
+    ``knob="p"`` convert them first, by ``convert_dropout_(model, q=2)``, which computes the same.
 
     Args:
         model: a model with at least one layer that has the knob.
@@ -87,12 +81,11 @@ class SparsityController:
             :class:`sparseout.baselines.ActivityPenalty`, whose strength is moved; an object as
             :class:`sparseout.Knob` describes, or with `per_layer` a sequence of such objects.
         mode: ``"train"`` or ``"eval"``: the mode of the layers in which the target is to be met, whatever is seen of
-            the other; with ``"eval"`` an update without an evaluation pass leaves the knob as it is. None: as said
-            above.
+            the other; with ``"eval"`` an update without an evaluation pass leaves the knob as it is. None: as above.
         probe: a batch on which the model is called in evaluation mode, without gradients, at every update: a tensor, a
-            tuple of arguments, or a mapping of keyword arguments. It is then what counts as evaluation. Its rows are
-            those that its own `attention_mask` keeps, if it has one, whatever block of `row_mask` is open. Modes,
-            buffers, random numbers and autocast are left as they were, and monitors do not count the pass.
+            tuple of arguments, or a mapping of keyword arguments. Only it counts as evaluation then. Its rows are those
+            that its own `attention_mask` keeps, if it has one, whatever block of `row_mask` is open. Modes, buffers,
+            random numbers and autocast are left as they were, and monitors do not count the pass.
         modules: dotted names or types of the layers to control, or a function of name and layer; None: all.
         per_layer: each layer has its own value of the knob and its own target. Otherwise all layers have one value, at
             first their mean, and the mean over layers is measured. A tensor for q that is shared with a layer of
@@ -105,14 +98,14 @@ class SparsityController:
             times the range of x, less where the first updates show that the measure responds at once.
         delay: T, updates over which the integral term repeats the proportional one.
         max_step: the most by which an update moves x; None: a thirtieth of its range.
-        eps: a value no larger in magnitude counts as zero, for sparsity, density and dead units: GELU, SiLU and tanh
-            have hardly any exact zeros.
+        eps: values up to this magnitude count as zero, for sparsity, density and dead units: GELU, SiLU and tanh have
+            hardly any exact zeros.
         relative: `eps` is in units of a row's root mean square.
         unit_dim: dimension of the units where the module that made an activation does not tell: an int, a mapping from
             names or types of modules to ints, or a function of name, module and tensor.
         revive: units that were dead in 50 updates get fresh weights, as from :func:`sparseout.revive_`; pass the
-            optimizer to have what it keeps of them cleared. For knobs that act through training: what k-winners leave
-            out is not dead.
+            optimizer to clear its state of them too. Only for knobs that act through training: units that k-winners
+            leave out are not dead.
         group: process group over which measurements are summed; None: that of the data-parallel wrapper around the
             model, else all processes, which must have equal parameters then.
 
@@ -136,9 +129,8 @@ class SparsityController:
         >>> controller.q["2"] < 2.5
         True
 
-    Source: the law is the textbook one (Astrom & Hagglund 2006, Advanced PID Control, section 3.4), with the gain of a
-    process that responds at once from its step response (there, section 2.7); that q moves sparsity is Khan & Stavness
-    (2019).
+    Source: Astrom & Hagglund (2006), Advanced PID Control: section 3.4 for the law, 2.7 for the gain of a process that
+    responds at once; Khan & Stavness (2019) for q.
     """
 
     def __init__(
@@ -172,11 +164,12 @@ class SparsityController:
             raise ValueError(expected("mode", "None or 'eval' beside a probe, which is evaluated", repr(mode)))
         check_model(model)
         check_eps(eps, relative)
-        given, model = model, unwrapped(model)
-        knobs = knobs_of(model, knob, modules, check_bool("per_layer", per_layer))
-        targets = targets_of(target, measure, [name for one in knobs for name in one.sites], per_layer)
+        written = unwrapped(model)
+        knobs = knobs_of(written, knob, modules, check_bool("per_layer", per_layer))
+        sites = {name: (tensor, moved.name) for moved in knobs for name, tensor in moved.sites.items()}
+        targets = targets_of(target, measure, list(sites), per_layer)
         self.measure, self.mode, self.every = measure, mode, check_int("every", every, 1)
-        layer_knob = knobs[0].name if isinstance(knobs[0], LayerKnob) else ""  # one's own may have any name
+        layer_knob = knobs[0].name if isinstance(knobs[0], LayerKnob) else ""  # a user's may have any name
         self.bounds = None if bounds is None else bounds_of("bounds", bounds, knobs[0].scale, layer_knob)
         self.deadband = check_positive("deadband", deadband, zero=True)
         self.gain = None if gain is None else check_positive("gain", gain)
@@ -187,28 +180,30 @@ class SparsityController:
         if not isinstance(revive, (bool, Optimizer)):
             raise TypeError(expected("revive", "a bool or the optimizer", type_name(revive)))
         self._revive = revive
-        self._model, self._probed, self._tracker = model, probed(given), UnitTracker(model, unit_dim)
+        self._model, self._probed, self._tracker = written, probed(model), UnitTracker(written, unit_dim)
         check_group(group)
-        self._process_group = data_parallel_group(given) if group is None and is_distributed() else group
+        self._process_group = data_parallel_group(model) if group is None and is_distributed() else group
         self._compared = False  # with the controllers of other processes
         self._steps, self._probe, self._probe_mask = 0, probe, probe_mask
-        self._groups = [self._group(one, targets[next(iter(one.sites))]) for one in knobs]
+        self._groups = [
+            LayerGroup.start(moved, Goal(measure, targets[next(iter(moved.sites))]), mode, self.bounds, gain is None)
+            for moved in knobs
+        ]
         zero = Eps(eps, relative)
         self._accumulators = {
-            name: Accumulator(name, tensor, one.name, measure, zero, self._tracker, after_training=mode is None)
-            for one in knobs
-            for name, tensor in one.sites.items()
+            name: Accumulator(name, tensor, knob_name, measure, zero, self._tracker, after_training=mode is None)
+            for name, (tensor, knob_name) in sites.items()
         }
-        taken = self._attach()
-        hold(model, knobs)
-        for one in self._groups:
-            one.apply()
+        shared = self._attach()
+        hold(written, knobs)
+        for started in self._groups:
+            started.apply()
         reset_compiler()
-        if taken:
-            lost = f"another controller has lost {listed(taken)} to this one and can no longer be stepped"
-            warnings.warn(f"{lost}: detach it first", stacklevel=2)
-        if quiet := [name for one in knobs if isinstance(one, LayerKnob) for name in one.without_effect()]:
-            warnings.warn(f"q has no effect where p is 0 or 1, as it is in {listed(quiet)}", stacklevel=2)
+        if shared:
+            loss = f"another controller has lost {listed(shared)} to this one and can no longer be stepped"
+            warnings.warn(f"{loss}: detach it first", stacklevel=2)
+        if idle := [name for moved in knobs if isinstance(moved, LayerKnob) for name in moved.without_effect()]:
+            warnings.warn(f"q has no effect where p is 0 or 1, as it is in {listed(idle)}", stacklevel=2)
 
     @property
     def values(self) -> dict[str, float]:
@@ -224,10 +219,9 @@ class SparsityController:
 
     @property
     def measured(self) -> dict[str, float | None]:
-        """What was to meet the target at the last update, by module; of modules that share a knob, the mean.
+        """The measure that is to meet the target, at the last update, by module; of modules with one knob, the mean.
 
-        The measure in evaluation where that counts: as measured since the update before, or as expected from the one in
-        training and the difference of the two when both were last measured.
+        In evaluation, where that counts, it is measured, or expected from training and the last difference of the two.
         """
         return {name: group.measured for group in self._groups for name in group.sites}
 
@@ -259,7 +253,8 @@ class SparsityController:
                 {source: value for source, value in measurements[mode].items() if source[0] in group.knob.sites}
                 for mode in (True, False)
             )
-            messages += group.update(training, evaluation, self._law(group))
+            law = Law.over(group.axis.ends, self.gain, self.delay, self.deadband, self.max_step)
+            messages += group.update(training, evaluation, law)
         if self._revive:
             dead = {site: units for group in self._groups for site, units in group.take_dead().items()}
             revive_units(self._model, dead, None if self._revive is True else self._revive, self._process_group)
@@ -270,8 +265,8 @@ class SparsityController:
         """A sentence for each knob: its value, the measured sparsity, and why the target is out of reach, if it is."""
         sentences = []
         for group in self._groups:
-            whole = [name for name in group.sites if self._accumulators[name].unmasked]
-            masked = f"; the row mask does not fit {listed(whole)}, where all rows count" if whole else ""
+            unmasked = [name for name in group.sites if self._accumulators[name].unmasked]
+            masked = f"; the row mask does not fit {listed(unmasked)}, where all rows count" if unmasked else ""
             sentences.append(group.report() + masked)
         return sentences
 
@@ -287,14 +282,12 @@ class SparsityController:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue as if training had not been interrupted."""
-        accumulators = self._accumulators.values()
         return {
             "measure": self.measure,
             "mode": self.mode,
             "knob": self._groups[0].knob.name,
             "steps": self._steps,
-            **{key: {k: v for one in accumulators for k, v in one.state(mode).items()} for key, mode in self._sums},
-            "trained": [one.name for one in accumulators if one.trained],
+            **state_of_sums(list(self._accumulators.values()), self.mode),
             "groups": {"+".join(group.sites): group.state() for group in self._groups},
         }
 
@@ -309,19 +302,10 @@ class SparsityController:
         groups = state_of_groups(state, self.measure, self.mode, self._groups[0].knob.name, names)
         if not (self._compared and is_distributed()):  # all processes update at the same calls, whoever loads a state
             self._steps = state["steps"]
-        device = self._device()
-        for name, accumulator in self._accumulators.items():
-            accumulator.trained = name in state.get("trained", self._accumulators)
-            for key, mode in self._sums:
-                accumulator.load(mode, state.get(key, {}), device)
+        load_sums(list(self._accumulators.values()), state, self.mode, self._device())
         for group, saved in zip(self._groups, groups, strict=True):
             group.load(saved)
             group.apply()
-
-    @property
-    def _sums(self) -> tuple[tuple[str, bool], tuple[str, bool]]:
-        """The keys of sums in a state, and whether they are of training."""
-        return ("sums", self.mode != "eval"), ("other_sums", self.mode == "eval")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process_group": None, "_compared": False}
@@ -332,20 +316,6 @@ class SparsityController:
             raise RuntimeError(expected("the pickled controller", wanted, "one of the first version"))
         self.__dict__ |= state
         self._attach()
-
-    def _group(self, knob: Knob, target: float) -> LayerGroup:
-        """A knob at its value of now, within its bounds."""
-        low, high = knob.bounds if self.bounds is None else self.bounds
-        axis = Axis(knob.scale, (float(low), float(high)), knob.raises_sparsity)
-        value = min(max(float(knob.get()), axis.bounds[0]), axis.bounds[1])
-        trials = 0 if self.gain is None else TRIAL_UPDATES  # whoever gives the gain does not want it found
-        return LayerGroup(knob, axis, Goal(self.measure, target), self.mode, value, trials)
-
-    def _law(self, group: LayerGroup) -> Law:
-        low, high = ends = group.axis.ends
-        gain = GAIN * (high - low) if self.gain is None else self.gain
-        max_step = MAX_STEP * (high - low) if self.max_step is None else self.max_step
-        return Law(gain, self.delay, self.deadband, max_step, ends)
 
     def _attach(self) -> list[str]:
         """Put the hooks on the model. Returns the modules that other controllers lost."""
@@ -368,8 +338,8 @@ class SparsityController:
             return
         if first and self._process_group is None:
             check_replicas(self._model)
-        names = ("measure", "mode", "every", "bounds", "deadband", "gain", "delay", "max_step", "_steps")
-        values = {name.lstrip("_"): getattr(self, name) for name in names}
+        names = ("measure", "mode", "every", "bounds", "deadband", "gain", "delay", "max_step")
+        values = {name: getattr(self, name) for name in names} | {"steps": self._steps}
         values |= {"probe": self._probe is not None, "revive": self._revive is not False}
         for group in self._groups:
             knob = {group.knob.name: group.value, "target": group.goal.target, "error": group.error}

@@ -1,5 +1,7 @@
 """The control law: where a knob is after one update, from the error of the sparsity."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -28,12 +30,12 @@ class Axis(NamedTuple):
     raises_sparsity: bool
 
     def x(self, value: float) -> float:
-        """The place of a value."""
+        """The position of a value."""
         natural = NATURAL[self.scale][0](value)
         return -natural if self.raises_sparsity else natural
 
     def value(self, x: float) -> float:
-        """The value at a place; beyond an end, and at it, the bound itself, without rounding."""
+        """The value at a position; beyond an end, and at it, the bound itself, without rounding."""
         sparsest, densest = self.bounds[:: -1 if self.raises_sparsity else 1]
         low, high = self.ends
         if not low < x < high:
@@ -43,9 +45,9 @@ class Axis(NamedTuple):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The places of the bounds: that of the sparsest value, that of the densest."""
-        one, other = map(self.x, self.bounds)
-        return min(one, other), max(one, other)
+        """The positions of the bounds: that of the sparsest value, that of the densest."""
+        low, high = sorted(map(self.x, self.bounds))
+        return low, high
 
     def bound(self, side: int) -> str:
         """The bound on a side, 1 for the densest value, as sentences name it: "lower bound, 1"."""
@@ -61,7 +63,7 @@ class Law(NamedTuple):
         i_t &= [\,|e_t| > d\,]\, K e_t / T', \qquad s_t = s / 2 \text{ if } i_t < -s / 2 \text{, else } s \\
         1 / K &= 1 / K_{\max} + r, \qquad T' = \max(T K / K_{\max}, 3)
 
-    with x the knob's place on its natural scale, with which activations become denser, (l, h) `ends`,
+    with x the knob's position on its natural scale, with which activations become denser, (l, h) `ends`,
     :math:`K_{\max}` `largest_gain`, T `integral_time` in updates, d `deadband` and s `max_step`. r is the `response`:
     by how much the measure falls at once for a unit of x; 0 where the knob acts through training. Far from the target
     the way to sparser activations is taken at most half as fast as that to denser ones, since units that die do not
@@ -73,6 +75,20 @@ class Law(NamedTuple):
     deadband: float
     max_step: float
     ends: tuple[float, float]
+
+    @classmethod
+    def over(
+        cls,
+        ends: tuple[float, float],
+        gain: float | None,
+        integral_time: float,
+        deadband: float,
+        max_step: float | None,
+    ) -> Law:
+        """The law between these ends; where gain and max_step are None, they are in proportion to the range."""
+        low, high = ends
+        gain = GAIN * (high - low) if gain is None else gain
+        return cls(gain, integral_time, deadband, MAX_STEP * (high - low) if max_step is None else max_step, ends)
 
     def gain(self, response: float) -> float:
         """The gain K."""
@@ -132,7 +148,7 @@ def response(errors: Sequence[float], step: float) -> float:
         sign * (after - before) / (2 * step)
         for sign, (before, after) in zip(signs, pairwise(errors[1:]), strict=False)  # the last is the one that ends it
     ]
-    pairs = [(one + other) / 2 for one, other in pairwise(falls)]
+    pairs = [(fall + following) / 2 for fall, following in pairwise(falls)]
     mean = sum(pairs) / len(pairs)
     variance: float = sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1)
     return max(0.0, mean - TRIAL_ERRORS * math.sqrt(variance / len(pairs)))

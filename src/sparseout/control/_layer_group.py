@@ -1,5 +1,7 @@
 """Sites that share a knob: what was measured of them, and where that moves the knob."""
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparseout._utils.revival import MeasuredUnits
+from sparseout.control._knob import Knob
 from sparseout.control._law import TRIAL_STEP, TRIAL_UPDATES, Axis, Law, Swing, response, smooth, trial_side
 from sparseout.control._measure_specs import Goal
 from sparseout.control._measurement import Measurement, Source
 from sparseout.control._reach import STALL_WINDOW, Reach
-from sparseout.control.knobs import Knob
 
 EMA_WEIGHT = 0.25  # the part of a change of the error that an update takes in
 RESPONDS = 0.1  # the change of the measure at once over all of a knob's range from which on it counts
@@ -73,6 +75,15 @@ class LayerGroup:
     def __post_init__(self) -> None:
         self.reach = Reach(self.goal, self.knob.name, self.axis)
 
+    @classmethod
+    def start(
+        cls, knob: Knob, goal: Goal, mode: str | None, bounds: tuple[float, float] | None, trial: bool
+    ) -> LayerGroup:
+        """The group at the knob's present value, within the bounds; without a `trial` where the gain is given."""
+        low, high = map(float, knob.bounds if bounds is None else bounds)
+        axis = Axis(knob.scale, (low, high), knob.raises_sparsity)
+        return cls(knob, axis, goal, mode, min(max(float(knob.get()), low), high), 0 if trial else TRIAL_UPDATES)
+
     @property
     def sites(self) -> list[str]:
         """The names of the modules that are measured."""
@@ -119,7 +130,7 @@ class LayerGroup:
         dead, self.reach.dead = self.reach.dead, {}
         if self.responds:
             return {}
-        return {MeasuredUnits(name, self.knob.sites[name], units): found for (name, units), found in dead.items()}
+        return {MeasuredUnits(name, self.knob.sites[name], units): indices for (name, units), indices in dead.items()}
 
     def report(self) -> str:
         """A sentence: the knob, what is measured, and what is wrong."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitTracker, counted_rows, first_tensor, local_rows
 from sparseout._utils.distributed import Group, all_reduce_sums
-from sparseout._utils.hooks import DeadHook, Hook, Hooks
+from sparseout._utils.hooks import Hook, Hooks
 from sparseout._utils.torch_internals import (
     call_hooks,
     in_backward,
@@ -76,10 +76,10 @@ class Accumulator:
         for other in others:
             other.hooks.remove()
             other.tracker.detach()  # it is of no use to its controller, which can no longer be stepped
-        (self.hooks.before if self.tensor == "input" else self.hooks.after)(module, self.see)
+        (self.hooks.before if self.tensor == "input" else self.hooks.after)(module, self.update)
         return bool(others)
 
-    def see(self, module: nn.Module, args: Any, more: Any) -> None:
+    def update(self, module: nn.Module, args: Any, more: Any) -> None:
         """A hook: `more` are keyword arguments before the call, and the output after it."""
         x = first_tensor((args, more) if self.tensor == "input" else more)
         if x is None or x.layout not in (torch.strided, torch.jagged):
@@ -124,8 +124,9 @@ class Accumulator:
     def load(self, training: bool, state: Mapping[Source, Tensor], device: torch.device) -> None:
         """Go on from the sums of a mode, among those of other modules."""
         with torch.inference_mode(False):
-            mine = {units: vector for (name, units), vector in state.items() if name == self.name}
-            self.sums[training] = {units: vector.to(device, copy=True) for units, vector in mine.items()}
+            self.sums[training] = {
+                units: vector.to(device, copy=True) for (name, units), vector in state.items() if name == self.name
+            }
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "ticket"}
@@ -133,10 +134,6 @@ class Accumulator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self.ticket = _ticket(self)
-
-
-class Eye(DeadHook):
-    """The remains of the hook in a model that the first version pickled."""
 
 
 # Compiled code calls this op, which runs as Python at every call: so it knows when a checkpoint computes again, makes
@@ -181,8 +178,8 @@ def read(
     Waits for the device once.
     """
     sums = {
-        (place, training, units): vector
-        for place, accumulator in enumerate(accumulators)
+        (index, training, units): vector
+        for index, accumulator in enumerate(accumulators)
         for training, by_units in accumulator.sums.items()
         for units, vector in by_units.items()
     }
@@ -193,11 +190,35 @@ def read(
     for vector in sums.values():
         vector.zero_()
     vectors = torch.cat(list(totals.values())).cpu().split([len(total) for total in totals.values()])
-    for (place, training, units), vector in zip(totals, vectors, strict=True):
-        accumulator = accumulators[place]
+    for (index, training, units), vector in zip(totals, vectors, strict=True):
+        accumulator = accumulators[index]
         if (measurement := _measurement(accumulator.measure, accumulator.eps, vector)) is not None:
             measurements[training][accumulator.name, units] = measurement
     return measurements
+
+
+def state_of_sums(accumulators: Sequence[Accumulator], mode: str | None) -> dict[str, Any]:
+    """The sums of all accumulators, as :func:`load_sums` takes them: of the controller's mode, and of the other."""
+    state: dict[str, Any] = {
+        key: {source: vector for accumulator in accumulators for source, vector in accumulator.state(training).items()}
+        for key, training in _modes(mode)
+    }
+    return state | {"trained": [accumulator.name for accumulator in accumulators if accumulator.trained]}
+
+
+def load_sums(
+    accumulators: Sequence[Accumulator], state: Mapping[str, Any], mode: str | None, device: torch.device
+) -> None:
+    """Go on from sums, or from those of the first version, which had one mode."""
+    for accumulator in accumulators:
+        accumulator.trained = "trained" not in state or accumulator.name in state["trained"]
+        for key, training in _modes(mode):
+            accumulator.load(training, state.get(key, {}), device)
+
+
+def _modes(mode: str | None) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    """The keys of sums in a state, and whether they are of training."""
+    return ("sums", mode != "eval"), ("other_sums", mode == "eval")
 
 
 def _stream(measure: str, eps: Eps) -> Streaming:

@@ -71,8 +71,8 @@ class Reach:
         if not self.why or self.message:
             self.message = self.message if self.why else ""
             return ""
-        known = [value for value in self.recent if math.isfinite(value)]
-        closest = f"the closest value is {sum(known) / len(known):.3f}" if known else "no sample has an active unit"
+        finite = [value for value in self.recent if math.isfinite(value)]
+        closest = f"the closest value is {sum(finite) / len(finite):.3f}" if finite else "no sample has an active unit"
         self.message = f"the target {self.goal.target:g} of {self.goal.measure} is out of reach: {self.why}; {closest}"
         if self.message_warned:
             return ""
@@ -103,8 +103,8 @@ class Reach:
         """Whether the error has been on that side over the window, and gets no smaller."""
         errors = [side * self.goal.error(value) for value in self.recent]
         half = len(errors) // 2
-        (first, one), (last, other) = _mean_and_variance(errors[:half]), _mean_and_variance(errors[half:])
-        noise = STANDARD_ERRORS * math.sqrt((one + other) / half)
+        (first, first_variance), (last, last_variance) = map(_mean_and_variance, (errors[:half], errors[half:]))
+        noise = STANDARD_ERRORS * math.sqrt((first_variance + last_variance) / half)
         return min(first, last) > deadband + noise and first - last <= deadband + noise
 
     def _is_off(self, side: int, deadband: float) -> bool:

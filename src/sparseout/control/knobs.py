@@ -3,77 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparseout._utils.modules import named_modules, select
 from sparseout._utils.torch_internals import DROPOUT_BASE
-from sparseout._utils.validation import expected, is_number, type_name
+from sparseout._utils.validation import expected, type_name
 from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, StatisticalTopK
-from sparseout.control._law import NATURAL
+from sparseout.control._knob import KNOB_WANTED, Knob, check_knob
 from sparseout.layers import Sparseout
 
 __all__ = ["Knob"]
 
 
-@runtime_checkable
-class Knob(Protocol):
-    """What :class:`sparseout.SparsityController` needs of a knob; any object that has these will do.
-
-    Attributes:
-        name: what reports and warnings call it.
-        sites: where sparsity is measured: ``"input"`` or ``"output"`` by the dotted name of a module.
-        bounds: the least and the greatest value.
-        scale: how it is moved: ``"linear"``; ``"log"``, by factors, for bounds > 0, such as the strength of a penalty;
-            or ``"logit"``, by the logarithm of p / (1 - p), for bounds in (0, 1), such as the p of noise.
-        raises_sparsity: whether activations become sparser as it rises.
-
-    Example:
-        >>> import torch, sparseout
-        >>> class Threshold(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.least = 0.1
-        ...     def forward(self, x):
-        ...         return torch.where(x > self.least, x, 0.0)
-        >>> class ThresholdKnob:
-        ...     name, sites, bounds, scale, raises_sparsity = "threshold", {"1": "output"}, (0.01, 10.0), "log", True
-        ...     def __init__(self, layer):
-        ...         self.layer = layer
-        ...     def get(self):
-        ...         return self.layer.least
-        ...     def set(self, value):
-        ...         self.layer.least = value
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), Threshold())
-        >>> controller = sparseout.SparsityController(model, 0.2, "density", knob=ThresholdKnob(model[1]), every=1)
-        >>> for _ in range(100):
-        ...     _ = model(torch.rand(64, 8))
-        ...     controller.step()
-        >>> abs(controller.measured["1"] - 0.2) < 0.02
-        True
-    """
-
-    name: str
-    sites: Mapping[str, str]
-    bounds: tuple[float, float]
-    scale: str
-    raises_sparsity: bool
-
-    def get(self) -> float:
-        """The value now."""
-
-    def set(self, value: float) -> None:
-        """Take a value within the bounds."""
-
-
-class _Kind(NamedTuple):
-    """Knobs that are an attribute of layers."""
+class _LayerAttribute(NamedTuple):
+    """What the knobs q, p and k are: an attribute of layers."""
 
     types: tuple[type[nn.Module], ...]
-    noun: str
+    description: str
     made_by: str
     tensor: str
     bounds: tuple[float, float]
@@ -83,12 +33,14 @@ class _Kind(NamedTuple):
 
 _TOP_K: tuple[type[nn.Module], ...] = (KWinners, StatisticalTopK)
 _NOISE: tuple[type[nn.Module], ...] = (Sparseout, DROPOUT_BASE, GaussianDropout)
-_KINDS = {
-    "q": _Kind(
+_ATTRIBUTES = {
+    "q": _LayerAttribute(
         (Sparseout,), "Sparseout layers", "convert_dropout_ and insert_after_ make", "input", (1, 4), "linear", False
     ),
-    "p": _Kind(_NOISE, "Sparseout and Dropout layers", "insert_after_ makes", "input", (0.01, 0.95), "logit", True),
-    "k": _Kind(_TOP_K, "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False),
+    "p": _LayerAttribute(
+        _NOISE, "Sparseout and Dropout layers", "insert_after_ makes", "input", (0.01, 0.95), "logit", True
+    ),
+    "k": _LayerAttribute(_TOP_K, "KWinners layers", "sparseout.baselines has", "output", (0.005, 0.95), "log", False),
 }
 
 
@@ -101,9 +53,9 @@ class LayerKnob(Knob):
     """An attribute, q, p or k, of layers, which all have the same value."""
 
     def __init__(self, name: str, layers: Mapping[str, nn.Module]) -> None:
-        self.name, self.layers, kind = name, dict(layers), _KINDS[name]
-        self.sites = dict.fromkeys(layers, kind.tensor)
-        self.bounds, self.scale, self.raises_sparsity = kind.bounds, kind.scale, kind.raises_sparsity
+        self.name, self.layers, attribute = name, dict(layers), _ATTRIBUTES[name]
+        self.sites = dict.fromkeys(layers, attribute.tensor)
+        self.bounds, self.scale, self.raises_sparsity = attribute.bounds, attribute.scale, attribute.raises_sparsity
         self._k_eval = {  # as multiples of k
             key: float(layer.k_eval) / float(layer.k)
             for key, layer in layers.items()
@@ -126,10 +78,10 @@ class LayerKnob(Knob):
 
     def check(self) -> None:
         """Raise if a layer is none any more: `revert_` changes classes."""
-        kind = _KINDS[self.name]
+        attribute = _ATTRIBUTES[self.name]
         for key, layer in self.layers.items():
-            if not isinstance(layer, kind.types):
-                wanted = f"a {kind.types[0].__name__} layer as before (detach the controller, then revert)"
+            if not isinstance(layer, attribute.types):
+                wanted = f"a {attribute.types[0].__name__} layer as before (detach the controller, then revert)"
                 raise RuntimeError(expected(key or "model", wanted, type_name(layer)))
 
     def hold(self) -> None:
@@ -145,7 +97,7 @@ class LayerKnob(Knob):
     def release(self, value: float) -> None:
         """End the controller's hold: what it moved are floats again."""
         for layer, name, number in self._attributes(value):
-            if isinstance(layer, _KINDS[self.name].types):  # and not reverted
+            if isinstance(layer, _ATTRIBUTES[self.name].types):  # and not reverted
                 setattr(layer, name, number)
 
 
@@ -193,8 +145,8 @@ class StrengthKnob(Knob):
 def knobs_of(model: nn.Module, knob: Any, modules: Any, per_layer: bool) -> list[Knob]:
     """The knobs to move, each with a target of its own: one, or with `per_layer` one for each layer."""
     if isinstance(knob, str):
-        if knob not in _KINDS:
-            raise ValueError(expected("knob", f"{_WANTED}", repr(knob)))
+        if knob not in _ATTRIBUTES:
+            raise ValueError(expected("knob", KNOB_WANTED, repr(knob)))
         layers = _layers(model, knob, modules)
         groups = [{name: layer} for name, layer in layers.items()] if per_layer else [layers]
         return [LayerKnob(knob, group) for group in groups]
@@ -203,10 +155,10 @@ def knobs_of(model: nn.Module, knob: Any, modules: Any, per_layer: bool) -> list
     several = isinstance(knob, Sequence)
     if several and not per_layer:
         raise ValueError(expected("knob", "one knob, or with per_layer=True a sequence of them", type_name(knob)))
-    knobs = [_checked(model, one) for one in (knob if several else [knob])]
+    knobs = [check_knob(model, own) for own in (knob if several else [knob])]
     if not knobs:
-        raise ValueError(expected("knob", _WANTED, "an empty sequence"))
-    sites = [name for one in knobs for name in one.sites]
+        raise ValueError(expected("knob", KNOB_WANTED, "an empty sequence"))
+    sites = [name for own in knobs for name in own.sites]
     if per_layer and len(sites) > len(knobs):
         raise ValueError(expected("knob", "a sequence of knobs, each of one site, as per_layer=True asks for", knob))
     if len(set(sites)) < len(sites):
@@ -237,18 +189,15 @@ def movable(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-_WANTED = "'q', 'p', 'k', an ActivityPenalty, or an object as sparseout.Knob describes"
-
-
 def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
-    kind = _KINDS[knob]
-    every = {name: module for name, module in named_modules(model) if isinstance(module, kind.types)}
+    attribute = _ATTRIBUTES[knob]
+    every = {name: module for name, module in named_modules(model) if isinstance(module, attribute.types)}
     if not every:
-        wanted, got = f"one with {kind.noun}, which {kind.made_by}", type_name(model)
+        wanted, got = f"one with {attribute.description}, which {attribute.made_by}", type_name(model)
         if count := sum(isinstance(module, DROPOUT_BASE) for module in model.modules()) if knob == "q" else 0:
             got += f" with {count} Dropout layer{'s' if count > 1 else ''}, not yet converted"
         raise ValueError(expected("model", wanted, got))
-    layers = select(every, modules, kind.noun)
+    layers = select(every, modules, attribute.description)
     for name, layer in layers.items():
         if knob == "k" and (k := float(getattr(layer, "k"))) >= 1:  # noqa: B009
             wanted = f"a fraction of the units of {repr(name) if name else 'the model'}, to be moved"
@@ -259,68 +208,17 @@ def _layers(model: nn.Module, knob: str, modules: Any) -> dict[str, nn.Module]:
 def _strength_knobs(model: nn.Module, penalty: ActivityPenalty, modules: Any, per_layer: bool) -> list[Knob]:
     names = {id(module): name for name, module in reversed(list(named_modules(model)))}
     keys = {}
-    for key, site in penalty.sites.items():
-        if id(site.module) not in names:
+    for key, point in penalty.sites.items():
+        if id(point.module) not in names:
             raise ValueError(expected("knob", "a penalty on modules of the model", f"one on another's, {key!r}"))
-        keys[names[id(site.module)]] = key
+        keys[names[id(point.module)]] = key
     by_name = {name: penalty.sites[key] for name, key in keys.items()}
-    chosen = select({name: site.module for name, site in by_name.items()}, modules, "modules of the penalty")
+    chosen = select({name: point.module for name, point in by_name.items()}, modules, "modules of the penalty")
     groups = [[name] for name in chosen] if per_layer else [list(chosen)]
     return [
         StrengthKnob(penalty, {name: by_name[name].tensor for name in group}, [keys[name] for name in group])
         for group in groups
     ]
-
-
-def _checked(model: nn.Module, knob: Any) -> Knob:
-    """A knob of the user's, if it has all that it needs."""
-    if isinstance(knob, type) or not isinstance(knob, Knob):
-        lacks = [name for name in _PARTS if not hasattr(knob, name)]
-        got = type_name(knob) if len(lacks) == len(_PARTS) else f"{type_name(knob)} without {', '.join(lacks)}"
-        raise TypeError(expected("knob", _WANTED, repr(knob) if isinstance(knob, type) else got))
-    if not isinstance(knob.name, str) or not knob.name:
-        raise TypeError(expected("knob.name", "a name", type_name(knob.name)))
-    if not isinstance(knob.sites, Mapping) or not knob.sites:
-        got = "an empty one" if isinstance(knob.sites, Mapping) else type_name(knob.sites)
-        raise TypeError(expected("knob.sites", "a mapping of names of modules to 'input' or 'output'", got))
-    names = dict(named_modules(model))
-    for name, tensor in knob.sites.items():
-        if name not in names:
-            raise ValueError(expected("knob.sites", "by names of the model's modules", repr(name)))
-        if tensor not in ("input", "output"):
-            raise ValueError(expected("knob.sites", f"'input' or 'output' for {name!r}", repr(tensor)))
-    if knob.scale not in NATURAL:
-        raise ValueError(expected("knob.scale", f"one of {', '.join(map(repr, NATURAL))}", repr(knob.scale)))
-    if not isinstance(knob.raises_sparsity, bool):
-        raise TypeError(expected("knob.raises_sparsity", "a bool", type_name(knob.raises_sparsity)))
-    bounds_of("knob.bounds", knob.bounds, knob.scale)
-    value = knob.get()
-    if not is_number(value) or not math.isfinite(value):
-        raise TypeError(expected("knob.get()", "a finite number", value if is_number(value) else type_name(value)))
-    return knob
-
-
-_PARTS = ("name", "sites", "bounds", "scale", "raises_sparsity", "get", "set")
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "q": ("0 <= ", lambda value: 0 <= value < math.inf),
-    "k": ("> 0 and < 1, ", lambda value: 0 < value < 1),  # from 1 on it would be a number of units
-    "linear": ("", math.isfinite),
-    "log": ("> 0, ", lambda value: 0 < value < math.inf),
-    "logit": ("> 0 and < 1, ", lambda value: 0 < value < 1),
-}
-
-
-def bounds_of(name: str, bounds: Any, scale: str, layer_knob: str = "") -> tuple[float, float]:
-    """The bounds of a knob of that scale, which has no place for others; q and k of layers have ranges of their own."""
-    text, holds = _RANGES[layer_knob if layer_knob in ("q", "k") else scale]
-    wanted = f"two finite numbers {text}low <= high"
-    if isinstance(bounds, str) or not isinstance(bounds, Sequence):
-        raise TypeError(expected(name, wanted, type_name(bounds)))
-    if not all(map(is_number, bounds)):
-        raise TypeError(expected(name, wanted, bounds))
-    if len(bounds) != 2 or not bounds[0] <= bounds[1] or not all(map(holds, bounds)):
-        raise ValueError(expected(name, wanted, bounds))
-    return float(bounds[0]), float(bounds[1])
 
 
 def _strength_at(penalty: ActivityPenalty, key: str) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -17,27 +14,18 @@ from sparseout._utils.class_swap import forward_replaced, swap_class_
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
 from sparseout._utils.modules import Modules, named_modules, own_parameters, select
-from sparseout._utils.torch_internals import call_hooks, dispatch_mode_active, is_tracing, transforms_active
+from sparseout._utils.torch_internals import call_hooks
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
-from sparseout.inference._speed_report import LayerSpeed, SparseLinearReport
-from sparseout.kernels.backends import kernels
+from sparseout.inference._sparse_product import Break, column_major, sparse_product
+from sparseout.inference._sparse_timing import MAX_RELATIVE_TIME, ROWS, layer_speed, measure_break_even
+from sparseout.inference._speed_report import SparseLinearReport
 
 RECORD = "_before_sparse_linear"  # the attribute of a layer that says how to undo what made it
 ATTRIBUTES = ("break_even", "_was_contiguous")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_ROWS = (1, 4, 16, 64)  # a call with more rows goes by the break-even of the last
-_DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 _MAX_DENSITY = 0.9  # an input with more nonzeros is not worth a measurement
-_MAX_RELATIVE_TIME = 0.8  # of the time of dense is the most that a sparse call may take, since timings vary
 _MAX_SLOWDOWN = 1.15  # times its time as it was may a dense call take with the weight in columns, since timings vary
 _MAX_KEPT_INPUTS = 4  # numbers of rows for which an input of a layer is kept to be timed
-
-
-class Break(NamedTuple):
-    """The density up to which a call with so many rows is faster sparse."""
-
-    rows: int
-    density: float
 
 
 class SparseLinear(nn.Linear):
@@ -48,7 +36,7 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and not self.training:
-            output = _sparse(input, self.weight, self.bias, self.break_even)
+            output = sparse_product(input, self.weight, self.bias, self.break_even)
             if output is not None:
                 return output
         return super().forward(input)
@@ -114,14 +102,14 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         return report
     chosen = select(linears, modules, "Linear layers")
     reasons = {name: _why_not(name, layer, everything, modules is not None) for name, layer in chosen.items()}
-    seen = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
-    if not any(inputs.numbers for inputs in seen.values()):
+    recorded = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
+    if not any(inputs.numbers for inputs in recorded.values()):
         check_rows(batches)
     breaks: dict[tuple[Any, ...], tuple[Break, ...]] = {}
     for name, layer in chosen.items():
         reason = reasons[name]
         if reason is None:
-            reason = _measure(name, layer, seen[layer], breaks, report)
+            reason = _measure(name, layer, recorded[layer], breaks, report)
         if reason is not None:
             report.skipped[name] = reason
     for name in report.changed:
@@ -131,67 +119,10 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         else:
             attributes = {"break_even": breaks[_shape(layer)], "_was_contiguous": layer.weight.is_contiguous()}
             swap_class_(layer, SparseLinear, attributes, RECORD)
-        layer.weight.data = _column_major(layer.weight.data)
+        layer.weight.data = column_major(layer.weight.data)
     if report.changed:
         reset_compiler()
     return report
-
-
-def _sparse(x: Tensor, weight: Tensor, bias: Tensor | None, break_even: tuple[Break, ...]) -> Tensor | None:
-    """The output from the columns that x needs; None where the layer is to be dense."""
-    if type(x) is not Tensor or x.layout is not torch.strided or x.is_nested or not x.ndim or not x.numel():
-        return None
-    if x.dtype is not weight.dtype or not x.is_cpu or not weight.is_cpu or x.shape[-1] != weight.shape[1]:
-        return None
-    if not weight.t().is_contiguous() or type(weight) not in (nn.Parameter, Tensor):
-        return None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return None
-    if dispatch_mode_active() or transforms_active() or is_tracing() or torch.is_autocast_enabled("cpu"):
-        return None
-    rows = x.numel() // weight.shape[1]
-    max_nonzero = int(_limit(break_even, rows) * x.numel())
-    if not max_nonzero:
-        return None
-    native, x = kernels(x.device), x.resolve_neg().contiguous()
-    if native is not None:
-        y: Tensor | None = native.linear(x, weight.t(), bias, max_nonzero)
-        return y
-    return _embedding_bag(x.view(rows, -1), weight.t(), bias, max_nonzero, (*x.shape[:-1], weight.shape[0]))
-
-
-def _embedding_bag(
-    x: Tensor, columns: Tensor, bias: Tensor | None, max_nonzero: int, shape: Sequence[int]
-) -> Tensor | None:
-    """What the native kernel computes, where there is none: torch has an operation that sums chosen rows."""
-    if len(x) == 1:
-        active = x.view(-1).nonzero().view(-1)
-        if len(active) > max_nonzero:
-            return None
-        offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
-    else:
-        mask = x != 0
-        if int(torch.count_nonzero(mask)) > max_nonzero:  # soon said, where nonzero() is slow
-            return None
-        active = mask.view(-1).nonzero().view(-1)
-        counts = mask.sum(1)
-        offsets = counts.cumsum(0).sub_(counts)
-    values = x.view(-1).index_select(0, active)
-    y = F.embedding_bag(active.remainder_(len(columns)), columns, offsets, mode="sum", per_sample_weights=values)
-    return (y if bias is None else y.add_(bias)).view(shape)
-
-
-def _limit(break_even: tuple[Break, ...], rows: int) -> float:
-    """The density up to which a call with so many rows is sparse: between two that were measured, the lower one."""
-    index = min(bisect_left(break_even, (rows,)), len(break_even) - 1)
-    if break_even[index].rows > rows and index:
-        return min(break_even[index - 1].density, break_even[index].density)
-    return break_even[index].density
-
-
-def _column_major(weight: Tensor) -> Tensor:
-    with torch.inference_mode(False):  # of a tensor of inference mode no parameter could be trained again
-        return weight.t().contiguous().t()
 
 
 def _shape(layer: nn.Linear) -> tuple[Any, ...]:
@@ -263,7 +194,7 @@ class _Inputs:
             self.nonzero += int(torch.count_nonzero(rows))
             self.numbers += rows.numel()
             if x.dtype is layer.weight.dtype and (len(self.kept) < _MAX_KEPT_INPUTS or len(rows) in self.kept):
-                self.kept.setdefault(len(rows), rows[: _ROWS[-1]].clone())
+                self.kept.setdefault(len(rows), rows[: ROWS[-1]].clone())
 
 
 def _inputs(model: nn.Module, batches: Iterable[Any], layers: list[nn.Linear]) -> dict[nn.Linear, _Inputs]:
@@ -295,65 +226,16 @@ def _measure(
     if inputs.nonzero > _MAX_DENSITY * inputs.numbers:
         return "its input has hardly a zero on these batches"
     bias = None if layer.bias is None else layer.bias.detach()
-    row, column = layer.weight.detach().contiguous(), _column_major(layer.weight.detach())
+    row, column = layer.weight.detach().contiguous(), column_major(layer.weight.detach())
     with torch.no_grad():
         if (key := _shape(layer)) not in breaks:
-            breaks[key] = _break_even(column, bias)
-        speeds = [_speed(x, row, column, bias, breaks[key]) for x in inputs.kept.values()]
+            breaks[key] = measure_break_even(column, bias)
+        speeds = [layer_speed(x, row, column, bias, breaks[key]) for x in inputs.kept.values()]
     for speed in speeds:
         if speed.break_even < 1 and speed.dense_in_columns_us > _MAX_SLOWDOWN * speed.dense_us:
             return "where it is dense it would be slower than now, with its weight in columns"
-    if sum(speed.sparse_us for speed in speeds) > _MAX_RELATIVE_TIME * sum(speed.dense_us for speed in speeds):
+    if sum(speed.sparse_us for speed in speeds) > MAX_RELATIVE_TIME * sum(speed.dense_us for speed in speeds):
         report.left[name] = speeds
         return "dense is as fast on these batches"
     report.changed[name] = speeds
     return None
-
-
-def _speed(x: Tensor, row: Tensor, column: Tensor, bias: Tensor | None, breaks: tuple[Break, ...]) -> LayerSpeed:
-    def run_as_now() -> Tensor:
-        y = _sparse(x, column, bias, breaks)
-        return F.linear(x, column, bias) if y is None else y
-
-    dense, sparse, other = _times(lambda: F.linear(x, row, bias), run_as_now, lambda: F.linear(x, column, bias))
-    density = int(torch.count_nonzero(x)) / x.numel()
-    return LayerSpeed(len(x), density, dense * 1e6, sparse * 1e6, other * 1e6, _limit(breaks, len(x)))
-
-
-def _break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]:
-    """The densities up to which sparse is faster, by the number of rows; they fall with it."""
-    breaks: list[Break] = []
-    generator = torch.Generator().manual_seed(0)
-    candidates = [0.0, *_DENSITIES]
-    for rows in _ROWS:
-        low, high = 0, len(candidates)  # the best is one of candidates[low:high]
-        while high - low > 1:
-            middle = (low + high) // 2
-            x = torch.rand(rows, column.shape[1], generator=generator).lt(candidates[middle]).to(column.dtype)
-            if _gains(x, column, bias):
-                low = middle
-            else:
-                high = middle
-        breaks.append(Break(rows, candidates[low]))
-        candidates = candidates[: low + 1]
-    return tuple(breaks)
-
-
-def _gains(x: Tensor, column: Tensor, bias: Tensor | None) -> bool:
-    always = (Break(1, 1.0),)
-    dense, sparse = _times(lambda: F.linear(x, column, bias), lambda: _sparse(x, column, bias, always))
-    return sparse < _MAX_RELATIVE_TIME * dense
-
-
-def _times(*functions: Callable[[], Any], seconds: float = 0.005, rounds: int = 30) -> list[float]:
-    """The least time of each, called three times each in turn: two rounds, then until that took so long or so often."""
-    best, began = [float("inf")] * len(functions), time.perf_counter()
-    for round_ in range(rounds):
-        if round_ >= 2 and time.perf_counter() - began > seconds * len(functions):
-            break
-        for index, function in enumerate(functions):
-            for _ in range(3):  # after the first its matrix is in the cache, if it fits
-                start = time.perf_counter()
-                function()
-                best[index] = min(best[index], time.perf_counter() - start)
-    return best

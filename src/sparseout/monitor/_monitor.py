@@ -150,15 +150,15 @@ class SparsityMonitor:
         self._counter.close()
         self._units.attach()
         self._hooks.before(self._model, self._enter)
-        for site in self._sites:
-            if site.tensor == "output":
-                self._hooks.after(site.module, self._output, site)
+        for point in self._sites:
+            if point.tensor == "output":
+                self._hooks.after(point.module, self._output, point)
                 continue
-            self._hooks.before(site.module, self._input, site)
-            self._hooks.after(site.module, self._noise, site)
+            self._hooks.before(point.module, self._input, point)
+            self._hooks.after(point.module, self._noise, point)
         for name, norm in self._norms.items():
             self._hooks.before(norm, self._norm, name)
-        # Last, so that a site that is the model itself is still within the call; and after an error too.
+        # Last, so that a module that is the model itself is still within the call; and after an error too.
         self._hooks.after(self._model, self._leave, always=True)
         reset_compiler()
         return self
@@ -193,27 +193,27 @@ class SparsityMonitor:
         with self._lock:
             self._counter.leave()
 
-    def _output(self, site: HookPoint, module: nn.Module, args: Any, output: Any) -> None:
-        self._update(site, output)
+    def _output(self, point: HookPoint, module: nn.Module, args: Any, output: Any) -> None:
+        self._update(point, output)
 
-    def _input(self, site: HookPoint, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inputs.pop((site.name, get_ident()), None)
-        x = self._update(site, (args, kwargs))
+    def _input(self, point: HookPoint, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inputs.pop((point.name, get_ident()), None)
+        x = self._update(point, (args, kwargs))
         if x is not None and module.training and dropout_variance(module) is not None:
-            self._inputs[site.name, get_ident()] = x.clone() if getattr(module, "inplace", False) else x
+            self._inputs[point.name, get_ident()] = x.clone() if getattr(module, "inplace", False) else x
 
-    def _noise(self, site: HookPoint, module: nn.Module, args: Any, output: Tensor) -> None:
-        x = self._inputs.pop((site.name, get_ident()), None)
+    def _noise(self, point: HookPoint, module: nn.Module, args: Any, output: Tensor) -> None:
+        x = self._inputs.pop((point.name, get_ident()), None)
         if x is None:
             return
-        dim = self._units.dim(site.name, module, x) - x.ndim
+        dim = self._units.dim(point.name, module, x) - x.ndim
         with outside_transforms():
             together = rows_that_share(module, x, dim)
             x, y = (local_rows(without_transforms(t), dim) for t in (x, output))
             for before, after in zip(counted_rows(x, dim)[0], counted_rows(y, dim)[0], strict=True):
                 sums = noise_sums(noise_powers(module, before, after), together * len(before))
                 with self._lock:
-                    add_to(self._at(site, module, before.shape[1]).sums, "noise", sums)
+                    add_to(self._at(point, module, before.shape[1]).sums, "noise", sums)
 
     def _norm(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = first_tensor((args, kwargs))
@@ -227,33 +227,35 @@ class SparsityMonitor:
                     with self._lock:
                         add_to(self._moments.setdefault(name, {}), key, value)
 
-    def _update(self, site: HookPoint, value: Any) -> Tensor | None:
+    def _update(self, point: HookPoint, value: Any) -> Tensor | None:
         """Add what a module takes or gives to its accumulators; returns the tensor if it was added."""
         x = first_tensor(value)
         if not is_counted(value if x is None else x):
             return None
         with self._lock:
-            self._called.add(site.name)
-            if not self._counter.part(site.name, site.module.training):
+            self._called.add(point.name)
+            if not self._counter.part(point.name, point.module.training):
                 return None
         if x is None and not self._chosen:
             return None
         if x is None:
-            wanted = f"a module with a floating-point tensor of at least one dimension as {site.tensor}"
-            raise TypeError(expected(site.name or "model", wanted, "one without"))
-        dim = self._units.dim(site.name, site.module, x) - x.ndim
+            wanted = f"a module with a floating-point tensor of at least one dimension as {point.tensor}"
+            raise TypeError(expected(point.name or "model", wanted, "one without"))
+        dim = self._units.dim(point.name, point.module, x) - x.ndim
         with outside_transforms():
             parts, misfit = counted_rows(local_rows(without_transforms(x), dim), dim)
             with self._lock:
                 for rows in parts:
-                    self._at(site, site.module, rows.shape[1]).update(rows, self._counter.number(site.module.training))
+                    self._at(point, point.module, rows.shape[1]).update(
+                        rows, self._counter.number(point.module.training)
+                    )
                 if misfit:
-                    self._misfits.add((site.name, MODES[not site.module.training]))
+                    self._misfits.add((point.name, MODES[not point.module.training]))
         return x
 
-    def _at(self, site: HookPoint, module: nn.Module, units: int) -> Accumulators:
+    def _at(self, point: HookPoint, module: nn.Module, units: int) -> Accumulators:
         # a module may be called at several widths, as the one ReLU of a ResNet's block is
-        key = (site.name, MODES[not module.training], units)
+        key = (point.name, MODES[not module.training], units)
         if key not in self._accumulators:
             self._accumulators[key] = Accumulators(self.measures, self.eps, self.relative)
         return self._accumulators[key]
@@ -287,18 +289,18 @@ class SparsityMonitor:
                     self._compared = True
             accumulators, moments, counts, called, misfits = self._together(group)
         records = []
-        for site in self._sites:
+        for point in self._sites:
             for mode in MODES:
-                head: dict[str, Any] = {"module": site.name, "tensor": site.tensor, "mode": mode}
+                head: dict[str, Any] = {"module": point.name, "tensor": point.tensor, "mode": mode}
                 head |= {"steps": counts[mode][0], "of_steps": counts[mode][1]}
-                for key in sorted(key for key in accumulators if key[:2] == (site.name, mode)):
+                for key in sorted(key for key in accumulators if key[:2] == (point.name, mode)):
                     records += accumulators[key].records(head, self.measures)
         norms = [compare_norm(name, norm, moments[name]) for name, norm in self._norms.items() if name in moments]
-        silent = [site.name for site in self._sites if site.name not in called]
+        silent = [point.name for point in self._sites if point.name not in called]
         skipped = called - {name for name, _, _ in accumulators}
-        skipped_names = [site.name for site in self._sites if site.name in skipped]
+        skipped_names = [point.name for point in self._sites if point.name in skipped]
         steps = {mode: (n[0], n[1]) for mode, n in counts.items()}
-        unmasked = [site.name for site in self._sites if any(name == site.name for name, _ in misfits)]
+        unmasked = [point.name for point in self._sites if any(name == point.name for name, _ in misfits)]
         zero = (self.eps, self.relative)
         return SparsityReport(records, steps, norms, silent, skipped_names, unmasked, zero)
 

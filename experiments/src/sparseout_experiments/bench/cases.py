@@ -195,6 +195,6 @@ def size(elements: int) -> str:
     return f"{elements // M}M" if elements % M == 0 else str(elements)
 
 
-def count(number: int, thing: str) -> str:
+def count(number: int, noun: str) -> str:
     """1 thread, 2 threads."""
-    return f"{number} {thing}" + ("s" if number != 1 else "")
+    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -11,7 +11,7 @@ from sparseout_experiments.cli import importing
 from sparseout_experiments.commands import bench, demo, reproduce, run, sweep, theory
 from sparseout_experiments.commands.common import INTERRUPTED, USAGE
 from sparseout_experiments.commands.help import CONTEXT, Command, group
-from sparseout_experiments.message import tell
+from sparseout_experiments.message import show_message
 
 app = group(
     "Experiments with Sparseout, a Dropout whose exponent q sets how sparse activations become.",
@@ -24,13 +24,13 @@ def invoke(args: Sequence[str] | None) -> int:
     try:
         status = app(args, prog_name="sparseout", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        tell("interrupted", last=True)
+        show_message("interrupted", last=True)
         return INTERRUPTED
     except Exception as error:
         # what typer raises for an unknown option or command; the class has no public name
         if not hasattr(error, "format_message"):
             raise
-        tell(_usage(error), last=True)
+        show_message(_usage(error), last=True)
         return USAGE
     return status if isinstance(status, int) else 0
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparseout_experiments.cli import INTERRUPTED
-from sparseout_experiments.message import expected, tell
+from sparseout_experiments.message import expected, show_message
 from sparseout_experiments.option_types import choices, reader, requirement
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _Progress(Progress):
         parts = [_clock(spent), fields["count"], fields["now"]]
         if done > first and self._estimated:
             parts.append(f"{_clock(spent * (1 - done) / (done - first))} left")
-        tell("  ".join(part for part in parts if part))
+        show_message("  ".join(part for part in parts if part))
 
 
 def _clock(seconds: float) -> str:
@@ -157,5 +157,5 @@ def device_named(name: str | None) -> str:
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:
     """End with a sentence and a status."""
-    tell(sentence, last=True)
+    show_message(sentence, last=True)
     raise typer.Exit(status)

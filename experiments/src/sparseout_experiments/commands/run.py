@@ -17,7 +17,7 @@ from rich.table import Table
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.commands.help import add, group
 from sparseout_experiments.config import FILE, of_folder, options_of, read, record, resolve, task_of, without_unused
-from sparseout_experiments.message import expected, tell
+from sparseout_experiments.message import expected, show_message
 from sparseout_experiments.option_types import File, Flag, Folder
 from sparseout_experiments.options import TASKS, Config
 
@@ -103,7 +103,7 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
 
     folder = out or Path("runs") / _name(config)
     if resume and not (folder / FILE).exists() and _is_main():
-        tell(f"there is no run in {folder} to resume: it starts now")
+        show_message(f"there is no run in {folder} to resume: it starts now")
     try:
         with _progress(task) as on_progress:
             result = train.perform(config, folder, on_progress, resume=resume)
@@ -175,7 +175,7 @@ _MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
-    """What came out: the metric, every measure of every place, what to be wary of."""
+    """What came out: the metric, every measure of every module, what to be wary of."""
     from sparseout_experiments.tasks import shown_as
 
     metric, times, unit = shown_as(result["task"])

@@ -69,15 +69,15 @@ def svgs(rows: Sequence[Row], scales: Sequence[Scale], looks: Mapping[str, Look]
         "sparsity": "Hoyer sparsity of the code against q.",
         "cost": "Reconstruction error against Hoyer sparsity.",
     }
-    found = {}
+    drawings = {}
     with style("none"):
         for (name, text), draw in zip(texts.items(), (_sparsity, _cost), strict=True):
             figure = Figure(_SIZE, layout="constrained")
             draw(figure.subplots(), rows, scales)
-            found[name] = inline(figure, name, f"{text} {numbers}.")
+            drawings[name] = inline(figure, name, f"{text} {numbers}.")
         text = "Share of zeros and histogram of the other activations."
-        found["activations"] = inline(_activations(rows, scales, looks), "activations", text)
-    return found
+        drawings["activations"] = inline(_activations(rows, scales, looks), "activations", text)
+    return drawings
 
 
 def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:

@@ -76,7 +76,7 @@ def measure(results: Results, looks: Mapping[str, Look]) -> Payoff | None:
 
 def _times(networks: dict[str, nn.Module], test: Tensor, turns: int = 200) -> dict[str, dict[int, float]]:
     """Microseconds a digit: medians of calls, the networks in turn."""
-    found: dict[str, dict[int, float]] = {name: {} for name in networks}
+    medians: dict[str, dict[int, float]] = {name: {} for name in networks}
     for rows in ROWS:
         calls: dict[str, list[float]] = {name: [] for name in networks}
         inputs = test[: len(test) // rows * rows].split(rows)
@@ -84,8 +84,8 @@ def _times(networks: dict[str, nn.Module], test: Tensor, turns: int = 200) -> di
             for name, network in networks.items():
                 calls[name].append(_seconds(network, inputs[turn % len(inputs)]))
         for name, times in calls.items():
-            found[name][rows] = 1e6 * sorted(times)[turns // 2] / rows
-    return found
+            medians[name][rows] = 1e6 * sorted(times)[turns // 2] / rows
+    return medians
 
 
 def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:

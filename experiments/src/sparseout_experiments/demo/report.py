@@ -89,7 +89,7 @@ def page(options: Options, results: Results, looks: Mapping[str, Look], worth: P
         strips=_strips(options, rows, looks),
         strips_scale=scale_name(options.scales[-1]),
         columns=COLUMNS,
-        groups=[(name, list(some)) for name, some in groupby(rows, key=lambda row: group_name(row["scale"]))],
+        groups=[(name, list(group)) for name, group in groupby(rows, key=lambda row: group_name(row["scale"]))],
         row_name=row_name,
         cell=cell,
         payoff=payoff,
@@ -100,12 +100,12 @@ def page(options: Options, results: Results, looks: Mapping[str, Look], worth: P
 
 def _strips(options: Options, rows: Sequence[Row], looks: Mapping[str, Look]) -> list[Strip]:
     """Pictures of the first seed at the last of the scales, which is the matched one by default."""
-    found = [Strip("original", figures.digits(digits().test[:10]), None)]
+    strips = [Strip("original", figures.digits(digits().test[:10]), None)]
     for row in sorted(rows, key=lambda row: row["method"]):  # "none" before "sparseout"
         look = looks.get(row["runs"][0])
         if look and (row["method"] == "none" or row["scale"] == options.scales[-1]):
-            found.append(Strip(row_name(row), figures.digits(look.reconstructions), figures.filters(look.filters)))
-    return found
+            strips.append(Strip(row_name(row), figures.digits(look.reconstructions), figures.filters(look.filters)))
+    return strips
 
 
 def cell(row: Row, measure: str) -> tuple[str, str]:
@@ -120,17 +120,17 @@ def cell(row: Row, measure: str) -> tuple[str, str]:
 
 def table(rows: Sequence[Row]) -> Table:
     """The numbers for a terminal of 80 columns: intervals for sparsity and error."""
-    found = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    found.add_column("")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    shown.add_column("")
     for heading, unit, *_ in COLUMNS.values():
-        found.add_column(f"{heading} {unit}".strip(), justify="right")
-    for name, some in groupby(rows, key=lambda row: group_name(row["scale"])):
-        found.add_section()
-        found.add_row(Text(name, style="bold"))
-        for row in some:
+        shown.add_column(f"{heading} {unit}".strip(), justify="right")
+    for name, group in groupby(rows, key=lambda row: group_name(row["scale"])):
+        shown.add_section()
+        shown.add_row(Text(name, style="bold"))
+        for row in group:
             cells = {measure: cell(row, measure)[: 1 if measure in ("gini", "dead") else 2] for measure in COLUMNS}
-            found.add_row(f"  {row_name(row)}", *map(" ".join, cells.values()))
-    return found
+            shown.add_row(f"  {row_name(row)}", *map(" ".join, cells.values()))
+    return shown
 
 
 def show(

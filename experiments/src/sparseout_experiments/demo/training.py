@@ -66,8 +66,8 @@ def look(model: Autoencoder, test: Tensor, count: int = 10) -> Look:
 @cache
 def digits() -> Split:
     """The digits as the runs see them, as rows of 64 pixels."""
-    found = images.load("digits", labelled=False)
-    return Split(*(part.pixels.flatten(1).float() / 255 for part in (found.train, found.test)))
+    data = images.load("digits", labelled=False)
+    return Split(*(part.pixels.flatten(1).float() / 255 for part in (data.train, data.test)))
 
 
 def mean_error() -> float:

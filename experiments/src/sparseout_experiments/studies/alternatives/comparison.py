@@ -21,10 +21,10 @@ def errors_at(level: float, runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     It lies on the straight line between the two settings around that sparsity, and is nan outside of all.
     """
     known = runs.dropna(subset=[measure, "mse"]).sort_values(measure)
-    found = pd.DataFrame(index=list(dict.fromkeys(runs["method"])), columns=sorted(set(runs["seed"])), dtype=float)
+    errors = pd.DataFrame(index=list(dict.fromkeys(runs["method"])), columns=sorted(set(runs["seed"])), dtype=float)
     for (method, seed), group in known.groupby(["method", "seed"]):
-        found.loc[method, seed] = np.interp(level, group[measure], group["mse"], math.nan, math.nan)
-    return found
+        errors.loc[method, seed] = np.interp(level, group[measure], group["mse"], math.nan, math.nan)
+    return errors
 
 
 def reached(errors: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -40,12 +40,12 @@ def against_least(runs: pd.DataFrame, levels: Sequence[float] = LEVELS) -> dict[
     Differences are taken within seeds, of methods that reach the level with every seed that any has; p-values are
     corrected by Holm for all of them, over both measures.
     """
-    found: dict[tuple[str, float], dict[str, float]] = {}
+    p_values: dict[tuple[str, float], dict[str, float]] = {}
     for measure, level in itertools.product(MEASURES, levels):
         errors = errors_at(level, runs, measure).drop(index=WITHOUT_KNOB, errors="ignore").dropna()
         least = errors.loc[errors.mean(axis=1).idxmin()] if len(errors) else None
-        found[measure, level] = {str(method): p_value(list(row - least)) for method, row in errors.iterrows()}
-    others = [(key, name) for key, methods in found.items() for name, p in methods.items() if p < 1]
-    for (key, name), p in zip(others, holm([found[key][name] for key, name in others]), strict=True):
-        found[key][name] = p
-    return found
+        p_values[measure, level] = {str(method): p_value(list(row - least)) for method, row in errors.iterrows()}
+    others = [(key, name) for key, methods in p_values.items() for name, p in methods.items() if p < 1]
+    for (key, name), p in zip(others, holm([p_values[key][name] for key, name in others]), strict=True):
+        p_values[key][name] = p
+    return p_values

@@ -88,8 +88,8 @@ class Run:
 def runs(budget: str, data: Sequence[str]) -> list[Run]:
     """Every run, seed by seed, so that what is interrupted has compared all methods on the seeds it did."""
     return [
-        Run(budget, one, name, None if math.isnan(setting) else setting, seed)
-        for one in data
+        Run(budget, dataset, name, None if math.isnan(setting) else setting, seed)
+        for dataset in data
         for seed in SEEDS
         for name, method in METHODS.items()
         for setting in method.settings

@@ -32,11 +32,11 @@ class Results:
         task: what was trained.
         metric: the metric's name, and its unit: what it is multiplied by, or a percent sign.
         frame: a row a run: its options, ``run`` (its folder), ``status``, ``reason`` (of a failure), ``metric`` (on
-            test data, in the unit it is read in), ``valid``, the measures (means over places), ``dead``,
+            test data, in the unit it is read in), ``valid``, the measures (means over modules), ``dead``,
             ``undefined`` (the fraction of rows without a measure), ``seconds``.
         swept: the options that differ between runs, with their values; the seed is none of them.
         common: the options that do not.
-        layers: per run, {place: measures}.
+        layers: per run, {module: measures}.
         curves: per run, a record an epoch: ``epoch``, ``metric``, ``hoyer``.
         environments: what the runs were made with.
         command: the command that repeats them, if it is known.
@@ -93,10 +93,10 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
     if len(tasks) > 1:
         raise ValueError(expected("folder", "runs of one task", ", ".join(sorted(map(str, tasks)))))
     options = [record["options"] for record in records]
-    names = list(dict.fromkeys(name for some in options for name in some if name not in ("task", "seed")))
+    names = list(dict.fromkeys(name for entry in options for name in entry if name not in ("task", "seed")))
     # None is what a method has no use for, and no value of its own
-    values = {name: _distinct(some[name] for some in options if some.get(name) is not None) for name in names}
-    swept = {name: found for name, found in values.items() if len(found) > 1 and name not in TECHNICAL}
+    values = {name: _distinct(entry[name] for entry in options if entry.get(name) is not None) for name in names}
+    swept = {name: used for name, used in values.items() if len(used) > 1 and name not in TECHNICAL}
     task = tasks.pop()
     metric, _, unit = shown_as(task)
     return Results(
@@ -104,7 +104,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
         metric=(metric, unit),
         frame=pd.DataFrame([{**record["options"], **record["row"]} for record in records]),
         swept=swept,
-        common={name: found[0] for name, found in values.items() if len(found) == 1},
+        common={name: used[0] for name, used in values.items() if len(used) == 1},
         layers={record["row"]["run"]: record["layers"] for record in records},
         curves={record["row"]["run"]: record["curve"] for record in records},
         environments=_distinct(record["environment"] for record in records if record["environment"]),
@@ -131,7 +131,7 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
         row |= {"status": "finished", "seconds": result["seconds"]}
         row |= {name: result["mean"][name] for name in ("dead", "undefined")}
         row |= {"metric": _times(result["test"][metric], times), "valid": _times(result["valid"][metric], times)}
-        row |= {name: mean([place[name] for place in layers.values()]) for name in MEASURES}
+        row |= {name: mean([values[name] for values in layers.values()]) for name in MEASURES}
     curve = []
     if "task" in options:
         metric, times, _ = shown_as(options["task"])
@@ -177,5 +177,5 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    found = {json.dumps(value, sort_keys=True): value for value in values}
-    return list(found.values())
+    by_text = {json.dumps(value, sort_keys=True): value for value in values}
+    return list(by_text.values())

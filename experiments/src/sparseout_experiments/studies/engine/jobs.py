@@ -56,10 +56,10 @@ def train_own(run: Callable[[], dict[str, Any]], options: dict[str, Any], folder
 
     start = time.perf_counter()
     with one_thread():
-        found = run()
-    found |= {"config": options, "environment": environment(*packages)}
+        result = run()
+    result |= {"config": options, "environment": environment(*packages)}
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, found | {"seconds": time.perf_counter() - start})
+    run_folder.write_json(folder / run_folder.RESULT, result | {"seconds": time.perf_counter() - start})
 
 
 class _Cancelled(Exception):
@@ -166,7 +166,7 @@ def run_all(
         queue.clear()
         queue.extend(name for name in known if name in waiting)  # what is new may come before what waits
 
-    def tell(now: str) -> None:
+    def report(now: str) -> None:
         failed = len(ledger.failures) + len(ledger.lost)
         left = time_left(ledger, jobs, total(), cluster.workers)
         done = len(ledger.results) + failed
@@ -178,7 +178,7 @@ def run_all(
             cluster.start(jobs[queue.popleft()])
 
     start()
-    tell("")
+    report("")
     while cluster.busy:
         outcome = cluster.wait()
         name = names[outcome.job.folder]
@@ -192,7 +192,7 @@ def run_all(
         if reason is not None and all_must_finish:
             raise StudyStopped(f"{name}: {reason}")
         start()
-        tell(f"{name} {'finished' if reason is None else 'failed'}")
+        report(f"{name} {'finished' if reason is None else 'failed'}")
 
 
 def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, workers: int) -> float:
@@ -204,10 +204,10 @@ def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, worker
     for name, result in ledger.results.items():
         if name in jobs:
             took.setdefault(jobs[name].task, []).append(result["seconds"])
-    every = [seconds for some in took.values() for seconds in some]
+    every = [seconds for durations in took.values() for seconds in durations]
     if not every:
         return math.nan
     mean = sum(every) / len(every)
-    means = {task: sum(some) / len(some) for task, some in took.items()}
+    means = {task: sum(durations) / len(durations) for task, durations in took.items()}
     known = [means.get(job.task, mean) for name, job in jobs.items() if name not in ledger]
     return (sum(known) + (total - len(jobs)) * mean) / max(1, workers)

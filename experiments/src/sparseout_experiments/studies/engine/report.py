@@ -200,14 +200,14 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
         traces = []
         for column, axis in (("metric", ""), ("hoyer", "2")):
             for index, (name, group) in enumerate(families):
-                some = group[group[option].notna()]
-                if some.empty:
+                rows = group[group[option].notna()]
+                if rows.empty:
                     continue
                 numeric = _is_numeric(results.swept[option])
-                some = some.sort_values(option) if numeric else some
+                rows = rows.sort_values(option) if numeric else rows
                 traces.append(
-                    _trace(index, name, some[option] if numeric else some[option].map(_shown).map(_short), some[column])
-                    | {"error_y": _error(some[f"{column}_half"]), "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
+                    _trace(index, name, rows[option] if numeric else rows[option].map(_shown).map(_short), rows[column])
+                    | {"error_y": _error(rows[f"{column}_half"]), "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
                     | {"showlegend": not axis and len(families) > 1, "legendgroup": name, "mode": "lines+markers"}
                 )
         layout = {
@@ -263,13 +263,13 @@ def _by_setting(results: Results, settings: pd.DataFrame) -> list[tuple[str, lis
 
 
 def _layer_plot(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
-    places = list(dict.fromkeys(place for layers in results.layers.values() for place in layers))
+    modules = list(dict.fromkeys(module for layers in results.layers.values() for module in layers))
     traces = []
     for index, (name, runs) in enumerate(_by_setting(results, settings)):
-        means = [mean([results.layers[run].get(place, {}).get("hoyer") for run in runs]) for place in places]
+        means = [mean([results.layers[run].get(module, {}).get("hoyer") for run in runs]) for module in modules]
         if any(value is not None for value in means):
-            traces.append(_trace(index, name, places, means) | {"mode": "lines+markers"})
-    if not traces or len(places) < 2:  # the sparsity of a single one is in every other plot
+            traces.append(_trace(index, name, modules, means) | {"mode": "lines+markers"})
+    if not traces or len(modules) < 2:  # the sparsity of a single one is in every other plot
         return []
     layout = {"xaxis": {"title": {"text": "where"}, "type": "category"}, "yaxis": {"title": {"text": "Hoyer sparsity"}}}
     text = "Hoyer sparsity in evaluation of what the next layer reads, means over seeds."

@@ -49,12 +49,12 @@ def thinned(series: Sequence[Any], points: int) -> list[Any]:
 def load(path: Path, kind: str) -> dict[str, Any]:
     """Read a file. Raises ValueError for one that holds something else."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["kind"] != kind:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["kind"] != kind:
             raise KeyError
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} does not hold results of {kind}") from error
-    return found
+    return content
 
 
 def check_options(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -87,8 +87,8 @@ def shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def distinct(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each environment once."""
-    found: list[dict[str, Any]] = []
+    unique: list[dict[str, Any]] = []
     for environment in environments:
-        if environment not in found:
-            found.append(dict(environment))
-    return found
+        if environment not in unique:
+            unique.append(dict(environment))
+    return unique

@@ -33,7 +33,7 @@ def grid(
     if (count := seeds * math.prod(len(values) for values in options.values())) > MOST:
         raise ValueError(expected("the sweep", f"at most {MOST} runs", count))
     swept = [name for name, values in options.items() if len(values) > 1]
-    found: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for values in itertools.product(*options.values()):
         given = dict(zip(options, values, strict=True))
         method = str(given.get("method", "sparseout"))
@@ -44,8 +44,8 @@ def grid(
         config.resolve(task, used, named)
         for seed in range(seeds):
             parts = [*(f"{option}={used[option]}" for option in swept if option in used), f"seed={seed}"]
-            found.setdefault(" ".join(parts), Job(task, {**used, "seed": seed}, folder / _folder("_".join(parts))))
-    return found
+            jobs.setdefault(" ".join(parts), Job(task, {**used, "seed": seed}, folder / _folder("_".join(parts))))
+    return jobs
 
 
 def _folder(name: str) -> str:

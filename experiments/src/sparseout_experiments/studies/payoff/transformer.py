@@ -31,8 +31,8 @@ def available() -> bool:
 def sentences() -> list[str]:
     """Sentences of Python's own help, of 6 to 40 words, in an order of their own."""
     text = " ".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
-    found = re.findall(r"(?:^|(?<=[.!?] ))[A-Z][^.!?\n*`\\|=]{30,300}[.!?]", re.sub(r"\s+", " ", text))
-    kept = sorted({each for each in found if 6 <= len(each.split()) <= 40})
+    candidates = re.findall(r"(?:^|(?<=[.!?] ))[A-Z][^.!?\n*`\\|=]{30,300}[.!?]", re.sub(r"\s+", " ", text))
+    kept = sorted({each for each in candidates if 6 <= len(each.split()) <= 40})
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0)).tolist()
     return [kept[index] for index in order[: 2 * SENTENCES]]
 
@@ -86,27 +86,27 @@ def run() -> dict[str, Any]:
 @torch.no_grad()
 def embeddings(model: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
     """A vector a sentence: the mean over its tokens of what the model puts out."""
-    found = []
+    means = []
     for batch in batches:
         mask = batch["attention_mask"].unsqueeze(-1)
-        found.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
-    return torch.cat(found)
+        means.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
+    return torch.cat(means)
 
 
 def ffn_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[list[Tensor]]:
     """What the FFN of each layer is given, by sentence."""
-    found: list[list[Tensor]] = []
+    inputs: list[list[Tensor]] = []
     handles = [
-        layer.intermediate.register_forward_pre_hook(lambda module, args: found[-1].append(args[0]))
+        layer.intermediate.register_forward_pre_hook(lambda module, args: inputs[-1].append(args[0]))
         for layer in model.encoder.layer
     ]
     with torch.no_grad():
         for batch in batches:
-            found.append([])
+            inputs.append([])
             model(**batch)
     for handle in handles:
         handle.remove()
-    return found
+    return inputs
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def network(task: Task) -> nn.Sequential:
 def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     """One training; the arms of a seed are the same run up to the first revival, with the same noise after it."""
     task = TASKS[name]
-    images, labels = (found.flatten(1) if found.ndim > 1 else found for found in shuffled_digits())
+    images, labels = (part.flatten(1) if part.ndim > 1 else part for part in shuffled_digits())
     x, y = images[TEST:], labels[TEST:]
     torch.manual_seed(seed)
     net, order = network(task), torch.Generator().manual_seed(seed)
@@ -84,7 +84,7 @@ def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
             optimizer.zero_grad()
             task.loss(net(x[rows]), x[rows], y[rows]).backward()
             optimizer.step()
-        report = watched(net, x)
+        report = monitored(net, x)
         course.append(live(report))
         if epoch in ARMS[arm]:
             with torch.random.fork_rng():
@@ -93,15 +93,15 @@ def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     with torch.no_grad():
         tested = net.eval()(images[:TEST])
         error = task.measure(tested, images[:TEST], labels[:TEST]).item()
-    records = [record for record in watched(net, x) if record["axis"] == "population"]
-    found = {"error": error, "live": live(records), "revived": revived, "course": course}
-    found["hoyer"] = sum(record["hoyer"] for record in records) / len(records)
+    records = [record for record in monitored(net, x) if record["axis"] == "population"]
+    result = {"error": error, "live": live(records), "revived": revived, "course": course}
+    result["hoyer"] = sum(record["hoyer"] for record in records) / len(records)
     if task.outputs == 10:
-        found["wrong"] = (tested.argmax(1) != labels[:TEST]).double().mean().item()
-    return found
+        result["wrong"] = (tested.argmax(1) != labels[:TEST]).double().mean().item()
+    return result
 
 
-def watched(net: nn.Module, x: Tensor) -> sparseout.SparsityReport:
+def monitored(net: nn.Module, x: Tensor) -> sparseout.SparsityReport:
     """What the ReLUs put out in evaluation."""
     with sparseout.SparsityMonitor(net, [nn.ReLU]) as monitor, torch.no_grad():
         net.eval()(x)

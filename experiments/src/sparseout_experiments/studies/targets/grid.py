@@ -89,14 +89,14 @@ Results = Mapping[Run, Mapping[str, Any]]
 
 def runs(names: Sequence[str], results: Results) -> list[Run]:
     """The runs at fixed values, and of each knob for which `results` has all of these, the runs to targets."""
-    found = []
+    planned = []
     for name in names:
         for knob in TASKS[name].knobs:
             fixed = fixed_runs(name, knob)
-            found += fixed
+            planned += fixed
             if all(run in results for run in fixed):
-                found += steered_runs(name, knob, results)
-    return found
+                planned += steered_runs(name, knob, results)
+    return planned
 
 
 def fixed_runs(name: str, knob: str) -> list[Run]:

@@ -9,24 +9,24 @@ from sparseout_experiments.studies.theory.statements import SAMPLES, added, breg
 
 P = 0.25
 ORDERS = ((POISSON, 0.4), (BERNOULLI, 0.8))  # families and the theta at which their remainder is looked at
-SHARES = tuple(2.0 ** (-place / 2) for place in range(11))  # of the example's amplitude
-DROPS = tuple(2.0**-place for place in range(1, 17))
+SHARES = tuple(2.0 ** (-index / 2) for index in range(11))  # of the example's amplitude
+DROPS = tuple(2.0**-index for index in range(1, 17))
 
 
 def penalties() -> list[dict[str, Any]]:
     """Of each family, what the noise adds to the loss against q."""
-    grid, marks = [place / 10 for place in range(41)], [place / 2 for place in range(9)]
-    found = []
+    grid, marks = [index / 10 for index in range(41)], [index / 2 for index in range(9)]
+    curves = []
     for family in (GAUSSIAN, BERNOULLI, POISSON):
         loss = family.negative_log_likelihood(WEIGHT @ FEATURES + BIAS, TARGET).item()
         estimates = [
             theory.monte_carlo_loss(
-                FEATURES, WEIGHT, TARGET, P, q, family, bias=BIAS, samples=SAMPLES, seed=100 + place
+                FEATURES, WEIGHT, TARGET, P, q, family, bias=BIAS, samples=SAMPLES, seed=100 + index
             )
-            for place, q in enumerate(marks)
+            for index, q in enumerate(marks)
         ]
         both = [added(q, P, family) for q in grid]
-        found.append(
+        curves.append(
             {
                 "family": family.name,
                 "q": grid,
@@ -39,7 +39,7 @@ def penalties() -> list[dict[str, Any]]:
                 },
             }
         )
-    return found
+    return curves
 
 
 def remainders() -> list[dict[str, Any]]:
@@ -58,10 +58,10 @@ def remainders() -> list[dict[str, Any]]:
 
 def ratios() -> list[dict[str, Any]]:
     """Ratio of the exact value to R, against p, at q = 1, and its limit as p falls."""
-    found = []
+    curves = []
     for family in (GAUSSIAN, BERNOULLI, POISSON):
         both = [added(1.0, p, family) for p in DROPS]
         limit = bregman(1.0, family) * DROPS[-1] / (1 - DROPS[-1]) / both[-1][1]
         ratio = [exact / penalty for exact, penalty in both]
-        found.append({"family": family.name, "p": list(DROPS), "ratio": ratio, "limit": limit})
-    return found
+        curves.append({"family": family.name, "p": list(DROPS), "ratio": ratio, "limit": limit})
+    return curves

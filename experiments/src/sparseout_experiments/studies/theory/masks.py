@@ -122,8 +122,8 @@ def asymmetry(q: float, p: float, family: Family, weight_too: bool) -> Tensor:
 
     def field(point: Tensor) -> Tensor:
         weight = point[WIDTH:] if weight_too else WEIGHT
-        found = mean_slopes(q, p, family, exact=False, features=point[:WIDTH], weight=weight)
-        return torch.cat(found[: 1 + weight_too])
+        slopes = mean_slopes(q, p, family, exact=False, features=point[:WIDTH], weight=weight)
+        return torch.cat(slopes[: 1 + weight_too])
 
     point, step = torch.cat([FEATURES, WEIGHT])[:count], 1e-5
     moves = step * torch.eye(count, dtype=torch.float64)

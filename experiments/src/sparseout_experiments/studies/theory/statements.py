@@ -17,7 +17,7 @@ QS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 PS = (0.25, 0.5)
 ROUNDING = 1e-12  # of fp64, over some hundred terms
 DIFFERENCES = 1e-7  # error of derivatives by differences,
-SEEN = 1e-5  # and what is a hundred times that
+CLEAR = 1e-5  # and what is a hundred times that
 ERRORS = 4.0  # standard errors of a Monte-Carlo mean
 SAMPLES = 200_000
 
@@ -43,8 +43,8 @@ def checks() -> Iterator[Check]:
         yield from group()
 
 
-def _gap(found: Tensor, wanted: Tensor) -> float:
-    return (found - wanted).abs().max().item()
+def _gap(value: Tensor, reference: Tensor) -> float:
+    return (value - reference).abs().max().item()
 
 
 def _loss(family: Family, weight: Tensor = WEIGHT, bias: Tensor = BIAS) -> Tensor:
@@ -86,12 +86,12 @@ def _equality() -> Iterator[Check]:
         yield Check("marginals", of, worst, 0, ROUNDING)
     for family in (GAUSSIAN, POISSON, BERNOULLI):
         worst = 0.0
-        for place, q in enumerate(QS):
-            found = theory.monte_carlo_loss(
-                FEATURES, WEIGHT, TARGET, 0.25, q, family, bias=BIAS, samples=SAMPLES, seed=place
+        for index, q in enumerate(QS):
+            estimate = theory.monte_carlo_loss(
+                FEATURES, WEIGHT, TARGET, 0.25, q, family, bias=BIAS, samples=SAMPLES, seed=index
             )
             wanted = added(q, 0.25, family)[family is GAUSSIAN] + _loss(family)  # R itself for the Gaussian
-            worst = max(worst, ((found.mean - wanted) / found.standard_error).abs().item())
+            worst = max(worst, ((estimate.mean - wanted) / estimate.standard_error).abs().item())
         of = f"{family.name}: largest distance from Monte-Carlo, in standard errors"
         yield Check("monte-carlo", of, worst, 0, ERRORS)
 
@@ -136,9 +136,9 @@ def _special() -> Iterator[Check]:
     yield Check("dropout", of, worst, 0, ROUNDING)
     count = (WEIGHT.square() * (FEATURES != 0)).sum()
     for q, most in ((0.0, ROUNDING), (1e-6, 1e-5)):
-        found = theory.lq_penalty(FEATURES, WEIGHT, 0.5, q, GAUSSIAN)
+        penalty = theory.lq_penalty(FEATURES, WEIGHT, 0.5, q, GAUSSIAN)
         of = f"error against the sum of w^2 over non-zero features, halved, at q = {q:g}"
-        yield Check("count", of, _gap(found, count / 2), 0, most)
+        yield Check("count", of, _gap(penalty, count / 2), 0, most)
 
 
 def _gradients() -> Iterator[Check]:
@@ -176,9 +176,9 @@ def _gradients() -> Iterator[Check]:
 
 def _from_penalty(q: float, family: Family, beta: float) -> float:
     """Distance of the mean exact gradient from that of loss + R, at amplitudes beta times the example's."""
-    found = masks.mean_slopes(q, 0.25, family, exact=True, beta=beta)
+    slopes = masks.mean_slopes(q, 0.25, family, exact=True, beta=beta)
     wanted = masks.slopes_of(masks.loss_and_penalty(q, 0.25, family, beta))
-    return max(map(_gap, found, wanted))
+    return max(map(_gap, slopes, wanted))
 
 
 def _through_theta(q: float, p: float, family: Family) -> Tensor:
@@ -197,8 +197,14 @@ def _no_loss() -> Iterator[Check]:
         of = f"q = {q:g}: error of the difference of cross derivatives against (q - 2) V w |h|^(q - 1) sign(h)"
         yield Check("no-loss", of, _gap(gap, torch.diag(wanted)), 0, DIFFERENCES)
         if q != 2:
-            yield Check("no-loss", f"q = {q:g}: the largest such difference", gap.abs().max().item(), SEEN, math.inf)
-    for family, least, most in ((GAUSSIAN, 0.0, DIFFERENCES), (POISSON, SEEN, math.inf), (BERNOULLI, SEEN, math.inf)):
+            yield Check(
+                "no-loss", f"q = {q:g}: the largest such difference", gap.abs().max().item(), CLEAR, math.inf
+            )
+    for family, least, most in (
+        (GAUSSIAN, 0.0, DIFFERENCES),
+        (POISSON, CLEAR, math.inf),
+        (BERNOULLI, CLEAR, math.inf),
+    ):
         gap = masks.asymmetry(1.0, p, family, weight_too=False)
         of = f"{family.name}, weights fixed, q = 1: the largest difference"
         yield Check("fixed-weights", of, gap.abs().max().item(), least, most)
@@ -211,8 +217,8 @@ def _rescaling() -> Iterator[Check]:
             before = theory.lq_penalty(FEATURES, WEIGHT, 0.25, q, family, bias=BIAS)
             after = theory.lq_penalty(3 * FEATURES, WEIGHT / 3, 0.25, q, family, bias=BIAS)
             worst["penalty"] = max(worst["penalty"], abs((after / before * 3 ** (2 - q)).item() - 1))
-            found = masks.slopes_by_mask(q, 0.25, family, exact=False)
-            along = FEATURES * found.features - WEIGHT * found.weight
+            slopes = masks.slopes_by_mask(q, 0.25, family, exact=False)
+            along = FEATURES * slopes.features - WEIGHT * slopes.weight
             worst["detached"] = max(worst["detached"], along.abs().max().item())
         mean = masks.mean_slopes(q, 0.25, GAUSSIAN, exact=True)
         share = WEIGHT.square() * torch.where(FEATURES == 0, 0.0, FEATURES.abs().pow(q)) * 0.25 / 0.75 / 2
@@ -270,18 +276,18 @@ def _consequences() -> Iterator[Check]:
 
 def of_training(record: Mapping[str, Any]) -> Iterator[Check]:
     """Check what was trained, of a record of results."""
-    for found in record["equivalence"]:
-        if found["q"] <= 1:  # gradients of infinite variance: how far descent comes is for the page to say
+    for row in record["equivalence"]:
+        if row["q"] <= 1:  # gradients of infinite variance: how far descent comes is for the page to say
             continue
-        if found["gradient"] == "exact":
-            of = f"q = {found['q']:g}: relative distance of the features from those of the penalty"
-            yield Check("equivalence", of, found["distance"], 0, found["near"])
-        elif found["q"] != 2:
-            of = f"q = {found['q']:g}, detached: the same from those of the penalty times 2/q"
-            yield Check("equivalence-detached", of, found["distance"], 0, found["near"])
-    for found in record["rescaling"]:
-        last, q, decay = found["rows"][-1], found["q"], found["decay"]
-        if found["gradient"] == "detached":
+        if row["gradient"] == "exact":
+            of = f"q = {row['q']:g}: relative distance of the features from those of the penalty"
+            yield Check("equivalence", of, row["distance"], 0, row["near"])
+        elif row["q"] != 2:
+            of = f"q = {row['q']:g}, detached: the same from those of the penalty times 2/q"
+            yield Check("equivalence-detached", of, row["distance"], 0, row["near"])
+    for row in record["rescaling"]:
+        last, q, decay = row["rows"][-1], row["q"], row["decay"]
+        if row["gradient"] == "detached":
             share = abs(last["balance"] / last["predicted"])
             of = f"q = {q:g}, detached: change of the balance over what it would be under exact"
             yield Check("escape", of, share, 0, 0.05)

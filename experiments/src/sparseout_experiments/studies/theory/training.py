@@ -34,8 +34,8 @@ def images(count: int = IMAGES) -> Tensor:
     left, size, right = torch.linalg.svd(centred, full_matrices=False)
     right = right[:INPUTS]
     sign = right.gather(1, right.abs().argmax(1, keepdim=True)).sign().squeeze(1)  # which an SVD leaves open
-    found = left[:, :INPUTS] * size[:INPUTS] * sign
-    scaled: Tensor = found / found.std()
+    components = left[:, :INPUTS] * size[:INPUTS] * sign
+    scaled: Tensor = components / components.std()
     return scaled
 
 
@@ -123,9 +123,9 @@ def equivalence(q: float, gradient: Gradient, steps: int = STEPS) -> dict[str, A
     }
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
+def distance(value: Tensor, reference: Tensor) -> float:
     """The length of the difference over that of what was wanted."""
-    return float((found - wanted).norm() / wanted.norm())
+    return float((value - reference).norm() / reference.norm())
 
 
 def rounded(values: Tensor) -> list[float]:
@@ -139,15 +139,15 @@ def rounded(values: Tensor) -> list[float]:
 def path(steps: int = 1500) -> dict[str, Any]:
     """The features of one digit that minimise loss + R, for q from 1 to 4, and those found under the noise."""
     weight, x = decoder(12), images()[_DIGIT]
-    grid = [1 + place / 16 for place in range(49)]
+    grid = [1 + index / 16 for index in range(49)]
     lines = [sparse_code(x, weight, q) for q in grid]
     marks = []
     for q in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0):
-        found, _ = descend(
+        features, _ = descend(
             x, weight, q, "exact", steps, weight.T @ x / 2, lambda value: value.expand(32 * COPIES, -1)
         )  # fmt: skip
         wanted = sparse_code(x, weight, q)
-        marks.append({"q": q, "features": rounded(found), "distance": distance(found, wanted)})
+        marks.append({"q": q, "features": rounded(features), "distance": distance(features, wanted)})
     return {"q": grid, "features": [rounded(line) for line in lines], "noise": marks}
 
 
@@ -160,9 +160,9 @@ def sparse_code(x: Tensor, weight: Tensor, q: float, sweeps: int = 2000) -> Tens
     code = [0.0] * len(pull)
     for _ in range(sweeps):
         before = list(code)
-        for place, row in enumerate(gram):
-            rest = pull[place] - sum(a * h for a, h in zip(row, code, strict=True)) + row[place] * code[place]
-            code[place] = _alone(row[place], rest, P / (1 - P) * row[place] / 2, q)
+        for index, row in enumerate(gram):
+            rest = pull[index] - sum(a * h for a, h in zip(row, code, strict=True)) + row[index] * code[index]
+            code[index] = _alone(row[index], rest, P / (1 - P) * row[index] / 2, q)
         if max(abs(a - b) for a, b in zip(before, code, strict=True)) < 1e-12:
             break
     return torch.tensor([h if abs(h) > 1e-9 else 0.0 for h in code], dtype=torch.float64)
