@@ -197,9 +197,7 @@ def _no_loss() -> Iterator[Check]:
         of = f"q = {q:g}: error of the difference of cross derivatives against (q - 2) V w |h|^(q - 1) sign(h)"
         yield Check("no-loss", of, _gap(gap, torch.diag(wanted)), 0, DIFFERENCES)
         if q != 2:
-            yield Check(
-                "no-loss", f"q = {q:g}: the largest such difference", gap.abs().max().item(), CLEAR, math.inf
-            )
+            yield Check("no-loss", f"q = {q:g}: the largest such difference", gap.abs().max().item(), CLEAR, math.inf)
     for family, least, most in (
         (GAUSSIAN, 0.0, DIFFERENCES),
         (POISSON, CLEAR, math.inf),
