@@ -101,7 +101,7 @@ def test_on_digits_both_cost_less(method, measure):
 
 def test_the_dead_units_that_are_named():
     claim = (
-        r"(\d+)% of the MNIST autoencoder's units at Hoyer (0\.\d+), judged by 10,000 images, "
+        r"(\d+)% of the MNIST autoencoder's units at Hoyer (0\.\d+), over 10,000 images, "
         r"and (\d+)% with Dropout at (0\.\d+)"
     )
     dead, hoyer, of_dropout, dropout = re.search(claim, text("README.md")).groups()

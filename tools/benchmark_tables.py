@@ -71,7 +71,7 @@ def cost(record: Record) -> str:
         for row in record.rows
         if row["section"] == "operation" and row["layout"] == "vector" and row["dtype"] == "fp32"
     }
-    busy = "busy: while another process for each core does nothing but use one; "
+    busy = "busy: while one other process per core runs at full load; "
     paragraph = (
         "Forward and backward of fp32, as multiples of `F.dropout`'s time in the same run (M is 2^20 elements; one "
         f"thread unless said; {busy}{record.environment['device']['name']}); `make bench` measures yours:"

@@ -233,8 +233,8 @@ class Sparseout2d(_ChannelSparseout):
         seed: an int or a 0-d int64 tensor for the same mask on every call, ``None`` for a new one each time.
 
     Shape:
-        - Input: :math:`(N, C, H, W)`, or :math:`(N, C, L)` as ``nn.Dropout2d`` takes it for historical reasons; with
-          the warning of that also :math:`(N, C)`, in which each element is a channel, and :math:`(N, C, *)`.
+        - Input: :math:`(N, C, H, W)`, or :math:`(N, C, L)`, which ``nn.Dropout2d`` accepts for historical reasons. With
+          its warning also :math:`(N, C)`, in which each element is a channel, and :math:`(N, C, *)`.
         - Output: the same.
 
     Raises:
@@ -273,8 +273,8 @@ class Sparseout3d(_ChannelSparseout):
         seed: an int or a 0-d int64 tensor for the same mask on every call, ``None`` for a new one each time.
 
     Shape:
-        - Input: :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`; with the warning of ``nn.Dropout3d`` whatever else
-          that takes, as :math:`(C, *)`.
+        - Input: :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`; with the warning of ``nn.Dropout3d`` also whatever
+          else that accepts, such as :math:`(C, *)`.
         - Output: the same.
 
     Raises:

@@ -83,7 +83,7 @@ def statistical_topk(x: Tensor, k: float | Tensor = 0.1, *, unit_dim: int | None
             volume are all C H W of an example, those of other tensors lie along the last dim.
         k: a fraction of n in (0, 1), which may be a 0-d floating-point tensor without gradient, to be changed in place
             with no recompilation (best fp64 on the CPU), or a whole number >= 1 and < n.
-        unit_dim: where units lie, if not as said; what follows that dim competes too, what precedes it are rows.
+        unit_dim: where units lie, if not as above; what follows that dim competes too, what precedes it are rows.
 
     Returns:
         A tensor of the shape and dtype of x.

@@ -26,7 +26,7 @@ def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | N
         x: activations; half types are computed in fp32.
         q: exponent, a finite number > 0; 1 is the L1 penalty, and for q < 1 the term is not convex.
         eps: a finite number > 0, in the unit of x.
-        unit_dim: where units lie, if not as said.
+        unit_dim: where units lie, if not as above.
 
     Returns:
         A 0-d tensor, in the unit of x to the power q.

@@ -42,7 +42,7 @@ def compact(model: nn.Module, batches: Collection[Any]) -> CompactionPlan:
     called twice, are left, and the plan says so. Lastly the model is run with and without the units, and what changes
     its outputs beyond rounding is left too.
 
-    Nothing is changed but by `CompactionPlan.apply_()`. The model runs in evaluation mode; modes, buffers, hooks
+    Nothing is changed until `CompactionPlan.apply_()`. The model runs in evaluation mode; modes, buffers, hooks
     and random generators are afterwards as before.
 
     Args:

@@ -74,7 +74,7 @@ class CostReport(RecordSequence):
 
 
 def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:
-    r"""Counts the multiply-accumulates (MACs) of every linear and convolution layer, all and those that are not by 0.
+    r"""Counts the multiply-accumulates (MACs) of every linear and convolution layer: all, and those without a factor of 0.
 
     For a layer :math:`y_o = \sum_i w_{oi} x_i`, of an example
 
@@ -119,7 +119,7 @@ def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:
 
     Source: Yik et al. (2025), The NeuroBench framework for benchmarking neuromorphic computing algorithms and systems,
     synaptic operations; the numbers are those of its package, release 2.3, whose Effective_ACs and Effective_MACs are
-    not told apart here.
+    added up here.
     """
     check_runs(model)
     batches = check_batches(batches)

@@ -25,7 +25,7 @@ def revert_(model: nn.Module) -> None:
 
     Raises:
         TypeError: if `model` is no module.
-        RuntimeError: if a layer was changed since, by a parametrization for one. Nothing is reverted then.
+        RuntimeError: if a layer was changed since, for example by a parametrization. Nothing is reverted then.
 
     Warns:
         UserWarning: if there is nothing to revert.

@@ -77,8 +77,8 @@ class SparsityMonitor:
             tensor, if it is a tuple or a dict.
         measures: names in `sparseout.measures`; gini, which needs whole rows, is None on the lifetime axis.
         every: watch every `every`-th step.
-        eps: a value no larger in magnitude counts as zero: in the measures sparsity and density, for dead and always-on
-            units and so for which units hoyer_live is over. GELU, SiLU and tanh have hardly any exact zeros.
+        eps: values up to this magnitude count as zero: in the measures sparsity and density, and in what is a dead, a
+            live or an always-on unit. GELU, SiLU and tanh have hardly any exact zeros.
         relative: `eps` is in units of the root mean square of the row, the units of one sample.
         unit_dim: where units lie, for all modules; or a mapping from names or types of modules to dims, or a function
             (name, module, tensor) -> dim or None, for some of them. A module that is called at several widths has a
@@ -98,6 +98,8 @@ class SparsityMonitor:
         >>> population = monitor.report()[0]
         >>> population["density"], population["dead_units"], population["undefined_rows"]
         (0.3333333333333333, 1, 1)
+
+    Source: that of the measures, :mod:`sparseout.measures`, and of the two axes, :class:`sparseout.SparsityReport`.
     """
 
     def __init__(
