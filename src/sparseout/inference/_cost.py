@@ -74,7 +74,7 @@ class CostReport(RecordSequence):
 
 
 def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:
-    r"""Counts the multiply-accumulates (MACs) of every linear and convolution layer: all, and those without a factor of 0.
+    r"""Counts the multiply-accumulates (MACs) of linear and convolution layers: all, and those without a factor of 0.
 
     For a layer :math:`y_o = \sum_i w_{oi} x_i`, of an example
 
