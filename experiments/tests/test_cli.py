@@ -59,6 +59,37 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     assert "expected `--out` to be a folder that can be written, but got" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.toml", "task = "),
+        ("config.toml", "task = 3"),
+        ("result.json", "{}"),
+        ("result.json", "[]"),
+        ("result.json", '{"task": "autoencoder"}'),
+        ("failure.json", "{}"),
+        ("metrics.jsonl", '{"epoch": 1}'),
+        ("sweep.json", "{}"),
+        ("sweep.json", "3"),
+    ],
+)
+def test_a_report_of_what_is_no_run_is_one_sentence(
+    name: str, content: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text('task = "autoencoder"')
+    (tmp_path / name).write_text(content)
+    assert status_of("report", str(tmp_path)) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("sparseout: ")
+    assert (err.count("\n"), str(tmp_path) in err, "remove it" in err) == (1, True, True)
+
+
+def test_a_kept_report_that_is_cut_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text('{"kind": "sparseout report", "runs": []}')
+    assert status_of("report", str(tmp_path / "report.json")) == 2
+    assert capfd.readouterr().err == f"sparseout: {tmp_path / 'report.json'} does not hold all of sparseout report\n"
+
+
 def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atomic_files.write(tmp_path / "a", "first")
 

@@ -98,7 +98,7 @@ class KWinners(_TopK):
 
     method: Literal["kwinners"]
     k_eval: types.Winners | None = option(None, "k-winners: the same in evaluation.", shown="as k")
-    boost: types.NonNegative = option(1.0, "k-winners: how much units are preferred that seldom won.")
+    boost: types.NonNegative = option(1.0, "k-winners: how strongly units that seldom won are preferred.")
 
 
 class L1Warmup(_Penalty):

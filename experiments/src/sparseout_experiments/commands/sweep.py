@@ -104,6 +104,7 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
     """Write the page, if there is anything to show."""
     from sparseout_experiments.studies.engine import frame, sweep
     from sparseout_experiments.studies.engine import report as page
+    from sparseout_experiments.training.run_folder import RunError
 
     try:
         if folders[0].is_file():
@@ -111,6 +112,8 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
         else:
             planned, command = sweep.plan_of(folders)
             runs = frame.read(folders, planned, command)
+    except RunError as error:
+        fail(str(error), FAILED)
     except ValueError as error:
         if folders[0].is_file() or any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
             fail(str(error))

@@ -83,6 +83,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
 
     Raises:
         ValueError: if there is no run, or runs of several tasks.
+        RunError: for a folder whose files are not those of a run.
     """
     paths = {path.parent for folder in folders for path in sorted(folder.rglob(run_folder.CONFIG))}
     wanted = {Path(entry["run"]): {k: v for k, v in entry.items() if k != "run"} for entry in planned}
@@ -113,7 +114,15 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
 
 
 def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One run as its folder shows it."""
+    """One run as its folder shows it. Raises RunError where a file in it is something else."""
+    try:
+        return _run(folder, planned)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        name = type(error).__name__
+        raise run_folder.RunError(f"the files in {folder} are not those of a run ({name}): remove it") from None
+
+
+def _run(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(folder), "status": "planned", "reason": ""}
     row |= dict.fromkeys((*NUMBERS, "seconds"))
     options, layers, environment = dict(planned or {}), {}, None
@@ -160,10 +169,13 @@ def save(results: Results, path: Path) -> None:
 def load(path: Path) -> Results:
     """The results in such a file. Raises ValueError for one that is none."""
     content = files.load(path, KIND)
-    fixed, runs = content.pop("fixed"), content.pop("runs")
-    del content["kind"]
-    frame = pd.DataFrame([{**fixed, **run} for run in runs])
-    return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
+    try:
+        fixed, runs = content.pop("fixed"), content.pop("runs")
+        del content["kind"]
+        frame = pd.DataFrame([{**fixed, **run} for run in runs])
+        return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path} does not hold all of {KIND}") from error
 
 
 def _times(value: float | None, factor: float) -> float | None:

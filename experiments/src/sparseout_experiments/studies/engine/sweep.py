@@ -57,14 +57,21 @@ def _folder(name: str) -> str:
 
 
 def plan_of(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], str]:
-    """The options of the runs that sweeps in these folders want, each with ``run``, and the command of the last."""
+    """The options of the runs that sweeps in these folders want, each with ``run``, and the command of the last.
+
+    Raises RunError for a plan that is something else.
+    """
     planned: list[dict[str, Any]] = []
     command = ""
     for folder in folders:
         if (folder / PLAN).exists():
             plan = run_folder.read_json(folder / PLAN)
-            command = str(plan["command"])
-            planned += [{**entry, "run": str(folder / entry["run"])} for entry in plan["runs"]]
+            try:
+                command = str(plan["command"])
+                planned += [{**entry, "run": str(folder / entry["run"])} for entry in plan["runs"]]
+            except (LookupError, TypeError) as error:
+                name = type(error).__name__
+                raise run_folder.RunError(f"{folder / PLAN} is not that of a sweep ({name}): remove it") from None
     return planned, command
 
 
