@@ -117,14 +117,14 @@ def test_the_dead_units_that_are_named():
         ("docs/experiments.md", r"is (-0\.\d+ ± [\d.]+) and", r"\*\*primary\*\*: Hoyer, all units", 3),
         (
             "docs/experiments.md",
-            r"and (-0\.\d+ ± [\d.]+), and alike",
+            r"and (-0\.\d+ ± [\d.]+), and similar",
             r"language \| Hoyer, all = live units, matched",
             3,
         ),
         ("docs/experiments.md", r"it is (\+0\.0025 ± [\d.]+), which", r"image \| Hoyer, all = live units, matched", 4),
         ("docs/limits.md", r"is (\+0\.0025 ± [\d.]+) per unit", r"image \| Hoyer, all = live units, matched", 4),
         ("docs/experiments.md", r"is (\+0\.000 ± [\d.]+) per unit", r"\*\*primary\*\*: error", 3),
-        ("docs/experiments.md", r"is (-\d\.\d ± [\d.]+), so", r"\*\*primary\*\*: perplexity", 1),
+        ("docs/experiments.md", r"is (-\d\.\d ± [\d.]+), which", r"\*\*primary\*\*: perplexity", 1),
     ],
 )
 def test_slopes_are_those_of_the_study(page, claim, contrast, places):

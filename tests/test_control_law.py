@@ -229,7 +229,7 @@ def test_out_of_reach_is_found_in_a_noisy_measure(target: float) -> None:
     draw = torch.Generator().manual_seed(0)
 
     def train() -> None:
-        for _ in range(1000):
+        for _ in range(400):
             model(torch.randn(8, 8, generator=draw).relu())
             controller.step()
 
@@ -290,8 +290,10 @@ def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
             controller.step()
         return controller, {"train": model.hoyer, "eval": model.hoyer - 0.1}
 
+    controllers = {}
     for mode, other, name in (("train", "eval", "evaluation"), ("eval", "train", "training")):
         controller, hoyer = run(mode)
+        controllers[mode] = controller
         assert hoyer[mode] == pytest.approx(0.6, abs=0.005)
         assert controller.measured["noise.0"] == pytest.approx(hoyer[mode], abs=0.005)
         beside = controller._groups[0].other
@@ -302,4 +304,4 @@ def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
     state = controller.state_dict()
     controller.load_state_dict(state)
     with pytest.raises(ValueError, match=r"^expected `state` to be one of mode 'train', but got one of mode 'eval'$"):
-        run("train")[0].load_state_dict(state)
+        controllers["train"].load_state_dict(state)

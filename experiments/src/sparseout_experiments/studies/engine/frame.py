@@ -117,7 +117,7 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     """One run as its folder shows it. Raises RunError where a file in it is something else."""
     try:
         return _run(folder, planned)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ImportError) as error:
         name = type(error).__name__
         raise run_folder.RunError(f"the files in {folder} are not those of a run ({name}): remove it") from None
 
