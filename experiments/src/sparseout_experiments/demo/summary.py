@@ -66,24 +66,24 @@ def verdict(results: Results, scales: Sequence[Scale]) -> str:
     trends = [(scale, trend(results, scale, "hoyer"), trend(results, scale, "hoyer_live")) for scale in scales]
     known = [(scale, *both) for scale, *both in trends if all(both)]
     only = all(len(dial(summarise(results), scale)) == 1 for scale in scales)
-    return _sentences("verdict", known, only)[0]
+    return _rendered("verdict", known, only)[0]
 
 
 def scale_name(scale: Scale) -> str:
     """A scale, as part of a sentence."""
-    return _sentences("scale", scale)[0]
+    return _rendered("scale", scale)[0]
 
 
 def caveats(rows: Sequence[Row], blind_error: float) -> list[str]:
     """Sentences on numbers of the table that do not mean what they seem to."""
-    return _sentences("caveats", rows, blind_error)
+    return _rendered("caveats", rows, blind_error)
 
 
 def notes(results: Results, rows: Sequence[Row], scales: Sequence[Scale], samples: int) -> list[str]:
     """Sentences on what these numbers show and do not show."""
     curves = [curve for scale in scales if (curve := dial(rows, scale))]
     ends = [curve[:: max(len(curve) - 1, 1)] for curve in curves]  # a single q is both
-    return _sentences("notes", ends, rows, samples, _is_dropout_at_2(results))
+    return _rendered("notes", ends, rows, samples, _is_dropout_at_2(results))
 
 
 def _is_dropout_at_2(results: Results) -> bool:
@@ -95,7 +95,7 @@ def _is_dropout_at_2(results: Results) -> bool:
     return bool(dropout and twos) and all(two == dropout for two in twos)
 
 
-def _sentences(macro: str, *values: Any) -> list[str]:
+def _rendered(macro: str, *values: Any) -> list[str]:
     """The sentences of a macro, which empty lines part."""
     text: str = getattr(_sentences(), macro)(*values)
     return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
