@@ -88,14 +88,14 @@ def _cell(text: str) -> str:
 
 def wrapped(text: str) -> str:
     """Markdown with its prose in lines of 120 characters; tables, pictures and headings stay as they are."""
-    found: list[str] = []
+    lines_out: list[str] = []
     part: list[str] = []
 
     def flush() -> None:
         joined = " ".join(part)
         indent = "  " if joined.startswith("- ") else ""
         options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        found.extend(textwrap.wrap(joined, 120, subsequent_indent=indent, **options))
+        lines_out.extend(textwrap.wrap(joined, 120, subsequent_indent=indent, **options))
         part.clear()
 
     for line in map(str.strip, text.splitlines()):
@@ -103,12 +103,12 @@ def wrapped(text: str) -> str:
         if not line or whole or line.startswith("- "):
             flush()
         if whole or not line:
-            if line or found[-1:] not in ([], [""]):  # one blank line is enough
-                found.append(line)
+            if line or lines_out[-1:] not in ([], [""]):  # one blank line is enough
+                lines_out.append(line)
         else:
             part.append(line)
     flush()
-    return "\n".join(found).rstrip() + "\n"
+    return "\n".join(lines_out).rstrip() + "\n"
 
 
 def check(page: Path, title: str, runs: int | None = None) -> None:
@@ -164,7 +164,7 @@ _BLOCK = re.compile(r"(<!-- begin: ([a-z-]+) -->\n)(.*?)(<!-- end: \2 -->)", re.
 
 def parts(text: str) -> dict[str, str]:
     """The generated parts of a page, by name."""
-    return {found[2]: found[3] for found in _BLOCK.finditer(text)}
+    return {match[2]: match[3] for match in _BLOCK.finditer(text)}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:

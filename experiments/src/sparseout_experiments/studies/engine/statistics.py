@@ -87,11 +87,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def p_value(values: Sequence[float]) -> float:
     """Of the two-sided t test that the mean of `values` is 0; 0 or 1 where they do not vary."""
-    found = t_interval(values)
+    interval = t_interval(values)
     spread = deviation(values)
     if not spread > 0:
-        return float(found.n < 2 or found.mean == 0)
-    return 2 * float(stdtr(found.n - 1, -abs(found.mean) * math.sqrt(found.n) / spread))
+        return float(interval.n < 2 or interval.mean == 0)
+    return 2 * float(stdtr(interval.n - 1, -abs(interval.mean) * math.sqrt(interval.n) / spread))
 
 
 class Difference(NamedTuple):
@@ -104,8 +104,8 @@ class Difference(NamedTuple):
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """First minus second, within the seeds that both have: runs of one seed share weights and batches."""
-    found = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    return Difference(t_interval(found), p_value(found), effect_size(found))
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return Difference(t_interval(differences), p_value(differences), effect_size(differences))
 
 
 def within_seeds(first: "pd.DataFrame", second: "pd.DataFrame", name: str) -> Difference:

@@ -93,10 +93,10 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
         controller = sparseout.SparsityController(
             model, target, "density", knob=knob, probe=x[:PROBE], every=EVERY, bounds=bounds
         )
-    order, told = torch.Generator().manual_seed(seed), []
+    order, messages = torch.Generator().manual_seed(seed), []
     for _ in range(task.epochs):
         for rows in torch.randperm(len(x), generator=order).split(task.batch):
-            told += step(F.cross_entropy(model(x[rows]), y[rows]), optimizer, penalty, controller)
+            messages += step(F.cross_entropy(model(x[rows]), y[rows]), optimizer, penalty, controller)
     knob_value = None
     if controller is not None:
         knob_value = next(iter(controller.values.values()))
@@ -104,29 +104,29 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
     if penalty is not None:
         penalty.detach()
     model.eval().requires_grad_(False)
-    return {"knob": knob_value, "told": told} | worth(model, x, (test[0] - mean) / std, test[1])
+    return {"knob": knob_value, "told": messages} | worth(model, x, (test[0] - mean) / std, test[1])
 
 
 def worth(model: nn.Sequential, x: Tensor, test: Tensor, labels: Tensor) -> dict[str, Any]:
     """Error and density of a trained network, its sizes before and after compaction, and its times."""
     batches = x.split(1000)
-    found: dict[str, Any] = {"error": wrong(model, test, labels), "density": density(model, test)}
+    result: dict[str, Any] = {"error": wrong(model, test, labels), "density": density(model, test)}
     compacted = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing to remove is an outcome here
         plan = inference.compact(compacted, batches)
         plan.apply_()
-    found |= {"parameters": count(model), "parameters_compact": count(compacted)}
-    found["error_compact"] = wrong(compacted, test, labels)
-    for key, one in (("macs", model), ("macs_compact", compacted)):
-        total = inference.cost(one, [test]).total
-        found |= {f"{key}_dense": total["dense_macs"], f"{key}_effective": total["effective_macs"]}
+    result |= {"parameters": count(model), "parameters_compact": count(compacted)}
+    result["error_compact"] = wrong(compacted, test, labels)
+    for key, network in (("macs", model), ("macs_compact", compacted)):
+        total = inference.cost(network, [test]).total
+        result |= {f"{key}_dense": total["dense_macs"], f"{key}_effective": total["effective_macs"]}
     sparse = copy.deepcopy(compacted)
     report = inference.sparse_linear_(sparse, [test[:rows] for rows in BATCHES])
-    found["sparse_layers"] = sorted(report.changed)
-    found["error_sparse"] = wrong(sparse, test, labels)
+    result["sparse_layers"] = sorted(report.changed)
+    result["error_sparse"] = wrong(sparse, test, labels)
     networks: dict[str, nn.Module] = {"dense": model, "compact": compacted, "sparse": sparse}
-    return found | {"us": timed(networks, test)}
+    return result | {"us": timed(networks, test)}
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def count(model: nn.Module) -> int:
 @torch.no_grad()
 def timed(networks: dict[str, nn.Module], test: Tensor, seconds: float = 0.3) -> dict[str, dict[str, float]]:
     """Microseconds a row of each network at each number of rows: the median of calls, all networks in turn."""
-    found: dict[str, dict[str, float]] = {name: {} for name in networks}
+    medians: dict[str, dict[str, float]] = {name: {} for name in networks}
     for rows in BATCHES:
         inputs = test[: 8 * rows].split(rows)
         calls: dict[str, list[float]] = {name: [] for name in networks}
@@ -163,8 +163,8 @@ def timed(networks: dict[str, nn.Module], test: Tensor, seconds: float = 0.3) ->
                 calls[name].append(_seconds(network, inputs[turn % len(inputs)]))
             turn += 1
         for name, times in calls.items():
-            found[name][str(rows)] = 1e6 * sorted(times)[len(times) // 2] / rows
-    return found
+            medians[name][str(rows)] = 1e6 * sorted(times)[len(times) // 2] / rows
+    return medians
 
 
 def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:

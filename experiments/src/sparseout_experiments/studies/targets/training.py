@@ -150,12 +150,12 @@ def run(
         messages += step(plant.loss(model(inputs), outputs), optimizer, penalty, controller)
         if controller is not None and number % task.every == 0:
             course.append([number, mean(controller.values.values()), mean(controller.measured.values())])
-    found = {"value": start if controller is None else course[-1][1], "course": course, "messages": messages}
+    result = {"value": start if controller is None else course[-1][1], "course": course, "messages": messages}
     if controller is not None:
         controller.detach()
     if penalty is not None:
         penalty.detach()
-    return found | evaluated(plant)
+    return result | evaluated(plant)
 
 
 @torch.no_grad()

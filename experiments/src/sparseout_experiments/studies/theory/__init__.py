@@ -66,8 +66,8 @@ def checks_of(record: Record) -> list[Check]:
     """The checks of a record, in whose file an open end and a measurement that is no number are null."""
     nulls: Record = {"most": math.inf, "measured": math.nan}
     return [
-        Check(**{name: nulls[name] if value is None else value for name, value in one.items()})
-        for one in record["checks"]
+        Check(**{name: nulls[name] if value is None else value for name, value in entry.items()})
+        for entry in record["checks"]
     ]
 
 

@@ -34,10 +34,10 @@ def _penalty(record: Record) -> Figure:
     """R, exact and estimated, against q."""
     figure = _figure(9.2, 3.5)
     panels = figure.subplots(1, 3)
-    for axes, found in zip(panels, record["penalties"], strict=True):
-        estimated = found["estimated"]
-        axes.plot(found["q"], found["penalty"], color=COLOURS["first"], label="R")
-        axes.plot(found["q"], found["exact"], color=COLOURS["second"], linestyle=DASHES, label="E[loss] - loss")
+    for axes, curve in zip(panels, record["penalties"], strict=True):
+        estimated = curve["estimated"]
+        axes.plot(curve["q"], curve["penalty"], color=COLOURS["first"], label="R")
+        axes.plot(curve["q"], curve["exact"], color=COLOURS["second"], linestyle=DASHES, label="E[loss] - loss")
         axes.errorbar(
             estimated["q"],
             estimated["mean"],
@@ -50,7 +50,7 @@ def _penalty(record: Record) -> Figure:
             label="Monte-Carlo ± 4 standard errors",
             zorder=3,
         )
-        axes.set(title=found["family"], xlabel="exponent q", ylim=(0, None))
+        axes.set(title=curve["family"], xlabel="exponent q", ylim=(0, None))
     panels[0].set_ylabel("added to the loss by the noise")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
@@ -60,12 +60,12 @@ def _remainder(record: Record) -> Figure:
     """The remainder against the amplitude, and the ratio against p."""
     figure = _figure(9.2, 3.8)
     left, right = figure.subplots(1, 2)
-    for found in record["remainders"]:
-        half = found["p"] == 0.5
+    for curve in record["remainders"]:
+        half = curve["p"] == 0.5
         left.plot(
-            found["share"], found["remainder"], color=_SERIES[found["family"]],
+            curve["share"], curve["remainder"], color=_SERIES[curve["family"]],
             marker="s" if half else "o", linestyle=DASHES if half else "-", markersize=4.5,
-            label=f"{found['family']}, p = {found['p']:g}: slope {4 if half else 3}",
+            label=f"{curve['family']}, p = {curve['p']:g}: slope {4 if half else 3}",
         )  # fmt: skip
     left.set(
         xscale="log", yscale="log", xlabel="amplitude, as a share of the example's",
@@ -74,10 +74,10 @@ def _remainder(record: Record) -> Figure:
     left.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
     left.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     left.legend(loc="lower right", fontsize=9)
-    for found in record["ratios"]:
-        colour = _SERIES[found["family"]]
-        right.plot(found["p"], found["ratio"], color=colour, marker="o", markersize=4, label=found["family"])
-        right.axhline(found["limit"], color=colour, linestyle=DOTS, linewidth=1.2, zorder=1)
+    for curve in record["ratios"]:
+        colour = _SERIES[curve["family"]]
+        right.plot(curve["p"], curve["ratio"], color=colour, marker="o", markersize=4, label=curve["family"])
+        right.axhline(curve["limit"], color=colour, linestyle=DOTS, linewidth=1.2, zorder=1)
     right.set(
         xscale="log", xlabel="drop probability p", ylabel="exact value over R",
         title="Does not fall with p (dots: the limit)",
@@ -114,14 +114,14 @@ def _balls(record: Record) -> Figure:
 
 def _path(record: Record) -> Figure:
     """The features of one digit against q."""
-    found = record["path"]
-    lines = list(zip(*found["features"], strict=True))
+    path = record["path"]
+    lines = list(zip(*path["features"], strict=True))
     figure = _figure(7.4, 4.2)
     axes = figure.subplots()
     axes.axhline(0, color=COLOURS["muted"], linewidth=1, zorder=1)
     for line in lines:
-        axes.plot(found["q"], line, color=COLOURS["first" if line[0] else "second"], linewidth=1.5)
-    for mark in found["noise"]:
+        axes.plot(path["q"], line, color=COLOURS["first" if line[0] else "second"], linewidth=1.5)
+    for mark in path["noise"]:
         axes.plot(
             [mark["q"]] * len(lines), mark["features"], "o", color=COLOURS["ink"], mfc=COLOURS["card"], ms=4.5, zorder=3
         )
@@ -138,21 +138,21 @@ def _path(record: Record) -> Figure:
 
 def _training(record: Record) -> Figure:
     """Features learned under the noise against those learned under the penalty."""
-    found = record["equivalence"]
-    gradients = list(dict.fromkeys(one["gradient"] for one in found))
-    qs = list(dict.fromkeys(one["q"] for one in found))
+    rows = record["equivalence"]
+    gradients = list(dict.fromkeys(row["gradient"] for row in rows))
+    qs = list(dict.fromkeys(row["q"] for row in rows))
     figure = _figure(9.2, 4.5)
     grid: Any = figure.subplots(len(gradients), len(qs), squeeze=False)
     for line, gradient in zip(grid, gradients, strict=True):
         for axes, q in zip(line, qs, strict=True):
-            one = next(one for one in found if (one["q"], one["gradient"]) == (q, gradient))
-            wanted, noise = one["features"]["penalty"], one["features"]["noise"]
+            row = next(row for row in rows if (row["q"], row["gradient"]) == (q, gradient))
+            wanted, noise = row["features"]["penalty"], row["features"]["noise"]
             end = 1.08 * max(map(abs, wanted + noise))
             axes.plot([-end, end], [-end, end], color=COLOURS["muted"], linewidth=1, zorder=1)
             axes.plot(wanted, noise, ".", color=COLOURS["first"], markersize=2.5, zorder=2)
             axes.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")
             axes.set_title(f"q = {q:g}, {gradient}", fontsize=10)
-            axes.annotate(f"distance {one['distance']:.2g}", (0.04, 0.9), xycoords="axes fraction", fontsize=9)
+            axes.annotate(f"distance {row['distance']:.2g}", (0.04, 0.9), xycoords="axes fraction", fontsize=9)
             axes.locator_params(nbins=4)
     figure.supxlabel("feature learned under the penalty: R (above), (2/q) R (below)", fontsize=10.5)
     figure.supylabel("feature learned under the noise", fontsize=10.5)
@@ -163,15 +163,15 @@ def _rescaling(record: Record) -> Figure:
     """Balance and size of the features while a network of two layers trains."""
     figure = _figure(9.2, 4.2)
     left, right = figure.subplots(1, 2)
-    qs = list(dict.fromkeys(one["q"] for one in record["rescaling"]))
-    for one in record["rescaling"]:
-        rows = one["rows"]
+    qs = list(dict.fromkeys(run["q"] for run in record["rescaling"]))
+    for run in record["rescaling"]:
+        rows = run["rows"]
         time = [row["time"] for row in rows]
-        colour = (COLOURS["second"], COLOURS["first"])[qs.index(one["q"])]
-        style = DASHES if one["gradient"] == "detached" else DOTS if one["decay"] else "-"
+        colour = (COLOURS["second"], COLOURS["first"])[qs.index(run["q"])]
+        style = DASHES if run["gradient"] == "detached" else DOTS if run["decay"] else "-"
         left.plot(time, [row["balance"] for row in rows], color=colour, linestyle=style)
         right.plot(time, [row["rms"] for row in rows], color=colour, linestyle=style)
-        if one["gradient"] == "exact" and not one["decay"]:
+        if run["gradient"] == "exact" and not run["decay"]:
             few = rows[:: max(len(rows) // 8, 1)]
             left.plot([row["time"] for row in few], [row["predicted"] for row in few], "o", color=colour, ms=4.5)
     left.set(xlabel="steps times rate", ylabel="$|U|^2 - |W|^2$", title="Balance of the two layers")
