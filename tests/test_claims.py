@@ -132,6 +132,12 @@ def test_slopes_are_those_of_the_study(page, claim, contrast, places):
     assert re.search(claim, text(page))[1] == f"{float(mean):+.{places}f} ± {float(half):.{places}f}"
 
 
+def test_how_far_the_larger_budget_has_come():
+    whole = min(int(seeds) for seeds in re.findall(r"All runs of (\d) of 5 seeds have ended", text("docs/results.md")))
+    claim = re.search(r"with all of CIFAR-10 and a transformer, (\w+) of five seeds (?:is|are) whole", text("README.md"))
+    assert ["no", "one", "two", "three", "four", "five"].index(claim[1]) == whole
+
+
 @pytest.mark.parametrize(("page", "count"), [("README.md", 3), ("docs/index.md", 5)])
 def test_what_sparsity_is_worth_on_the_first_pages(page, count):
     """Means over seeds; how many there are is said beside the table."""

@@ -86,8 +86,8 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         >>> report = sparse_linear_(model, [torch.randn(1, 64)])
         >>> with torch.no_grad():
         ...     y = model(torch.randn(1, 64))
-        >>> report.skipped
-        {'0': 'its input has hardly a zero on these batches'}
+        >>> report.skipped["0"]
+        'its input has hardly a zero on these batches'
 
     Source: Liu et al. (2023), Deja vu: contextual sparsity for efficient LLMs at inference time, ICML, and Liu et al.
     (2025), TEAL, ICLR, for what is read. It is read by the native kernel, or without one by ``F.embedding_bag``.
