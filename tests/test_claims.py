@@ -134,7 +134,9 @@ def test_slopes_are_those_of_the_study(page, claim, contrast, places):
 
 def test_how_far_the_larger_budget_has_come():
     whole = min(int(seeds) for seeds in re.findall(r"All runs of (\d) of 5 seeds have ended", text("docs/results.md")))
-    claim = re.search(r"with all of CIFAR-10 and a transformer, (\w+) of five seeds (?:is|are) whole", text("README.md"))
+    claim = re.search(
+        r"with all of CIFAR-10 and a transformer, (\w+) of five seeds (?:is|are) whole", text("README.md")
+    )
     assert ["no", "one", "two", "three", "four", "five"].index(claim[1]) == whole
 
 
