@@ -1,6 +1,6 @@
 """Models, reports and states that the first version pickled load, work and are reverted, or say why not.
 
-The files were written at commit cb299d0, before the library was in rooms.
+The files were written at commit cb299d0, before the library had subpackages.
 """
 
 import importlib

@@ -183,12 +183,6 @@ def test_what_is_put_on_the_weight_since_counts(always):
         revert_(layer)
 
 
-def changed(change):
-    layer = nn.Linear(32, 24)
-    change(layer)
-    return layer
-
-
 def test_an_error_in_the_model_changes_nothing():
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(9, 9)).train()
     with pytest.raises(RuntimeError):

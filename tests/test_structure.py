@@ -1,4 +1,4 @@
-"""The library is a dozen rooms, each of which imports only those below it, without a circle: read in the source."""
+"""At most a dozen parts, each of which imports only those below it, without a circle: read in the source."""
 
 import ast
 import shutil
@@ -11,8 +11,8 @@ from torch import nn
 import sparseout
 
 PACKAGE = Path(sparseout.__file__).parent
-# From the top down. Rooms of one line do not know each other.
-FLOORS = [
+# From the top down. Parts of one line do not know each other.
+LAYERS = [
     ["integrations"],
     ["monitor", "control", "inference", "theory"],
     ["baselines", "convert"],
@@ -21,7 +21,7 @@ FLOORS = [
     ["kernels", "measures"],
     ["_utils"],
 ]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 
 
 def entries(package: Path) -> set[str]:
@@ -53,13 +53,13 @@ def imports(package: Path) -> dict[str, set[str]]:
 
 def faults(package: Path) -> list[str]:
     found = []
-    if len(rooms := entries(package)) > 12:
-        found.append(f"{len(rooms)} entries: {', '.join(sorted(rooms))}")
+    if len(parts := entries(package)) > 12:
+        found.append(f"{len(parts)} entries: {', '.join(sorted(parts))}")
     graph = imports(package)
     for module, others in graph.items():
         for other in others:
             own, its = module.partition(".")[0], other.partition(".")[0]
-            if module and own != its and (not its or FLOOR.get(own, 99) >= FLOOR.get(its, -1)):
+            if module and own != its and (not its or LAYER.get(own, 99) >= LAYER.get(its, -1)):
                 found.append(f"{module} imports {other or 'the package'}, which is not below it")
     return found + circles(graph)
 
@@ -81,7 +81,7 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
     return found
 
 
-def test_rooms_arrows_and_circles():
+def test_parts_arrows_and_circles():
     assert faults(PACKAGE) == []
 
 
@@ -104,10 +104,10 @@ def test_what_is_planted_is_found(tmp_path, file, line, fault):
     assert any(fault in sentence for sentence in faults(package))
 
 
-def test_a_thirteenth_room_is_found(tmp_path):
+def test_a_thirteenth_part_is_found(tmp_path):
     package = tmp_path / "sparseout"
     for number in range(13):
-        (package / f"room{number}").mkdir(parents=True)
+        (package / f"part{number}").mkdir(parents=True)
     assert "13 entries" in faults(package)[0]
 
 

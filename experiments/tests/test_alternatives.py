@@ -127,6 +127,12 @@ def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
         alternatives.recorded(again, results)
     assert alternatives.recorded(again, tmp_path) == {}
 
+    for row in content["rows"]:
+        row.pop("hoyer", None)
+    whole.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"digits.json does not hold results of sparseout alternatives$"):
+        alternatives.recorded(again, results)
+
 
 @pytest.mark.parametrize("given", [["--budget", "huge"], ["--only", "cifar10"], ["--data", "nowhere"]])
 def test_bad_options_are_refused(given: list[str]) -> None:

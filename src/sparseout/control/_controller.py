@@ -194,14 +194,14 @@ class SparsityController:
             name: Accumulator(name, tensor, knob_name, measure, zero, self._tracker, after_training=mode is None)
             for name, (tensor, knob_name) in sites.items()
         }
-        shared = self._attach()
+        lost = self._attach()
         hold(written, knobs)
-        for started in self._groups:
-            started.apply()
+        for group_of_layers in self._groups:
+            group_of_layers.apply()
         reset_compiler()
-        if shared:
-            loss = f"another controller has lost {listed(shared)} to this one and can no longer be stepped"
-            warnings.warn(f"{loss}: detach it first", stacklevel=2)
+        if lost:
+            message = f"another controller has lost {listed(lost)} to this one and can no longer be stepped"
+            warnings.warn(f"{message}: detach it first", stacklevel=2)
         if idle := [name for moved in knobs if isinstance(moved, LayerKnob) for name in moved.without_effect()]:
             warnings.warn(f"q has no effect where p is 0 or 1, as it is in {listed(idle)}", stacklevel=2)
 

@@ -74,7 +74,7 @@ class Knob(Protocol):
 
 
 def check_knob(model: nn.Module, knob: Any) -> Knob:
-    """A knob of the user's, if it has all that it needs."""
+    """The user's knob. Raises TypeError or ValueError where it lacks something."""
     if isinstance(knob, type) or not isinstance(knob, Knob):
         lacks = [name for name in _PARTS if not hasattr(knob, name)]
         got = type_name(knob) if len(lacks) == len(_PARTS) else f"{type_name(knob)} without {', '.join(lacks)}"

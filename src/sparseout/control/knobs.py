@@ -16,8 +16,6 @@ from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, Stat
 from sparseout.control._knob import KNOB_WANTED, Knob, check_knob
 from sparseout.layers import Sparseout
 
-__all__ = ["Knob"]
-
 
 class _LayerAttribute(NamedTuple):
     """What the knobs q, p and k are: an attribute of layers."""

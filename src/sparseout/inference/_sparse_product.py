@@ -74,5 +74,6 @@ def density_limit(break_even: tuple[Break, ...], rows: int) -> float:
 
 
 def column_major(weight: Tensor) -> Tensor:
+    """The same values with contiguous columns, as `sparse_product` reads them."""
     with torch.inference_mode(False):  # of a tensor of inference mode no parameter could be trained again
         return weight.t().contiguous().t()

@@ -45,9 +45,9 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
 
     Masks agree between implementations exactly, and values up to rounding. They may differ at infinite inputs, where
     the result is the limit or, as infinity minus infinity, NaN; and on a GPU for |x / unit| < 2^-126, which counts as 0
-    in the Triton kernel (the unit being 1; from q = 4 on a float `scale`, or max |x| with "matched"). Whatever is
-    decided, torch computes functorch's transforms and higher derivatives, and on a GPU fp64 and masks whose shared dims
-    take turns in memory with others more often than shared, own, shared, own, shared.
+    in the Triton kernel (in units of 1 for q < 4; from q = 4 on of a float `scale`, or of max |x| with "matched").
+    Whatever is decided, torch computes functorch's transforms and higher derivatives, and on a GPU fp64 and masks whose
+    shared dims take turns in memory with others more often than shared, own, shared, own, shared.
 
     Args:
         device: as ``torch.device`` takes it; by default the current CUDA device if there is one, else the CPU.

@@ -17,7 +17,7 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(ONE_TARGET)
-/* Which of them is chosen when the library is loaded. Levels, since the name of a processor is taken for that alone. */
+/* Chosen when the library is loaded. Levels: GCC matches the name of a processor to that processor alone. */
 #define TARGETS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define TARGETS

@@ -1,4 +1,4 @@
-"""Launches the Triton kernel: from the arguments of an op to those of the kernel. Imported only where it can run."""
+"""Launches the Triton kernels: the operation, and beta of ``scale="matched"``. Imported only where they can run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparseout.kernels.params import NoiseArguments, NoiseParams, Scalar
 _WIDTH = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}  # 16 bytes, what a thread loads in one go
 _WARPS = 4
 _LOADS = 4  # that a thread has on their way at a time, of x alone or of x and grad
-_PARTS = 1024  # programs that sum at most: some for each processor, and few enough for one program to put together
+_PARTS = 1024  # the most programs that sum: several a multiprocessor, and few enough that one program combines them
 _NATIVE = isinstance(kernels.sparseout, triton.JITFunction)  # else Triton's interpreter runs it, on any device
 
 
@@ -43,6 +43,11 @@ def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     return out
 
 
+def _quarters(q: Scalar) -> int:
+    """The exponent q/2 in quarters where roots make its power and that of the slope, else -9."""
+    return int(2 * q) if isinstance(q, float) and 2 * q in range(9) else -9
+
+
 def matched(x: Tensor, q: Scalar) -> NoiseParams:
     """The parameters of the noise of a contiguous `x` with ``scale="matched"``: `reference.matched`, balanced.
 
@@ -56,7 +61,7 @@ def matched(x: Tensor, q: Scalar) -> NoiseParams:
     sums = torch.empty(3 * _PARTS, dtype=torch.float32, device=x.device)
     params = torch.empty(2, dtype=torch.float32, device=x.device)
     options = {
-        "QUARTERS": int(2 * q) if isinstance(q, float) and 2 * q in range(9) else -9,  # see `_arguments`
+        "QUARTERS": _quarters(q),
         "NATIVE": _NATIVE,
         "PARTS": _PARTS,
         "num_warps": _WARPS,
@@ -100,8 +105,7 @@ def _arguments(
         "scale_unit": scale_unit,
         "amplitude": amplitude,
         "LOADED": loaded,
-        # The exponent q/2 in quarters where roots make its power and that of the slope.
-        "QUARTERS": int(2 * q) if floats and 2 * q in range(9) else -9,
+        "QUARTERS": _quarters(q) if floats else -9,
         "ABOVE_2": q > 2,
         "SCALED": loaded > 0 or params[1:] != (1, 1),
         "EXACT": exact and backward,

@@ -1,4 +1,6 @@
-"""The equation as one Triton kernel, x to y or (grad, x) to grad * dy/dx: nothing else touches memory. And beta.
+"""The equation as one Triton kernel, x to y or (grad, x) to grad * dy/dx: nothing else touches memory.
+
+Two more kernels make beta for ``scale="matched"``.
 
 The mask is the hash of `mask`, in registers: once for the four 16-bit draws of a word, since neighbours in a thread
 share the word and the compiler sees it. Powers come from the hardware's approximate functions: chains of square roots
@@ -200,14 +202,14 @@ def _plus(a, b):
 
 @triton.jit
 def _inverse(peak):
-    """A power of two: `peak` times it is from 1 to 4, and infinite or NaN where it is."""
+    """The power of two that takes `peak` into [1, 4); a denormal peak may stay below, infinity and NaN stay."""
     bits = 0x7F000000 - (peak.to(tl.int32, bitcast=True) & 0x7F800000)
     return tl.maximum(bits, 0x00800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _level(peak, QUARTERS: tl.constexpr, NATIVE: tl.constexpr):
-    """The logarithm of the unit of powers."""
+    """log2 of the unit of powers; with QUARTERS >= 0 it is also that of squares."""
     if QUARTERS < 0:
         level = _log2(tl.maximum(peak, 2.0**-126), NATIVE)
     else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
@@ -45,7 +45,7 @@ _STUDIES = {
     ),
     "targets": _Entry(
         "Does the controller meet its targets? Trains at fixed values of each knob, then to targets in their range.\n\n"
-        "Takes about half an hour on two cores and needs no download.",
+        "Takes about 40 minutes on two cores and needs no download.",
         ("autoencoder", "classifier", "short", "language"),
         "docs/targets.md",
     ),
@@ -127,7 +127,7 @@ def _reproduce(
     request = engine.Request(names, work, budget, sources, {"device": device} if device else {})
     console = Console()
     with ending():
-        recorded = cast(engine.Extensible, study).recorded(request, results) if extend else {}
+        recorded = study.recorded(request, results) if extend and not render else {}
         if dry_run:
             parts, total, left = engine.outlook(study, request, workers, recorded)
             for part, (runs, ended) in parts.items():

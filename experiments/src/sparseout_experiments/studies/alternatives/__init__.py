@@ -58,21 +58,32 @@ def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
         if not path.exists():
             continue
         record = FILES.load(path)
-        rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
-        for run in runs(request.budget, [name]):
-            row = rows.get((run.method, run.setting, run.seed))
-            if row is None or row.get("density") is None:  # not measured in the day of the file
-                continue
-            files.check_options(path, record["config"], run.job(request.work, {}).options)
-            found[run] = {
-                "config": record["config"],
-                "environment": record["environments"][row["environment"]],
-                "test": {"mse": row["mse"]},
-                "mean": {measure: row[measure] for measure in _MEAN},
-                "sparsity": {"code": {"density": row["density"]}},
-                **{value: row[value] for value in ("best_epoch", "seconds")},
-            }
+        try:
+            measured = _measured(record, runs(request.budget, [name]))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold results of {FILES.kind}") from error
+        for run in measured:
+            files.check_options(path, record["config"], Ledger().wanted(run.job(request.work, {})))
+        found |= measured
     return found
+
+
+def _measured(record: Mapping[str, Any], wanted: Iterable[Run]) -> dict[Run, dict[str, Any]]:
+    """The runs among those wanted that a file has, but for those from before it had densities."""
+    rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
+    known = [(run, rows.get((run.method, run.setting, run.seed), {})) for run in wanted]
+    return {
+        run: {
+            "config": record["config"],
+            "environment": record["environments"][row.get("environment", 0)],
+            "test": {"mse": row["mse"]},
+            "mean": {measure: row[measure] for measure in _MEAN},
+            "sparsity": {"code": {"density": row["density"]}},
+            **{value: row[value] for value in ("best_epoch", "seconds")},
+        }
+        for run, row in known
+        if row.get("density") is not None
+    }
 
 
 def save(request: Request, ledger: Ledger[Run], results: Path) -> None:

@@ -22,7 +22,7 @@ _SITE = ("hoyer", "hoyer_live", "gini", "dead_units", "units")
 _RUN = ("method", "q", "scale", "gradient", "option", "value", "seed", "role")
 _LAST = ("hoyer", "hoyer_live", "dead")
 _NUMBERS = ("metric", "valid", *_LAST, "undefined", *(f"last_{name}" for name in _LAST), "seconds")
-_AS_THEY_ARE = ("best_epoch", "digest", "device", "warnings", "curve")
+_OTHER_COLUMNS = ("best_epoch", "digest", "device", "warnings", "curve")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ FILES = Files(
     grid.TASKS,
     tuple(BUDGETS),
     title=grid.TITLE,
-    most=lambda request: sum(
+    most_runs=lambda request: sum(
         grid.count(request.budget, task)[1] for task in BUDGETS[request.budget] if task in request.names
     ),
 )
@@ -134,7 +134,7 @@ def load(path: Path) -> Record:
 
 
 def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]]:
-    """The finished runs that a file has, as a ledger wants them; none where there is no file.
+    """The finished runs that a file has, as a ledger wants them; none where there is no file. Failed ones run again.
 
     Raises ValueError for a file of something else, or of runs with other options than the budget's.
     """
@@ -142,7 +142,8 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
     if not path.exists():
         return {}
     found: dict[Run, dict[str, Any]] = {}
-    for run, entry in zip(load(path).finished["run"], (content := FILES.load(path))["rows"], strict=True):
+    record, content = load(path), FILES.load(path)
+    for run, entry in zip(record.finished["run"], content["rows"], strict=True):
         files.check_options(path, content["config"], grid.options(run, budget, {}, {}))
         found[run] = entry | {"config": content["config"], "environments": content["environments"]}
     return found
@@ -222,8 +223,8 @@ def _frame_of(task: Task, rows: Iterable[Mapping[str, Any]], failed: Iterable[Ma
         row |= {"status": "finished", "metric": entry["test"][metric], "valid": entry["valid"][metric]}
         row |= {name: entry["mean"][name] for name in (*_LAST, "undefined")}
         row |= {f"last_{name}": (entry["last"] or {}).get(name) for name in _LAST}
-        found.append(row | {"seconds": entry["seconds"]} | {name: entry.get(name) for name in _AS_THEY_ARE})
-    columns = ("run", "setting", *_RUN, "status", "reason", *_NUMBERS, *_AS_THEY_ARE)
+        found.append(row | {"seconds": entry["seconds"]} | {name: entry.get(name) for name in _OTHER_COLUMNS})
+    columns = ("run", "setting", *_RUN, "status", "reason", *_NUMBERS, *_OTHER_COLUMNS)
     return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(("q", "value", *_NUMBERS), float))
 
 

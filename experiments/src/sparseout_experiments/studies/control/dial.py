@@ -1,4 +1,4 @@
-"""Runs that differ in q and seed alone, and what changes among them."""
+"""The dial: runs that differ in q and seed alone, and how their measures change with q."""
 
 import math
 from functools import cached_property
@@ -43,12 +43,12 @@ class Dial:
 
     @property
     def lost(self) -> pd.DataFrame:
-        """The runs at these."""
+        """The runs at the q's that collapsed."""
         return self.rows[self.rows["q"].isin(self.collapsed)]
 
     @property
     def whole(self) -> bool:
-        """Whether there are rows at every q, with a metric and a measure."""
+        """Whether Hoyer has a mean at every q."""
         return all(math.isfinite(self.at(q, "hoyer").mean) for q in self.q)
 
     def at(self, q: float, measure: str) -> Interval:

@@ -223,7 +223,7 @@ class Section:
         return found
 
     def line(self, claim: str, task: str, measure: str, p: PChoice) -> Line:
-        """One of them, at matched noise."""
+        """The contrast with these fields, at matched noise."""
         return self.lines(False, claim=claim, task=task, measure=measure, scale="matched", p=p)[0]
 
     def evidence(self, claim: str) -> list[tuple[str, list[Line]]]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
 
-# Made for trainings of minutes instead of tasks of milliseconds.
+# Dask's defaults are for tasks of milliseconds; these are for trainings of minutes.
 _SETTINGS = {
     # Dask has its workers hand freed memory back at once, and a training then spends up to half of its time on page
     # faults.

@@ -119,7 +119,9 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
         return _run(folder, planned)
     except (LookupError, TypeError, AttributeError, ValueError, ImportError) as error:
         name = type(error).__name__
-        raise run_folder.RunError(f"the files in {folder} are not those of a run ({name}): remove it") from None
+        raise run_folder.RunError(
+            f"the files in {folder} are not those of a run ({name}): give another folder, or move it away"
+        ) from None
 
 
 def _run(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def load(path: Path) -> Results:
         frame = pd.DataFrame([{**fixed, **run} for run in runs])
         return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{path} does not hold all of {KIND}") from error
+        raise ValueError(f"{path} is not a complete file of {KIND}") from error
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -58,8 +58,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
 
 def check_options(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise ValueError for a file of runs with other options than are wanted; where data lay is none of them."""
-    for name in wanted.keys() & config.keys() - {"data"}:
+    """Raise ValueError for a file of runs with other options than are wanted, but for where data lay and it ran."""
+    for name in wanted.keys() & config.keys() - {"data", "device"}:
         if config[name] != wanted[name]:
             raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
 

@@ -109,7 +109,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Differenc
 
 
 def within_seeds(first: "pd.DataFrame", second: "pd.DataFrame", name: str) -> Difference:
-    """The same of a column of two frames, each with a row a seed."""
+    """`paired` of one column of two frames, each with a row a seed."""
     return paired(*(dict(zip(rows["seed"], rows[name], strict=True)) for rows in (first, second)))
 
 

@@ -1,4 +1,4 @@
-"""A step of the studies with a training of their own."""
+"""One training step with penalty and controller, for studies that do not use the command's training loop."""
 
 import warnings
 

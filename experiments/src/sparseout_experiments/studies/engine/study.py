@@ -49,7 +49,7 @@ class Files:
         tasks: what there may be files of.
         budgets: where it has several, from the smallest; they are part of the names.
         title: the first line of the page.
-        most: how many runs there may be in the end.
+        most_runs: how many runs there may be in the end.
         content: what a file holds, beside its task and what its runs were made with.
         page: the text and the figures.
         count: of how many runs a file is.
@@ -60,7 +60,7 @@ class Files:
     tasks: tuple[str, ...] = ("",)
     budgets: tuple[str, ...] = ("",)
     title: str = ""
-    most: Callable[[Request], int] = lambda request: 0
+    most_runs: Callable[[Request], int] = lambda request: 0
     content: Content = lambda task, runs: {}
     page: Page = lambda records: ("", {})
     count: Callable[[Mapping[str, Any]], int] = lambda record: len(record["rows"]) + len(record.get("failed", ()))
@@ -91,7 +91,7 @@ class Files:
         budget = request.budget if request.budget in self.budgets else ""
         mine = [self.path(results, task, budget) for task in request.names]
         others = [self.load(path) for path in self.paths(results).values() if path not in mine]
-        pages.check(page, self.title, self.most(request) + sum(map(self.count, others)))
+        pages.check(page, self.title, self.most_runs(request) + sum(map(self.count, others)))
 
     def store(self, results: Path, content: Mapping[str, Any], task: str = "", budget: str = "") -> None:
         """Write a file."""
@@ -134,7 +134,8 @@ class Study(Protocol):
     """What the module of a study has.
 
     One whose runs are no task of the command line has a function `train` too, and one whose plan is not all known at
-    once a function `total`: how many runs there will be, as far as that is known.
+    once a function `total`: how many runs there will be, as far as that is known. One that can go on from its files of
+    results alone has `recorded(request, results)`: the runs that these have, as a ledger wants them, or ValueError.
     """
 
     ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
@@ -153,13 +154,6 @@ class Study(Protocol):
 
     def render(self, results: Path, page: Path) -> None:
         """Make the page and its figures from the files of results, or raise ValueError."""
-
-
-class Extensible(Study, Protocol):
-    """The module of a study that can go on from its files of results alone."""
-
-    def recorded(self, request: Request, results: Path) -> dict[Any, dict[str, Any]]:
-        """The runs that the files have, as a ledger wants them, or raise ValueError."""
 
 
 def _total(study: Study, request: Request, ledger: Ledger[Any]) -> int:

@@ -141,7 +141,7 @@ FILES = study.Files(
     "sparseout payoff",
     NAMES,
     title="# What is sparsity worth?",
-    most=lambda request: len(plan(request, ledger())),
+    most_runs=lambda request: len(plan(request, ledger())),
     content=content,
     page=page,
     count=lambda record: 1 if record["task"] == MINILM else len(record["rows"]),

@@ -91,7 +91,7 @@ FILES = study.Files(
     "sparseout revival",
     tuple(TASKS),
     title="# Does it help to revive dead units?",
-    most=lambda request: len(plan(request, ledger())),
+    most_runs=lambda request: len(plan(request, ledger())),
     content=content,
     page=page,
 )

@@ -113,7 +113,7 @@ FILES = study.Files(
     "sparseout targets of knobs",
     tuple(TASKS),
     title="# Are targets met?",
-    most=total,
+    most_runs=total,
     content=content,
     page=page,
 )

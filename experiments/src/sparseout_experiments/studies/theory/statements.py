@@ -16,8 +16,8 @@ from sparseout_experiments.studies.theory.masks import BIAS, FEATURES, TARGET, W
 QS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 PS = (0.25, 0.5)
 ROUNDING = 1e-12  # of fp64, over some hundred terms
-DIFFERENCES = 1e-7  # error of derivatives by differences,
-CLEAR = 1e-5  # and what is a hundred times that
+DIFFERENCES = 1e-7  # error of derivatives by differences
+CLEAR = 1e-5  # what counts as different: a hundred times that
 ERRORS = 4.0  # standard errors of a Monte-Carlo mean
 SAMPLES = 200_000
 

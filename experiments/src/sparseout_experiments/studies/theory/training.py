@@ -124,7 +124,7 @@ def equivalence(q: float, gradient: Gradient, steps: int = STEPS) -> dict[str, A
 
 
 def distance(value: Tensor, reference: Tensor) -> float:
-    """The length of the difference over that of what was wanted."""
+    """The length of the difference over that of the reference."""
     return float((value - reference).norm() / reference.norm())
 
 
