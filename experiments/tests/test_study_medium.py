@@ -89,7 +89,7 @@ def test_an_interrupted_study_says_what_is_there_and_how_to_go_on(tmp_path: Path
     said = page(tmp_path)
     assert "**image: 8 of 29 runs are not there yet.** All runs of 3 of 5 seeds have ended." in said
     assert "**language: 21 of 29 runs are not there yet.** No seed has all its runs." in said
-    assert "`sparseout reproduce control --budget medium` goes on where it stands" in said
+    assert "`sparseout reproduce control --budget medium --extend` goes on where this page stands" in said
     assert "slope of error -" in said
     assert "3 of 5 seeds have a value at every q" in said
     assert "; transformer, 0 of 5 seeds |" in said
