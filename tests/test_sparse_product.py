@@ -140,13 +140,16 @@ def test_it_is_as_fast_as_is_promised():
     torch.set_num_threads(1)
     try:
         plain, layer = nn.Linear(8192, 1024).eval(), nn.Linear(8192, 1024).eval()
-        report = sparse_linear_(layer, [with_zeros(1, 8192, density=0.1)])
+        for _ in range(4):  # what else the machine does may slow the measurement of one of the two down
+            report = sparse_linear_(layer, [with_zeros(1, 8192, density=0.1)])
+            if report.changed:
+                break
         assert report.changed, str(report)
         gains, wanted = {}, {0.1: 5 if kernels(torch.device("cpu")) else 3.5, 1.0: 0.9}
         with torch.no_grad():
             for density, least in wanted.items():
                 x = with_zeros(1, 8192, density=density, seed=1)
-                for _ in range(8):  # what else the machine does may slow either down
+                for _ in range(8):
                     dense, sparse = best(lambda x=x: F.linear(x, plain.weight, plain.bias)), best(lambda x=x: layer(x))
                     gains[density] = max(gains.get(density, 0), dense / sparse)
                     if gains[density] >= least:
