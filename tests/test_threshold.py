@@ -8,27 +8,13 @@ import torch
 import torch.nn.functional as F
 from architectures import transformer
 from sparse_calls import let_every_layer_gain
+from thresholds import batches, hidden, net
 from torch import nn
 from torch.testing import assert_close
 
 from sparseout.inference import ThresholdReport, revert_, sparse_linear_, threshold_
 from sparseout.inference._sparse_linear import SparseLinear
 from sparseout.inference._sparse_product import Break
-
-
-def net(activation=nn.GELU, hidden=256):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, hidden), activation(), nn.Dropout(0.5), nn.Linear(hidden, 4)).eval()
-
-
-def batches(count=4, rows=64):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(rows, 8, generator=generator) for _ in range(count)]
-
-
-def hidden(model, x):
-    """What the last layer is given, without its threshold."""
-    return model[1](model[0](x))
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Softplus, nn.Hardswish])

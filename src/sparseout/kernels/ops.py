@@ -161,8 +161,7 @@ def noise_params(
     if plain and scale == "matched":
         kernels = backends.kernels(x.device)
         if kernels is not None and kernels is not cpu and kernels.supports(x, ()):
-            x = x.detach()
-            dense = x if x.is_contiguous() else x.permute(_memory_order(x)).contiguous()
+            dense = x.detach() if x.is_contiguous() else x.detach().permute(_memory_order(x)).contiguous()
             params: NoiseParams = kernels.matched(dense, q)
             return params
     unit, amplitude = reference.matched(x, q, reduce) if scale == "matched" else (float(scale), 1.0)
