@@ -116,7 +116,10 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
 
 def load(path: Path) -> Record:
     """A record from its file. Raises ValueError where the file holds something else."""
-    found = FILES.load(path)
+    return _record(path, FILES.load(path))
+
+
+def _record(path: Path, found: Mapping[str, Any]) -> Record:
     try:
         task = found["task"]
         return Record(
@@ -142,7 +145,8 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
     if not path.exists():
         return {}
     found: dict[Run, dict[str, Any]] = {}
-    record, content = load(path), FILES.load(path)
+    content = FILES.load(path)
+    record = _record(path, content)
     for run, entry in zip(record.finished["run"], content["rows"], strict=True):
         files.check_options(path, content["config"], grid.options(run, budget, {}, {}))
         found[run] = entry | {"config": content["config"], "environments": content["environments"]}

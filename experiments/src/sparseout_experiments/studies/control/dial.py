@@ -38,8 +38,8 @@ class Dial:
 
     @cached_property
     def collapsed(self) -> tuple[float, ...]:
-        """The q's at which more than COLLAPSED of the test samples have no active unit in any of the seeds."""
-        return tuple(sorted(set(self.rows["q"][self.rows["undefined"] > COLLAPSED])))
+        """The q's that collapsed."""
+        return tuple(q for q in self.q if collapsed(self.of(q)))
 
     @property
     def lost(self) -> pd.DataFrame:
@@ -74,6 +74,11 @@ class Dial:
         """A word for `change`, by its interval."""
         change = self.change(measure)
         return "goes" if math.isnan(change.half) else _TRENDS[direction(change)]
+
+
+def collapsed(rows: pd.DataFrame) -> bool:
+    """Whether more than COLLAPSED of the test samples have no active unit in any of these runs."""
+    return bool((rows["undefined"] > COLLAPSED).any())
 
 
 def mean(rows: pd.DataFrame, measure: str) -> Interval:

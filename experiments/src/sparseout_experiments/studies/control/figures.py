@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparseout_experiments.studies.control.collect import Record, samples
-from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, mean
+from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, collapsed, mean
 from sparseout_experiments.studies.control.grid import GRIDS
 from sparseout_experiments.studies.engine.plots import canvas, points, references
 from sparseout_experiments.studies.engine.statistics import Interval
@@ -112,7 +112,7 @@ def _hollow(
     axes: Axes, rows: Mapping[float, pd.DataFrame], x: Sequence[float], y: Sequence[Interval], colour: str, marker: str
 ) -> None:
     """Points of collapsed settings again, as outlines."""
-    hollow = [any(some["undefined"] > COLLAPSED) for some in rows.values()]
+    hollow = [collapsed(some) for some in rows.values()]
     if any(hollow):
         style: dict[str, Any] = {"marker": marker, "linestyle": "", "mfc": COLOURS["card"], "mew": 1.5, "zorder": 3.5}
         axes.plot(list(compress(x, hollow)), [one.mean for one in compress(y, hollow)], color=colour, **style)

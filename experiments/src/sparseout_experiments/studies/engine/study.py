@@ -140,8 +140,8 @@ class Study(Protocol):
 
     ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
 
-    def ledger(self) -> Ledger[Any]:
-        """An empty ledger."""
+    def ledger(self, results: Mapping[Any, dict[str, Any]] | None = None) -> Ledger[Any]:
+        """A ledger in which these runs have ended."""
 
     def plan(self, request: Request, ledger: Ledger[Any]) -> Mapping[Any, Job]:
         """The jobs that are known, given what the ledger has."""
@@ -182,8 +182,7 @@ def reproduce(
         StudyStopped, ClusterError: where it cannot go on, in one sentence.
     """
     study.check(request, results, page)
-    ledger = study.ledger()
-    ledger.results |= recorded or {}
+    ledger = study.ledger(recorded)
 
     def plan() -> Mapping[Any, Job]:
         return study.plan(request, ledger)
@@ -216,8 +215,7 @@ def outlook(
     study: Study, request: Request, workers: int, recorded: Mapping[Any, dict[str, Any]] | None = None
 ) -> tuple[dict[str, tuple[int, int]], int, float]:
     """Runs that are known and that have ended, by task; runs in all; and seconds left, nan before the first."""
-    ledger = study.ledger()
-    ledger.results |= recorded or {}
+    ledger = study.ledger(recorded)
     jobs.look(ledger, lambda: study.plan(request, ledger))
     known, total = study.plan(request, ledger), _total(study, request, ledger)
     tasks: dict[str, tuple[int, int]] = {}
