@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from sparseout.inference import sparse_linear_
+from sparseout.inference import _sparse_timing, sparse_linear_
 from sparseout.inference._sparse_linear import SparseLinear
 
 
@@ -124,3 +124,19 @@ def test_an_input_without_zeros_and_a_small_matrix_are_left():
     assert not report.changed or report.records[0]["sparse_us"] < report.records[0]["dense_us"]
     assert {record["module"] for record in report.records} == {"2"}
     assert "skipped  0" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("times", "left"),
+    [
+        ([1.0, 0.1, 1.2], None),
+        ([1.0, 0.1, 1.3], "on an input without zeros it would be slower than now, with its weight in columns"),
+        ([1.0, 0.9, 1.0], "dense is as fast on these batches"),
+    ],
+)
+def test_what_is_measured_decides(times, left, always, monkeypatch):
+    """The times of a call: as the layer is, as it would be, and as it would be without zeros."""
+    monkeypatch.setattr(_sparse_timing, "times", lambda *functions: times)
+    report = sparse_linear_(nn.Linear(32, 24).eval(), [with_zeros(3, 32)])
+    assert list(report.skipped.values()) == ([left] if left else [])
+    assert bool(report.changed) is (left is None)

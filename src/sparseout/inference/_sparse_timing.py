@@ -21,13 +21,14 @@ MAX_RELATIVE_TIME = 0.8  # of the time of dense is the most that a sparse call m
 def layer_speed(x: Tensor, row: Tensor, column: Tensor, bias: Tensor | None, breaks: tuple[Break, ...]) -> LayerSpeed:
     """The times of a call on x, dense and as the layer would be, from its weight in either layout."""
 
-    def run_as_now() -> Tensor:
+    def run_as_now(x: Tensor) -> Tensor:
         y = sparse_product(x, column, bias, breaks)
         return F.linear(x, column, bias) if y is None else y
 
-    dense, sparse, other = times(lambda: F.linear(x, row, bias), run_as_now, lambda: F.linear(x, column, bias))
+    full = torch.ones_like(x)
+    dense, sparse, at_full = times(lambda: F.linear(x, row, bias), lambda: run_as_now(x), lambda: run_as_now(full))
     density = int(torch.count_nonzero(x)) / x.numel()
-    return LayerSpeed(len(x), density, dense * 1e6, sparse * 1e6, other * 1e6, density_limit(breaks, len(x)))
+    return LayerSpeed(len(x), density, dense * 1e6, sparse * 1e6, at_full * 1e6, density_limit(breaks, len(x)))
 
 
 def measure_break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]:
@@ -52,7 +53,7 @@ def measure_break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]
 def _gains(x: Tensor, column: Tensor, bias: Tensor | None) -> bool:
     always = (Break(1, 1.0),)
     dense, sparse = times(lambda: F.linear(x, column, bias), lambda: sparse_product(x, column, bias, always))
-    return sparse < MAX_RELATIVE_TIME * dense
+    return sparse < dense
 
 
 def times(*functions: Callable[[], Any], seconds: float = 0.005, rounds: int = 30) -> list[float]:

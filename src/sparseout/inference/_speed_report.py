@@ -17,7 +17,7 @@ class LayerSpeed:
         density: the fraction of the input that is not 0.
         dense_us: microseconds of a call as the layer was.
         sparse_us: of a call as it is now, the choice included.
-        dense_in_columns_us: of a dense call as it is now, without the choice.
+        full_us: of a call as it is now on an input without zeros.
         break_even: the density up to which a call with so many rows is sparse.
     """
 
@@ -25,7 +25,7 @@ class LayerSpeed:
     density: float
     dense_us: float
     sparse_us: float
-    dense_in_columns_us: float
+    full_us: float
     break_even: float
 
 
