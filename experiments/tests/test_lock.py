@@ -1,20 +1,23 @@
 """The lock on a run's folder: one owner at a time, freed by death."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from sparseout_experiments.training import lock
 from sparseout_experiments.training.lock import RunError
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sparseout_experiments.training.lock import locked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell started in the background
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -106,7 +109,23 @@ def test_never_two_owners(tmp_path):
     assert (tmp_path / "number").read_text() == "45"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_another_removes_as_it_is_made(tmp_path, monkeypatch):
+    """Path.mkdir lets FileExistsError through where the folder is gone when it looks again."""
+    make, failures = Path.mkdir, [FileExistsError(errno.EEXIST, "File exists")]
+
+    def mkdir(path, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with lock.locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert not failures
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run"])
+def test_a_folder_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot be written"), lock.locked(tmp_path / "file" / "run"):
+    with pytest.raises(RunError, match="cannot be written"), lock.locked(tmp_path / folder):
         pass

@@ -71,10 +71,12 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
 def _take(path: Path) -> int | None:
     """The descriptor of the lock, if it was free."""
     own = path.with_name(f"{LOCK}-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(own, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
-    except FileNotFoundError:  # the owner has left an empty folder and removed it
+    except (FileExistsError, FileNotFoundError):  # the owner has left an empty folder and removed it
+        if path.parent.is_file():
+            raise
         return None
     try:
         os.write(file, json.dumps([socket.gethostname(), os.getpid()]).encode())
