@@ -39,7 +39,7 @@ test: lint types
 
 test-slow: .venv/.dev
 	@tools/browser
-	.venv/bin/python -m pytest -m slow
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2
 
 test-all: test test-slow
 

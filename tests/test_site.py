@@ -73,12 +73,14 @@ def pages(site):
     return {str(path.relative_to(site)): Page(path) for path in sorted(site.rglob("*.html")) if path != site / SWEEP}
 
 
+@pytest.mark.slow
 def test_every_page_of_docs_is_there(pages):
     sources = {*(ROOT / "docs").rglob("*.md"), ROOT / "docs/benchmarks/bench.md"}
     expected = {str(path.relative_to(ROOT / "docs").with_suffix(".html")) for path in sources}
     assert expected | {"404.html"} == set(pages)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_sweep_is_there(site, pages):
     assert SWEEP.rpartition("/")[2] in pages["how-to/sweep.html"].links
     text = (site / SWEEP).read_text(encoding="utf-8")
@@ -86,6 +88,7 @@ def test_the_page_of_a_sweep_is_there(site, pages):
     assert text.endswith("</html>") or text.endswith("</html>\n")
 
 
+@pytest.mark.slow
 def test_links_and_anchors_lead_somewhere(site, pages):
     seen = 0
     for name, page in pages.items():
@@ -101,12 +104,14 @@ def test_links_and_anchors_lead_somewhere(site, pages):
     assert seen > 500
 
 
+@pytest.mark.slow
 def test_mathematics_is_drawn_and_none_is_left(pages):
     assert all(pages[name].math for name in ("index.html", "limits.html", "reference/layers.html"))
     for name, page in pages.items():
         assert not re.findall(r"\$|:math:|\.\. math|:class:|:func:|:meth:|\\[a-z]+|>>>", "".join(page.words)), name
 
 
+@pytest.mark.slow
 def test_every_public_name_has_its_place_in_the_reference(site):
     inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
     listed = {line.split()[0] for line in inventory.splitlines()}
@@ -119,6 +124,7 @@ def test_every_public_name_has_its_place_in_the_reference(site):
     assert names <= listed
 
 
+@pytest.mark.slow
 def test_what_a_function_returns_is_not_taken_for_a_type(site, pages):
     """A colon in the first line of `Returns:` would make a type of what stands before it."""
     found = 0
@@ -141,10 +147,12 @@ def build_of_one_page(folder, text):
     return build(folder / "site", folder / "mkdocs.yml").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_page_that_is_whole_is_built(tmp_path):
     assert build_of_one_page(tmp_path, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     ["[gone](gone.md)", "[gone](index.md#gone)", "$\\frog$", "::: sparseout.gone", '--8<-- "gone.md"'],

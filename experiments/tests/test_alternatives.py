@@ -97,6 +97,7 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
         pages.filled(text, {"b": "text"})
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

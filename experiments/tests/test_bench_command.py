@@ -45,6 +45,7 @@ def test_what_would_fail_at_the_end_fails_at_the_start(tiny, tmp_path, capfd, mo
     assert "does not hold rows of sparseout bench" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_command(tiny, tmp_path, capfd):
     folder = tmp_path / "made" / "here"
     assert status_of("bench", "--quick", "--device", "cpu", "--out", str(folder)) == 0

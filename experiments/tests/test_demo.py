@@ -47,6 +47,7 @@ def test_every_setting_is_run_on_every_seed_and_whole_seeds_come_first(tmp_path:
     assert seeds == sorted(seeds)
 
 
+@pytest.mark.slow
 def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Recorded(Autoencoder):
         def __init__(self, *args: Any) -> None:

@@ -174,8 +174,8 @@ def test_shakeout_without_its_constant_is_dropout_bit_for_bit(tmp_path: Path) ->
     [
         # one for each thing that can be lost: torch's generator, Sparseout's on weights, buffers, steps of a warm-up
         *(("autoencoder", method) for method in ("gaussian", "bridgeout", "kwinners", "l1_warmup")),
-        ("image", "kwinners"),
-        ("awd", "penalty"),
+        pytest.param("image", "kwinners", marks=pytest.mark.slow),
+        pytest.param("awd", "penalty", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_stopped_goes_on(kind: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

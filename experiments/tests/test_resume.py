@@ -74,7 +74,15 @@ def stopping(monkeypatch: pytest.MonkeyPatch, kind: str, stop: int) -> Iterator[
 @pytest.mark.parametrize(
     ("kind", "minutes"),
     [
-        *(pytest.param(kind, 0.0, id=f"{kind}, saved at every look") for kind in KINDS),
+        *(
+            pytest.param(
+                kind,
+                0.0,
+                id=f"{kind}, saved at every look",
+                marks=[pytest.mark.slow] if kind in ("image", "awd", "transformer") else [],
+            )
+            for kind in KINDS
+        ),
         *(pytest.param(kind, 5.0, id=f"{kind}, saved after epochs") for kind in ("autoencoder", "awd")),
     ],
 )

@@ -106,6 +106,7 @@ def test_budgets_stand_beside_each_other_where_there_are_several(tmp_path: Path)
     assert "| C2 Image classification prefers denser activations | contradicted | supported |" in said
 
 
+@pytest.mark.slow
 def test_the_figures_show_the_numbers(tmp_path: Path) -> None:
     records = [save(tmp_path, task, ledger(task, seeds=2)) for task in TASKS]
     drawn: Any = figures.networks(records)

@@ -135,6 +135,7 @@ def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Pa
     assert collect.load(tmp_path / "results" / "control-medium-transformer.json").missing == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path) -> None:
     whole, page = collect.FILES.path(tmp_path / "results", "image", "small"), tmp_path / "docs/page.md"
@@ -194,6 +195,7 @@ def test_a_curve_that_does_not_reach_the_last_epoch_says_nothing_of_it(tmp_path:
     assert first["digest"][0] == second["digest"][0]  # identity is that of the run, not of what was kept of its curve
 
 
+@pytest.mark.slow
 def test_failed_runs_are_recorded_and_those_whose_worker_died_are_run_again(tmp_path: Path) -> None:
     ledger = reproduce(tmp_path, failing)
     assert {(run.setting.q, run.seed) for run in ledger.failures} == {(3.0, 2), (3.0, TUNING_SEED)}

@@ -16,6 +16,7 @@ from sparseout import SparsityController
 DIGITS = {"units": 128, "train_size": None, "valid_size": None, "batch": 32}
 
 
+@pytest.mark.slow
 def test_the_target_is_met_and_all_of_it_recorded(tmp_path: Path) -> None:
     found = run(tmp_path, "autoencoder", target_sparsity=0.6, epochs=40, **DIGITS)
     control = found["control"]
@@ -43,6 +44,7 @@ def test_few_steps_are_enough(tmp_path: Path) -> None:
     assert found["mean"]["hoyer"] == pytest.approx(0.6, abs=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "knob"), [("penalty", "strength"), ("kwinners", "k"), ("dropout", "p")])
 def test_every_method_with_a_knob_meets_a_target(method: str, knob: str, tmp_path: Path) -> None:
     target = 0.45 if method == "dropout" else 0.7
@@ -58,6 +60,7 @@ def test_without_matched_noise_the_record_shows_it(tmp_path: Path) -> None:
     assert found["control"]["noise_least"] < 0.8
 
 
+@pytest.mark.slow
 def test_out_of_reach_is_a_warning_of_the_result(tmp_path: Path) -> None:
     found = run(tmp_path, "autoencoder", target_sparsity=0.95, q_min=2.4, epochs=40, train_size=400)
     told = [warning for warning in found["warnings"] if "out of reach" in warning]
@@ -65,7 +68,7 @@ def test_out_of_reach_is_a_warning_of_the_result(tmp_path: Path) -> None:
     assert "q has been at its lower bound, 2.4, for 50 updates" in told[0]
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "image", "language"])
+@pytest.mark.parametrize("kind", ["autoencoder", pytest.param("image", marks=pytest.mark.slow), "language"])
 def test_a_run_that_stops_goes_on_with_the_same_q(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"target_sparsity": 0.6, "checkpoint_minutes": 0.0}
     run(tmp_path / "whole", kind, **options)
