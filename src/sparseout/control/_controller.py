@@ -16,7 +16,7 @@ from sparseout._utils.revival import revive_units
 from sparseout._utils.validation import check_bool, check_choice, check_int, check_positive, expected, type_name
 from sparseout.baselines import ActivityPenalty
 from sparseout.control._arguments import check_equal, state_of_groups, targets_of
-from sparseout.control._knob import Knob, bounds_of
+from sparseout.control._knob_protocol import Knob, bounds_of
 from sparseout.control._law import Law
 from sparseout.control._layer_group import LayerGroup, idle_messages, listed
 from sparseout.control._measure_specs import Goal, scale_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparseout._utils.revival import MeasuredUnits
-from sparseout.control._knob import Knob
+from sparseout.control._knob_protocol import Knob
 from sparseout.control._law import TRIAL_STEP, TRIAL_UPDATES, Axis, Law, Swing, response, smooth, trial_side
 from sparseout.control._measure_specs import Goal
 from sparseout.control._measurement import Measurement, Source

@@ -13,7 +13,7 @@ from sparseout._utils.modules import named_modules, select
 from sparseout._utils.torch_internals import DROPOUT_BASE
 from sparseout._utils.validation import expected, type_name
 from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, StatisticalTopK
-from sparseout.control._knob import KNOB_WANTED, Knob, check_knob
+from sparseout.control._knob_protocol import KNOB_WANTED, Knob, check_knob
 from sparseout.layers import Sparseout
 
 
