@@ -87,9 +87,9 @@ def test_an_interrupted_study_says_what_is_there_and_how_to_go_on(tmp_path: Path
     save(tmp_path, "image", ledger("image", seeds=3))
     save(tmp_path, "language", ledger("language", seeds=0))  # tuning alone
     said = page(tmp_path)
-    assert "**image: 8 of 29 runs are not there yet.** All runs of 3 of 5 seeds have ended." in said
-    assert "**language: 21 of 29 runs are not there yet.** No seed has all its runs." in said
-    assert "`sparseout reproduce control --budget medium --extend` goes on where this page stands" in said
+    assert "**image: 8 of 29 runs are still missing.** All runs of 3 of 5 seeds have ended." in said
+    assert "**language: 21 of 29 runs are still missing.** No seed has all its runs." in said
+    assert "`sparseout reproduce control --budget medium --extend` continues from here" in said
     assert "slope of error -" in said
     assert "3 of 5 seeds have a value at every q" in said
     assert "; transformer, 0 of 5 seeds |" in said
@@ -124,4 +124,4 @@ def test_the_figures_show_the_numbers(tmp_path: Path) -> None:
     assert valid.get_ydata() == pytest.approx([1.5 + 0.05 * (at - 1) ** 2 + 0.5 for at in range(4)])
     assert train.get_ydata() == pytest.approx([2.0 - 0.1 * at + 0.5 for at in range(4)])
     said = page(tmp_path)
-    assert "Wide-ResNet, without noise: lowest on validation data after epoch 2 (2.00), after the last 2.20" in said
+    assert "Without noise: Wide-ResNet, lowest validation loss after epoch 2 (2.00), after the last 2.20" in said

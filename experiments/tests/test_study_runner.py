@@ -112,7 +112,7 @@ def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path:
     assert [options["seed"] for options in started] == [TUNING_SEED] * 16 + [0] * 4
     record = collect.load(tmp_path / "results" / "control-small-image.json")
     assert set(record.frame["role"]) >= {"tuning"}
-    assert "runs are not there yet" in (tmp_path / "docs" / "page.md").read_text()
+    assert "runs are still missing" in (tmp_path / "docs" / "page.md").read_text()
     # trials and four runs of 265 and 57 have ended, of 4.2 s each
     tasks, total, left = study.outlook(control, study.Request(both, tmp_path / "work"), 3)
     assert (tasks, total) == ({"autoencoder": (265, 4), "image": (57, 16)}, 322)

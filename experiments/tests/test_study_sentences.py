@@ -71,7 +71,7 @@ def test_a_part_of_the_study_makes_a_page_too(tmp_path: Path) -> None:
     trials = {run: result for run, result in ledger_of("image").results.items() if run.role == "tuning"}
     save(tmp_path, Ledger(trials), "image")
     text = render(tmp_path)
-    assert "**image: 41 of 57 runs are not there yet.**" in text
+    assert "**image: 41 of 57 runs are still missing.**" in text
     assert "no runs yet" in text
     assert "![" not in text
     save(tmp_path, ledger_of("autoencoder", seeds=3))
@@ -120,7 +120,7 @@ def test_cautions_are_said_where_they_hold_and_only_there(tmp_path: Path) -> Non
         "image: in 8 runs more than 1% of the test samples have no active unit and so no sparsity, at most 25.0%"
         in said
     )
-    assert "image: 8 runs warn, one of them: the norms \\| differ by 0." in said
+    assert "image: 8 runs warn, for example: the norms \\| differ by 0." in said
     assert re.search(r"image, q=2, p = 0.1: 1 run failed: the loss is &lt;NaN>", said)
 
 

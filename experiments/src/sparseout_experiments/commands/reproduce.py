@@ -51,7 +51,7 @@ _STUDIES = {
     ),
     "alternatives": _Entry(
         "Which method buys sparsity at the smallest error? Trains autoencoders with each, over its own knob.\n\n"
-        "The budget small takes half an hour on two processor cores.",
+        "The budget small takes about 40 minutes on two processor cores.",
         ("digits", "mnist"),
         "docs/comparison.md",
         ("small", "full"),

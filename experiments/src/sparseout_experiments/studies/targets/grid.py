@@ -24,7 +24,7 @@ KNOBS = {
     "p": Knob("p of Sparseout, q = 1.5", (0.05, 0.2, 0.4, 0.6, 0.8, 0.9), 0.5),
     "strength": Knob("strength of an L1 penalty", (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 1e-3),
     "k": Knob("k of k-winners", (0.02, 0.05, 0.1, 0.2, 0.4, 0.8), 0.5),
-    "threshold": Knob("a threshold in units of the row's rms, a knob of one's own", (0.0, 0.5, 1.0, 1.5, 2.0), 0.5),
+    "threshold": Knob("a threshold in units of the row's rms, a user-defined knob", (0.0, 0.5, 1.0, 1.5, 2.0), 0.5),
 }
 
 
