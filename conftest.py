@@ -28,6 +28,12 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def hub_cache(tmp_path_factory, monkeypatch):
+    """Data sets are cached in a folder of the test."""
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     yield

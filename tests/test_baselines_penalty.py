@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from penalised import network
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -34,10 +35,6 @@ from sparseout.baselines import ActivityPenalty, kl_penalty, lq_penalty
 def test_errors(call, error, sentence):
     with pytest.raises(error, match=f"^{re.escape(sentence)}$"):
         call(torch.eye(3))
-
-
-def network():
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(5, 2))
 
 
 def test_it_adds_up_the_layers_and_forgets():

@@ -4,16 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from penalised import network
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from conftest import needs_compiler
 from sparseout.baselines import ActivityPenalty, lq_penalty
-
-
-def network():
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(5, 2))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -1,11 +1,9 @@
 """Nested tensors, whose rows differ in length, and DTensors, which are spread over processes."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_two_ranks
 from torch import nn
 
 from sparseout import Sparseout, Sparseout1d, Sparseout2d, Sparseout3d, sparseout
@@ -167,10 +165,5 @@ def test_dtensors_in_two_processes(tmp_path):
         "check(2)\ndist.barrier()\ndist.destroy_process_group()\n"
         "import os; os._exit(0)\n"  # gloo's threads may abort a process that tidies up at its end
     )
-    command = [sys.executable, "-c", code]
-    processes = [
-        subprocess.Popen([*command, str(rank), f"{tmp_path}/store"], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    for done in on_two_ranks(code, tmp_path):
+        assert done.returncode == 0, done.stderr

@@ -16,8 +16,14 @@ from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, Stat
 KINDS = ["q", "p", "strength", "k", "shift"]
 
 
-def train(model: nn.Module, penalty: ActivityPenalty | None, controller: SparsityController, steps: int) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+def train(
+    model: nn.Module,
+    penalty: ActivityPenalty | None,
+    controller: SparsityController,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=3e-3)
     for x in batches(steps):
         loss = (model(x) - x).square().mean() + (penalty.loss() if penalty else 0.0)
         optimizer.zero_grad()
@@ -223,12 +229,7 @@ def test_dead_units_are_revived_where_that_is_asked_for(kind: str) -> None:
             model[0].bias[:5] = -1e3  # dead
         optimizer = torch.optim.Adam(model.parameters())
         controller = SparsityController(model, 0.6, knob=knob, every=1, revive=optimizer if revive else False)
-        for x in batches(50):
-            loss = (model(x) - x).square().mean() + (penalty.loss() if penalty else 0.0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            controller.step()
+        train(model, penalty, controller, 50, optimizer)
         return model[0].bias[:5], model[-1].weight[:, :5]
 
     bias, outgoing = trained(revive=True)

@@ -1,11 +1,9 @@
 """A controller in several processes moves q as one process that has seen all rows."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import on_two_ranks
 
 DISTRIBUTED = """
 import sys, torch, torch.distributed as dist
@@ -83,16 +81,6 @@ print("done", together[0])
 
 @pytest.mark.slow
 def test_processes_move_q_as_one_that_has_seen_all(tmp_path: Path) -> None:
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", DISTRIBUTED, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=120) for process in running]
-    assert said[0][0].startswith("done"), said
-    assert said[0][0] == said[1][0]
+    first, second = on_two_ranks(DISTRIBUTED, tmp_path, "-W", "error")
+    assert first.stdout.startswith("done"), (first, second)
+    assert first.stdout == second.stdout

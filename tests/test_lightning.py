@@ -1,8 +1,5 @@
 """The Lightning callback, in Lightning's trainer: what is logged, how q goes on, what is left."""
 
-import os
-import signal
-import sys
 from itertools import pairwise
 
 import pytest
@@ -12,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
-from tracked import hooks, on_two_processes, plain, run, scalars
+from tracked import failed, hooks, on_two_processes, plain, scalars, stop
 
 from sparseout import Sparseout, measures, row_mask
 from sparseout._utils.row_mask import any_mask, kept_rows
@@ -164,7 +161,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
 CONTROL = {"every": 4, "gain": 2.0}
 
 
-def steered():
+def controlled():
     return SparsityCallback(target=0.6, control=CONTROL)
 
 
@@ -172,16 +169,8 @@ def keeper(folder):
     return ModelCheckpoint(folder / "kept", filename="{step}", every_n_train_steps=10, save_top_k=-1)
 
 
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def failed():
-    raise RuntimeError("stopped")
-
-
 def interrupted(folder, how, **options):
-    callback = steered()
+    callback = controlled()
     fit(folder, callback, keeper(folder), Record(callback, stop=17, how=how), enable_checkpointing=True, **options)
 
 
@@ -195,21 +184,14 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, accumulated, tmp_path
     torch.set_num_threads(1)  # as `run` has it: with more, products of matrices have other last bits on some processors
     request.addfinalizer(lambda: torch.set_num_threads(before))
     options = {"accumulate_grad_batches": accumulated, "epochs": 3 * accumulated}
-    unbroken = steered()
+    unbroken = controlled()
     whole = Record(unbroken)
     fit(tmp_path / "whole", unbroken, whole, **options)
     moves = {one - other for one, other in pairwise(whole.q.values())} - {0.0}
     assert len(moves) == 7
     assert max(map(abs, moves)) < 0.045  # not one that is cut off at 0.05, and would be the same whatever is lost
-    if how == "a kill":
-        code = "import sys, pathlib, architectures; architectures.let_torchvision_import(); import test_lightning as t;"
-        code += "t.interrupted(pathlib.Path(sys.argv[1]), t.killed)"
-        done = run([sys.executable, "-c", code, str(tmp_path)])
-        assert done.returncode == -signal.SIGKILL, done.stderr
-    else:
-        with pytest.raises(RuntimeError, match="stopped"):
-            interrupted(tmp_path, failed, **options)
-    callback = steered()
+    stop(interrupted, how, tmp_path, **options)
+    callback = controlled()
     rest = Record(callback)
     options |= {"ckpt_path": tmp_path / "kept/step=10.ckpt", "enable_checkpointing": True}
     trainer, model = fit(tmp_path / "rest", callback, keeper(tmp_path), rest, **options)
@@ -220,7 +202,7 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, accumulated, tmp_path
 
 
 def test_after_an_exception_nothing_is_left(tmp_path):
-    callback, model = steered(), Autoencoder()
+    callback, model = controlled(), Autoencoder()
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, callback, Record(callback, stop=5, how=failed), model=model)
     model.net[1]._forward_hooks.clear()  # the recorder's own
@@ -230,7 +212,7 @@ def test_after_an_exception_nothing_is_left(tmp_path):
 
 
 def test_a_checkpoint_after_the_fit_has_the_last_state(tmp_path):
-    callback = steered()
+    callback = controlled()
     trainer, model = fit(tmp_path, callback)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["SparsityCallback"]["controller"]
@@ -240,19 +222,19 @@ def test_a_checkpoint_after_the_fit_has_the_last_state(tmp_path):
     other = Autoencoder()
     other.net.append(Sparseout(q=2.5))
     with pytest.raises(ValueError, match=r"^expected `state` to be one of the layers net.2[+]net.4, but got net.2$"):
-        fit(tmp_path, steered(), model=other, ckpt_path=tmp_path / "last.ckpt", epochs=4)
+        fit(tmp_path, controlled(), model=other, ckpt_path=tmp_path / "last.ckpt", epochs=4)
     assert hooks(other) == 0
 
 
 def test_without_a_logger_q_moves_too(tmp_path):
-    _, model = fit(tmp_path, steered(), logger=False, epochs=1)
+    _, model = fit(tmp_path, controlled(), logger=False, epochs=1)
     assert model.net[2].q != 2.5
 
 
 TWO = """
 import torch, test_lightning as t
 from torch.utils.data import DataLoader
-callback, folder, model = t.steered(), pathlib.Path(sys.argv[1]), t.Autoencoder()
+callback, folder, model = t.controlled(), pathlib.Path(sys.argv[1]), t.Autoencoder()
 options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 options |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "log_every_n_steps": 3, "max_epochs": 2}
 trainer = t.Trainer(callbacks=[callback], logger=t.TensorBoardLogger(folder), **options)

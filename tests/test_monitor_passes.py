@@ -1,12 +1,12 @@
 """The passes and rows that a monitor counts: compiled, distributed, nested, transformed, without values."""
 
 import os
-import subprocess
 import sys
 from collections import OrderedDict
 
 import pytest
 import torch
+from ranks import on_two_ranks
 from torch import nn
 from watching import dense, only, windows
 
@@ -98,20 +98,8 @@ print("done")
 
 @pytest.mark.slow
 def test_processes_report_together(tmp_path):
-    code = [sys.executable, "-c", DISTRIBUTED]
-    running = [
-        subprocess.Popen(
-            [*code, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    for process in running:
-        out, err = process.communicate(timeout=120)
-        assert out == "done\n", err
+    for done in on_two_ranks(DISTRIBUTED, tmp_path):
+        assert done.stdout == "done\n", done.stderr
 
 
 def test_one_mode_can_be_forgotten():

@@ -1,14 +1,11 @@
 """The callback for the Trainer of transformers, in a Trainer: what is logged, how q goes on, what is left."""
 
 import json
-import os
-import signal
-import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from tracked import hooks, on_two_processes, plain, run, scalars
+from tracked import failed, hooks, on_two_processes, plain, scalars, stop
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sparseout import Sparseout, convert_dropout_, measures
@@ -130,7 +127,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
     assert [q[step] for step in range(1, 7)] == [2.5, q[2], q[2], q[4], q[4], q[6]]
 
 
-def steered():
+def controlled():
     return SparsityCallback(target=0.6, modules=lambda name, module: name == ACT, control=CONTROL)
 
 
@@ -143,16 +140,8 @@ def rounded(state):
     return float(f"{state:.6g}") if isinstance(state, float) else state
 
 
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def failed():
-    raise RuntimeError("stopped")
-
-
 def interrupted(folder, how):
-    callback = steered()
+    callback = controlled()
     record = Record(callback, stop=9, how=how)
     trainer(folder, callback, record, save_strategy="steps", save_steps=5).train()
 
@@ -162,21 +151,14 @@ def interrupted(folder, how):
     [("an exception", False), ("an exception", True), pytest.param("a kill", False, marks=pytest.mark.slow)],
 )
 def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
-    unbroken = steered()
+    unbroken = controlled()
     whole = Record(unbroken)
     trainer(tmp_path / "whole", unbroken, whole).train()
     moves = {one - other for one, other in pairwise(whole.q.values())} - {0.0}
     assert len(moves) == 4
     assert max(map(abs, moves)) < 0.045  # not one that is cut off at 0.05, and would be the same whatever is lost
-    if how == "a kill":
-        code = "import sys, pathlib, architectures; architectures.let_torchvision_import(); import test_trainer as t;"
-        code += "t.interrupted(pathlib.Path(sys.argv[1]), t.killed)"
-        done = run([sys.executable, "-c", code, str(tmp_path)])
-        assert done.returncode == -signal.SIGKILL, done.stderr
-    else:
-        with pytest.raises(RuntimeError, match="stopped"):
-            interrupted(tmp_path, failed)
-    callback = steered()
+    stop(interrupted, how, tmp_path)
+    callback = controlled()
     rest = Record(callback)
     again = trainer(tmp_path / "rest", callback, rest, restore_callback_states_from_checkpoint=restored)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
@@ -192,7 +174,7 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
 
 
 def test_the_checkpoint_has_the_state_as_json(tmp_path):
-    callback = steered()
+    callback = controlled()
     trainer(tmp_path, callback, save_strategy="steps", save_steps=4).train()
     saved = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["stateful_callbacks"]
     arguments = saved["SparsityCallback"]["args"]
@@ -202,7 +184,7 @@ def test_the_checkpoint_has_the_state_as_json(tmp_path):
 
 
 def test_names_are_those_of_the_model_that_was_written():
-    callback, model = steered(), gpt()
+    callback, model = controlled(), gpt()
     state = TrainerState(stateful_callbacks=[callback])
     callback.on_train_begin(None, state, None, model=torch.compile(model))
     assert list(callback.controller.q) == [NOISE]
@@ -213,7 +195,7 @@ def test_names_are_those_of_the_model_that_was_written():
 
 def test_a_checkpoint_of_a_training_without_it(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=5, max_steps=5).train()
-    callback = steered()
+    callback = controlled()
     record = Record(callback)
     again = trainer(tmp_path, callback, record, save_strategy="steps", save_steps=5)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
@@ -222,7 +204,7 @@ def test_a_checkpoint_of_a_training_without_it(tmp_path):
 
 
 def test_a_checkpoint_of_other_layers_is_refused_and_nothing_is_left(tmp_path):
-    trainer(tmp_path, steered(), save_strategy="steps", save_steps=3, max_steps=3).train()
+    trainer(tmp_path, controlled(), save_strategy="steps", save_steps=3, max_steps=3).train()
     model = gpt()
     says = rf"^expected `state` to be one of the layers transformer.drop, but got {NOISE}$"
     again = trainer(tmp_path, SparsityCallback(0.6, control={"modules": ["transformer.drop"]}), model=model)
@@ -232,7 +214,7 @@ def test_a_checkpoint_of_other_layers_is_refused_and_nothing_is_left(tmp_path):
 
 
 def test_a_second_training_begins_anew(tmp_path):
-    callback = steered()
+    callback = controlled()
     trained = trainer(tmp_path, callback, max_steps=4)
     trained.train()
     once = trained.model.get_submodule(NOISE).q
@@ -242,7 +224,7 @@ def test_a_second_training_begins_anew(tmp_path):
 
 
 def test_after_an_exception_close_takes_everything_off(tmp_path):
-    callback, model = steered(), gpt()
+    callback, model = controlled(), gpt()
     record = Record(callback, stop=5, how=failed)
     with pytest.raises(RuntimeError, match="stopped"):
         trainer(tmp_path, callback, record, model=model).train()
@@ -255,7 +237,7 @@ def test_after_an_exception_close_takes_everything_off(tmp_path):
 
 TWO = """
 import test_trainer as t
-callback, folder = t.steered(), pathlib.Path(sys.argv[1])
+callback, folder = t.controlled(), pathlib.Path(sys.argv[1])
 kept = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 6}
 trainer = t.trainer(folder, callback, **kept)
 trainer.train()

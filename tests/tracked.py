@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,6 +38,27 @@ def run(command, **options):
     path = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False, **options)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failed():
+    raise RuntimeError("stopped")
+
+
+def stop(interrupted, how, folder, **options):
+    """Run a module's `interrupted(folder, how)` to its end: by an exception, or in a process of its own by a kill."""
+    if how == "a kill":
+        name = interrupted.__module__
+        code = "import sys, pathlib, architectures; architectures.let_torchvision_import(); "
+        code += f"import tracked, {name}; {name}.interrupted(pathlib.Path(sys.argv[1]), tracked.killed)"
+        done = run([sys.executable, "-c", code, str(folder)])
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    else:
+        with pytest.raises(RuntimeError, match="stopped"):
+            interrupted(folder, failed, **options)
 
 
 def on_two_processes(code, folder):

@@ -84,6 +84,17 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
     return [] if repr(one) == repr(other) else [at]
 
 
+def half_done(folder: Path, **changed: Any) -> None:
+    """A run of the autoencoder, stopped after two of its three epochs."""
+
+    def watch(progress: train.Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.perform(options("autoencoder", **changed), folder, watch)
+
+
 def status_of(*args: str) -> int:
     """The exit status of a command line."""
     with pytest.raises(SystemExit) as stopped:

@@ -6,10 +6,7 @@ from pictures import NAMES, datasets, make, numbered, png, save
 from sparseout_experiments.data import images
 from sparseout_experiments.data.hub import DataError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
 def broken_sizes(folder):

@@ -10,10 +10,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 from PIL import Image  # noqa: E402
 from sparseout_experiments.data.hub import DataError, load  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
 @pytest.fixture

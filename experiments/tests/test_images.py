@@ -11,10 +11,7 @@ from sparseout_experiments.data.hub import DataError
 from sparseout_experiments.tasks import DistributedContext, build
 from sparseout_experiments.training.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
 def numbers(part):

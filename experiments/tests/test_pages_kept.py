@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sparseout_experiments import cli
+from small import status_of
 from sparseout_experiments.studies import control, targets
 from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.control.runner import Ledger
@@ -13,13 +13,6 @@ from study_rows import Inline, ledger_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"control": "results.md", "targets": "targets.md", "alternatives": "comparison.md", "theory": "theory.md"}
-
-
-def run(*args: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(args)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def some_of(folder: Path, runs: int) -> Path:
@@ -40,7 +33,7 @@ def test_a_page_is_not_rendered_from_nothing(
         page.write_text((ROOT / "docs" / PAGES[study]).read_text())
     before = page.read_text() if there else None
     command = [study] if study == "theory" else ["reproduce", study]
-    assert run(*command, "--render", "--results", str(tmp_path / "results"), "--page", str(page)) == 2
+    assert status_of(*command, "--render", "--results", str(tmp_path / "results"), "--page", str(page)) == 2
     assert capfd.readouterr().err.strip().count("\n") == 0
     assert (page.read_text() if page.exists() else None) == before
     assert not (tmp_path / "images").exists()
@@ -87,5 +80,5 @@ def test_a_part_of_a_study_is_not_begun_for_a_page_of_all(
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs" / PAGES[study]).read_text())
     monkeypatch.chdir(tmp_path)
-    assert run("reproduce", study, "--only", "autoencoder", "--results", "new", "--page", str(page)) == 2
+    assert status_of("reproduce", study, "--only", "autoencoder", "--results", "new", "--page", str(page)) == 2
     assert "which was made from" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import arguments, differences, options, outcome, run
+from small import arguments, differences, half_done, options, outcome, run
 from sparseout_experiments import cli, tasks
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import run_folder
@@ -143,17 +143,6 @@ def test_a_stop_between_metrics_and_checkpoint(
     run(tmp_path / "stopped", "autoencoder")
     assert differences(whole_run("autoencoder"), outcome(tmp_path / "stopped")) == []
     assert (tmp_path / "stopped" / run_folder.METRICS).read_text().count("\n") == 3
-
-
-def half_done(folder: Path, kind: str = "autoencoder", **changed: Any) -> None:
-    """A run with two of three epochs."""
-
-    def watch(told: train.Progress) -> None:
-        if told.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.perform(options(kind, **changed), folder, watch)
 
 
 def test_an_interrupt_says_what_is_left(

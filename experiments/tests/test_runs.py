@@ -11,23 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import arguments, differences, options, outcome, run
+from small import arguments, differences, half_done, options, outcome, run
 from sparseout_experiments import cli
 from sparseout_experiments.data import images
 from sparseout_experiments.training import loop as train
 from sparseout_experiments.training import run_folder
 from sparseout_experiments.training.run_folder import RunError
-
-
-def half_done(folder: Path, epochs: int = 2) -> None:
-    """The small run, stopped after two of its three epochs."""
-
-    def watch(told: train.Progress) -> None:
-        if told.epoch == epochs:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.perform(options("autoencoder"), folder, watch)
 
 
 def resumed(folder: Path) -> list[str]:

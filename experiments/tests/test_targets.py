@@ -51,23 +51,23 @@ def test_targets_lie_in_the_range_that_fixed_values_reach(tmp_path: Path) -> Non
     heard: list[Progress] = []
     record = reproduce(tmp_path, on_progress=heard.append)
     assert grid.count("autoencoder") == len(record["rows"]) == 1 * (6 + 6) + 3 * 2 * 2 * 3 == heard[-1].total
-    steered = [row for row in record["rows"] if row["target"] is not None]
+    controlled = [row for row in record["rows"] if row["target"] is not None]
     # of q, from 1 to 4: Hoyer from .8 to .5, density from .3 to .9
-    found = {(row["measure"], row["part"], row["target"]) for row in steered if row["knob"] == "q"}
+    found = {(row["measure"], row["part"], row["target"]) for row in controlled if row["knob"] == "q"}
     assert found == {
         ("hoyer", 0.25, 0.575), ("hoyer", 0.5, 0.65), ("hoyer", 0.75, 0.725),
         ("density", 0.25, 0.45), ("density", 0.5, 0.6), ("density", 0.75, 0.75),
     }  # fmt: skip
-    assert [len(row["course"]) for row in steered] == [67 if row["seed"] == 0 else 0 for row in steered]
+    assert [len(row["course"]) for row in controlled] == [67 if row["seed"] == 0 else 0 for row in controlled]
     text = " ".join((tmp_path / "docs/page.md").read_text().split())
     assert (
-        "- **A small network**: of 36 runs, 36 met their targets over the last tenth, the farthest off by 0.0000; 36 on"
+        "- **A small network**: 36 of 36 runs met their targets over the last tenth (largest deviation 0.0000), 36 on"
         in text
     )
     assert (
         "| hoyer | q | 0.500 to 0.800 | 0.575, 0.650, 0.725 | 2, 2, 2 | 9 of 9 | +0.0000 | 9 of 9 | +0.0080 |" in text
     )
-    assert "Missed" not in text
+    assert "reading missed" not in text
     assert (tmp_path / "docs/images/targets-autoencoder.png").stat().st_size > 10_000
 
 
@@ -90,7 +90,7 @@ def test_a_target_that_is_missed_is_said(tmp_path: Path) -> None:
     files.save(tmp_path / "results/targets-autoencoder.json", record)
     targets.render(tmp_path / "results", tmp_path / "docs/page.md")
     text = (tmp_path / "docs/page.md").read_text()
-    assert "35 on test data, the farthest off by 0.0110." in " ".join(text.split())
+    assert "35 on test data (largest deviation 0.0110)." in " ".join(text.split())
     assert f"| q | density | {row['target']:.3f} | 1 | +0.0000 | -0.0110 |" in text
 
 

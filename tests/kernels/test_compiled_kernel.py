@@ -125,7 +125,7 @@ def matched(name, dtype, quarters, capability):
 
     cuda = importlib.import_module("sparseout.kernels.cuda")
     kernel = getattr(cuda.kernels, name)
-    given = {"x_ptr": TYPES[dtype], "tiles": "i32", "rest": "i32", "parts": "i32", "q": "fp32"}
+    given = {"x_ptr": TYPES[dtype], "full_tiles": "i32", "remainder": "i32", "parts": "i32", "q": "fp32"}
     given |= {"sums_ptr": "*fp32", "params_ptr": "*fp32"} | ({"q_ptr": "*fp32"} if quarters < 0 else {})
     constants = {"QUARTERS": quarters, "NATIVE": True, "PARTS": cuda._PARTS}
     constants |= {"LOADS": cuda._LOADS, "THREADS": 32 * cuda._WARPS, "WIDTH": cuda._WIDTH[dtype]}

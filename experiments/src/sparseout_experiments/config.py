@@ -21,7 +21,7 @@ _EXTRAS: tuple[type[BaseModel], ...] = (TargetOfQ, Target, PlacesOfP, PlacesOfQ)
 
 
 def _extras(method: str) -> list[type[BaseModel]]:
-    """What a method has beside its own options: values for each place, and a target to move to."""
+    """Options of a method beside its own: values for each place, and a target to move to."""
     places: list[type[BaseModel]] = [PlacesOfQ] if method == "sparseout" else []
     places += [PlacesOfP] if "p" in METHODS[method].model_fields else []
     return [*places, *([TargetOfQ if method == "sparseout" else Target] if method in KNOBS else [])]

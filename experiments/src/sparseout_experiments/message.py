@@ -1,4 +1,4 @@
-"""What the command line says beside its results: one line on standard error.
+"""Messages of the command line beside its results: one line on standard error.
 
 It imports nothing that takes time, nor does what is imported with it: the library would bring torch, and `--help` and
 the completion of a shell would take seconds.

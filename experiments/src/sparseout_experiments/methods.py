@@ -1,4 +1,4 @@
-"""What makes activations sparser or denser: the options of each method, a class for each, and those of a target."""
+"""Methods that make activations sparser or denser: a class of options for each, and those of a target."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -14,7 +14,7 @@ class Refused(ValueError):
 
 
 class Method(BaseModel):
-    """What makes activations sparser or denser."""
+    """A method that makes activations sparser or denser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     is_activation: ClassVar[bool] = False  # takes the place of the ReLU before

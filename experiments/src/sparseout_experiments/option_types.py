@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, Type
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a value has to be, as an error says it, and how the command line's help calls it."""
+    """Requirement on a value, in the words of an error, and its name in the command line's help."""
 
     text: str
     metavar: str = "NUMBER"
@@ -103,7 +103,7 @@ def choices(type_: Any) -> tuple[str, ...]:
 
 
 def requirement(type_: Any) -> Requirement:
-    """What a type requires."""
+    """The requirement of a type."""
     if names := choices(type_):
         return Requirement(f"{', '.join(names[:-1])} or {names[-1]}", "|".join(names))
     info: Requirement = next(entry for entry in reversed(get_args(type_)) if isinstance(entry, Requirement))

@@ -40,7 +40,7 @@ class Data(BaseModel):
     split_seed: types.Seed = option(0, "Seed of the split into training and validation.")
 
     def sizes(self) -> dict[str, Any]:
-        """How a data set is cut, as `data.images.load` takes it."""
+        """Sizes of the parts of a data set, as `data.images.load` takes it."""
         return self.model_dump(include={"train_size", "valid_size", "test_size", "split_seed"})
 
 
@@ -62,7 +62,7 @@ class Config(Machine, Data, Training):
         method: str
 
     def arguments(self) -> dict[str, Any]:
-        """What `sparseout.baselines.make` takes of the method's options."""
+        """The method's options that `sparseout.baselines.make` takes."""
         return {name: getattr(self, name) for name in METHODS[self.method].model_fields if name != "method"}
 
 
@@ -149,7 +149,7 @@ class PlacesOfQ(BaseModel):
 
 
 class LanguageKind(BaseModel):
-    """What decides about other defaults, and so is read before them."""
+    """Options that decide about other defaults, and so are read before them."""
 
     model: Literal["lstm", "awd", "transformer"] = option(
         "lstm", "A plain LSTM, AWD-LSTM (Merity, Keskar & Socher 2017) or a transformer decoder."

@@ -75,7 +75,7 @@ class Chain:
 
 @dataclass
 class Chains:
-    """What was found in a model.
+    """Chains of a model, and the layers in none.
 
     Args:
         chains: in the order of the model.
@@ -127,7 +127,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 class _Facts:
-    """What is true of the modules of a model whatever the graph: names, parameters in common, hooks."""
+    """Facts about the modules of a model whatever the graph: names, parameters in common, hooks."""
 
     def __init__(self, model: nn.Module, names: dict[nn.Module, str]) -> None:
         self.model, self.names = model, names
@@ -196,43 +196,43 @@ def _in_mode(facts: _Facts, training: bool) -> tuple[dict[Any, Chain], dict[nn.M
 
 def _spaces(facts: _Facts, flow: Flow) -> Iterable[_Space]:
     """The spaces of a flow, with all that reads them."""
-    of: dict[Value, _Space] = {}
+    space_of: dict[Value, _Space] = {}
     spaces: list[_Space] = []
     for step in flow.steps:
-        inside = list(dict.fromkeys(of[x] for x in step.inputs if x in of))
+        inside = list(dict.fromkeys(space_of[x] for x in step.inputs if x in space_of))
         kind = "boundary" if step.inlined else step_kind(step)
         reads_shape = any(map(is_shape, step.inputs))
         if kind == "layer":
             for space in inside:
                 space.consumers.append(step)
-            of[step.output] = _Space(step)
-            spaces.append(of[step.output])
+            space_of[step.output] = _Space(step)
+            spaces.append(space_of[step.output])
         elif kind == "boundary":
             if step.module is not None and (has_hooks(step.module) or forward_replaced(step.module)):
                 for space in inside:
                     space.reasons.append(f"{facts.name(step.module)} has hooks, which may read its units")
         elif kind == "metadata":
             if is_shape(step.output) and inside:
-                of[step.output] = inside[0]
+                space_of[step.output] = inside[0]
         elif not inside:
             continue
-        elif kind != "other" and all(x in of for x in step.inputs) and not reads_shape:
+        elif kind != "other" and all(x in space_of for x in step.inputs) and not reads_shape:
             if len(inside) > 1 and step.function_name not in ("mul", "multiply"):
                 for space in inside:
                     space.reasons.append(f"is put together with the output of another layer by {step.function_name}")
             for other in inside[1:]:
                 inside[0].absorb(other)
                 spaces.remove(other)
-                of.update({value: inside[0] for value, space in of.items() if space is other})
+                space_of.update({value: inside[0] for value, space in space_of.items() if space is other})
             inside[0].steps.append(step)
-            of[step.output] = inside[0]
+            space_of[step.output] = inside[0]
         else:
             for space in inside:
                 space.reasons.append(f"is read by {_description(step, facts)}")
     for value in flow.returned:
-        if value in of:
+        if value in space_of:
             is_model = flow.owner is unwrapped(facts.model)
-            of[value].reasons.append(
+            space_of[value].reasons.append(
                 "is what the model returns" if is_model else "is returned to a forward that cannot be traced"
             )
     return spaces

@@ -216,7 +216,7 @@ def may_be_recomputed() -> bool:
 
 
 def checkpoint_number() -> int | None:
-    """What tells an open checkpoint from others, by the hooks it puts on saved tensors; None if there is none."""
+    """Identity of the open checkpoint, from the hooks it puts on saved tensors; None if there is none."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else id(hooks[0])
 

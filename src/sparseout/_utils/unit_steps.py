@@ -73,7 +73,7 @@ def padding_sizes(convolution: Any) -> list[int]:
 
 
 def module_kind(module: nn.Module) -> str:
-    """What a module is to hidden units.
+    """Kind of a module, as hidden units see it.
 
     "layer" makes and reads them; "norm" keeps statistics of each; "unit" and "pool" leave each apart; "flatten" puts
     the positions of a map beside each other; "other" may do anything.
@@ -133,7 +133,7 @@ def _is_torch(function: Any) -> bool:
 
 
 def _flatten_dims(step: Step) -> str | set[int] | None:
-    """What a step does with the positions of a map: "all" become columns, or these dims are reduced."""
+    """The positions of a map that a step takes away: "all" become columns, or these dims are reduced."""
     args = step.args[1:]
     if step.module is not None:
         return "all" if module_kind(step.module) == "flatten" else None

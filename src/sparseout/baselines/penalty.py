@@ -110,7 +110,7 @@ class ActivityPenalty:
 
     @property
     def sites(self) -> dict[str, HookPoint]:
-        """What is watched, by dotted name: the module, and whether its ``"input"`` or its ``"output"``."""
+        """The watched modules, by dotted name: the module, and whether its ``"input"`` or its ``"output"``."""
         return {point.name: point for point in self._sites}
 
     def attach(self) -> Self:

@@ -52,9 +52,9 @@ def state_of_groups(
 
 def check_equal(values: Mapping[str, Any], group: Group | None) -> None:
     """Raise, on all processes of the group, if one of them has another value under a name."""
-    everyone = all_gather(dict(values), group)
-    for (rank, theirs), name in itertools.product(enumerate(everyone), values):
-        first, value = everyone[0].get(name), theirs.get(name)
+    ranks = all_gather(dict(values), group)
+    for (rank, other), name in itertools.product(enumerate(ranks), values):
+        first, value = ranks[0].get(name), other.get(name)
         if value != first and not (isinstance(value, float) and math.isclose(value, first or 0.0)):
             wanted = "the same on all processes (with the same arguments, and one state loaded on all)"
             got = f"{name} {first} on process 0 and {value} on process {rank}"

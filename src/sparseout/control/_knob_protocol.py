@@ -25,7 +25,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 @runtime_checkable
 class Knob(Protocol):
-    """What :class:`sparseout.SparsityController` needs of a knob; any object that has these will do.
+    """Protocol of a knob of :class:`sparseout.SparsityController`; any object that has these will do.
 
     Attributes:
         name: what reports and warnings call it.

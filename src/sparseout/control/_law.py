@@ -131,7 +131,7 @@ def smooth(previous: float | None, value: float, weight: float) -> float:
 
 
 def trial_side(update: int, error: float) -> int:
-    """Where x is moved to after this update of the trial, the first being 1: back and forth by a step, and back.
+    """The side of x after this update of the trial, the first being 1: back and forth by a step, and back.
 
     Begins on the side that the first `error` asks for.
     """

@@ -112,7 +112,7 @@ class LayerGroup:
             self._note_other(others)
             return warnings
         self.reach.count({source: value.active for source, value in valid.items()})
-        raw = self._steer(_mean(valid), others)
+        raw = self._target_error(_mean(valid), others)
         self.reach.recent.append(math.nan if self.measured is None else self.measured)
         error = smooth(self.error, raw, EMA_WEIGHT)
         change = 0.0 if self.error is None else error - self.error
@@ -184,7 +184,7 @@ class LayerGroup:
             self.error, self.smoothed = None, None
             reach.restart()
 
-    def _steer(self, value: float, others: Mapping[Source, Measurement]) -> float:
+    def _target_error(self, value: float, others: Mapping[Source, Measurement]) -> float:
         """The error of what is to meet the target, which was measured as `value`, or without a mode in training."""
         error = self.goal.error(value)
         if self.trials < TRIAL_UPDATES:
@@ -258,16 +258,16 @@ def _finite(value: float) -> float | None:
 
 
 def idle_messages(groups: Sequence[LayerGroup], mode: str | None, every: int) -> list[str]:
-    """What there is to warn of where groups have seen no pass."""
+    """Warnings about groups that have seen no pass."""
     training, knob = mode != "eval", groups[0].knob.name
-    own, other = ("training", "evaluation") if training else ("evaluation", "training")
+    measured, other = ("training", "evaluation") if training else ("evaluation", "training")
     limit = IDLE_UPDATES if training else STALL_WINDOW  # some evaluate once in an epoch
     idle = [group for group in groups if group.idle == limit and (training or not group.called)]
     seen = f"was seen in {limit * every} steps"
     if len(idle) == len(groups):
-        return [f"no {own} pass {seen}, so {knob} does not move: is the model in {other} mode?"]
-    question = f"is it called, and in {own} mode?"
-    return [f"no {own} pass of {group.names} {seen}, so its {knob} does not move: {question}" for group in idle]
+        return [f"no {measured} pass {seen}, so {knob} does not move: is the model in {other} mode?"]
+    question = f"is it called, and in {measured} mode?"
+    return [f"no {measured} pass of {group.names} {seen}, so its {knob} does not move: {question}" for group in idle]
 
 
 def listed(names: Iterable[str]) -> str:

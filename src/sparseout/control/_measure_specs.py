@@ -8,7 +8,7 @@ from sparseout._utils.validation import expected, type_name
 
 
 class Scale(NamedTuple):
-    """How a measure is controlled: on this scale, and with this sign, it rises with sparsity by about as much."""
+    """Scale and sign of a measure in control: with these it rises with sparsity by about as much as others."""
 
     sign: int
     high: float  # targets are below, and above `low`
@@ -30,7 +30,7 @@ SCALES = {
 
 
 def scale_of(measure: Any) -> Scale:
-    """How `measure` is controlled."""
+    """The scale and sign of `measure`."""
     wanted = f"one of {', '.join(SCALES)}"
     if not isinstance(measure, str):
         raise TypeError(expected("measure", wanted, type_name(measure)))

@@ -35,7 +35,7 @@ class Measurement(NamedTuple):
 
 
 class Eps(NamedTuple):
-    """What counts as zero: |x| up to `eps`, which with `relative` is in units of a row's root mean square."""
+    """Magnitudes that count as zero: up to `eps`, with `relative` in units of a row's root mean square."""
 
     eps: float = 0.0
     relative: bool = False

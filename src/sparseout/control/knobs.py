@@ -18,7 +18,7 @@ from sparseout.layers import Sparseout
 
 
 class _LayerAttribute(NamedTuple):
-    """What the knobs q, p and k are: an attribute of layers."""
+    """The knobs q, p and k: an attribute of layers."""
 
     types: tuple[type[nn.Module], ...]
     description: str
@@ -153,10 +153,10 @@ def knobs_of(model: nn.Module, knob: Any, modules: Any, per_layer: bool) -> list
     several = isinstance(knob, Sequence)
     if several and not per_layer:
         raise ValueError(expected("knob", "one knob, or with per_layer=True a sequence of them", type_name(knob)))
-    knobs = [check_knob(model, own) for own in (knob if several else [knob])]
+    knobs = [check_knob(model, each) for each in (knob if several else [knob])]
     if not knobs:
         raise ValueError(expected("knob", KNOB_WANTED, "an empty sequence"))
-    sites = [name for own in knobs for name in own.sites]
+    sites = [name for each in knobs for name in each.sites]
     if per_layer and len(sites) > len(knobs):
         raise ValueError(expected("knob", "a sequence of knobs, each of one site, as per_layer=True asks for", knob))
     if len(set(sites)) < len(sites):

@@ -63,7 +63,7 @@ def masked(x: Tensor, last: int = 0) -> Tensor:
 
 
 class ChainRanges(NamedTuple):
-    """What was seen of a chain: what each producer was given and made, and what the consumer was given."""
+    """Observed tensors of a chain: inputs and outputs of each producer, and inputs of the consumer."""
 
     inputs: list[Range]
     outputs: list[Range]

@@ -20,7 +20,7 @@ from sparseout.inference._compact_ranges import masked
 
 
 class Trial(NamedTuple):
-    """What cuts do to a model."""
+    """Effect of cuts on a model."""
 
     difference: float
     largest: float

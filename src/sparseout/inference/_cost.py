@@ -172,7 +172,7 @@ class _Counter:
         self._inputs = []
 
     def record(self, name: str, layer: nn.Module, examples: int) -> dict[str, Any]:
-        """What was counted, per example."""
+        """The counts, per example."""
         w = _weight(layer)
         return {
             "module": name,

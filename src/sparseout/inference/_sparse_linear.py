@@ -181,7 +181,7 @@ def _address(x: Tensor) -> int:
 
 
 class _Inputs:
-    """What a layer was given: an input for some numbers of rows, and how many of all numbers were not 0."""
+    """Inputs of a layer: one for some numbers of rows, and how many of all numbers were not 0."""
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}

@@ -47,7 +47,7 @@ def sparse_product(x: Tensor, weight: Tensor, bias: Tensor | None, break_even: t
 def _embedding_bag(
     x: Tensor, columns: Tensor, bias: Tensor | None, max_nonzero: int, shape: Sequence[int]
 ) -> Tensor | None:
-    """What the native kernel computes, where there is none: torch has an operation that sums chosen rows."""
+    """The native kernel's result where there is no kernel: torch has an operation that sums chosen rows."""
     if len(x) == 1:
         active = x.view(-1).nonzero().view(-1)
         if len(active) > max_nonzero:

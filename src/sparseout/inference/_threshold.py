@@ -234,7 +234,7 @@ def _add(module: nn.Module) -> Threshold:
 
 
 class _Counts:
-    """How often each magnitude occurs in what a module is given: in bins of fp32 numbers without their last bits."""
+    """Counts of the magnitudes in a module's inputs: in bins of fp32 numbers without their last bits."""
 
     def __init__(self) -> None:
         self.bins: Tensor | None = None

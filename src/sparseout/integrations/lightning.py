@@ -1,4 +1,4 @@
-"""Sparsity in Lightning: logged through the trainer's loggers, steered to a target, kept in its checkpoints."""
+"""Sparsity in Lightning: logged through the trainer's loggers, controlled to a target, kept in its checkpoints."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Sparsity in the Trainer of transformers: part of its logs, steered to a target, kept in its checkpoints."""
+"""Sparsity in the Trainer of transformers: part of its logs, controlled to a target, kept in its checkpoints."""
 
 import base64
 import io
@@ -144,7 +144,7 @@ class SparsityCallback(CallbackBase, TrainerCallback, ExportableState):
         self.close()
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes to a checkpoint, as JSON: the arguments, and the controller's state."""
+        """State for the Trainer's checkpoints, as JSON: the arguments, and the controller's state."""
         saved = self._session.state()
         attributes = {"saved": None if saved is None else _encoded(saved)}
         return {"args": self._session.arguments(), "attributes": attributes}

@@ -79,20 +79,23 @@ def _sharded(
 
     mesh = x.device_mesh
     if any(placement.is_partial() for placement in x.placements):  # the noise is not linear in x
-        x = x.redistribute(mesh, [Replicate() if place.is_partial() else place for place in x.placements])
-    apart = [isinstance(place, Shard) and place.dim not in shared_dims for place in x.placements]
+        x = x.redistribute(mesh, [Replicate() if placement.is_partial() else placement for placement in x.placements])
+    sharded = [isinstance(placement, Shard) for placement in x.placements]
+    # Along which dims of the mesh the processes have different draws.
+    separate = [
+        shard and placement.dim not in shared_dims for shard, placement in zip(sharded, x.placements, strict=True)
+    ]
 
-    def reduce(value: Tensor, how: str, parts: Sequence[bool] | None = None) -> Tensor:
-        parts = [isinstance(place, Shard) for place in x.placements] if parts is None else parts
-        places = [Partial(how) if part else Replicate() for part in parts]
-        return DTensor.from_local(value, mesh, places, run_check=False).full_tensor()
+    def reduce(value: Tensor, operation: str, over: Sequence[bool] = sharded) -> Tensor:
+        placements = [Partial(operation) if reduced else Replicate() for reduced in over]
+        return DTensor.from_local(value, mesh, placements, run_check=False).full_tensor()
 
-    part, rank = 0, mesh.get_coordinate()
-    for index, own in enumerate(apart):
-        part = part * mesh.shape[index] + rank[index] if own else part
-    if not all(apart):  # processes that share draws agree on the seed of the first, whatever their generators hold
-        first = not any(place for place, own in zip(rank, apart, strict=True) if not own)
-        seed = reduce(seed if first else torch.zeros_like(seed), "sum", [not own for own in apart])
+    part, coordinate = 0, mesh.get_coordinate()
+    for dim, differs in enumerate(separate):
+        part = part * mesh.shape[dim] + coordinate[dim] if differs else part
+    if not all(separate):  # processes that share draws agree on the seed of the first, whatever their generators hold
+        first = not any(index for index, differs in zip(coordinate, separate, strict=True) if not differs)
+        seed = reduce(seed if first else torch.zeros_like(seed), "sum", [not differs for differs in separate])
     local = x.to_local()
     params = ops.noise_params(local, q, scale, reduce)
     y = ops.apply(local, seed + part * _STRIDE, p, q, scale, shared_dims, exact, params)

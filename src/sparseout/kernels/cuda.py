@@ -56,8 +56,8 @@ def matched(x: Tensor, q: Scalar) -> NoiseParams:
     """
     q_tensor, q_float = (q, 0.0) if isinstance(q, Tensor) else (None, q)
     shape = {"LOADS": _LOADS, "THREADS": 32 * _WARPS, "WIDTH": _WIDTH[x.dtype]}
-    tiles, rest = divmod(x.numel(), math.prod(shape.values()))
-    parts = min(tiles + 1, _PARTS)
+    full_tiles, remainder = divmod(x.numel(), math.prod(shape.values()))
+    parts = min(full_tiles + 1, _PARTS)
     sums = torch.empty(3 * _PARTS, dtype=torch.float32, device=x.device)
     params = torch.empty(2, dtype=torch.float32, device=x.device)
     options = {
@@ -68,7 +68,7 @@ def matched(x: Tensor, q: Scalar) -> NoiseParams:
         "enable_fp_fusion": True,
     }
     with _device_of(x):
-        kernels.matched_sums[(parts,)](sums, x, q_tensor, tiles, rest, q_float, **shape, **options)
+        kernels.matched_sums[(parts,)](sums, x, q_tensor, full_tiles, remainder, q_float, **shape, **options)
         kernels.matched[(1,)](params, sums, q_tensor, parts, q_float, **options)
     return NoiseParams(q, *params.unbind())
 
@@ -99,7 +99,7 @@ def _arguments(
     n = math.prod(shape)
     return {
         "n": n,
-        "cut": masks.signed(threshold, bits) << (32 - bits),
+        "threshold": masks.signed(threshold, bits) << (32 - bits),
         "kept": masks.variance(masks.effective_p(p)),
         "half": q / 2,
         "scale_unit": scale_unit,

@@ -43,7 +43,7 @@ def matched(x: Tensor, q: Scalar, reduce: Reduce | None = None) -> tuple[Tensor,
     not finite. No gradient flows through either. Where x is one of several parts, `reduce` takes what one part gives,
     with ``"max"`` or ``"sum"``, to what all of them give.
     """
-    reduce = reduce or (lambda value, how: value)
+    reduce = reduce or (lambda value, operation: value)
     a = x.detach().to(compute_dtype(x.dtype)).abs()
     if torch_internals.may_be_empty(a):  # there is no maximum of nothing; a zero more changes none, and no ratio
         a = torch.cat([a.flatten(), a.new_zeros(1)])
@@ -128,19 +128,11 @@ def _in_units(x: Tensor, scale_unit: Scalar) -> Tensor:
     return x.abs() if isinstance(scale_unit, float) and scale_unit == 1 else x.abs() / scale_unit
 
 
-def limit(
-    dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float, room: torch.dtype | None = None
-) -> float:
-    """The bound of the slope of the noise: the largest number of the dtype, or infinity if no x takes the slope there.
-
-    With `room` it is asked whether x of this dtype can take the slope beyond the largest number of that one, and the
-    power in it before it is multiplied.
-    """
-    info, largest = torch.finfo(dtype), torch.finfo(room or dtype).max
+def limit(dtype: torch.dtype, p: float, q: float, scale_unit: float, amplitude: float) -> float:
+    """The bound of the slope of the noise: the largest number of the dtype, or infinity if no x exceeds that."""
+    info = torch.finfo(dtype)
     ends = (math.log2(end) - math.log2(scale_unit) for end in (info.tiny * info.eps, info.max))
     factor = max(amplitude * max(q / 2, 1) * max(variance(p), 1), info.tiny)
-    if room:
-        factor = max(factor, 1)
     steepest = math.log2(factor) + max((q / 2 - 1) * end for end in ends)
     # A factor of 6 for what is rounded, and since cpu.c computes the term itself from a factor of 4 on.
-    return largest if steepest > math.log2(largest) - 2.5 else math.inf
+    return info.max if steepest > math.log2(info.max) - 2.5 else math.inf

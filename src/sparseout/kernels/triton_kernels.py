@@ -23,31 +23,31 @@ def _mix(word):
 
 
 @triton.jit
-def _keep(seed_ptr, start, offsets, cut, period, inner, block, row, BITS: tl.constexpr, STEP: tl.constexpr,
+def _keep(seed_ptr, start, offsets, threshold, period, inner, block, row, BITS: tl.constexpr, STEP: tl.constexpr,
           WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr,
           WIDE: tl.constexpr):  # fmt: skip
     """Whether the mask keeps each element. See `cuda.Sharing` for how an element finds its draw."""
     GOLDEN: tl.constexpr = 0x9E3779B97F4A7C15
     DRAWS: tl.constexpr = 64 // BITS
     element = (start + offsets).to(tl.uint64 if WIDE else tl.uint32)
-    place = element // STEP
+    index = element // STEP
     if OUTER:
-        place %= tl.full((), period, place.dtype)
+        index %= tl.full((), period, index.dtype)
     if INNER:
-        place //= tl.full((), inner, place.dtype)
+        index //= tl.full((), inner, index.dtype)
     if MIDDLE:
-        width = tl.full((), row, place.dtype)
-        place = place // tl.full((), block, place.dtype) * width + place % width
-    draw = (element if WHOLE else place) % DRAWS
-    count = (place if WHOLE else place // DRAWS).to(tl.uint64) + 1
+        width = tl.full((), row, index.dtype)
+        index = index // tl.full((), block, index.dtype) * width + index % width
+    draw = (element if WHOLE else index) % DRAWS
+    count = (index if WHOLE else index // DRAWS).to(tl.uint64) + 1
     key = _mix(tl.load(seed_ptr).to(tl.uint64) + GOLDEN)
     word = _mix(key + count * GOLDEN)
-    # A draw stands in the upper bits of 32. What is below them decides nothing, `cut` having zeros there.
+    # A draw stands in the upper bits of 32. What is below them decides nothing, `threshold` having zeros there.
     if BITS == 32:
         drawn = (word >> (draw * 32).to(tl.uint64)).to(tl.int32)
     else:
         drawn = (word >> (draw // 2 * 32).to(tl.uint64)).to(tl.int32) << ((1 - draw % 2) * 16).to(tl.int32)
-    return drawn >= cut
+    return drawn >= threshold
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _load(ptr, offsets, left, FULL: tl.constexpr):
 
 
 @triton.jit
-def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, threshold, kept, half, scale_unit, amplitude,
           period, inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, ABOVE_2: tl.constexpr,
           SCALED: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr,
           WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr, WIDE: tl.constexpr,
@@ -116,7 +116,7 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept
     offsets = tl.arange(0, TILE)
     x = _load(x_ptr + start, offsets, left, FULL)
     keep = _keep(
-        seed_ptr, start, offsets, cut, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE, WIDE
+        seed_ptr, start, offsets, threshold, period, inner, block, row, BITS, STEP, WHOLE, OUTER, INNER, MIDDLE, WIDE
     )
     half, inverse, scale_unit, amplitude = _params(params_ptr, half, scale_unit, amplitude, LOADED)
     u = tl.abs(x)
@@ -164,10 +164,10 @@ def _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept
 
 
 @triton.jit(
-    do_not_specialize=["n", "cut", "kept", "half", "scale_unit", "amplitude", "period", "inner", "block", "row"],
+    do_not_specialize=["n", "threshold", "kept", "half", "scale_unit", "amplitude", "period", "inner", "block", "row"],
     do_not_specialize_on_alignment=["seed_ptr", "params_ptr"],
 )
-def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, n, cut, kept, half, scale_unit, amplitude, period,
+def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, n, threshold, kept, half, scale_unit, amplitude, period,
               inner, block, row, LOADED: tl.constexpr, QUARTERS: tl.constexpr, ABOVE_2: tl.constexpr,
               SCALED: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr,
               WHOLE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, MIDDLE: tl.constexpr,
@@ -176,11 +176,11 @@ def sparseout(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, n, cut, kept, half
     start = tl.program_id(0).to(tl.int64) * TILE
     left = n - start
     if left >= TILE:  # without masks, which would keep loads from being as wide as a thread can take
-        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, threshold, kept, half, scale_unit, amplitude,
               period, inner, block, row, LOADED, QUARTERS, ABOVE_2, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
               OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, True)  # fmt: skip
     else:
-        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, cut, kept, half, scale_unit, amplitude,
+        _tile(out_ptr, grad_ptr, x_ptr, seed_ptr, params_ptr, start, left, threshold, kept, half, scale_unit, amplitude,
               period, inner, block, row, LOADED, QUARTERS, ABOVE_2, SCALED, EXACT, LIMIT, BITS, STEP, WHOLE,
               OUTER, INNER, MIDDLE, WIDE, NATIVE, TILE, False)  # fmt: skip
 
@@ -250,25 +250,25 @@ def _add(peak, square, moment, x_ptr, left, q, QUARTERS: tl.constexpr, NATIVE: t
     return top, square, moment
 
 
-@triton.jit(do_not_specialize=["tiles", "rest", "q"], do_not_specialize_on_alignment=["q_ptr"])
-def matched_sums(sums_ptr, x_ptr, q_ptr, tiles, rest, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr,
+@triton.jit(do_not_specialize=["full_tiles", "remainder", "q"], do_not_specialize_on_alignment=["q_ptr"])
+def matched_sums(sums_ptr, x_ptr, q_ptr, full_tiles, remainder, q, QUARTERS: tl.constexpr, NATIVE: tl.constexpr,
                  LOADS: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
-    """Writes max |x| and both sums of a part of x, which is `tiles` whole tiles and `rest` elements."""
+    """Writes max |x| and both sums of a part of x, which is `full_tiles` tiles and `remainder` elements."""
     TILE: tl.constexpr = LOADS * THREADS * WIDTH
     if q_ptr is not None:
         q = tl.load(q_ptr)
     part = tl.program_id(0)
     peak = tl.full((THREADS,), 0.0, tl.float32)
     square, moment = peak, peak
-    for tile in range(part, tiles, tl.num_programs(0)):  # without masks, as in `sparseout`
+    for tile in range(part, full_tiles, tl.num_programs(0)):  # without masks, as in `sparseout`
         start = tl.cast(tile, tl.int64) * TILE
         peak, square, moment = _add(
             peak, square, moment, x_ptr + start, TILE, q, QUARTERS, NATIVE, LOADS, THREADS, WIDTH, True
         )
-    if part == tiles % tl.num_programs(0):
-        start = tl.cast(tiles, tl.int64) * TILE
+    if part == full_tiles % tl.num_programs(0):
+        start = tl.cast(full_tiles, tl.int64) * TILE
         peak, square, moment = _add(
-            peak, square, moment, x_ptr + start, rest, q, QUARTERS, NATIVE, LOADS, THREADS, WIDTH, False
+            peak, square, moment, x_ptr + start, remainder, q, QUARTERS, NATIVE, LOADS, THREADS, WIDTH, False
         )
     top = tl.reduce(peak, 0, _larger)
     square, moment = _in_units_of(top, peak, square, moment, q, QUARTERS, NATIVE)

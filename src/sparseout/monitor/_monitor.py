@@ -263,7 +263,7 @@ class SparsityMonitor:
         return self._accumulators[key]
 
     def report(self, sync: bool = True, group: Group | None = None) -> SparsityReport:
-        """What was seen since the last reset; the only place where the device is waited for.
+        """The report on all that ran since the last reset; the only place where the device is waited for.
 
         With `torch.distributed` initialised it is that of all data-parallel processes together, and all of them must
         ask for it. The step counts are those of the process that saw most.
@@ -317,10 +317,11 @@ class SparsityMonitor:
             parts.setdefault(owner, {})[name] = value
         calls = {key: at.calls for key, at in self._accumulators.items()}
         settings = (self.measures, self.every, self.eps, self.relative)
-        everyone = all_gather((self._counter.counts, self._called, calls, self._misfits, settings), group)
-        for rank, (*_, theirs) in enumerate(everyone):
-            if theirs != everyone[0][-1]:
-                got = f"{everyone[0][-1]} on process 0 and {theirs} on process {rank}"
+        ranks = all_gather((self._counter.counts, self._called, calls, self._misfits, settings), group)
+        *_, settings_of_first = ranks[0]
+        for rank, (*_, other) in enumerate(ranks):
+            if other != settings_of_first:
+                got = f"{settings_of_first} on process 0 and {other} on process {rank}"
                 raise ValueError(expected("(measures, every, eps, relative)", "the same on all processes", got))
         accumulators: dict[Key, Accumulators] = {}
         moments: dict[str, dict[str, Tensor]] = {}
@@ -330,9 +331,9 @@ class SparsityMonitor:
                 continue
             accumulators[owner] = Accumulators(self.measures, self.eps, self.relative)
             accumulators[owner].load_state(part)
-            accumulators[owner].calls = max(calls.get(owner, 0) for _, _, calls, *_ in everyone)
-        counts = {mode: max((counts[mode] for counts, *_ in everyone), key=tuple) for mode in MODES}
-        called, misfits = (set().union(*(theirs[at] for theirs in everyone)) for at in (1, 3))
+            accumulators[owner].calls = max(calls.get(owner, 0) for _, _, calls, *_ in ranks)
+        counts = {mode: max((counts[mode] for counts, *_ in ranks), key=tuple) for mode in MODES}
+        called, misfits = (set().union(*(gathered[index] for gathered in ranks)) for index in (1, 3))
         return accumulators, moments, counts, called, misfits
 
     def _device(self) -> torch.device:

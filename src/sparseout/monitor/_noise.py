@@ -26,8 +26,8 @@ def dropout_variance(module: nn.Module) -> float | Tensor | None:
 def noise_powers(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Of every row of x and y = module(x), (rows, units), |y - x|^2 and p / (1 - p) |x|^2: a (2, rows) tensor."""
     before, after = x.detach().double(), y.detach().double()
-    own = dropout_variance(module)
-    dropout = before.square().sum(-1) * (math.nan if own is None else own)
+    variance_at_p = dropout_variance(module)
+    dropout = before.square().sum(-1) * (math.nan if variance_at_p is None else variance_at_p)
     return torch.stack([(after - before).square().sum(-1), dropout])
 
 

@@ -245,8 +245,8 @@ def _power(features: Tensor, exponent: float | Tensor) -> Tensor:
 def _beta(features: Tensor, q: float | Tensor, scale: Scale) -> float | Tensor:
     if scale is None:
         return 1.0
-    unit, gain = reference.matched(features, q) if scale == "matched" else (float(scale), 1.0)
-    return gain * unit ** (1 - q / 2)
+    scale_unit, amplitude = reference.matched(features, q) if scale == "matched" else (float(scale), 1.0)
+    return amplitude * scale_unit ** (1 - q / 2)
 
 
 def _theta(

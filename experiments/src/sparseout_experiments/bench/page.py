@@ -1,4 +1,4 @@
-"""What files of rows show: a page from its template, a picture for every device, and ratios for the terminal."""
+"""Presentation of files of rows: a page from its template, a picture for every device, and ratios for the terminal."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -36,7 +36,7 @@ def invoke(args: Sequence[str] | None) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command line, what there is instead, and where to read on."""
+    """Error about a command line: what is wrong, what there is instead, and where to read on."""
     sentence, context = error.format_message().strip().rstrip("."), error.ctx
     if isinstance(error, typer.BadParameter) and error.message.startswith("expected") and error.param is not None:
         return f"expected `{error.param.opts[0]}`{error.message.removeprefix('expected')}"

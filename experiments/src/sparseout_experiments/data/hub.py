@@ -88,7 +88,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _patterns(folder: Path) -> list[str]:
-    """What finds the files below a folder, also behind links to folders, which `**` does not follow."""
+    """Patterns for the files below a folder, also behind links to folders, which `**` does not follow."""
     roots: set[Path] = set()
     for at, folders, names in os.walk(folder.absolute()):
         roots |= {Path(at, name) for name in folders if Path(at, name).is_symlink()}

@@ -47,7 +47,7 @@ def plan(options: Options, folder: Path) -> "dict[str, Job]":
 
 
 def ended(results: "Results") -> int:
-    """How many runs have a result or have diverged."""
+    """Number of runs that have a result or have diverged."""
     return int(results.frame["status"].isin(("finished", "failed")).sum())
 
 

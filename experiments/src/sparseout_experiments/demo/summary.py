@@ -35,7 +35,7 @@ def dial(rows: Iterable[Row], scale: Scale) -> list[Row]:
 
 
 class Trend(NamedTuple):
-    """What q does to one measure at one scale: its verdict, the slope, and at the ends the q's and the means."""
+    """Effect of q on one measure at one scale: its verdict, the slope, and at the ends the q's and the means."""
 
     verdict: Verdict
     slope: Interval

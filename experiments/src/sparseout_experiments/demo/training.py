@@ -21,7 +21,7 @@ OnProgress = Callable[[str, float], None]  # the name of a run, and the fraction
 
 
 class Look(NamedTuple):
-    """What a run has learned: its network without noise, its active units by size, and pictures, rows of 64 pixels."""
+    """Result of a run: its network without noise, its active units by size, and pictures, rows of 64 pixels."""
 
     model: Autoencoder
     histogram: list[int]

@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
         return self.decoder(features.dropped), features.state
 
     def features(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> Features:
-        """What the decoder reads (`dropped`), the same before the noise (`raw`), and the state: no logits yet.
+        """The decoder's input (`dropped`), the same before the noise (`raw`), and the state: no logits yet.
 
         Merity, Keskar & Socher (2017), section 4.6, penalise the squares of `dropped` and those of the differences
         of `raw` in time.

@@ -1,4 +1,4 @@
-"""What speaks up when a run goes wrong: losses that are no number or run away, and results that mislead."""
+"""Health checks of a run: losses that are not finite or diverge, and results that mislead."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class LossCheck:
 
 
 def warnings(sparsity: Mapping[str, Mapping[str, float]], test: Mapping[str, float]) -> list[str]:
-    """What in a result keeps its numbers from meaning what they seem to."""
+    """Cautions about a result whose numbers do not mean what they seem to."""
     sentences = []
     for module, measured in sparsity.items():
         dead = measured["dead_units"] / measured["units"]

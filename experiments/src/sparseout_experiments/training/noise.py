@@ -1,4 +1,4 @@
-"""What makes activations sparser or denser, by the name that the command line has for it."""
+"""Noise factory: a method's layers and attachments, by its name on the command line."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -35,7 +35,7 @@ def plan(request: Request, ledger: Ledger) -> dict[Run, Job]:
 
 
 def total(request: Request, ledger: Ledger) -> int:
-    """How many runs there will be: tuning decides how many follow."""
+    """Number of runs there will be: tuning decides how many follow."""
     return sum(
         max(len(ledger.plan(request.budget, task)), grid.count(request.budget, task)[0]) for task in _tasks(request)
     )

@@ -107,7 +107,7 @@ def contrasts(budget: str) -> list[Contrast]:
 
 @cache
 def post_hoc(budget: str) -> list[Contrast]:
-    """What was added beside C1 in the autoencoder, for the reader: it decides nothing."""
+    """Contrasts added beside C1 in the autoencoder, for the reader: they decide nothing."""
     primary = [one for one in contrasts(budget) if one.primary and one.task == "autoencoder"]
     last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
     return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [

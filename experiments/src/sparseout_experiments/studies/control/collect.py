@@ -61,12 +61,12 @@ class Record:
 
     @property
     def missing(self) -> int:
-        """How many runs are planned and have not ended."""
+        """Number of runs that are planned and have not ended."""
         return self.planned - len(self.frame)
 
     @property
     def grid(self) -> Grid:
-        """What is run of the task at the budget."""
+        """The grid of the task at the budget."""
         return grid.grid_of(self.budget, self.task)
 
     @property
@@ -178,7 +178,7 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _environments(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where a run was trained; of one that is from a file, where any of that file's were."""
+    """The environment of a run; of one that is from a file, where any of that file's were."""
     found: list[dict[str, Any]] = result.get("environments", [result.get("environment", {})])
     return found
 

@@ -179,7 +179,7 @@ class Run:
 
 
 def grid_of(budget: str, task: Task) -> Grid:
-    """What is run of a task at a budget."""
+    """The grid of a task at a budget."""
     return replace(GRIDS[task], **LEANER.get(budget, {}))
 
 

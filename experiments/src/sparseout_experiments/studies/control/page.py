@@ -189,7 +189,7 @@ class Section:
         self._lines = [self._line(one) for one in (*some[:place], *post_hoc(budget), *some[place:])]
 
     def count(self, name: str) -> int:
-        """How many runs are "planned", "missing", "finished" or "failed"."""
+        """Number of runs that are "planned", "missing", "finished" or "failed"."""
         found = [getattr(task.record, name) for task in self.tasks]
         return sum(one if isinstance(one, int) else len(one) for one in found)
 

@@ -13,7 +13,7 @@ from sparseout_experiments.studies.engine.cluster import Job
 
 
 class Ledger(jobs.Ledger[Run]):
-    """How the runs have ended, what tuning chose, and what there is to run."""
+    """Ledger of the study: ended runs, what tuning chose, and what there is to run."""
 
     def wanted(self, job: Job) -> Mapping[str, Any]:
         """The options of the study alone: a default that changed since is no other run."""

@@ -21,7 +21,7 @@ class StudyStopped(Exception):
 
 
 class Progress(NamedTuple):
-    """How far runs are: how many have ended, failed ones among them, are running, and are wanted in all."""
+    """Progress of the runs: how many have ended, failed ones among them, are running, and are wanted in all."""
 
     done: int
     failed: int
@@ -67,7 +67,7 @@ class _Cancelled(Exception):
 
 
 class Ledger(Generic[Name]):
-    """How runs have ended: with a result, with a failure, or lost, as their workers died again and again."""
+    """Ledger of ended runs: with a result, with a failure, or lost, as their workers died again and again."""
 
     def __init__(self, results: Mapping[Name, dict[str, Any]] | None = None) -> None:
         self.results: dict[Name, dict[str, Any]] = dict(results or {})
@@ -94,7 +94,7 @@ class Ledger(Generic[Name]):
 
 
 class OwnLedger(Ledger[Name]):
-    """How runs have ended of a study with a training of its own: their options are those of the jobs, as they are."""
+    """Ledger of a study with a training of its own: their options are those of the jobs, as they are."""
 
     def wanted(self, job: Job) -> Mapping[str, Any]:
         """The options of the job."""

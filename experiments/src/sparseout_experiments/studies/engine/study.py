@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a study.
+    """Request for a study: its parts, budget and options.
 
     Args:
         names: which of its parts: tasks, or data sets.
@@ -75,7 +75,7 @@ class Files:
         return {name: path for name, path in named.items() if path.exists()}
 
     def load(self, path: Path) -> dict[str, Any]:
-        """What a file holds. Raises ValueError for one that is none, or not there."""
+        """Content of a file. Raises ValueError for one that is none, or not there."""
         return files.load(path, self.kind)
 
     def load_all(self, results: Path) -> dict[str, dict[str, Any]]:
@@ -121,7 +121,7 @@ class Files:
 
 
 def summary(record: Mapping[str, Any], frame: "pd.DataFrame") -> dict[str, Any]:
-    """What every page says of a task: how many runs and seeds it has, how long these took, and what made them."""
+    """Summary of a task for every page: how many runs and seeds it has, how long these took, and what made them."""
     return {
         "count": len(frame),
         "seeds": frame["seed"].nunique(),
@@ -131,7 +131,7 @@ def summary(record: Mapping[str, Any], frame: "pd.DataFrame") -> dict[str, Any]:
 
 
 class Study(Protocol):
-    """What the module of a study has.
+    """Protocol of the module of a study.
 
     One whose runs are no task of the command line has a function `train` too, and one whose plan is not all known at
     once a function `total`: how many runs there will be, as far as that is known. One that can go on from its files of

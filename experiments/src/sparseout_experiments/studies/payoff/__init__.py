@@ -74,7 +74,7 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
 
 
 def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file of a task holds."""
+    """Content of the file of a task."""
     if task == MINILM:
         (result,) = runs.values()
         return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
@@ -103,7 +103,7 @@ def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a task."""
+    """Values of a task for the page."""
     name, frame = record["task"], pd.json_normalize(record["rows"])
     settings = []
     for (method, target), group in frame.groupby(["method", "target"], sort=False, dropna=False):

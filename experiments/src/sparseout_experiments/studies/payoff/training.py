@@ -146,7 +146,7 @@ def density(model: nn.Module, test: Tensor) -> float:
 
 
 def count(model: nn.Module) -> int:
-    """How many parameters it has."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -94,7 +94,7 @@ def embeddings(model: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
 
 
 def ffn_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[list[Tensor]]:
-    """What the FFN of each layer is given, by sentence."""
+    """Inputs of the FFN of each layer, by sentence."""
     inputs: list[list[Tensor]] = []
     handles = [
         layer.intermediate.register_forward_pre_hook(lambda module, args: inputs[-1].append(args[0]))

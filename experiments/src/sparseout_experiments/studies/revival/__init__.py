@@ -47,7 +47,7 @@ def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
 
 
 def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file of a task holds."""
+    """Content of the file of a task."""
     return {"rows": [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in runs.items()]}
 
 
@@ -59,7 +59,7 @@ def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a task."""
+    """Values of a task for the page."""
     task, frame = TASKS[record["task"]], pd.DataFrame(record["rows"])
     arms = []
     for arm in ARMS:

@@ -102,7 +102,7 @@ def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
 
 
 def monitored(net: nn.Module, x: Tensor) -> sparseout.SparsityReport:
-    """What the ReLUs put out in evaluation."""
+    """Outputs of the ReLUs in evaluation."""
     with sparseout.SparsityMonitor(net, [nn.ReLU]) as monitor, torch.no_grad():
         net.eval()(x)
     return monitor.report()

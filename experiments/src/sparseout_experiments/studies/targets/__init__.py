@@ -29,12 +29,12 @@ def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
 
 
 def total(request: Request, ledger: Ledger[Run] | None = None) -> int:
-    """How many runs there will be."""
+    """Number of runs there will be."""
     return sum(grid.count(name) for name in request.names)
 
 
 def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file of a task holds."""
+    """Content of the file of a task."""
     return {"rows": [_row(run, result) for run, result in runs.items()]}
 
 
@@ -43,30 +43,30 @@ def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes
     tasks = [summary(record) for record in records.values()]
     text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
     return text, {
-        f"targets-{task['name']}": figures.misses(task["steered"], task["courses"], TOLERANCE) for task in tasks
+        f"targets-{task['name']}": figures.misses(task["to_target"], task["courses"], TOLERANCE) for task in tasks
     }
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a task."""
+    """Values of a task for the page."""
     frame = pd.DataFrame(record["rows"])
-    steered = frame[frame["target"].notna()].copy()
-    steered["tested"] = [row[row["measure"]] - row["target"] for row in steered.to_dict("records")]
-    steered["off"] = steered["last_tenth"] - steered["target"]
-    rows = [_targets(frame, group) for _, group in steered.groupby(["measure", "knob"], sort=False)]
+    to_target = frame[frame["target"].notna()].copy()
+    to_target["tested"] = [row[row["measure"]] - row["target"] for row in to_target.to_dict("records")]
+    to_target["off"] = to_target["last_tenth"] - to_target["target"]
+    rows = [_targets(frame, group) for _, group in to_target.groupby(["measure", "knob"], sort=False)]
     return study.summary(record, frame) | {
         "name": record["task"],
         "title": TASKS[record["task"]].title,
         "task": TASKS[record["task"]],
-        "steered": steered,
-        "courses": [row for row in steered.to_dict("records") if row["course"]],
+        "to_target": to_target,
+        "courses": [row for row in to_target.to_dict("records") if row["course"]],
         "rows": sorted(rows, key=lambda row: (row["measure"] != "hoyer", list(KNOBS).index(row["knob"]))),
         "met": sum(row["met"] for row in rows),
-        "runs": len(steered),
+        "runs": len(to_target),
         "met_tested": sum(row["met_tested"] for row in rows),
-        "farthest": steered["off"].abs().max(),
-        "farthest_tested": steered["tested"].abs().max(),
-        "missed": [row for row in steered.to_dict("records") if max(abs(row["off"]), abs(row["tested"])) > TOLERANCE],
+        "farthest": to_target["off"].abs().max(),
+        "farthest_tested": to_target["tested"].abs().max(),
+        "missed": [row for row in to_target.to_dict("records") if max(abs(row["off"]), abs(row["tested"])) > TOLERANCE],
     }
 
 

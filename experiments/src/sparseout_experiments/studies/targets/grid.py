@@ -12,7 +12,7 @@ PARTS = (0.25, 0.5, 0.75)  # of the range
 
 @dataclass(frozen=True)
 class Knob:
-    """What a controller moves, the fixed values that show its range, and where runs to targets start."""
+    """Knob of a controller: its fixed values, which show its range, and where runs to targets start."""
 
     title: str
     values: tuple[float, ...]
@@ -95,7 +95,7 @@ def runs(names: Sequence[str], results: Results) -> list[Run]:
             fixed = fixed_runs(name, knob)
             planned += fixed
             if all(run in results for run in fixed):
-                planned += steered_runs(name, knob, results)
+                planned += controlled_runs(name, knob, results)
     return planned
 
 
@@ -104,7 +104,7 @@ def fixed_runs(name: str, knob: str) -> list[Run]:
     return [Run(name, knob, seed, value=value) for seed in TASKS[name].fixed_seeds for value in KNOBS[knob].values]
 
 
-def steered_runs(name: str, knob: str, results: Results) -> Iterator[Run]:
+def controlled_runs(name: str, knob: str, results: Results) -> Iterator[Run]:
     """The runs of a knob to targets, at parts of the range from the least to the greatest mean over seeds."""
     for measure in TASKS[name].measures:
         low, high = reach(fixed_runs(name, knob), measure, results)
@@ -124,7 +124,7 @@ def reach(fixed: Sequence[Run], measure: str, results: Results) -> tuple[float, 
 
 
 def count(name: str) -> int:
-    """How many runs of a task there are."""
+    """Number of runs of a task."""
     task = TASKS[name]
     fixed = sum(len(KNOBS[knob].values) for knob in task.knobs)
     return len(task.fixed_seeds) * fixed + len(task.seeds) * len(task.knobs) * len(task.measures) * len(PARTS)
