@@ -163,13 +163,6 @@ def test_compiled_before_and_after():
     assert not torch.equal(compiled(x), model[3](torch.zeros(64, 20)))
 
 
-def test_evaluation_returns_the_input():
-    model = nn.Sequential(nn.Dropout(0.5)).eval()
-    convert_dropout_(model, q=1.0)
-    x = torch.rand(3)
-    assert model(x) is x
-
-
 def test_set_q_of_all_of_some_and_of_tensors():
     model = nn.Sequential(nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.5))
     convert_dropout_(model, q=1.0)

@@ -97,11 +97,6 @@ def test_a_layer_changed_to_nonsense_says_so():
         layer(torch.ones(3))
 
 
-def test_the_habit_of_dropout_does_not_pass_for_q_1():
-    with pytest.raises(TypeError, match="expected `q`"):
-        sparseout.sparseout(torch.ones(3), 0.5, True)
-
-
 FLOATING = "expected `input` to be a floating-point tensor (fp64, fp32, bf16 or fp16), but got "
 
 

@@ -129,20 +129,6 @@ def test_a_command_line_that_is_no_command_says_what_there_is(
     assert err.startswith(f"sparseout: {sentence}")
 
 
-@pytest.mark.parametrize("study", ["control", "targets", "alternatives"])
-def test_a_page_is_not_made_from_nothing(study: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("as it was")
-    for results in ("nowhere", "."):
-        args = ["--render", "--results", str(tmp_path / results), "--page", str(page)]
-        assert status_of("reproduce", study, *args) == 2
-        assert f"expected `--results` to be a folder with results of `sparseout reproduce {study}`" in (
-            capfd.readouterr().err
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
-    assert page.read_text() == "as it was"
-
-
 @pytest.mark.parametrize(
     "args",
     [

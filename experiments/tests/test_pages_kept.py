@@ -33,9 +33,14 @@ def test_a_page_is_not_rendered_from_nothing(
         page.write_text((ROOT / "docs" / PAGES[study]).read_text())
     before = page.read_text() if there else None
     command = [study] if study == "theory" else ["reproduce", study]
-    assert status_of(*command, "--render", "--results", str(tmp_path / "results"), "--page", str(page)) == 2
-    assert capfd.readouterr().err.strip().count("\n") == 0
+    for results in ("results", "nowhere"):
+        assert status_of(*command, "--render", "--results", str(tmp_path / results), "--page", str(page)) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1
+        if study != "theory":
+            assert f"expected `--results` to be a folder with results of `sparseout reproduce {study}`" in error
     assert (page.read_text() if page.exists() else None) == before
+    assert not (tmp_path / "nowhere").exists()
     assert not (tmp_path / "images").exists()
 
 
