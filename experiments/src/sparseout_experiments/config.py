@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.methods import KNOBS, METHODS, Refused, Target, TargetOfQ
@@ -46,16 +46,11 @@ def _combined(task: str, method: str) -> type[Config]:
     }
     # pydantic reads the fields of the last base first, and a default may depend on what was read before
     bases = (TASKS[task], *places, METHODS[method], *targets)
-    model: type[Config] = create_model(f"{TASKS[task].__name__}_{method}", __base__=bases, **defaults)  # type: ignore[call-overload]
-    return model
+    return create_model(f"{TASKS[task].__name__}_{method}", __base__=bases, **defaults)  # type: ignore[call-overload]
 
 
-# A class of options for every task and method; those of a task differ in the field by which pydantic chooses.
+# A class of options for every task and method.
 _CLASSES = {task: {method: _combined(task, method) for method in METHODS} for task in TASKS}
-_READERS: dict[str, TypeAdapter[Any]] = {
-    task: TypeAdapter(Annotated[Union[tuple(classes.values())], Field(discriminator="method")])  # type: ignore[arg-type]  # noqa: UP007
-    for task, classes in _CLASSES.items()
-}
 
 
 class Option(NamedTuple):
@@ -105,23 +100,21 @@ def resolve(task: str, given: Mapping[str, Any], named: Named = lambda name: nam
         if name not in options_of(task):
             raise ValueError(expected(named(name), f"an option of {task}: {', '.join(options_of(task))}", repr(value)))
     values = {"method": "sparseout"} | {name: value for name, value in given.items() if value is not None}
+    method = values["method"]
+    if method not in tuple(METHODS):
+        raise ValueError(expected(named("method"), requirement(options_of(task)["method"].type).text, repr(method)))
     try:
-        config: Config = _READERS[task].validate_python(values)
-        return config
+        return _CLASSES[task][method].model_validate(values)
     except ValidationError as error:
-        name, text, got = _refused(task, values["method"], error.errors()[0])
+        name, text, got = _refused(task, method, error.errors()[0])
     raise ValueError(expected(named(name), text, got))
 
 
-def _refused(task: str, method: Any, error: Any) -> tuple[str, str, Any]:
+def _refused(task: str, method: str, error: Any) -> tuple[str, str, Any]:
     """The name of an option, what it should be, what it is."""
-    if error["type"] == "union_tag_invalid":
-        names = tuple(METHODS)
-        return "method", f"{', '.join(names[:-1])} or {names[-1]}", repr(method)
     if isinstance(refused := error.get("ctx", {}).get("error"), Refused):
-        name, text, got = refused.args
-        return name, text, got
-    name = error["loc"][1]
+        return refused.args
+    name = error["loc"][0]
     if error["type"] == "extra_forbidden":
         return name, f"left out, as the method is {method}", repr(error["input"])
     return name, requirement(options_of(task)[name].type).text, repr(error["input"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StringConstraints, TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,14 @@ def _path(value: Any) -> Any:
     return os.path.expanduser(value)  # a shell leaves the ~ of --out=~/runs as it is
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdecimal()):
-        return int(_number(value))
-    return int(_checked(value, lambda number: number % 1 == 0))  # 1e3, and not infinity
+def _whole(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and "e" in value.lower() else _number(value)  # 1e3
 
 
-def _scale(value: Any) -> float | str:
-    if value in ("paper", "matched"):
-        return str(value)
-    return _checked(value, lambda number: 0 < number < float("inf"))
-
-
-def _winners(value: Any) -> float | int:
-    count = _checked(value, lambda count: 0 < count < 1 or (count >= 1 and count % 1 == 0))
-    return count if count < 1 else int(count)
-
-
-def _depth(value: Any) -> int:
-    return int(_checked(value, lambda depth: depth >= 10 and depth % 6 == 4))
-
-
-def _checked(value: Any, holds: Callable[[float], bool]) -> float:
-    number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else float("nan")
-    if not holds(number):
+def _depth(value: int) -> int:
+    if value % 6 != 4:
         raise ValueError
-    return number
+    return value
 
 
 _Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -68,21 +50,19 @@ Seed = Annotated[_Integer, Field(ge=0), Requirement("a whole number >= 0", "N")]
 Count = Annotated[_Integer, Field(ge=1), Requirement("a whole number >= 1", "N")]
 AtLeast2 = Annotated[_Integer, Field(ge=2), Requirement("a whole number >= 2", "N")]
 AtLeast3 = Annotated[_Integer, Field(ge=3), Requirement("a whole number >= 3", "N")]
-Depth = Annotated[int, BeforeValidator(_depth), Requirement("6 n + 4 with n >= 1", "N")]
+Depth = Annotated[_Integer, Field(ge=10), AfterValidator(_depth), Requirement("6 n + 4 with n >= 1", "N")]
 Text = Annotated[str, StringConstraints(min_length=1), Requirement("a text", "TEXT")]
 Tracker = Annotated[str, StringConstraints(min_length=1), Requirement("the name of a tracker", "NAME")]
 Flag = Annotated[StrictBool, Requirement("true or false")]
 Scale = Annotated[
-    float | str,
-    BeforeValidator(_scale),
+    Literal["paper", "matched"] | Positive,
     Requirement(
         "paper (beta = 1), matched (the power of Dropout's noise) or a number > 0 (the unit of x)",
         "paper|matched|NUMBER",
     ),
 ]
 Winners = Annotated[
-    float | int,
-    BeforeValidator(_winners),
+    Sparsity | Count,
     Requirement("a number > 0 and < 1 (the fraction of units) or a whole number >= 1 (of units)"),
 ]
 
@@ -106,8 +86,7 @@ def requirement(type_: Any) -> Requirement:
     """The requirement of a type."""
     if names := choices(type_):
         return Requirement(f"{', '.join(names[:-1])} or {names[-1]}", "|".join(names))
-    info: Requirement = next(entry for entry in reversed(get_args(type_)) if isinstance(entry, Requirement))
-    return info
+    return next(entry for entry in reversed(get_args(type_)) if isinstance(entry, Requirement))
 
 
 def reader(type_: Any) -> Callable[[Any], Any]:
