@@ -70,11 +70,6 @@ def test_a_size_the_text_does_not_have(folder, sizes):
         text.load(folder, **sizes)
 
 
-def test_too_few_words(folder):
-    with pytest.raises(ValueError, match="expected `words` to be at least 3, but got 2"):
-        text.load(folder, words=2)
-
-
 def test_one_file_is_cut_in_three_without_a_gap(tmp_path):
     file = tmp_path / "book.txt"
     file.write_text("\n".join(f"w{number % 7} w{number % 5}" for number in range(100)))
@@ -211,8 +206,6 @@ def test_windows_cover_every_row_that_has_a_next_one_once(length):
 
 def test_fixed_windows():
     assert text.windows(11, 4) == [(0, 4), (4, 4), (8, 2)]
-    with pytest.raises(ValueError, match="expected `bptt` to be at least 1, but got 0"):
-        text.windows(11, 0)
 
 
 def test_variable_windows_have_the_sizes_of_the_paper():

@@ -28,9 +28,7 @@ class DataError(Exception):
     """Data that is missing or damaged: one sentence that says what to get and where to put it."""
 
 
-def load(
-    source: str, wanted: Sequence[str] = ("train", "test"), *, name: str | None = None, advice: str = ""
-) -> DatasetDict:
+def load(source: str, wanted: Sequence[str] = ("train", "test"), *, name: str | None = None) -> DatasetDict:
     """The data set `source`, with at least the splits `wanted`. What is prepared lies in the cache of `datasets`.
 
     Folders called `train`, `validation` and `test` are the splits, whatever the files and folders inside are called.
@@ -40,22 +38,23 @@ def load(
             `datasets` recognises: parquet files named after their splits, pictures in a folder for each class, ...
         wanted: the splits that must be there; others come as well. `valid`, `val` and `dev` are `validation`.
         name: of one configuration of a data set of the hub that has several; not used for a folder.
-        advice: what else to tell a user who lacks the data; the end of a sentence.
     """
     import datasets  # a second to import: not before it is needed
 
     folder = Path(source).expanduser()
     local = source != "" and folder.is_dir()
     if not local and folder.is_file():
-        raise DataError(f"{source!r} is a file: {_instead_of(folder)}{advice}")
+        name_folder = f"name a folder that holds the data as {LAYOUT}"
+        how = "unpack it and name the folder" if folder.suffix.lower() in ARCHIVES else name_folder
+        raise DataError(f"{source!r} is a file: {how}")
     if not local and _looks_like_a_path(source):
-        raise DataError(f"{source!r} does not exist: name a folder that holds the data as {LAYOUT}{advice}")
+        raise DataError(f"{source!r} does not exist: name a folder that holds the data as {LAYOUT}")
     folders = split_folders(folder) if local else {}
     if local:
         _check_classes(folder)
     files = {split: _patterns(path) for split, path in folders.items()}
     if empty := [path for split, path in folders.items() if not files[split]]:
-        raise DataError(f"The folder {str(empty[0])!r} is empty: put the files of its split there{advice}")
+        raise DataError(f"The folder {str(empty[0])!r} is empty: put the files of its split there")
     try:
         with _quiet():
             splits = (
@@ -64,13 +63,13 @@ def load(
                 else datasets.load_dataset(source, name)
             )
     except Exception as error:  # whatever the libraries below `datasets` raise: for the network, for each file format
-        raise DataError(_sentence(source, folder if local else None, error) + advice) from error
+        raise DataError(_sentence(source, folder if local else None, error)) from error
     for split in [split for split in splits if split not in SPLITS and _split_called(split)]:
         splits.setdefault(_split_called(split), splits.pop(split))
     if missing := [split for split in wanted if split not in splits]:
         lacks = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
         how = _how_to_add(missing[0], folder, bool(folders)) if local else "take another data set"
-        raise DataError(f"{lacks}: {how}{advice}")
+        raise DataError(f"{lacks}: {how}")
     return splits
 
 
@@ -121,13 +120,6 @@ def _check_classes(folder: Path) -> None:
 def _split_called(name: str) -> str:
     """The split that a name means, or an empty text."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), "")
-
-
-def _instead_of(file: Path) -> str:
-    """Advice on what to name instead of a file."""
-    if file.suffix.lower() in ARCHIVES:
-        return "unpack it and name the folder"
-    return f"name a folder that holds the data as {LAYOUT}"
 
 
 def _how_to_add(split: str, folder: Path, folders: bool) -> str:

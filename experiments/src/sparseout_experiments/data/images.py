@@ -28,7 +28,6 @@ class Part(NamedTuple):
     labels: Tensor
 
     def rows(self, index: Tensor | slice) -> Part:
-        """Some of the pictures."""
         return Part(self.pixels[index], self.labels[index])
 
 
@@ -71,38 +70,30 @@ def load(
         ValueError: for a size that the data do not have.
     """
     if source == "digits":
-        rest, test = _digits()
-        kept, held_out = _held_out(len(rest.labels), train_size, valid_size, split_seed)
-        chosen = _sample("test_size", len(test.labels), test_size, split_seed)
-        return Images(rest.rows(kept), rest.rows(held_out), test.rows(chosen), 10)
+        pixels, labels = shuffled_digits()
+        digits = Part((pixels * 255).round().byte()[:, None], labels)
+        both = {"train": digits.rows(slice(450, None)), "test": digits.rows(slice(450))}
+        lengths = {split: len(part.labels) for split, part in both.items()}
+        chosen = _chosen(lengths, train_size, valid_size, test_size, split_seed)
+        train, valid, test = (both[split].rows(rows) for split, rows in chosen)
+        return Images(train, valid, test, 10)
     parts = hub.load(source if Path(source).is_dir() else HUB.get(source, source))
     picture, label = _columns(parts["train"].features, source, labelled)
-    if "validation" in parts:
-        held_out_of = "validation"
-        kept = _shuffled(len(parts["train"]), split_seed)
-        kept = kept[: _size("train_size", train_size, len(kept), len(kept))]
-        held_out = _sample("valid_size", len(parts["validation"]), valid_size, split_seed)
-    else:
-        held_out_of = "train"
-        kept, held_out = _held_out(len(parts["train"]), train_size, valid_size, split_seed)
-    chosen = _sample("test_size", len(parts["test"]), test_size, split_seed)
-    selected = [("train", kept), (held_out_of, held_out), ("test", chosen)]
+    chosen = _chosen({split: len(part) for split, part in parts.items()}, train_size, valid_size, test_size, split_seed)
     # Only what was chosen is decoded; whether there is colour is decided for all of it together.
-    pixels = _stacked([_decoded(parts[split], picture, rows, source) for split, rows in selected], source)
+    pictures = _stacked([_decoded(parts[split], picture, rows, source) for split, rows in chosen], source)
     if not label:
-        train, valid, test = (Part(each, torch.zeros(len(each)).long()) for each in pixels)
+        train, valid, test = (Part(each, torch.zeros(len(each)).long()) for each in pictures)
         return Images(train, valid, test, 1)
-    labels = {split: _labels(parts[split], label, source) for split, _ in selected}
+    classes = {split: _labels(parts[split], label, source) for split, _ in chosen}
     names = getattr(parts["train"].features[label], "names", None)
-    values = (
-        sorted({value for in_split in labels.values() for value in in_split}) if names is None else range(len(names))
-    )
+    values = sorted(set[Any]().union(*classes.values())) if names is None else range(len(names))
     if len(values) < 2:
         raise DataError(f"{source!r} has pictures of one class only: add those of another")
     number = {value: index for index, value in enumerate(values)}
-    chosen_labels = (torch.tensor([number[labels[s][row]] for row in rows.tolist()]) for s, rows in selected)
-    train, valid, test = (Part(*pair) for pair in zip(pixels, chosen_labels, strict=True))
-    return Images(train, valid, test, len(values), _lacking(labels, names))
+    numbers = (torch.tensor([number[classes[split][row]] for row in rows.tolist()]) for split, rows in chosen)
+    train, valid, test = (Part(*pair) for pair in zip(pictures, numbers, strict=True))
+    return Images(train, valid, test, len(values), _lacking(classes, names))
 
 
 def coloured(part: Part) -> bool:
@@ -163,18 +154,18 @@ def _reflected(index: Tensor, size: int) -> Tensor:
     return torch.where(index < size, index, 2 * (size - 1) - index)
 
 
-def _digits() -> tuple[Part, Part]:
-    pixels, labels = shuffled_digits()
-    everything = Part((pixels * 255).round().byte()[:, None], labels)
-    return everything.rows(slice(450, None)), everything.rows(slice(450))
-
-
-def _held_out(n: int, train_size: int | None, valid_size: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """The rows to train on and to validate on."""
-    valid = _size("valid_size", valid_size, max(1, n // 10), n - 1)
-    train = _size("train_size", train_size, n - valid, n - valid)
-    order = _shuffled(n, seed)
-    return order[valid : valid + train], order[:valid]
+def _chosen(
+    lengths: Mapping[str, int], train_size: int | None, valid_size: int | None, test_size: int | None, seed: int
+) -> list[tuple[str, Tensor]]:
+    """Of which split, and which of its rows, are to train on, to validate on and to test on."""
+    order = _shuffled(lengths["train"], seed)
+    if "validation" in lengths:
+        held_out = ("validation", _sample("valid_size", lengths["validation"], valid_size, seed))
+    else:
+        valid = _size("valid_size", valid_size, max(1, len(order) // 10), len(order) - 1)
+        held_out, order = ("train", order[:valid]), order[valid:]
+    train = order[: _size("train_size", train_size, len(order), len(order))]
+    return [("train", train), held_out, ("test", _sample("test_size", lengths["test"], test_size, seed))]
 
 
 def _sample(name: str, n: int, size: int | None, seed: int) -> Tensor:
@@ -199,7 +190,8 @@ def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]
 
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    values = [n for n, feature in features.items() if isinstance(feature, Value) and _names_classes(feature)]
+    kinds = ("int", "string", "bool")
+    values = [n for n, f in features.items() if isinstance(f, Value) and any(kind in f.dtype for kind in kinds)]
     labels = classes if len(classes) == 1 else [n for n in LABELS if n in classes or (not classes and n in values)][:1]
     columns = f"but has the columns {', '.join(features)}"
     if len(pictures) != 1:
@@ -209,18 +201,15 @@ def _columns(features: Features, source: str, labelled: bool) -> tuple[str, str]
     if len(labels) != 1:
         column = "one column of classes (a ClassLabel, or integers or texts named 'label')"
         folders = "put pictures in a folder for each class, of which there are two at least, all as deep"
-        kinds = "write it as integers or texts" if "label" in features else "name that column 'label'"
-        how = kinds if len(features) > 1 else folders
+        column_of = "write it as integers or texts" if "label" in features else "name that column 'label'"
+        how = column_of if len(features) > 1 else folders
         raise DataError(f"{source!r} should have {column}, {columns}: {how}")
     return pictures[0], labels[0]
 
 
-def _names_classes(feature: Any) -> bool:
-    return any(dtype in str(feature.dtype) for dtype in ("int", "string", "bool"))
-
-
 def _decoded(split: Dataset, column: str, rows: Tensor, source: str) -> list[Any]:
     """Pictures as arrays, (height, width) where they are grey and (height, width, 3) where they are not."""
+    import numpy as np
     from datasets import Image
 
     feature = Image()
@@ -240,16 +229,10 @@ def _decoded(split: Dataset, column: str, rows: Tensor, source: str) -> list[Any
                 f"{where} has more than 8 bits a channel (mode {picture.mode}): convert the pictures to 8 bits first, "
                 "for example with `magick mogrify -depth 8`"
             )
-        arrays.append(_array(picture))
+        if picture.mode not in ("L", "RGB"):
+            picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
+        arrays.append(np.asarray(picture))
     return arrays
-
-
-def _array(picture: Any) -> Any:
-    import numpy as np
-
-    if picture.mode not in ("L", "RGB"):
-        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
-    return np.asarray(picture)
 
 
 def _stacked(parts: list[list[Any]], source: str) -> list[Tensor]:

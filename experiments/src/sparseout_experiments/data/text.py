@@ -72,12 +72,11 @@ def load(
         DataError: for data that is missing, damaged or empty.
         ValueError: for a size that the text does not have.
     """
-    if words is not None and words < 3:
-        raise ValueError(expected("words", "at least 3", words))
     numbers = {UNKNOWN: 0, END: 1}
     streams = [_stream(lines, numbers) for lines in _parts(source)]
     if len(streams) == 1:
-        streams = _contiguous(streams[0])
+        held = round(_SHARES[1] * len(streams[0]))
+        streams = list(streams[0].split([len(streams[0]) - 2 * held, held, held]))
     sizes = (train_size, valid_size, test_size)
     cut = []
     for stream, split, name, size in zip(streams, _SPLITS, SIZES, sizes, strict=True):
@@ -105,8 +104,6 @@ def windows(length: int, bptt: int, generator: torch.Generator | None = None) ->
     around `bptt` with probability 0.95 and half of it otherwise, with standard deviation 5 and at least 5 rows; the
     learning rate of a window is then to be multiplied by size / bptt. The last window has what is left.
     """
-    if bptt < 1:
-        raise ValueError(expected("bptt", "at least 1", bptt))
     out, start = [], 0
     while start < length - 1:
         size = min(_size(bptt, generator), length - 1 - start)
@@ -224,11 +221,6 @@ def _stream(lines: Lines, numbers: dict[str, int]) -> Tensor:
         out.extend([numbers.setdefault(word, len(numbers)) for word in line.split()])
         out.append(numbers[END])
     return torch.frombuffer(out, dtype=torch.int64) if out else torch.empty(0, dtype=torch.int64)
-
-
-def _contiguous(stream: Tensor) -> list[Tensor]:
-    held = round(_SHARES[1] * len(stream))
-    return list(stream.split([len(stream) - 2 * held, held, held]))
 
 
 def _numbered(numbers: dict[str, int], streams: Sequence[Tensor], words: int | None) -> Corpus:
