@@ -226,7 +226,7 @@ def test_a_training_step_changes_the_weights_and_leaves_no_gradient(monkeypatch)
                 self.seen.append(x.requires_grad)
                 return x
 
-        step = measure.training_step(cases.Model(name, "eager", 1), Noise, "cpu")
+        step = measure.training_step(cases.Model(name, "eager", 1), implementations.Method(Noise), "cpu")
         losses = []
         whole = F.cross_entropy
         monkeypatch.setattr(F, "cross_entropy", lambda *a, whole=whole, into=losses: into.append(whole(*a)) or into[-1])

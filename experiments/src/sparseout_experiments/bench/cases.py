@@ -33,7 +33,6 @@ class Operation:
 
     @property
     def key(self) -> str:
-        """Unique within a file."""
         threads = f", {count(self.threads, 'thread')}" if self.threads else ""
         host = ", host" if self.clock == "wall" and not self.threads else ""
         return f"{size(self.elements)} {self.dtype}, {self.layout}{threads}{host}" + (BUSY if self.busy else "")
@@ -51,7 +50,6 @@ class Model:
 
     @property
     def key(self) -> str:
-        """Unique within a file."""
         return f"{self.model}, {self.mode}" + (BUSY if self.busy else "")
 
 
@@ -67,7 +65,6 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """Unique within a file."""
         return f"Linear {self.width} x {self.width}, batch {self.batch}"
 
 

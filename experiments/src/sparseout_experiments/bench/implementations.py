@@ -46,8 +46,7 @@ class _Published(torch.autograd.Function):
 
 def published_formula(x: Tensor, p: float = P, q: float = 1.5) -> Tensor:
     """The result of the code published with the paper."""
-    result: Tensor = _Published.apply(x, p, q)  # type: ignore[no-untyped-call]
-    return result
+    return _Published.apply(x, p, q)  # type: ignore[no-untyped-call]
 
 
 def compiled(function: Callable[[Tensor], T]) -> Callable[[Tensor], T]:

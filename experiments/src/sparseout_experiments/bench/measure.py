@@ -1,7 +1,6 @@
 """Measurement of one case: a row for every implementation, ready for JSON."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout.baselines import Attachment
 from sparseout_experiments.bench import memory, timing
 from sparseout_experiments.bench.cases import LATENCY_CALLS, MODELS, SMALL, Case, Images, Layer, Model, Operation, cores
 from sparseout_experiments.bench.implementations import (
@@ -40,11 +38,14 @@ _COPY = "copy"
 def measure(case: Case, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
     """The rows of one case, the baseline first."""
     busy = timing.spinning(cores() if case.busy else 0)
-    with busy, threads(case.threads), _fresh_compiler(), torch.random.fork_rng():
+    with busy, threads(case.threads), torch.random.fork_rng():
         torch.manual_seed(0)
         if isinstance(case, Operation):
-            return _operation(case, device, budget, on_progress)
-        return _steps(case, steps_of(case, device), device, budget, on_progress)
+            rows = _operation(case, device, budget, on_progress)
+        else:
+            rows = _steps(case, device, budget, on_progress)
+    torch.compiler.reset()  # not after an interrupt, which may have left the compiler half imported
+    return rows
 
 
 def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
@@ -64,15 +65,16 @@ def _operation(case: Operation, device: str, budget: Budget, on_progress: OnProg
     rows.pop(_COPY, None)
     for name, row in rows.items():
         row["calls"] = calls
-        if copies and name in times:
+        if name not in times:
+            continue
+        if copies:
             copying = spread([seconds[_COPY] for seconds in copies]).median
             row["copy_bytes_per_second"] = STREAMS["forward"] * x.nbytes / copying
             row["of_copy_bandwidth"] = of_copy_bandwidth(row["seconds"], copying)
-        if name in times:
-            function = implementations[name]
-            row["peak_bytes"] = memory.peak(partial(_call, function, x, grad), device)
-            row["kept_bytes"], row["kept_input_bytes"] = memory.kept(function, x)
-            row["input_bytes"] = x.nbytes
+        function = implementations[name]
+        row["peak_bytes"] = memory.peak(partial(_call, function, x, grad), device)
+        row["kept_bytes"], row["kept_input_bytes"] = memory.kept(function, x)
+        row["input_bytes"] = x.nbytes
     return list(rows.values())
 
 
@@ -104,13 +106,11 @@ def steps_of(case: Model | Layer, device: str) -> dict[str, Callable[[], None]]:
     if case.mode == "eager" and not case.busy:
         images = isinstance(MODELS[case.model], Images)
         methods |= {name: method for name, method in ALTERNATIVES.items() if images or name in FOR_TEXT}
-    return {name: training_step(case, method.noise, device, method.attachment) for name, method in methods.items()}
+    return {name: training_step(case, method, device) for name, method in methods.items()}
 
 
-def _steps(
-    case: Case, steps: Mapping[str, Callable[[], None]], device: str, budget: Budget, on_progress: OnProgress
-) -> list[Row]:
-    clock = timing.WallClock(device)
+def _steps(case: Model | Layer, device: str, budget: Budget, on_progress: OnProgress) -> list[Row]:
+    clock, steps = timing.WallClock(device), steps_of(case, device)
     runners: dict[str, Runner] = {name: lambda step=step: {"step": clock(step)} for name, step in steps.items()}  # type: ignore[misc]
     rows, times = _rows(case, runners, budget, on_progress)
     for name in times:
@@ -135,25 +135,23 @@ def layer_step(case: Layer, method: Method, device: str) -> Callable[[], None]:
     return step
 
 
-def training_step(
-    case: Model, noise: Callable[[], nn.Module], device: str, attachment: Attachment | None = None
-) -> Callable[[], None]:
+def training_step(case: Model, method: Method, device: str) -> Callable[[], None]:
     """Forward, loss, backward and a step of SGD, on one batch of random data; no gradients are left between steps."""
     shape, weights = MODELS[case.model], torch.Generator().manual_seed(0)
     model: WideResNet | LanguageModel
-    following: list[nn.Module] = []
     if isinstance(shape, Images):
-        model = WideResNet(shape.depth, shape.width, lambda _: noise(), weights)
-        following = model.following()
+        model = WideResNet(shape.depth, shape.width, lambda _: method.noise(), weights)
         x = torch.randn(shape.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         target = torch.randint(10, (shape.batch,), device=device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
-        model = LanguageModel(shape.words, shape.embedding, shape.units, shape.layers, lambda _: noise(), weights)
+        model = LanguageModel(
+            shape.words, shape.embedding, shape.units, shape.layers, lambda _: method.noise(), weights
+        )
         x = torch.randint(shape.words, (shape.steps, shape.batch), device=device)
         target = torch.randint(shape.words, (shape.steps * shape.batch,), device=device)
     model = model.to(device)
-    penalty = attach(attachment, model, model.activations().values(), following)
+    penalty = attach(method.attachment, model, model.activations().values(), model.following())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     forward = compiled(model) if case.mode == "compiled" else model
     half = device == "cuda" and isinstance(shape, Images)
@@ -204,9 +202,3 @@ def _reason(error: Exception) -> str:
     inner = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()] or [type(inner).__name__]
     return lines[0][:160]
-
-
-@contextmanager
-def _fresh_compiler() -> Iterator[None]:
-    yield
-    torch.compiler.reset()  # not after an interrupt, which may have left the compiler half imported

@@ -70,9 +70,8 @@ def heading(row: Row, short: bool = False) -> str:
     if row["section"] == "alternatives":
         return f"{row['width']} x {row['width']}"
     if row["section"] == "model":
-        return (
-            f"{row['model'].split(',')[0] if short else row['model']}, {row['mode']}{BUSY if row.get('busy') else ''}"
-        )
+        model = row["model"].split(",")[0] if short else row["model"]
+        return f"{model}, {row['mode']}{BUSY if row.get('busy') else ''}"
     if row["threads"]:
         return f"{size(row['elements'])}, {count(row['threads'], 'thread')}"
     return size(row["elements"]) + (", host" if row["clock"] == "wall" else "")
@@ -87,22 +86,21 @@ def _pivot(rows: Sequence[Row], cell: Callable[[Row], str], short: bool = False)
 
 
 def _overview(rows: Sequence[Row]) -> str:
-    return _markdown(_pivot(rows, _both if rows[0]["section"] == "operation" else _step))
+    return _markdown(_pivot(rows, _summary))
 
 
-def _both(row: Row) -> str:
-    return _cell(row, "both", spread=False)
-
-
-def _step(row: Row) -> str:
+def _summary(row: Row) -> str:
+    if row["section"] == "operation":
+        return _cell(row, "both", spread=False)
     peak = row.get("peak_bytes")
     return _cell(row, "step") + ("" if peak is None else f" {peak / 1e6:,.0f} MB")
 
 
 def _layouts(rows: Iterable[Row]) -> str:
-    measured = [row for row in rows if "failed" not in row]
     lines = [
-        [f"{row['implementation']}, {row['layout']}", *(_cell(row, phase) for phase in _PHASES)] for row in measured
+        [f"{row['implementation']}, {row['layout']}", *(_cell(row, phase) for phase in _PHASES)]
+        for row in rows
+        if "failed" not in row
     ]
     return _markdown([["", *_PHASES], *lines])
 

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record, grouped
+from sparseout_experiments.studies.engine.plots import canvas
 from sparseout_experiments.studies.engine.style import COLOURS, png, style
 
 _MARKERS = ("o", "s", "D", "^")
@@ -30,8 +30,7 @@ def picture(record: Record) -> bytes:
     heights = [_ROW * max(len({row["implementation"] for row in rows}) - 1, 3) for rows in rows_of]
     device = record.environment["device"]["name"] + (" (quick run)" if record.quick else "")
     with style():
-        extent = (9.2, sum(heights) + 0.95 * len(heights) + 0.1)
-        figure = Figure(extent, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+        figure = canvas(9.2, sum(heights) + 0.95 * len(heights) + 0.1, w_pad=0.12)
         grid: Any = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights) if panels else ()
         for (axes,), panel, rows in zip(grid, panels, rows_of, strict=True):
             _draw(axes, rows, panel.phase, panel.series)
@@ -76,14 +75,13 @@ def _draw(axes: Axes, rows: Sequence[Row], phase: str, series: Callable[[Row], t
     colours = {name: ramp(index / max(len(names) - 1, 1)) for index, name in enumerate(names)}
     for index, (marked, coloured) in enumerate(drawn):
         points = [row for row in rows if series(row) == (marked, coloured) and row["implementation"] != baseline]
-        ratios = [row["ratio"][phase] for row in points]
+        ends = [[row["ratio"][phase][end] for row in points] for end in ("low", "median", "high")]
+        below, median, above = np.array(ends)
+        aside = 0.7 * ((index + 0.5) / len(drawn) - 0.5)
         axes.errorbar(
-            [ratio["median"] for ratio in ratios],
-            [implementations.index(row["implementation"]) + 0.7 * ((index + 0.5) / len(drawn) - 0.5) for row in points],
-            xerr=[
-                [ratio["median"] - ratio["low"] for ratio in ratios],
-                [ratio["high"] - ratio["median"] for ratio in ratios],
-            ],
+            median,
+            [implementations.index(row["implementation"]) + aside for row in points],
+            xerr=[median - below, above - median],
             color=colours[coloured],
             marker=markers[marked],
             linestyle="none",

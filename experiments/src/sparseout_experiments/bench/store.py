@@ -41,42 +41,33 @@ class Record:
 
     @property
     def cases(self) -> int:
-        """The number of cases that have rows."""
         return len({row["case"] for row in self.rows})
 
     @property
     def quick(self) -> bool:
-        """Whether --quick made it."""
         return bool(self.environment["quick"])
 
     @property
     def slug(self) -> str:
-        """The name of its files."""
         name = re.sub("[^a-z0-9]+", "-", self.environment["device"]["name"].lower()).strip("-")
         return name + ("-quick" if self.quick else "")
 
 
 def environment(device: str, quick: bool) -> dict[str, Any]:
     """All that rows must share to stand in one file."""
-    name, reason = sparseout.backend(device)
+    backend, reason = sparseout.backend(device)
+    processors = f"{processor()}, {cores()} core{'s' if cores() > 1 else ''}"
     return {
-        "device": {"type": device, "name": device_name(device)},
+        "device": {"type": device, "name": torch.cuda.get_device_name() if device == "cuda" else processors},
         "versions": {
             **versions("torch", *(["triton"] if find_spec("triton") else [])),
             "sparseout": sparseout.__version__,
             "python": platform.python_version(),
         },
         "source": source(),
-        "backend": {"name": name, "reason": reason},
+        "backend": {"name": backend, "reason": reason},
         "quick": quick,
     }
-
-
-def device_name(device: str) -> str:
-    """The maker's name of the GPU, or of the processor with the cores at hand."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{processor()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def source() -> str:
@@ -93,8 +84,6 @@ def load(path: Path) -> Record:
         record = json.loads(path.read_text())
         if record.pop("kind") != KIND:
             raise KeyError
-        for row in record["rows"]:
-            row.setdefault("implementation", row.pop("peer", None))  # its name in older files
         return Record(**record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error

@@ -21,7 +21,6 @@ Clock = Callable[[Callable[[], object]], float]  # the seconds that a call takes
 # Bytes that must move at least, in tensors of the input's size: forward x, y; backward the gradient, x, the result.
 STREAMS = {"forward": 2, "backward": 3, "both": 5}
 
-_SHUFFLE_SEED = 0
 _SLOW = 0.3  # seconds: what takes longer is not warmed up a third time
 _AHEAD = 20_000_000  # cycles, some ten milliseconds, in which the host queues what an event clock will time
 
@@ -59,7 +58,6 @@ class WallClock:
         self._wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def __call__(self, act: Callable[[], object]) -> float:
-        """Seconds that `act` takes."""
         self._wait()
         start = time.perf_counter()
         act()
@@ -106,9 +104,11 @@ def alternate(
         except Exception as error:
             failed(name, error)
     order = list(times)
-    shuffle = random.Random(_SHUFFLE_SEED).shuffle
+    shuffle = random.Random(0).shuffle
     rounds = budget.rounds(cost)
-    with _no_collection():
+    gc.collect()
+    gc.disable()
+    try:
         for done in range(rounds):
             shuffle(order)
             for name in [name for name in order if name in times]:
@@ -118,6 +118,8 @@ def alternate(
                 except Exception as error:
                     failed(name, error)
                     del times[name]
+    finally:
+        gc.enable()
     return times
 
 
@@ -163,15 +165,3 @@ def spinning(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.communicate()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,13 +1,14 @@
 """The command `bench`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, device_named, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, counting, fail, reading, wrote
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Folder
 from sparseout_experiments.training import atomic_files
@@ -34,10 +35,14 @@ def bench(
     name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
     interrupted goes on when it is started again.
     """
+    import torch
+
     from sparseout_experiments.bench import cases, page, store
 
     folder, console = out, Console()
-    device = device_named(device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        fail(expected("--device", "cpu, since torch finds no CUDA device", repr(device)))
     if render and not any(folder.glob("*.json")):
         fail(expected("--out", "a folder with rows of sparseout bench", repr(str(out))))
     try:
@@ -47,10 +52,14 @@ def bench(
                 return
             todo = cases.cases(device, quick, only or "")
             page.read(folder)  # what cannot be read is to be known before the work, not after it
-            record = store.resume(folder, _environment(device, quick), todo, cases.cases(device, quick))
-            interrupted = _measure(record, todo, folder)
+            try:
+                environment = store.environment(device, quick)
+            except (ValueError, RuntimeError) as error:  # of sparseout.backend, about SPARSEOUT_BACKEND
+                fail(str(error))
+            record = store.resume(folder, environment, todo, cases.cases(device, quick))
+            _measure(record, todo, folder)
             finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
-            if interrupted and len(record.missing) == len(todo):
+            if len(record.missing) == len(todo):
                 fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
             written = page.write(folder)
     except OSError as error:
@@ -60,37 +69,19 @@ def bench(
     page.show(console, record)
     partial = folder / f"{record.slug}.partial"
     wrote(console, [partial if partial.exists() else folder / f"{record.slug}.json", *written])
-    if partial.exists() and not interrupted:
-        fail(f"{record.slug}.json has rows of more cases and stays: give another --out, or remove it", FAILED)
-    if interrupted:
+    if record.missing:
         fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
+    if partial.exists():
+        fail(f"{record.slug}.json has rows of more cases and stays: give another --out, or remove it", FAILED)
 
 
-def _environment(device: str, quick: bool) -> dict[str, Any]:
+def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> None:
+    """Measure under a progress bar; an interrupt keeps what is finished."""
     from sparseout_experiments.bench import store
 
-    try:
-        return store.environment(device, quick)
-    except (ValueError, RuntimeError) as error:  # of sparseout.backend, about SPARSEOUT_BACKEND
-        fail(str(error))
+    with suppress(KeyboardInterrupt), counting("case", len(todo), len(todo) - len(record.missing)) as show:
 
+        def on_run(case: "Case", implementation: str, share: float) -> None:
+            show(len(todo) - len(record.missing), share, f"{case.key}: {implementation}")
 
-def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> bool:
-    """Measure under a progress bar; return whether it was interrupted, which keeps what is finished."""
-    from sparseout_experiments.bench import store
-
-    done = len(todo) - len(record.missing)
-    progress = progress_bar()
-    try:
-        with progress:
-            task = progress.add_task("", total=len(todo), completed=done, count=f"case {done + 1}/{len(todo)}", now="")
-
-            def on_run(case: "Case", implementation: str, share: float) -> None:
-                done = len(todo) - len(record.missing)
-                now = f"{case.key}: {implementation}"
-                progress.update(task, completed=done + share, count=f"case {done + 1}/{len(todo)}", now=now)
-
-            store.run(record, todo, folder, on_run)
-    except KeyboardInterrupt:
-        return True
-    return False
+        store.run(record, todo, folder, on_run)

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparseout_experiments.cli import INTERRUPTED
-from sparseout_experiments.message import expected, show_message
+from sparseout_experiments.message import show_message
 from sparseout_experiments.option_types import choices, reader, requirement
 
 if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.jobs import Progress as Runs
 
-__all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "device_named", "fail", "progress_bar", "reading", "wrote"]
+__all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "fail", "progress_bar", "reading", "wrote"]
 
 USAGE, FAILED = 2, 1
 SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")
@@ -38,9 +38,23 @@ def progress_bar(shown: bool = True, estimated: bool = True) -> Progress:
         TextColumn("{task.fields[now]}"),
         console=Console(stderr=True),
         transient=True,
+        speed_estimate_period=math.inf,
         disable=not shown,
         estimated=estimated,
     )
+
+
+@contextmanager
+def counting(noun: str, total: int, done: int = 0, now: str = "") -> Iterator[Callable[[int, float, str], None]]:
+    """A bar of cases, runs or parts; it is told how many are done, what share of the next, and what that is."""
+    with progress_bar() as bar:
+        row = bar.add_task("", total=total, count="", now="")
+
+        def show(done: int, share: float, now: str) -> None:
+            bar.update(row, completed=done + share, count=f"{noun} {min(done + 1, total)}/{total}", now=now)
+
+        show(done, 0.0, now)
+        yield show
 
 
 @contextmanager
@@ -91,29 +105,17 @@ class _Progress(Progress):
         self._estimated = estimated
         self._lines = not self.disable and not self.console.is_terminal
         self.disable = self.disable or self._lines
-        self._begun = self._last = time.monotonic()
-        self._first: float | None = None  # the part of the work that was done before
+        self._last = time.monotonic()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
-        """As the bar's own."""
         super().update(task_id, **changes)
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._begun = self._done(task_id), now
         if self._lines and now - self._last >= _EVERY:
-            self._last = now
-            self._line(task_id, now - self._begun)
-
-    def _done(self, task_id: TaskID) -> float:
-        task = self.tasks[task_id]
-        return task.completed / task.total if task.total else 0.0
-
-    def _line(self, task_id: TaskID, spent: float) -> None:
-        fields, done, first = self.tasks[task_id].fields, self._done(task_id), self._first or 0.0
-        parts = [_clock(spent), fields["count"], fields["now"]]
-        if done > first and self._estimated:
-            parts.append(f"{_clock(spent * (1 - done) / (done - first))} left")
-        show_message("  ".join(part for part in parts if part))
+            self._last, task = now, self.tasks[task_id]
+            parts = [_clock(task.elapsed or 0.0), task.fields["count"], task.fields["now"]]
+            if self._estimated and (left := task.time_remaining) is not None:
+                parts.append(f"{_clock(left)} left")
+            show_message("  ".join(part for part in parts if part))
 
 
 def _clock(seconds: float) -> str:
@@ -143,16 +145,6 @@ def reading(type_: Any, read: Callable[[str], Any] | None = None) -> dict[str, A
         "metavar": metavar if len(metavar) < 30 else "NAME",
         "autocompletion": (lambda: list(names)) if names else None,
     }
-
-
-def device_named(name: str | None) -> str:
-    """The device that an option names, a GPU where there is one if it names none."""
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        fail(expected("--device", "cpu, since torch finds no CUDA device", repr(name)))
-    return name or ("cuda" if has_gpu else "cpu")
 
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:

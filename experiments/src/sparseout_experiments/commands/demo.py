@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from pydantic import Field
 from rich.console import Console
 
 from sparseout_experiments.cli import importing
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, counting, fail, reading
 from sparseout_experiments.demo import EPOCHS, Gradient, Options, Scale, earlier, plan
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Requirement, reader
@@ -63,10 +64,10 @@ def demo(
     exponents = tuple(sorted({exponent for several in q for exponent in several})) if q else Options.q
     options = Options(q=exponents, p=p, seeds=seeds, gradient=gradient, scales=scales, epochs=epochs)
     try:
-        try:
-            before, whole = earlier(out)
-        except ValueError as error:
-            fail(str(error))
+        before, whole = earlier(out)
+    except ValueError as error:
+        fail(str(error))
+    try:
         with atomic_files.prepared(out):
             _run(options, out, before, whole)
     except OSError as error:
@@ -107,17 +108,8 @@ def _watch(jobs: "Mapping[str, Job]") -> "dict[str, Look | None]":
         from sparseout_experiments.demo.training import run_all
 
     looks: dict[str, Look | None] = {}
-    total, progress = len(jobs), progress_bar()
-    try:
-        with progress:
-            task = progress.add_task("", total=total, count=f"run 1/{total}", now="reading the digits")
-
-            def on_progress(name: str, done: float) -> None:
-                progress.update(task, completed=len(looks) + done, now=name)
-
-            for job, look in zip(jobs.values(), run_all(jobs, on_progress), strict=False):
-                looks[str(job.folder)] = look
-                progress.update(task, count=f"run {min(len(looks) + 1, total)}/{total}")
-    except KeyboardInterrupt:
-        pass
+    with suppress(KeyboardInterrupt), counting("run", len(jobs), now="reading the digits") as show:
+        runs = run_all(jobs, lambda name, done: show(len(looks), done, name))
+        for job, look in zip(jobs.values(), runs, strict=True):
+            looks[str(job.folder)] = look
     return looks

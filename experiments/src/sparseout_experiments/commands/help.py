@@ -25,7 +25,6 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, group by group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is not None:
@@ -39,14 +38,10 @@ class Group(TyperGroup):
     """Commands in the order in which they were added, each with its whole first sentence."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _first(command.help or "")) for name, command in commands if command])
-
-
-def _first(text: str) -> str:
-    return " ".join(text.split("\n\n")[0].split())
+            first = {name: (command.help or "").split("\n\n")[0] for name, command in commands if command}
+            formatter.write_dl([(name, " ".join(text.split())) for name, text in first.items()])
 
 
 def group(help: str, **options: Any) -> typer.Typer:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading
 from sparseout_experiments.commands.help import add, group
@@ -45,7 +45,7 @@ def _resumed(
     elif resume and out:
         if not (out / FILE).exists():
             fail(expected("--out", f"the folder of a run, with a {FILE}", repr(str(out))))
-        _run(None, {}, None, out, resume=True)
+        _run(None, out=out, resume=True)
     elif resume:
         fail(expected("--out", "the folder of the run to go on with", "none"))
     elif out:
@@ -74,26 +74,19 @@ def _options(task: str) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
             yield name, (Any, option(flag, **reading(entry.type), **common), None)
 
 
-def _train(task: str, config: Path | None, out: Path | None, resume: bool, **given: Any) -> None:
-    _run(task, {name: value for name, value in given.items() if value is not None}, config, out, resume)
-
-
-for _task in TASKS:
-    add(app, _task, partial(_train, _task), str(TASKS[_task].__doc__), dict(_options(_task)))
-
-
-def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path | None, resume: bool) -> None:
+def _run(task: str | None, *, out: Path | None, resume: bool, config: Path | None = None, **options: Any) -> None:
     """Train; without a task that of the folder that is resumed."""
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         values: dict[str, Any] = {}
         if resume and out and (out / FILE).exists():
             task, values = of_folder(out, task)
         assert task is not None
-        for over in (read(file, task, flag_name) if file else {}, given):
+        for over in (read(config, task, flag_name) if config else {}, given):
             if "method" in over:  # what was said before is for any method: what this one has no use for is dropped
                 values = without_unused(values, over["method"])
             values |= over
-        config = resolve(task, values, flag_name)
+        chosen = resolve(task, values, flag_name)
     except ValueError as error:
         fail(str(error))
 
@@ -101,12 +94,12 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
     from sparseout_experiments.training import loop as train  # Accelerate takes seconds to import
     from sparseout_experiments.training import run_folder
 
-    folder = out or Path("runs") / _name(config)
+    folder = out or Path("runs") / _name(chosen)
     if resume and not (folder / FILE).exists() and _is_main():
         show_message(f"there is no run in {folder} to resume: it starts now")
     try:
         with _progress(task) as on_progress:
-            result = train.perform(config, folder, on_progress, resume=resume)
+            result = train.perform(chosen, folder, on_progress, resume=resume)
     except (ValueError, DataError) as error:
         fail(_as_flag(error))
     except (run_folder.RunError, run_folder.RunFailed) as error:
@@ -122,6 +115,10 @@ def _run(task: str | None, given: dict[str, Any], file: Path | None, out: Path |
         fail(f"interrupted: {kept}", INTERRUPTED)
     if _is_main():
         show(Console(), result, folder)
+
+
+for _task in TASKS:
+    add(app, _task, partial(_run, _task), str(TASKS[_task].__doc__), dict(_options(_task)))
 
 
 def _as_flag(error: Exception) -> str:
@@ -171,20 +168,19 @@ def _progress(task: str) -> Iterator["OnProgress"]:
 # What the folder's name says anyway, or what does not change the numbers.
 _NAMED = ("method", "q", "p", "seed", "device", "checkpoint_minutes", "track")
 MISSED = 0.02  # of Hoyer, from which on the command says so
-_MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     """What came out: the metric, every measure of every module, what to be wary of."""
     from sparseout_experiments.tasks import shown_as
+    from sparseout_experiments.training.run_folder import MEASURES
 
     metric, times, unit = shown_as(result["task"])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("test data")
-    for heading in ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef."):
-        table.add_column(heading, justify="right")
+    headings = ("Hoyer", "live", "Gini", "Treves\nRolls", "density", "kurt.", "dead", "undef.")
+    columns = (Column(heading, justify="right") for heading in headings)
+    table = Table("test data", *columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for module, measures in result["sparsity"].items():
-        values = ["-" if (value := measures[name]) is None else f"{value:.3f}" for name in _MEASURES]
+        values = ["-" if (value := measures[name]) is None else f"{value:.3f}" for name in MEASURES]
         shares = [measures["dead_units"] / measures["units"], measures["undefined_rows"] / measures["rows"]]
         table.add_row(module, *values, *(f"{share:.1%}" for share in shares))
     console.print(table)

@@ -1,12 +1,13 @@
 """The command `theory`."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from sparseout_experiments.commands.common import FAILED, INTERRUPTED, fail, progress_bar, reading, wrote
+from sparseout_experiments.commands.common import FAILED, INTERRUPTED, counting, fail, reading, wrote
 from sparseout_experiments.option_types import File, Folder
 from sparseout_experiments.training import atomic_files
 
@@ -51,15 +52,9 @@ def _compute(folder: Path) -> None:
     """Compute everything under a progress bar."""
     from sparseout_experiments.studies import theory as checking
 
+    done = itertools.count()
     try:
-        with progress_bar() as bar:
-            row = bar.add_task("", total=checking.PARTS, count="", now="")
-            part = iter(range(checking.PARTS))
-
-            def on_progress(now: str) -> None:
-                done = next(part)
-                bar.update(row, completed=done, count=f"part {done + 1}/{checking.PARTS}", now=now)
-
-            checking.run(folder, on_progress)
+        with counting("part", checking.PARTS) as show:
+            checking.run(folder, lambda now: show(next(done), 0.0, now))
     except KeyboardInterrupt:
         fail("interrupted, and nothing was written", INTERRUPTED)

@@ -20,12 +20,11 @@ from torch import Tensor
 from sparseout_experiments.demo import BINS, HIGHEST, LOWEST, Scale
 from sparseout_experiments.demo.summary import Row, dial, interval
 from sparseout_experiments.demo.training import Look
-from sparseout_experiments.studies.engine.plots import inline, points, references
-from sparseout_experiments.studies.engine.style import COLOURS, image, style
+from sparseout_experiments.studies.engine.plots import canvas, inline, points, references
+from sparseout_experiments.studies.engine.style import COLOURS, DASHES, DOTS, image, style
 
 _SIZE = (4.6, 3.6)
 _SERIES = ((COLOURS["first"], "o"), (COLOURS["second"], "s"))
-_DOTS = (0, (1.2, 1.6))
 _SIDE, _GAP, _ENLARGED = 8, 1, 6  # of pictures of digits
 _GROUPS = {"paper": "Paper scale", "matched": "Matched power"}
 
@@ -65,25 +64,22 @@ def svgs(rows: Sequence[Row], scales: Sequence[Scale], looks: Mapping[str, Look]
         f"error {row['metric']:.1f} thousandths"
         for row in rows
     )
-    texts = {
-        "sparsity": "Hoyer sparsity of the code against q.",
-        "cost": "Reconstruction error against Hoyer sparsity.",
-    }
-    drawings = {}
     with style("none"):
-        for (name, text), draw in zip(texts.items(), (_sparsity, _cost), strict=True):
-            figure = Figure(_SIZE, layout="constrained")
-            draw(figure.subplots(), rows, scales)
-            drawings[name] = inline(figure, name, f"{text} {numbers}.")
-        text = "Share of zeros and histogram of the other activations."
-        drawings["activations"] = inline(_activations(rows, scales, looks), "activations", text)
-    return drawings
+        sparsity, cost = (Figure(_SIZE, layout="constrained") for _ in range(2))
+        _sparsity(sparsity.subplots(), rows, scales)
+        _cost(cost.subplots(), rows, scales)
+        activations = _activations(rows, scales, looks)
+        return {
+            "sparsity": inline(sparsity, "sparsity", f"Hoyer sparsity of the code against q. {numbers}."),
+            "cost": inline(cost, "cost", f"Reconstruction error against Hoyer sparsity. {numbers}."),
+            "activations": inline(activations, "activations", "Share of zeros and histogram of the other activations."),
+        }
 
 
 def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:
     """Figures 1 and 2 side by side as PNG, 1600 pixels wide."""
     with style():
-        figure = Figure((8.9, 3.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04))
+        figure = canvas(8.9, 3.6, w_pad=0.12, wspace=0.04)
         left, right = figure.subplots(1, 2)
         _sparsity(left, rows, scales)
         _cost(right, rows, scales)
@@ -97,22 +93,14 @@ def _sparsity(axes: Axes, rows: Sequence[Row], scales: Sequence[Scale]) -> None:
     apart = 0.016 * (qs[-1] - qs[0]) if len(scales) > 1 else 0.0  # side by side, or one would hide the other
     for index, (name, colour, marker, curve) in enumerate(_curves(rows, scales)):
         x = [row["q"] + apart * (index - 0.5) for row in curve]
-        points(
-            axes,
-            x,
-            [interval(row, "hoyer") for row in curve],
-            color=colour,
-            marker=marker,
-            capsize=3,
-            label=name,
-            zorder=3,
-        )
-        axes.plot(x, [row["hoyer_live"] for row in curve], color=colour, linestyle=_DOTS)
+        hoyer = [interval(row, "hoyer") for row in curve]
+        points(axes, x, hoyer, color=colour, marker=marker, capsize=3, label=name, zorder=3)
+        axes.plot(x, [row["hoyer_live"] for row in curve], color=colour, linestyle=DOTS)
     axes.set(xlabel="exponent q", ylabel="Hoyer sparsity of the code", ylim=(0, 1.02))
     references(axes, {row_name(row): row["hoyer"] for row in rows if row["q"] is None})
     if len(qs) <= 8:
         axes.set_xticks(qs, [f"{q:g}" for q in qs])
-    live = Line2D([], [], color=COLOURS["ink"], linestyle=_DOTS, label="live units alone")
+    live = Line2D([], [], color=COLOURS["ink"], linestyle=DOTS, label="live units alone")
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], live], loc="best")
 
 
@@ -150,10 +138,8 @@ def _name_points(axes: Axes, curves: Sequence[_Curve]) -> None:
             if any(near) or not all(map(math.isfinite, at)):
                 continue
             named.append((name, q, at))
-            others = [
-                other["metric"] for curve in curves for other in curve.rows if other["q"] == q and other is not row
-            ]
-            above = all(other < row["metric"] for other in others)
+            same_q = [other for curve in curves for other in curve.rows if other["q"] == q and other is not row]
+            above = all(other["metric"] < row["metric"] for other in same_q)
             axes.annotate(
                 f"{q:g}",
                 point,
@@ -189,7 +175,7 @@ def _activations(rows: Sequence[Row], scales: Sequence[Scale], looks: Mapping[st
             heights = histogram(row)
             if index == 0:
                 sizes.fill_between(centres, heights, color=colour, alpha=0.2, linewidth=0)
-            sizes.plot(centres, heights, color=colour, linewidth=1.5, linestyle=(0, (4, 2)) if index else "-")
+            sizes.plot(centres, heights, color=colour, linewidth=1.5, linestyle=DASHES if index else "-")
         zeros.set(ylim=(0.6 - len(band), 0.6), yticks=[])
         sizes.set(ylim=(0, None), yticks=[])
         sizes.spines["left"].set_visible(False)

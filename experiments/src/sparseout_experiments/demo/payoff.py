@@ -1,23 +1,21 @@
 """The last act: the sparsest network of the demonstration is compacted, its decoder made sparse, and both are timed."""
 
 import copy
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from sparseout import inference
 from sparseout_experiments.demo.training import Look, digits
 from sparseout_experiments.studies.engine.frame import Results
+from sparseout_experiments.studies.payoff.training import BATCHES, count, timed
 from sparseout_experiments.training.environment import one_thread
-
-ROWS = (1, 64)  # of a call that is timed
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Network:
     parameters: int
     macs: float
     macs_effective: float
-    us: dict[int, float]  # by the number of digits at a time
+    us: dict[str, float]  # by the number of digits at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ class Payoff:
     left: str  # why the decoder stayed dense; empty if it became sparse
 
     def record(self) -> dict[str, Any]:
-        """The entry of results.json."""
         networks = [asdict(network) for network in self.networks]
         return {**self.run, "difference": self.difference, "decoder_left": self.left, "networks": networks}
 
@@ -61,46 +58,26 @@ def measure(results: Results, looks: Mapping[str, Look]) -> Payoff | None:
         sparse = copy.deepcopy(compacted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            report = inference.sparse_linear_(sparse, [test[:rows] for rows in ROWS], modules=["decoder"])
+            report = inference.sparse_linear_(sparse, [test[:rows] for rows in BATCHES], modules=["decoder"])
         forms: dict[str, nn.Module] = {"as trained": model, "compacted": compacted, "and sparse": sparse}
-        times = _times(forms, test)
+        times = timed(forms, test, seconds=0.05)
         networks = []
         for name, network in forms.items():
             total = inference.cost(network, [test]).total
-            parameters = sum(parameter.numel() for parameter in network.parameters())
-            networks.append(Network(name, parameters, total["dense_macs"], total["effective_macs"], times[name]))
+            macs, effective = total["dense_macs"], total["effective_macs"]
+            networks.append(Network(name, count(network), macs, effective, times[name]))
         difference = float((sparse(test) - model(test)).abs().max())
     run["seed"] = int(best["seed"])
     return Payoff(run, tuple(networks), difference, report.skipped.get("decoder", ""))
 
 
-def _times(networks: dict[str, nn.Module], test: Tensor, turns: int = 200) -> dict[str, dict[int, float]]:
-    """Microseconds a digit: medians of calls, the networks in turn."""
-    medians: dict[str, dict[int, float]] = {name: {} for name in networks}
-    for rows in ROWS:
-        calls: dict[str, list[float]] = {name: [] for name in networks}
-        inputs = test[: len(test) // rows * rows].split(rows)
-        for turn in range(turns):
-            for name, network in networks.items():
-                calls[name].append(_seconds(network, inputs[turn % len(inputs)]))
-        for name, times in calls.items():
-            medians[name][rows] = 1e6 * sorted(times)[turns // 2] / rows
-    return medians
-
-
-def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    start = time.perf_counter()
-    network(x)
-    return time.perf_counter() - start
-
-
-HEADINGS = ("parameters", "MACs", "that count", *(f"µs, {rows} at a time" for rows in ROWS))
+HEADINGS = ("parameters", "MACs", "that count", *(f"µs, {rows} at a time" for rows in BATCHES))
 
 
 def cells(network: Network) -> tuple[str, ...]:
     """The row of a network under `HEADINGS`."""
     counts = (network.parameters, network.macs, network.macs_effective)
-    return (*(f"{count:,.0f}" for count in counts), *(f"{network.us[rows]:.2f}" for rows in ROWS))
+    return (*(f"{number:,.0f}" for number in counts), *(f"{us:.2f}" for us in network.us.values()))
 
 
 def terminal(payoff: Payoff) -> Table:

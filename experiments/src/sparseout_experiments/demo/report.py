@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sparseout_experiments.config import record, resolve
@@ -120,10 +120,8 @@ def cell(row: Row, measure: str) -> tuple[str, str]:
 
 def table(rows: Sequence[Row]) -> Table:
     """The numbers for a terminal of 80 columns: intervals for sparsity and error."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    shown.add_column("")
-    for heading, unit, *_ in COLUMNS.values():
-        shown.add_column(f"{heading} {unit}".strip(), justify="right")
+    columns = (Column(f"{heading} {unit}".strip(), justify="right") for heading, unit, *_ in COLUMNS.values())
+    shown = Table("", *columns, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name, group in groupby(rows, key=lambda row: group_name(row["scale"])):
         shown.add_section()
         shown.add_row(Text(name, style="bold"))
