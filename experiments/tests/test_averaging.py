@@ -39,11 +39,6 @@ def test_trigger_is_that_of_the_algorithm():
     assert not all(ends)
 
 
-def test_patience_is_no_negative_number():
-    with pytest.raises(ValueError, match="expected `patience` to be at least 0, but got -1"):
-        triggered([1.0], patience=-1)
-
-
 def small(seed=0):
     model = LanguageModel(13, 5, 6, 2, lambda _: nn.Identity(), torch.Generator().manual_seed(seed))
     return model.double()

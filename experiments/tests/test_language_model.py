@@ -224,10 +224,3 @@ def test_features_are_the_last_layer_before_and_after_its_noise():
     assert [tuple(out.shape) for out in heard.values()] == [(5, 2, 8), (5, 2, 8), (5, 2, 6)]
     dropped, raw, _ = model.eval().features(text)
     assert torch.equal(dropped, raw)
-
-
-@pytest.mark.parametrize("name", ["weight_drop", "embedding_drop"])
-@pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
-def test_a_drop_that_is_no_probability(name, p):
-    with pytest.raises(ValueError, match=f"expected `{name}` to be a number between 0 and 1, but got {p}"):
-        small(**{name: p})

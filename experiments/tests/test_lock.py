@@ -54,29 +54,29 @@ def test_a_folder_that_is_being_trained_is_refused_with_its_owner(tmp_path, owne
 
 
 def test_a_dead_owner_holds_nothing(tmp_path, owner):
-    waits = []
     os.kill(owner.pid, signal.SIGSTOP)  # stopped is not dead
     with pytest.raises(RunError), lock.locked(tmp_path / "run"):
         pass
     owner.kill()
     begun = time.monotonic()
-    with lock.locked(tmp_path / "run", wait=True, on_wait=waits.append):
+    with lock.locked(tmp_path / "run", wait=True):
         assert time.monotonic() - begun < 5
         assert json.loads((tmp_path / "run/.lock").read_text())[1] == os.getpid()
     assert not (tmp_path / "run").exists()  # nothing was written there
 
 
-def test_who_waits_is_told_once_and_goes_on(tmp_path, owner):
+def test_who_waits_goes_on_when_the_owner_has_ended(tmp_path, owner, monkeypatch):
     waits = []
 
-    def free(name):
-        waits.append(name)
+    def free(seconds):
+        waits.append(seconds)
         os.kill(owner.pid, signal.SIGINT)  # which leaves the with-block
+        owner.wait()
 
-    with lock.locked(tmp_path / "run", wait=True, on_wait=free):
+    monkeypatch.setattr(lock.time, "sleep", free)
+    with lock.locked(tmp_path / "run", wait=True):
         pass
     assert len(waits) == 1
-    assert f"process {owner.pid} on " in waits[0]
 
 
 @pytest.mark.parametrize(("age", "free"), [(0.0, False), (lock.STALE + 5, True)])

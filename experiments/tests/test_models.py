@@ -50,12 +50,6 @@ def test_a_stride_of_the_first_convolution_halves_what_follows():
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), plain.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("depth", [4, 15, 29])
-def test_wide_resnet_refuses_a_depth_it_cannot_have(depth):
-    with pytest.raises(ValueError, match=f"expected `depth` to be 6 n \\+ 4 with n >= 1, but got {depth}"):
-        WideResNet(depth, 1, nn.Identity, generator())
-
-
 def test_language_model_has_four_gates_a_layer_and_one_matrix_for_words():
     words, embedding, units = 100, 12, 20
     model = LanguageModel(words, embedding, units, 3, lambda _: nn.Dropout(0.5), generator())

@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written(
 
 def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path: Path, whole: dict[str, Any]) -> None:
     half_done(tmp_path)
-    ours = [f".{name}-4711" for name in (run_folder.CHECKPOINT, run_folder.METRICS, run_folder.RESULT, "probe")]
+    ours = [f".{name}-4711" for name in (run_folder.CHECKPOINT, run_folder.METRICS, run_folder.RESULT)]
     others = [".python-3.11", ".notes-1", "checkpoint.pt-4711"]
     for name in ours + others:
         (tmp_path / name).write_text("half")

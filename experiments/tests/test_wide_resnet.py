@@ -108,15 +108,3 @@ def test_it_learns_at_depth(depth, norm):
     assert losses[-1] < 0.5 * losses[0]
     if norm == "none":
         assert all(block.factor != 0 and block.conv1.weight.grad.any() for block in model.blocks)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"norm": "layer"}, "expected `norm` to be 'batch', 'group' or 'none', but got 'layer'"),
-        ({"place": "first"}, "expected `place` to be 'post-relu' or 'pre-norm', but got 'first'"),
-    ],
-)
-def test_it_refuses_what_it_does_not_know(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        WideResNet(10, 1, nn.Identity, generator(), **options)

@@ -21,17 +21,14 @@ class Autoencoder(nn.Module):
 
     def code(self, x: Tensor) -> Tensor:
         """The hidden activations, before the noise."""
-        active: Tensor = self.activation(self.encoder(x))
-        return active
+        return self.activation(self.encoder(x))
 
     def activations(self) -> dict[str, nn.Module]:
         """The module whose output is the code: what the decoder reads, in evaluation without noise."""
         return {"code": self.noise}
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of `x`."""
-        out: Tensor = self.decoder(self.noise(self.code(x)))
-        return out
+        return self.decoder(self.noise(self.code(x)))
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:

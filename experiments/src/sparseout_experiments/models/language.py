@@ -1,7 +1,7 @@
 """A language model of LSTM layers."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from sparseout_experiments.message import expected
 
 State = list[tuple[Tensor, Tensor]]
 
@@ -62,9 +60,6 @@ class LanguageModel(nn.Module):
         embedding_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, p in (("weight_drop", weight_drop), ("embedding_drop", embedding_drop)):
-            if not 0 <= p <= 1:
-                raise ValueError(expected(name, "a number between 0 and 1", p))
         widths = [embedding] + [units] * (layers - 1) + [embedding]
         positions = ["input"] + ["between"] * (layers - 1) + ["output"]
         self.embedding_drop = embedding_drop
@@ -79,12 +74,12 @@ class LanguageModel(nn.Module):
             for weight in layer.parameters():
                 nn.init.uniform_(weight, -(outputs**-0.5), outputs**-0.5, generator=generator)
 
-    def forward(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, State]:
+    def forward(self, text: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the next word at every place, and the state after the last."""
         features = self.features(text, state)
         return self.decoder(features.dropped), features.state
 
-    def features(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> Features:
+    def features(self, text: Tensor, state: State | None = None) -> Features:
         """The decoder's input (`dropped`), the same before the noise (`raw`), and the state: no logits yet.
 
         Merity, Keskar & Socher (2017), section 4.6, penalise the squares of `dropped` and those of the differences
@@ -127,9 +122,7 @@ class WeightDropLSTM(nn.LSTM):
     def __init__(self, inputs: int, outputs: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, outputs)
         self.weight_drop = weight_drop
-        if (
-            weight_drop > 0
-        ):  # cuDNN copies all weights into one block, and says so, at every call: they are new each time
+        if weight_drop > 0:  # the weights are new at every call: cuDNN copies them into one block, and says so
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
 
     def forward(  # type: ignore[override]
@@ -143,15 +136,13 @@ class WeightDropLSTM(nn.LSTM):
 
     def _run(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if not self.training or self.weight_drop == 0:
-            out: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(input, hx)
-            return out
+            return super().forward(input, hx)
         hidden = F.dropout(self.weight_hh_l0, self.weight_drop)
         weights = [self.weight_ih_l0, hidden, self.bias_ih_l0, self.bias_hh_l0]
         if hx is None:
             zeros = input.new_zeros(1, input.shape[1], self.hidden_size)
             hx = (zeros, zeros)
-        dropping: tuple[Tensor, tuple[Tensor, Tensor]] = _fused(input, hx, weights)
-        return dropping
+        return _fused(input, hx, weights)
 
 
 @cache

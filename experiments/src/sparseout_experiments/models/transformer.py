@@ -1,14 +1,14 @@
 """A language model of transformer blocks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout._utils.validation import expected
+from sparseout_experiments.message import expected
 from sparseout_experiments.models.language import Features, State
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "none": nn.Identity}
@@ -74,12 +74,12 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 
-    def forward(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, State]:
+    def forward(self, text: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the next word at every position, and an empty state."""
         features = self.features(text, state)
         return self.decoder(features.dropped), features.state
 
-    def features(self, text: Tensor, state: Sequence[tuple[Tensor, Tensor]] | None = None) -> Features:
+    def features(self, text: Tensor, state: State | None = None) -> Features:
         """What the decoder reads, and an empty state: no logits yet. `state` is there for the interface, and unused."""
         x = self.noise(self.embedding(text))
         for block in self.blocks:
@@ -118,10 +118,8 @@ class Block(nn.Module):
         self.ffn_noise = in_residual()
 
     def forward(self, x: Tensor) -> Tensor:
-        """One block on (time, batch, width)."""
         x = x + self.attention_noise(self.attention(self.attention_norm(x)))
-        out: Tensor = x + self.ffn_noise(self.ffn(self.ffn_norm(x)))
-        return out
+        return x + self.ffn_noise(self.ffn(self.ffn_norm(x)))
 
 
 class FFN(nn.Module):
@@ -134,9 +132,7 @@ class FFN(nn.Module):
         self.out = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output for (..., width)."""
-        out: Tensor = self.out(self.noise(self.activation(self.into(x))))
-        return out
+        return self.out(self.noise(self.activation(self.into(x))))
 
 
 class Attention(nn.Module):
@@ -149,13 +145,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output for (time, batch, width)."""
         time, batch, width = x.shape
         heads = self.into(x).view(time, batch, 3, self.heads, width // self.heads)
         queries, keys, values = heads.permute(2, 1, 3, 0, 4)  # each (batch, heads, time, width of a head)
         mixed = F.scaled_dot_product_attention(rotated(queries), rotated(keys), values, is_causal=True)
-        out: Tensor = self.out(mixed.permute(2, 0, 1, 3).reshape(time, batch, width))
-        return out
+        return self.out(mixed.permute(2, 0, 1, 3).reshape(time, batch, width))
 
 
 def rotated(x: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseout_experiments.message import expected
-
 # From a number of channels, always a multiple of 16, to a layer. 16 channels a group: Wu & He (2018), Group
 # Normalization, table 3.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -15,7 +13,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(channels // 16, channels),
     "none": lambda channels: nn.Identity(),
 }
-PLACES = ("post-relu", "pre-norm")
 
 
 class WideResNet(nn.Module):
@@ -62,12 +59,6 @@ class WideResNet(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
-        if depth < 10 or depth % 6 != 4:
-            raise ValueError(expected("depth", "6 n + 4 with n >= 1", depth))
-        if norm not in NORMS:
-            raise ValueError(expected("norm", "'batch', 'group' or 'none'", repr(norm)))
-        if place not in PLACES:
-            raise ValueError(expected("place", "'post-relu' or 'pre-norm'", repr(place)))
         bare = norm == "none"
         self.stem = _convolution(channels, 16, stride, bias=bare)
         blocks: list[nn.Module] = []
@@ -104,10 +95,8 @@ class WideResNet(nn.Module):
         return [block.conv2 for block in self.blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of images."""
         features = self.relu(self.norm(self.blocks(self.stem(x))))
-        logits: Tensor = self.classifier(features.mean((2, 3)))
-        return logits
+        return self.classifier(features.mean((2, 3)))
 
 
 class Block(nn.Module):
@@ -133,7 +122,6 @@ class Block(nn.Module):
         self.early = place == "pre-norm"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
         active = F.relu(self.norm1(x))
         inner = self.conv1(active)
         inner = self.relu(self.norm2(self.noise(inner) if self.early else inner))
@@ -141,8 +129,7 @@ class Block(nn.Module):
         residual = self.conv2(inner)
         if self.factor is not None:
             residual = self.factor * residual
-        out: Tensor = residual + (x if self.shortcut is None else self.shortcut(active))
-        return out
+        return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, *, size: int = 3, bias: bool) -> nn.Conv2d:

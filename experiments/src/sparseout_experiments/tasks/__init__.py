@@ -21,8 +21,7 @@ def shown_as(name: str) -> tuple[str, float, str]:
 
 def _class_of(name: str) -> type[Task]:
     # one task does not import what another needs
-    task: type[Task] = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
-    return task
+    return getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
 
 
 _CLASSES = {"autoencoder": "Reconstruct", "image": "Classify", "language": "Predict"}

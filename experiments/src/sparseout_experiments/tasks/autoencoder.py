@@ -1,7 +1,5 @@
 """Reconstruction of images through one hidden layer of ReLU units, with the noise on their activations."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ class Reconstruct(Task):
 
     def loss(self, objective: nn.Module, batch: Tensor) -> Tensor:
         x = self.parts["train"][base.local_shard(batch, self._context)]
-        return cast(Tensor, objective(x, x))
+        return objective(x, x)
 
     @torch.no_grad()
     def evaluate(self, part: str) -> Evaluation:

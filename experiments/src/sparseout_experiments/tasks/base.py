@@ -68,12 +68,8 @@ class Task(ABC):
         """The penalty on activations, where the method is one."""
         return cast(ActivityPenalty | None, self.objective.penalty)
 
-    def rate(self, progress: float) -> float:
-        """The factor on the learning rate once this fraction of training is done."""
-        return 1.0
-
-    def batch_rate(self, batch: Any) -> float:
-        """The factor on the learning rate that one batch asks for."""
+    def rate(self, progress: float, batch: Any) -> float:
+        """The factor on the learning rate for a batch, once this fraction of training is done."""
         return 1.0
 
     def after_step(self) -> None:

@@ -1,7 +1,5 @@
 """Classification of images by a Wide-ResNet, with the noise between the two convolutions of every block."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,7 +76,7 @@ class Classify(Task):
             weight_decay=self._config.weight_decay,
         )
 
-    def rate(self, progress: float) -> float:
+    def rate(self, progress: float, batch: Tensor) -> float:
         return SCHEDULES[self._config.schedule](progress)
 
     def plan(self) -> list[Tensor]:
@@ -89,7 +87,7 @@ class Classify(Task):
         if self._config.augment:  # of all processes' images, so that one process would draw the same
             pixels = images.augment(pixels, self._rng.augment, pad=self._pad, flip=self._flip)
         pixels, labels = (base.local_shard(tensor, self._context) for tensor in (pixels, labels))
-        return cast(Tensor, objective(self._ready(pixels), labels))
+        return objective(self._ready(pixels), labels)
 
     @torch.no_grad()
     def evaluate(self, part: str) -> Evaluation:

@@ -57,17 +57,13 @@ class Predict(Task):
 
     def optimizer(self) -> torch.optim.Optimizer:
         kind: Any = torch.optim.SGD if self._varied else torch.optim.AdamW
-        decay = self._config.weight_decay
-        return cast(torch.optim.Optimizer, kind(self.model.parameters(), lr=self._config.lr, weight_decay=decay))
+        return kind(self.model.parameters(), lr=self._config.lr, weight_decay=self._config.weight_decay)
 
-    def rate(self, progress: float) -> float:
-        return 1.0 if self._varied else cosine(progress)
+    def rate(self, progress: float, batch: tuple[int, int]) -> float:
+        return batch[1] / self._bptt if self._varied else cosine(progress)
 
     def plan(self) -> list[tuple[int, int]]:
         return text.windows(len(self.parts["train"]), self._bptt, self._rng.shuffle if self._varied else None)
-
-    def batch_rate(self, batch: tuple[int, int]) -> float:
-        return batch[1] / self._bptt if self._varied else 1.0
 
     def loss(self, objective: nn.Module, batch: tuple[int, int]) -> Tensor:
         start, size = batch
@@ -75,7 +71,7 @@ class Predict(Task):
         carried = None if start == 0 else self._carried
         loss, after = objective(stretch[:-1], stretch[1:], carried)
         self._carried = [(h.detach(), c.detach()) for h, c in after]
-        return cast(Tensor, loss)
+        return loss
 
     def after_step(self) -> None:
         if self._average is not None:

@@ -10,8 +10,6 @@ from sparseout_experiments.options import Config
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
 
 def accelerator_for(config: Config, folder: Path) -> "Accelerator":
     """An Accelerator for the device, the precision and the tracker of a run. Raises ValueError."""
@@ -27,9 +25,8 @@ def accelerator_for(config: Config, folder: Path) -> "Accelerator":
     if config.track is not None and config.track not in installed:
         names = ", ".join(installed) or "none"
         raise ValueError(f"expected `track` to be a tracker that is installed ({names}), but got {config.track!r}")
-    return Accelerator(
-        cpu=cpu, mixed_precision=_PRECISIONS[config.precision], log_with=config.track, project_dir=folder
-    )
+    mixed = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(cpu=cpu, mixed_precision=mixed, log_with=config.track, project_dir=folder)
 
 
 def release(accelerator: "Accelerator") -> None:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sparseout_experiments.message import expected
-
 
 def triggered(losses: Sequence[float], patience: int = 5) -> bool:
     """Whether averaging has begun: once begun, no later loss ends it.
@@ -20,8 +18,6 @@ def triggered(losses: Sequence[float], patience: int = 5) -> bool:
     that compares with those last losses instead, as the algorithm was first printed, is by their word a misprint.
     A loss that is not a number begins nothing.
     """
-    if patience < 0:
-        raise ValueError(expected("patience", "at least 0", patience))
     checks = range(patience + 1, len(losses))
     return any(losses[check] > min(losses[: check - patience]) for check in checks)
 

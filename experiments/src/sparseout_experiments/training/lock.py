@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,18 +27,17 @@ class RunError(Exception):
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
     Args:
         folder: made if it is not there, with those above it; what was made is removed again if it is left empty.
         wait: wait for the lock, instead of an error if it is taken.
-        on_wait: called once with the owner of the lock if it has to be waited for.
 
     Raises:
         RunError: if it is taken and `wait` is false, or the folder cannot be written.
     """
-    path, waited = folder / LOCK, False
+    path = folder / LOCK
     new = [missing for missing in (folder, *folder.parents) if not missing.exists()]
     new += [folder] if path.exists() else []  # its owner, if dead, could not remove it
     try:
@@ -46,12 +45,9 @@ def locked(folder: Path, *, wait: bool = False, on_wait: Callable[[str], None] =
             owner = _owner(path)
             if owner is None or _is_dead(path, owner):
                 continue
-            name = f"process {owner[1]} on {owner[0]}"
             if not wait:
+                name = f"process {owner[1]} on {owner[0]}"
                 raise RunError(f"{folder} is being trained by {name}: wait for it, or stop it first")
-            if not waited:
-                on_wait(name)
-            waited = True
             time.sleep(0.2)
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
@@ -66,7 +66,8 @@ def perform(
     try:
         if accelerator.is_main_process:
             lock.enter_context(locked(folder, wait=wait))
-            withdraw.callback(run_folder.begin(folder, config, resume))
+            if run_folder.begin(folder, config, resume):
+                withdraw.callback(run_folder.withdraw, folder)
         accelerator.wait_for_everyone()
         if (folder / run_folder.RESULT).exists():
             return run_folder.result(folder)
@@ -99,9 +100,7 @@ class _Run:
         steps = len(self.task.plan())  # says now, and not in the first epoch, if there is no plan
         self.rng.shuffle.set_state(self.shuffle_state)
         self.target_control: TargetControl | None = None
-        if (
-            isinstance(config, Target) and config.target_sparsity
-        ):  # before anything is compiled, which sees no later hook
+        if isinstance(config, Target) and config.target_sparsity:  # before compilation, which sees no later hook
             self.target_control = TargetControl(config, self.task.model, self.task.penalty, config.epochs * steps)
         objective: Any = torch.compile(self.task.objective) if config.compile else self.task.objective
         self.objective, self.optimizer = accelerator.prepare(objective, self.task.optimizer())
@@ -138,9 +137,8 @@ class _Run:
         plan = self.task.plan()
         while self.step < len(plan):
             batch = plan[self.step]
-            factor = self.task.rate(self._done(len(plan))) * self.task.batch_rate(batch)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * factor
+                group["lr"] = self.config.lr * self.task.rate(self._done(len(plan)), batch)
             with self.accelerator.autocast():
                 loss = self.task.loss(self.objective, batch)
             self.accelerator.backward(loss)
@@ -188,7 +186,7 @@ class _Run:
 
     def _end_epoch(self) -> None:
         """Measure, keep the weights if they are the best, write it all down."""
-        self.train_loss = train_loss = torch.tensor(self.losses).mean().item()
+        self.train_loss = torch.tensor(self.losses).mean().item()
         evaluation = self._evaluate("valid")
         self.epoch += 1
         value = evaluation.metrics[self.task.metric]
@@ -203,7 +201,7 @@ class _Run:
         overall = means(evaluation.sparsity)
         self.last = {"metric": value, "hoyer": overall["hoyer"], "dead": overall["dead"]}
         seconds = time.monotonic() - self.begun
-        line: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "train_loss": train_loss}
+        line: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "train_loss": self.train_loss}
         line |= {"valid": evaluation.metrics, "mean": overall, "sparsity": evaluation.sparsity, "seconds": seconds}
         if self.target_control is not None:
             line["control"] = self.target_control.line()
@@ -217,7 +215,7 @@ class _Run:
             self.stopped_by = "epochs"
         self.step, self.losses, self.shuffle_state = 0, [], self.rng.shuffle.get_state()
         self._save()
-        self._report(self.epoch / self.config.epochs, train_loss)
+        self._report(self.epoch / self.config.epochs, self.train_loss)
 
     def _stateful(self) -> dict[str, Any]:
         """What has a `state_dict` for the checkpoint, or None where the run has none."""
@@ -262,7 +260,7 @@ class _Run:
             self.accelerator.log(_flat({"test": test.metrics}), step=self.steps)
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
-        return cast(dict[str, Any], run_folder.plain(result))
+        return run_folder.plain(result)
 
     def _fail(self, reason: str) -> NoReturn:
         sentence = f"the run failed: {reason}"

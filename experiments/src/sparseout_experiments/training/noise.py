@@ -56,8 +56,7 @@ def attach(
         for layer in following:
             attachment.attach(layer)
         return None
-    penalty: ActivityPenalty = attachment.attach(model, modules=lambda name, module: module in activations)
-    return penalty
+    return attachment.attach(model, modules=lambda name, module: module in activations)
 
 
 def _arguments(config: Config) -> dict[str, Any]:

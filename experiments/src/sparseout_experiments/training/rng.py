@@ -30,7 +30,6 @@ class Rng:
         return {"order": self.shuffle.get_state(), "augment": self.augment.get_state(), "noise": noise}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         self.shuffle.set_state(state["order"])
         self.augment.set_state(state["augment"])
         torch.set_rng_state(state["noise"][0])

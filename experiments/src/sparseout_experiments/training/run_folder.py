@@ -11,9 +11,8 @@ import os
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -31,7 +30,7 @@ from sparseout_experiments.training.lock import RunError as RunError  # one of t
 CONFIG = FILE
 ENVIRONMENT, METRICS, RESULT, FAILURE = "environment.json", "metrics.jsonl", "result.json", "failure.json"
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
-_OURS = (CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE, CHECKPOINT, "probe")
+_OURS = (CONFIG, ENVIRONMENT, METRICS, RESULT, FAILURE, CHECKPOINT)
 _IN_CHECKPOINT = {"epoch", "lines", "losses", "guard", "model", "optimizer", "task", "data", "processes"}  # and more
 # Options that may differ when a run goes on: they say where and how long it may work, not what it computes.
 _FREE = ("device", "checkpoint_minutes", "track", "data")
@@ -45,13 +44,12 @@ class _NotCheckpoint(Exception):
     """Why a file is no checkpoint of a run."""
 
 
-def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
-    """Make the folder, or check that it holds this very run. Raises RunError.
+def begin(folder: Path, config: Config, resume: bool) -> bool:
+    """Put the options into a folder that is empty, or check that it holds this very run; return whether it was empty.
 
-    Returns what takes it all back, for a run that ends before it has a checkpoint.
+    Raises RunError.
     """
     with disk(folder):
-        new = atomic_files.prepare(folder)
         for name in _OURS:  # what a killed process was writing
             for left in folder.glob(f".{name}-[0-9]*"):
                 left.unlink(missing_ok=True)
@@ -63,14 +61,16 @@ def begin(folder: Path, config: Config, resume: bool) -> Callable[[], None]:
             # first, so that a folder with a configuration has it
             write_json(folder / ENVIRONMENT, environment("accelerate", "datasets"))
             atomic_files.write(folder / CONFIG, write(config))
-            return partial(_withdraw, folder, new)
+            return True
         if not resume:
             raise RunError(expected("out", "a new folder, or with --resume that of a run", f"{str(folder)!r}"))
         _check_same(folder, config)
         (folder / FAILURE).unlink(missing_ok=True)
-        if not _is_record(folder / ENVIRONMENT):  # the end of the run would be the first to miss it
+        try:
+            read_json(folder / ENVIRONMENT)
+        except RunError:  # the end of the run would be the first to miss it
             write_json(folder / ENVIRONMENT, environment("accelerate", "datasets"))
-    return lambda: None
+    return False
 
 
 def _check_same(folder: Path, config: Config) -> None:
@@ -104,14 +104,13 @@ def _differing(before: dict[str, Any], config: Config) -> Iterator[tuple[str, An
             yield name, before.get(name), now.get(name)
 
 
-def _withdraw(folder: Path, new: list[Path]) -> None:
-    """Empty a folder that was new or empty, and remove it if it was new, unless there is a checkpoint in it."""
+def withdraw(folder: Path) -> None:
+    """Empty the folder of a run again, unless there is a checkpoint in it. A new one goes with its lock."""
     if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
         with disk(folder):
             for path in folder.iterdir():
                 if not path.name.startswith(LOCK):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            atomic_files.remove_empty(new)
 
 
 def log(folder: Path, record: Mapping[str, Any]) -> None:
@@ -230,7 +229,7 @@ def result(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT, _Result)
 
 
-_MEASURES = {"hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis"}
+MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")  # of a module
 _COUNTS = ("units", "dead_units", "rows", "undefined_rows")
 _OF_CONTROL = {"target", "hoyer", "noise_least", "noise_most"}
 
@@ -257,19 +256,11 @@ class _Result(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         for measures in self.sparsity.values():
-            if not measures.keys() >= _MEASURES or any(measures.get(name) is None for name in _COUNTS):
+            if not measures.keys() >= set(MEASURES) or any(measures.get(name) is None for name in _COUNTS):
                 raise ValueError("a module lacks measures")
         if self.control is not None and not self.control.keys() >= _OF_CONTROL:
             raise ValueError("the record of the target lacks entries")
         return self
-
-
-def _is_record(path: Path) -> bool:
-    try:
-        read_json(path)
-    except RunError:
-        return False
-    return True
 
 
 def plain(value: Any) -> Any:

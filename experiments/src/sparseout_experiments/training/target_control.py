@@ -85,7 +85,6 @@ class TargetControl:
         return {key: getattr(self, name) for key, name in _KEPT.items()} | {"controller": self._controller.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         for key, name in _KEPT.items():
             setattr(self, name, state[key])
         self._controller.load_state_dict(state["controller"])
