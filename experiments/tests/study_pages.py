@@ -21,7 +21,7 @@ def save(tmp_path: Path, ledger: Ledger, task: Task = "autoencoder", budget: str
 
 
 def render(tmp_path: Path) -> str:
-    study.render(tmp_path / "results", tmp_path / "docs" / "results.md")
+    study.STUDY.render(tmp_path / "results", tmp_path / "docs" / "results.md")
     return (tmp_path / "docs" / "results.md").read_text()
 
 

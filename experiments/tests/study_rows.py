@@ -12,6 +12,16 @@ from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import frame
 from sparseout_experiments.studies.engine.cluster import Job, Outcome, Train
 
+ENVIRONMENT = {"torch": "2.13.0", "processor": "a processor", "gpu": None}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """What a training leaves; and a mark for each time it was called."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "calls").open("a") as file:
+        file.write("x")
+    (folder / "result.json").write_text(json.dumps(result))
+
 
 def wobble(seed: float, size: float) -> float:
     return size * math.sin(1 + 2.5 * seed)
@@ -53,21 +63,18 @@ def result_of(task: Task, options: dict[str, Any], effect: float = 1.0) -> dict[
         "mean": {"hoyer": hoyer, "hoyer_live": live, "dead": dead, "undefined": 0.0},
         "last": {"hoyer": hoyer + 0.002 * q, "hoyer_live": live + 0.003 * q, "dead": dead, "undefined": 0.0},
         "warnings": [],
-        "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None, "threads": 1},
+        "environment": {**ENVIRONMENT, "threads": 1},
     }
 
 
 def fake_train(task: Task, options: dict[str, Any], folder: Path) -> None:
-    """Stands in for a training; leaves a mark for each time it was called."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "calls").open("a") as file:
-        file.write("x")
+    """Stands in for a training."""
     result = result_of(task, options)
     epochs, last = result["epochs"], result.pop("last")
+    write_result(folder, result)
     lines = [{"epoch": epoch, "mean": dict.fromkeys(last, 0.5)} for epoch in range(1, epochs)]
     lines.append({"epoch": epochs, "mean": last})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "result.json").write_text(json.dumps(result))
 
 
 def trained(task: str, options: dict[str, Any], folder: Path) -> None:

@@ -15,7 +15,7 @@ from sparseout_experiments.studies.alternatives import BUDGETS, comparison, fram
 from sparseout_experiments.studies.alternatives.grid import METHODS, WITHOUT_KNOB
 from sparseout_experiments.studies.alternatives.grid import runs as runs_of
 from sparseout_experiments.studies.engine import pages, statistics, study
-from study_rows import Inline
+from study_rows import ENVIRONMENT, Inline, write_result
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -29,21 +29,20 @@ def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
     """Hoyer rises along the settings of every method, and the error with it; that of the penalty is the least."""
-    folder.mkdir(parents=True, exist_ok=True)
     method = METHODS[options["method"]]
     place = method.settings.index(options[method.knob]) if method.knob else 0
     hoyer = 0.35 + 0.1 * place + 0.001 * options["seed"]
     error = (0.5 if options["method"] == "penalty" else 1.0) * hoyer / 100
     found = {
         "config": config.record(config.resolve(task, options)),
-        "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None},
+        "environment": ENVIRONMENT,
         "test": {"mse": error},
         "mean": {"hoyer": hoyer, "hoyer_live": hoyer - 0.05, "dead": 0.25, "undefined": 0.0},
         "sparsity": {"code": {"density": 1 - hoyer}},
         "best_epoch": 3,
         "seconds": 2.0,
     }
-    (folder / "result.json").write_text(json.dumps(found))
+    write_result(folder, found)
 
 
 def test_every_method_has_five_settings_and_every_run_its_options() -> None:
@@ -77,7 +76,7 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
     (tmp_path / "page.md").write_text(EMPTY)
     monkeypatch.setattr(grid, "SEEDS", (0, 1))
     request = study.Request(("digits",), tmp_path / "work")
-    study.reproduce(alternatives, request, tmp_path / "results", tmp_path / "page.md", 1, train=fake_train)
+    study.reproduce(alternatives.STUDY, request, tmp_path / "results", tmp_path / "page.md", 1, train=fake_train)
     text = (tmp_path / "page.md").read_text()
     assert text.startswith("# Why\n\n<!-- begin: alternatives-digits -->\n")
     assert text.endswith("<!-- end: alternatives-digits -->\n\nThe end.\n")
@@ -91,7 +90,7 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
     assert text.count("| relu2 |") == 1
     assert "96 runs, 2 seeds, 3 minutes" in text
     again = tmp_path / "page.md"
-    alternatives.render(tmp_path / "results", again)
+    alternatives.STUDY.render(tmp_path / "results", again)
     assert again.read_text() == text
     with pytest.raises(ValueError, match=r"with <!-- begin: b --> and <!-- end: b -->, but got one without"):
         pages.filled(text, {"b": "text"})
@@ -105,7 +104,7 @@ def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
     page, results = tmp_path / "page.md", tmp_path / "results"
     page.write_text(EMPTY)
     first = study.Request(("digits",), tmp_path / "work")
-    study.reproduce(alternatives, first, results, page, 1, train=fake_train)
+    study.reproduce(alternatives.STUDY, first, results, page, 1, train=fake_train)
     whole = results / "alternatives-small-digits.json"
     text, content = page.read_text(), json.loads(whole.read_text())
     for row in content["rows"]:
@@ -116,23 +115,23 @@ def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
     whole.write_text(json.dumps(content))
 
     again = study.Request(("digits",), tmp_path / "again")
-    recorded = alternatives.recorded(again, results)
-    assert study.outlook(alternatives, again, 1, recorded)[0] == {"digits": (96, 96 - 10 - 2)}
-    study.reproduce(alternatives, again, results, page, 1, train=fake_train, recorded=recorded)
+    recorded = alternatives.STUDY.recorded(again, results)
+    assert study.outlook(alternatives.STUDY, again, 1, recorded)[0] == {"digits": (96, 96 - 10 - 2)}
+    study.reproduce(alternatives.STUDY, again, results, page, 1, train=fake_train, recorded=recorded)
     trained = {path.name.split("_")[0] for path in (again.work / "small/digits").iterdir()}
     assert trained == {"penalty", "relu2"}
     assert (page.read_text(), whole.read_text()) == (text, complete)
 
     whole.write_text(json.dumps(content | {"config": content["config"] | {"epochs": 5}}))
     with pytest.raises(ValueError, match=r"digits.json holds runs with epochs = 5 where the study wants 40$"):
-        alternatives.recorded(again, results)
-    assert alternatives.recorded(again, tmp_path) == {}
+        alternatives.STUDY.recorded(again, results)
+    assert alternatives.STUDY.recorded(again, tmp_path) == {}
 
     for row in content["rows"]:
         row.pop("hoyer", None)
     whole.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"digits.json does not hold results of sparseout alternatives$"):
-        alternatives.recorded(again, results)
+        alternatives.STUDY.recorded(again, results)
 
 
 @pytest.mark.parametrize("given", [["--budget", "huge"], ["--only", "cifar10"], ["--data", "nowhere"]])
@@ -140,16 +139,9 @@ def test_bad_options_are_refused(given: list[str]) -> None:
     assert CliRunner().invoke(app, ["reproduce", "alternatives", *given]).exit_code == 2
 
 
-def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    committed = (ROOT / "docs/comparison.md").read_text()
-    (tmp_path / "page.md").write_text(committed)
-    alternatives.render(ROOT / "results", tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == committed
-
-
 def test_what_the_page_says_is_what_the_results_show() -> None:
     compared = 0
-    for name, record in alternatives.load_all(ROOT / "results").items():
+    for name, record in alternatives.STUDY.load_all(ROOT / "results").items():
         assert len(record["rows"]) == 240
         for measure in comparison.MEASURES:
             for level in comparison.LEVELS:
@@ -174,7 +166,7 @@ def test_what_the_page_says_is_what_the_results_show() -> None:
 
 
 def test_what_the_page_says_of_the_newer_methods_on_digits() -> None:
-    record = alternatives.load_all(ROOT / "results")["digits"]
+    record = alternatives.STUDY.load_all(ROOT / "results")["digits"]
     runs = frame_of(record)
     compared = 0
     for measure in comparison.MEASURES:
@@ -207,7 +199,7 @@ def test_what_the_page_says_of_the_newer_methods_on_digits() -> None:
 
 
 def test_what_the_page_says_of_the_newer_methods_on_mnist() -> None:
-    runs = frame_of(alternatives.load_all(ROOT / "results")["mnist"])
+    runs = frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"])
     warm = {}
     for measure in comparison.MEASURES:
         for level in comparison.LEVELS:
@@ -245,7 +237,7 @@ def test_its_costs_are_those_of_the_benchmark() -> None:
 
 def test_bold_are_the_least_and_what_is_level_with_it() -> None:
     """On MNIST at 0.7 four methods: the penalty and k-winners are higher by 0.17 ± 0.13 and 0.17 ± 0.16."""
-    found = comparison.against_least(frame_of(alternatives.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
+    found = comparison.against_least(frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
     assert {name for name, p in found.items() if p > comparison.SIGNIFICANT} == {
         "sparseout",
         "penalty",

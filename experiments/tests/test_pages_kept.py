@@ -1,5 +1,6 @@
-"""No page and no file of results is replaced by an emptier one."""
+"""Pages are those of the results, and no page and no file of results is replaced by an emptier one."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,13 @@ from small import status_of
 from sparseout_experiments.studies import control, targets
 from sparseout_experiments.studies.control import collect
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.studies.engine import study
+from sparseout_experiments.studies.engine import study, style
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from study_rows import Inline, ledger_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"control": "results.md", "targets": "targets.md", "alternatives": "comparison.md", "theory": "theory.md"}
+PAGES |= {"revival": "revival.md", "payoff": "payoff.md"}
 
 
 def some_of(folder: Path, runs: int) -> Path:
@@ -20,6 +22,16 @@ def some_of(folder: Path, runs: int) -> Path:
     ledger = Ledger(dict(list(ledger_of("image").results.items())[:runs]))
     collect.save(folder, "small", "image", ledger)
     return folder
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "theory"])
+def test_a_page_is_that_of_the_results(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "png", lambda *_: b"")  # figures are made and not painted, which takes most of the time
+    page, committed = tmp_path / "page.md", (ROOT / "docs" / PAGES[name]).read_text()
+    if name == "alternatives":  # whose page is written by hand but for its parts
+        page.write_text(committed)
+    import_module(f"sparseout_experiments.studies.{name}").STUDY.render(ROOT / "results", page)
+    assert page.read_text() == committed
 
 
 @pytest.mark.parametrize("study", PAGES)
@@ -44,7 +56,7 @@ def test_a_page_is_not_rendered_from_nothing(
     assert not (tmp_path / "images").exists()
 
 
-@pytest.mark.parametrize("study", [control, targets])
+@pytest.mark.parametrize("study", [control.STUDY, targets.STUDY])
 def test_a_page_of_others_is_left_alone(study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     page = tmp_path / "README.md"
     page.write_text("# Mine\n")
@@ -55,13 +67,13 @@ def test_a_page_of_others_is_left_alone(study, tmp_path: Path) -> None:  # type:
 
 def test_a_page_is_not_made_from_fewer_runs(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    control.render(some_of(tmp_path / "more", 9), page)
+    control.STUDY.render(some_of(tmp_path / "more", 9), page)
     before = page.read_text()
     assert before.endswith("<!-- made from 9 runs -->\n")
     with pytest.raises(ValueError, match=r"of 8 runs, but got .*page.md', which was made from 9"):
-        control.render(some_of(tmp_path / "fewer", 8), page)
+        control.STUDY.render(some_of(tmp_path / "fewer", 8), page)
     assert page.read_text() == before
-    control.render(some_of(tmp_path / "as many", 9), page)
+    control.STUDY.render(some_of(tmp_path / "as many", 9), page)
 
 
 def stop(task: str, options: object, folder: Path) -> None:
@@ -71,10 +83,10 @@ def stop(task: str, options: object, folder: Path) -> None:
 def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "Cluster", Inline)
     results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"
-    control.render(results, page)
+    control.STUDY.render(results, page)
     before = {path: path.read_bytes() for path in (page, *results.iterdir())}
     with pytest.raises(StudyStopped, match="no disk"):
-        study.reproduce(control, study.Request(("image",), tmp_path / "work"), results, page, 1, train=stop)
+        study.reproduce(control.STUDY, study.Request(("image",), tmp_path / "work"), results, page, 1, train=stop)
     assert {path: path.read_bytes() for path in before} == before
 
 

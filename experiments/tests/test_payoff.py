@@ -1,6 +1,5 @@
 """What sparsity is worth: a training at small size, and the study's files and page."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,11 @@ import pytest
 import torch
 from sparseout_experiments.data import images
 from sparseout_experiments.studies import payoff
-from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.payoff import STEERED, TARGETS, TASKS, Run, training, transformer
-from study_rows import Inline
+from study_rows import ENVIRONMENT, Inline, write_result
 
-ROOT = Path(__file__).parents[2]
 SMALL = training.Task("Digits", 64, 2, 64, None, 450, (0,))
 
 
@@ -68,15 +65,14 @@ def numbers(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"config": options, "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None}}
+    found = {"config": options, "environment": ENVIRONMENT}
     if task == "minilm":
         rows = [{"density": 0.5, "reached": 0.49, "cosine": 0.95, "cosine_least": 0.9, "sparse_layers": 6,
                  "us_dense": 5000.0, "us_sparse": 6000.0}]  # fmt: skip
         found |= {"rows": rows, "shape": [384, 1536, 6], "sentences": 100, "tokens": 30.0, "texts": 4}
     else:
         found |= numbers(options)
-    (folder / "result.json").write_text(json.dumps(found | {"seconds": 1.0, "load": 7.4}))
+    write_result(folder, found | {"seconds": 1.0, "load": 7.4})
 
 
 def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +80,7 @@ def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs/payoff.md"
     request = Request(("digits", "minilm"), tmp_path / "work")
-    study.reproduce(payoff, request, tmp_path / "results", page, 1, train=fake_train)
+    study.reproduce(payoff.STUDY, request, tmp_path / "results", page, 1, train=fake_train)
     text = " ".join(page.read_text().split())
     assert "| Sparseout | 0.1 | no | 0.150" in text
     assert "| L1 penalty | 0.1 | yes | 0.100" in text
@@ -94,21 +90,14 @@ def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "docs/images/payoff-digits.png").stat().st_size > 5000
     assert (tmp_path / "docs/images/payoff-minilm.png").stat().st_size > 5000
     seeds = len(TASKS["digits"].seeds)
-    assert len(payoff.plan(request, payoff.ledger())) == seeds * (2 + len(STEERED) * len(TARGETS)) + 1
+    assert len(payoff.STUDY.plan(request, payoff.STUDY.ledger())) == seeds * (2 + len(STEERED) * len(TARGETS)) + 1
     with pytest.raises(ValueError, match="made from"):
-        payoff.check(Request(("minilm",), tmp_path / "work"), tmp_path / "none", page)
+        payoff.STUDY.check(Request(("minilm",), tmp_path / "work"), tmp_path / "none", page)
 
 
 def test_runs_are_told_apart() -> None:
     request = Request(("digits",), Path("work"), sources={"digits": "folder"})
-    jobs = [run.job(request) for run in payoff.plan(request, payoff.ledger())]
+    jobs = [run.job(request) for run in payoff.STUDY.plan(request, payoff.STUDY.ledger())]
     assert len({job.folder for job in jobs}) == len(jobs)
     assert jobs[0].options["data"] == "folder"
     assert str(Run("digits", "penalty", 0.1, 1)) == "digits: penalty to 0.1, seed 1"
-
-
-def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    for record in payoff.load_all(ROOT / "results").values():
-        files.save(tmp_path / "results" / f"payoff-{record['task']}.json", record)
-    payoff.render(tmp_path / "results", tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == (ROOT / "docs/payoff.md").read_text()

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 from sparseout_experiments.studies import revival
-from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from sparseout_experiments.studies.revival import ARMS, training
-from study_rows import Inline
+from study_rows import ENVIRONMENT, Inline, write_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,17 +33,14 @@ def test_arms_are_one_run_until_units_are_revived(monkeypatch: pytest.MonkeyPatc
 
 def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
     """With revival the error is higher by 2 and a bit that depends on the seed, and half as many units are dead."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "calls").open("a") as file:
-        file.write("x")
     none = options["arm"] == "never"
     live = 0.6 if none else 0.8 + 0.01 * options["seed"]
-    found = {"config": options, "environment": {"torch": "2.13.0", "processor": "a processor", "gpu": None}}
+    found = {"config": options, "environment": ENVIRONMENT}
     found |= {"error": 10.0 + options["seed"] + (0 if none else 2 + 0.1 * options["seed"]), "live": live, "hoyer": 0.5}
     found |= {"seconds": 1.0, "revived": [] if none else [9], "course": [live] * 60} | (
         {"wrong": 0.1} if task == "classifier" else {}
     )
-    (folder / "result.json").write_text(json.dumps(found))
+    write_result(folder, found)
 
 
 def failing(task: str, options: dict[str, Any], folder: Path) -> None:
@@ -56,7 +52,7 @@ def reproduce(root: Path, train: Any = fake_train) -> str:
     (root / "docs").mkdir(exist_ok=True)
     page = root / "docs/page.md"
     request = study.Request(tuple(revival.TASKS), root / "work")
-    study.reproduce(revival, request, root / "results", page, 1, train=train)
+    study.reproduce(revival.STUDY, request, root / "results", page, 1, train=train)
     return " ".join(page.read_text().split())
 
 
@@ -76,9 +72,6 @@ def test_a_failed_run_ends_it_in_a_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    for record in revival.load_all(ROOT / "results").values():
-        files.save(tmp_path / "results" / f"revival-{record['task']}.json", record)
+def test_the_results_are_whole() -> None:
+    for record in revival.STUDY.load_all(ROOT / "results").values():
         assert {(row["arm"], row["seed"]) for row in record["rows"]} == {(a, s) for a in ARMS for s in range(5)}
-    revival.render(tmp_path / "results", tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == (ROOT / "docs/revival.md").read_text()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from sparseout_experiments import config
 from sparseout_experiments.studies import control
-from sparseout_experiments.studies.control import grid, page
+from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, SEEDS, TUNING_SEED, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.study import Request
 from study_rows import ledger_of
 
@@ -28,7 +29,9 @@ def tuned(task: Task, **low: float) -> dict[Setting, Value]:
 
 def test_the_protocol_has_the_tables_of_the_grid() -> None:
     text = PROTOCOL.read_text()
-    for line in page.protocol_tables().splitlines():
+    plan = {"grid_of": grid.grid_of, "budgets": BUDGETS, "always": grid.ALWAYS, "count": grid.count}
+    plan |= {"seeds": SEEDS, "tuning_seed": TUNING_SEED}
+    for line in pages.rendered(control.__name__, "protocol.md.j2", **plan).splitlines():
         assert line in text
     assert "about two hours" in text
     assert len([line for line in text.splitlines() if re.match(r"\| (small|medium|gpu|full) \|", line)]) == 12
@@ -95,7 +98,7 @@ def test_medium_goes_seed_by_seed_through_all_networks(tmp_path: Path) -> None:
     for task in BUDGETS["medium"]:
         ledger.results |= ledger_of(task, "medium").results
     request = Request(("autoencoder", "image", "language", "transformer"), tmp_path, "medium")
-    plan = list(control.plan(request, ledger))
+    plan = list(control.STUDY.plan(request, ledger))
     assert len(plan) == 3 * 29  # there is no autoencoder; all chose one p
     assert [run.seed for run in plan] == sorted(
         (run.seed for run in plan), key=lambda seed: (seed != TUNING_SEED, seed)
@@ -103,7 +106,7 @@ def test_medium_goes_seed_by_seed_through_all_networks(tmp_path: Path) -> None:
     for seed in SEEDS:
         assert {run.task for run in plan if run.seed == seed} == {"image", "language", "transformer"}
     with pytest.raises(ValueError, match="expected `--only` to be of image, language, transformer at this budget"):
-        control.plan(Request(("autoencoder",), tmp_path, "medium"), ledger)
+        control.STUDY.plan(Request(("autoencoder",), tmp_path, "medium"), ledger)
 
 
 def test_another_p_than_that_of_dropout_is_run_at_that_of_dropout_too() -> None:

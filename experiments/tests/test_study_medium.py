@@ -11,6 +11,7 @@ from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import style
 from study_rows import ledger_of
 
 TASKS = tuple(BUDGETS["medium"])
@@ -18,7 +19,7 @@ TASKS = tuple(BUDGETS["medium"])
 
 @pytest.fixture(autouse=True)
 def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "png", lambda *_: b"")
+    monkeypatch.setattr(style, "png", lambda *_: b"")
 
 
 def ledger(task: Task, seeds: int = 5, effect: float = 1.0) -> Ledger:
@@ -35,7 +36,7 @@ def save(folder: Path, task: Task, found: Ledger) -> Record:
 
 
 def page(folder: Path) -> str:
-    control.render(folder / "results", folder / "page.md")
+    control.STUDY.render(folder / "results", folder / "page.md")
     return " ".join((folder / "page.md").read_text().split())
 
 

@@ -12,7 +12,8 @@ from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, Setting, Task
-from study_pages import ROOT, TASKS, raw, render, save, shown, tables
+from sparseout_experiments.studies.engine import style
+from study_pages import TASKS, raw, render, save, shown, tables
 from study_rows import ledger_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -22,7 +23,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not painted, which would take most of the time, where a test is not about them."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr(figures, "png", lambda *_: b"")
+        monkeypatch.setattr(style, "png", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for task in TASKS:
         save(folder, ledger_of(task), task)
     return folder, render(folder)
-
-
-def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    study.render(ROOT / "results", tmp_path / "docs" / "results.md")
-    assert (tmp_path / "docs" / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
 
 
 def test_no_number_of_the_template_is_a_result() -> None:

@@ -25,7 +25,9 @@ HERE = Path(__file__).parent
 
 def reproduce(tmp_path: Path, train: Any = fake_train, tasks: tuple[str, ...] = ("image",), **options: Any) -> Ledger:
     request = study.Request(tasks, tmp_path / "work")
-    found = study.reproduce(control, request, tmp_path / "results", tmp_path / "docs/page.md", train=train, **options)
+    found = study.reproduce(
+        control.STUDY, request, tmp_path / "results", tmp_path / "docs/page.md", train=train, **options
+    )
     assert isinstance(found, Ledger)
     return found
 
@@ -93,7 +95,7 @@ def test_everything_runs_once_and_nothing_a_second_time(tmp_path: Path) -> None:
     assert not heard
     assert again.results.keys() == ledger.results.keys()
     assert set(calls(tmp_path / "work").values()) == {1}
-    assert study.outlook(control, study.Request(("image",), tmp_path / "work"), 2) == ({"image": (57, 57)}, 57, 0)
+    assert study.outlook(control.STUDY, study.Request(("image",), tmp_path / "work"), 2) == ({"image": (57, 57)}, 57, 0)
 
 
 @pytest.mark.usefixtures("inline")
@@ -114,7 +116,7 @@ def test_tuning_comes_first_and_an_interrupted_study_keeps_what_it_has(tmp_path:
     assert set(record.frame["role"]) >= {"tuning"}
     assert "runs are still missing" in (tmp_path / "docs" / "page.md").read_text()
     # trials and four runs of 265 and 57 have ended, of 4.2 s each
-    tasks, total, left = study.outlook(control, study.Request(both, tmp_path / "work"), 3)
+    tasks, total, left = study.outlook(control.STUDY, study.Request(both, tmp_path / "work"), 3)
     assert (tasks, total) == ({"autoencoder": (265, 4), "image": (57, 16)}, 322)
     assert left == pytest.approx(4.2 * (322 - 20) / 3)
 
@@ -129,7 +131,7 @@ def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Pa
 
     tasks = ("image", "language", "transformer")
     request = study.Request(tasks, tmp_path / "work", "medium")
-    study.reproduce(control, request, tmp_path / "results", tmp_path / "page.md", train=train)
+    study.reproduce(control.STUDY, request, tmp_path / "results", tmp_path / "page.md", train=train)
     assert [seed for seed, _ in started[24:]] == sorted(seed for seed, _ in started[24:])
     assert {task for seed, task in started if seed == 0} == set(tasks)
     assert collect.load(tmp_path / "results" / "control-medium-transformer.json").missing == 0
@@ -138,7 +140,7 @@ def test_every_network_has_run_on_a_seed_before_the_next_one_begins(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path) -> None:
-    whole, page = collect.FILES.path(tmp_path / "results", "image", "small"), tmp_path / "docs/page.md"
+    whole, page = collect.path_of(tmp_path / "results", "small", "image"), tmp_path / "docs/page.md"
     reproduce(tmp_path)
     text, content = page.read_text(), json.loads(whole.read_text())
     shutil.rmtree(tmp_path / "work")
@@ -146,16 +148,16 @@ def test_a_study_goes_on_from_its_results_where_the_runs_are_gone(tmp_path: Path
     gone = [entry for entry in content["rows"] if entry["seed"] == 3]
     whole.write_text(json.dumps(content | {"rows": [entry for entry in content["rows"] if entry["seed"] != 3]}))
     request = study.Request(("image",), tmp_path / "work")
-    recorded = control.recorded(request, tmp_path / "results")
-    assert study.outlook(control, request, 2, recorded)[0] == {"image": (57, 57 - len(gone))}
+    recorded = control.STUDY.recorded(request, tmp_path / "results")
+    assert study.outlook(control.STUDY, request, 2, recorded)[0] == {"image": (57, 57 - len(gone))}
     reproduce(tmp_path, recorded=recorded)
     assert len(calls(tmp_path / "work")) == len(gone) > 0
     assert (page.read_text(), json.loads(whole.read_text())) == (text, content)
 
     whole.write_text(json.dumps(content | {"config": content["config"] | {"epochs": 5}}))
     with pytest.raises(ValueError, match=r"image.json holds runs with epochs = 5 where the study wants 6$"):
-        control.recorded(request, tmp_path / "results")
-    assert control.recorded(request, tmp_path) == {}
+        control.STUDY.recorded(request, tmp_path / "results")
+    assert control.STUDY.recorded(request, tmp_path) == {}
 
 
 @pytest.mark.usefixtures("inline")
@@ -249,14 +251,16 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     options = grid.options(run, "small", {}, {})
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"data": "/elsewhere/cifar10"})))
     request = study.Request(("image",), tmp_path, common={"device": "cuda"})
-    assert study.outlook(control, request, 1)[0] == {"image": (16, 1)}  # where data lie and it ran is no part of a run
+    assert study.outlook(control.STUDY, request, 1)[0] == {
+        "image": (16, 1)
+    }  # where data lie and it ran is no part of a run
     (folder / "result.json").write_text(json.dumps(result_of("image", options | {"epochs": 3})))
     with pytest.raises(StudyStopped, match="epochs = 3 where the study wants 6"):
-        study.outlook(control, request, 1)
+        study.outlook(control.STUDY, request, 1)
     for content in ("{", "{}", "[]", '{"config": 3}'):
         (folder / "result.json").write_text(content)
         with pytest.raises(StudyStopped, match="cannot be read: remove"):
-            study.outlook(control, request, 1)
+            study.outlook(control.STUDY, request, 1)
 
 
 def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> Non
     path = tmp_path / "control-small-image.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="does not hold results"):
-        control.render(tmp_path, tmp_path / "page.md")
+        control.STUDY.render(tmp_path, tmp_path / "page.md")
 
 
 SCRIPT = """
@@ -287,7 +291,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     root = Path(sys.argv[1])
     request = study.Request(("image",), root / "work")
-    study.reproduce(control, request, root / "results", root / "page.md", train=slowly)
+    study.reproduce(control.STUDY, request, root / "results", root / "page.md", train=slowly)
 """
 
 

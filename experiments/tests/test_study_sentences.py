@@ -12,6 +12,7 @@ from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import GRIDS, Value
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import style
 from sparseout_experiments.studies.engine.style import COLOURS
 from study_pages import ROOT, TASKS, flat, render, save, shown, tables
 from study_rows import ledger_of, result_of
@@ -20,7 +21,7 @@ from study_rows import ledger_of, result_of
 @pytest.fixture(autouse=True)
 def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not painted, which would take most of the time."""
-    monkeypatch.setattr(figures, "png", lambda *_: b"")
+    monkeypatch.setattr(style, "png", lambda *_: b"")
 
 
 def test_what_the_sentences_say_is_left_out_where_the_results_say_otherwise(tmp_path: Path) -> None:

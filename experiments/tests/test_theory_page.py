@@ -13,6 +13,7 @@ import torch
 from small import status_of
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import theory
+from sparseout_experiments.studies.engine import style
 from sparseout_experiments.studies.theory import curves, figures, masks, statements, training
 from sparseout_experiments.studies.theory.statements import Check
 from typer.testing import CliRunner
@@ -29,7 +30,7 @@ def record() -> theory.Record:
 
 @pytest.fixture(scope="module")
 def fresh() -> list[Check]:
-    return list(statements.checks())
+    return [check for group in statements.GROUPS.values() for check in group()]
 
 
 # What is committed
@@ -213,7 +214,7 @@ def test_all_of_it(tmp_path):
 
 
 def test_rendering_needs_no_run_and_no_page(tmp_path, record, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda *_: b"")
+    monkeypatch.setattr(style, "png", lambda *_: b"")
     file = tmp_path / "new" / "page.md"
     done = CliRunner().invoke(app, ["theory", "--results", str(RESULTS), "--page", str(file), "--render"])
     assert done.exit_code == 0, done.output
@@ -231,10 +232,10 @@ def test_rendering_needs_no_run_and_no_page(tmp_path, record, monkeypatch):
 
 
 def test_what_does_not_hold_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda *_: b"")
-    found: dict[str, Any] = json.loads(theory.FILES.path(RESULTS).read_text())
+    monkeypatch.setattr(style, "png", lambda *_: b"")
+    found: dict[str, Any] = json.loads(theory.path_of(RESULTS).read_text())
     found["checks"][0]["measured"] = None  # no number
-    theory.FILES.path(tmp_path).write_text(json.dumps(found))
+    theory.path_of(tmp_path).write_text(json.dumps(found))
     assert status_of("theory", "--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--render") == 1
     out, err = capsys.readouterr()
     assert f"1 of {len(found['checks'])} checks do not hold" in err
@@ -277,7 +278,7 @@ def test_errors(args, words, tmp_path, capsys, monkeypatch):
 
 def test_other_files_are_not_results(tmp_path):
     for text in ("{}", "[]", "no json", '{"kind": "sparseout bench"}'):
-        theory.FILES.path(tmp_path).write_text(text)
+        theory.path_of(tmp_path).write_text(text)
         with pytest.raises(ValueError, match="does not hold results of sparseout theory"):
             theory.load(tmp_path)
 

@@ -115,7 +115,7 @@ def _reproduce(
 ) -> None:
     from sparseout_experiments.studies.engine import study as engine
 
-    study: Any = import_module(f"sparseout_experiments.studies.{name}")  # an engine.Study
+    study: engine.Study = import_module(f"sparseout_experiments.studies.{name}").STUDY
     chosen = only.split(",") if only else entry.names
     if unknown := [part for part in chosen if part not in entry.names]:
         fail(expected("--only", f"a list of {', '.join(entry.names)}", repr(unknown[0])))

@@ -39,7 +39,7 @@ def theory(
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
-    wrote(Console(), [checking.FILES.path(results), *written])
+    wrote(Console(), [checking.path_of(results), *written])
     checks = checking.checks_of(record)
     if failed := [check for check in checks if not check.holds]:
         for check in failed:

@@ -23,49 +23,83 @@ from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.study import Files, Request
+from sparseout_experiments.studies.engine.study import Request, Study
+from sparseout_experiments.studies.engine.style import style
 from sparseout_experiments.training import atomic_files
 
-__all__ = ["ALL_MUST_FINISH", "BUDGETS", "check", "ledger", "load_all", "plan", "recorded", "render", "save"]
-
-ALL_MUST_FINISH = True
-ledger = Ledger
-
-_MEAN = (*MEASURES, "dead", "undefined")  # over the sites, of which there is one
+_NUMBERS = ("mse", *MEASURES, "dead", "undefined", "density", "best_epoch", "seconds")  # of a run
 TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
-FILES = Files("alternatives", "sparseout alternatives", tuple(TITLES), tuple(BUDGETS))
-load_all = FILES.load_all
 
 
-def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-    """The jobs."""
-    return {run: run.job(request.work, request.sources) for run in runs(request.budget, request.names)}
+class Alternatives(Study):
+    """Every method on every data set; a page has a part for each data set."""
+
+    name, kind, tasks, budgets = "alternatives", "sparseout alternatives", tuple(TITLES), tuple(BUDGETS)
+    ledger = Ledger
+
+    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+        return {run: run.job(request.work, request.sources) for run in runs(request.budget, request.names)}
+
+    def check(self, request: Request, results: Path, page: Path) -> None:
+        """Raise ValueError for a page that has no place for these results."""
+        _text(page, request.names)
+
+    def recorded(self, request: Request, results: Path) -> dict[Run, dict[str, Any]]:
+        """The runs that the files of results have with all measures, as a ledger wants them.
+
+        Raises ValueError for a file of something else, or of runs with other options than the budget's.
+        """
+        known: dict[Run, dict[str, Any]] = {}
+        for name in request.names:
+            path = self.path(results, name, request.budget)
+            if not path.exists():
+                continue
+            record = self.load(path)
+            try:
+                measured = _measured(record, runs(request.budget, [name]))
+            except (LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} does not hold results of {self.kind}") from error
+            for run in measured:
+                files.check_options(path, record["config"], Ledger().wanted(run.job(request.work, {})))
+            known |= measured
+        return known
+
+    def save(self, request: Request, ledger: Ledger[Run], results: Path) -> None:
+        for name in request.names:
+            of_data = {run: ledger.results[run] for run in runs(request.budget, [name])}
+            environments = files.distinct(result["environment"] for result in of_data.values())
+            content = {
+                "budget": request.budget,
+                "data": name,
+                "config": files.shared([result["config"] for result in of_data.values()]),
+                "methods": {
+                    name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()
+                },
+                "environments": environments,
+                "rows": [_row(run, result, environments) for run, result in of_data.items()],
+            }
+            self.store(results, content, name, request.budget)
+
+    def render(self, results: Path, page: Path) -> None:
+        """Fill the page from the files of results.
+
+        Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
+        """
+        records = files.present(self.load_all(results), results, self.name)
+        text = _text(page, records)
+        parts, drawn = {}, {}
+        with style():
+            for name, record in records.items():
+                frame = frame_of(record)
+                parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
+                drawn[f"alternatives-{name}"] = figures.price(frame, MEASURES)
+                if len(dense := with_density(record)):
+                    drawn[f"alternatives-{name}-density"] = figures.density(dense)
+            pages.write_images(page, drawn)
+        atomic_files.write(page, pages.filled(text, parts))
 
 
-def check(request: Request, results: Path, page: Path) -> None:
-    """Raise ValueError for a page that has no place for these results."""
-    _text(page, request.names)
-
-
-def recorded(request: Request, results: Path) -> dict[Run, dict[str, Any]]:
-    """The runs that the files of results have with all measures, as a ledger wants them.
-
-    Raises ValueError for a file of something else, or of runs with other options than the budget's.
-    """
-    found: dict[Run, dict[str, Any]] = {}
-    for name in request.names:
-        path = FILES.path(results, name, request.budget)
-        if not path.exists():
-            continue
-        record = FILES.load(path)
-        try:
-            measured = _measured(record, runs(request.budget, [name]))
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} does not hold results of {FILES.kind}") from error
-        for run in measured:
-            files.check_options(path, record["config"], Ledger().wanted(run.job(request.work, {})))
-        found |= measured
-    return found
+STUDY = Alternatives()
 
 
 def _measured(record: Mapping[str, Any], wanted: Iterable[Run]) -> dict[Run, dict[str, Any]]:
@@ -73,33 +107,11 @@ def _measured(record: Mapping[str, Any], wanted: Iterable[Run]) -> dict[Run, dic
     rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
     known = [(run, rows.get((run.method, run.setting, run.seed), {})) for run in wanted]
     return {
-        run: {
-            "config": record["config"],
-            "environment": record["environments"][row.get("environment", 0)],
-            "test": {"mse": row["mse"]},
-            "mean": {measure: row[measure] for measure in _MEAN},
-            "sparsity": {"code": {"density": row["density"]}},
-            **{value: row[value] for value in ("best_epoch", "seconds")},
-        }
+        run: {name: row[name] for name in _NUMBERS}
+        | {"config": record["config"], "environment": record["environments"][row["environment"]]}
         for run, row in known
         if row.get("density") is not None
     }
-
-
-def save(request: Request, ledger: Ledger[Run], results: Path) -> None:
-    """Write a file of results for each data set."""
-    for name in request.names:
-        mine = {run: ledger.results[run] for run in runs(request.budget, [name])}
-        environments = files.distinct(result["environment"] for result in mine.values())
-        content = {
-            "budget": request.budget,
-            "data": name,
-            "config": files.shared([result["config"] for result in mine.values()]),
-            "methods": {name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()},
-            "environments": environments,
-            "rows": [_row(run, result, environments) for run, result in mine.items()],
-        }
-        FILES.store(results, content, name, request.budget)
 
 
 def _text(page: Path, data: Iterable[str]) -> str:
@@ -111,30 +123,9 @@ def _text(page: Path, data: Iterable[str]) -> str:
     return text
 
 
-def render(results: Path, page: Path) -> None:
-    """Fill the page from the files of results.
-
-    Raises ValueError where there are none, for a file that holds something else, and for a page without marks.
-    """
-    records = FILES.some(results)
-    text = _text(page, records)
-    parts, images = {}, {}
-    for name, record in records.items():
-        frame = frame_of(record)
-        images[f"alternatives-{name}"] = figures.price(frame, MEASURES)
-        if len(dense := with_density(record)):
-            images[f"alternatives-{name}-density"] = figures.density(dense)
-        parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
-    pages.write_images(page, images)
-    atomic_files.write(page, pages.filled(text, parts))
-
-
 def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
     """The runs of a record; what is undefined, or was not measured in its day, is nan."""
-    found = pd.DataFrame(record["rows"])
-    for name, default in {"density": math.nan, "environment": 0}.items():
-        found[name] = found[name].fillna(default) if name in found else default
-    return found.astype(dict.fromkeys(("setting", "mse", *MEASURES, "density"), float))
+    return pd.DataFrame(record["rows"]).astype(dict.fromkeys(("setting", "mse", *MEASURES, "density"), float))
 
 
 def with_density(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -192,15 +183,13 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _row(run: Run, result: Mapping[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "method": run.method,
-        "setting": run.setting,
-        "seed": run.seed,
-        "mse": result["test"]["mse"],
-        **{name: result["mean"][name] for name in _MEAN},
-        "density": result["sparsity"]["code"]["density"],
-        "best_epoch": result["best_epoch"],
-        "seconds": result["seconds"],
-        "environment": environments.index(dict(result["environment"])),
-    }
+def _row(run: Run, result: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
+    if "mse" not in result:  # it is not from a file
+        result = result | {
+            "mse": result["test"]["mse"],
+            **result["mean"],
+            "density": result["sparsity"]["code"]["density"],
+        }
+    identity = {"method": run.method, "setting": run.setting, "seed": run.seed}
+    numbers = {name: result[name] for name in _NUMBERS}
+    return identity | numbers | {"environment": environments.index(result["environment"])}

@@ -9,7 +9,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.studies.engine.plots import points
 from sparseout_experiments.studies.engine.statistics import t_interval
-from sparseout_experiments.studies.engine.style import COLOURS, png, style
+from sparseout_experiments.studies.engine.style import COLOURS
 
 _LOOKS = {
     "none": (COLOURS["ink"], "*"),
@@ -26,25 +26,23 @@ _LOOKS = {
 }
 
 
-def price(runs: pd.DataFrame, measures: Mapping[str, str]) -> bytes:
-    """Error against sparsity as PNG, a panel a measure, a line a method, a point a setting."""
-    with style():
-        figure = Figure((9.2, 4.6), layout="constrained")
-        for axes, (measure, units) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
-            _draw(axes, runs, measure)
-            axes.set_xlabel(f"Hoyer sparsity, {units}")
-            axes.label_outer()
-        return _finished(figure)
+def price(runs: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+    """Error against sparsity, a panel a measure, a line a method, a point a setting."""
+    figure = Figure((9.2, 4.6), layout="constrained")
+    for axes, (measure, units) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
+        _draw(axes, runs, measure)
+        axes.set_xlabel(f"Hoyer sparsity, {units}")
+        axes.label_outer()
+    return _finished(figure)
 
 
-def density(runs: pd.DataFrame) -> bytes:
-    """Error against density as PNG, a line a method, a point a setting."""
-    with style():
-        figure = Figure((6.4, 4.6), layout="constrained")
-        axes = figure.subplots()
-        _draw(axes, runs, "density")
-        axes.set_xlabel("density: the fraction of units that are not 0")
-        return _finished(figure)
+def density(runs: pd.DataFrame) -> Figure:
+    """Error against density, a line a method, a point a setting."""
+    figure = Figure((6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, runs, "density")
+    axes.set_xlabel("density: the fraction of units that are not 0")
+    return _finished(figure)
 
 
 def _draw(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
@@ -64,8 +62,8 @@ def _draw(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finished(figure: Figure) -> bytes:
+def _finished(figure: Figure) -> Figure:
     first = figure.axes[0]
     first.set_ylabel("test MSE x 1000")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return png(figure)
+    return figure

@@ -1,6 +1,5 @@
 """The runs of the study: every method over its own hyperparameter, on the same autoencoders."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 class Method(NamedTuple):
-    """One method: its knob, the settings of it, and what else it is given."""
+    """One method: its knob, the settings of it (None where it has none), and what else it is given."""
 
     knob: str
-    settings: tuple[float, ...]
+    settings: tuple[float | None, ...]
     fixed: Mapping[str, Any] = {}
 
 
@@ -24,7 +23,7 @@ _STRENGTHS = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _K = (0.05, 0.1, 0.2, 0.4, 0.6)
 # Methods of two knobs have a p that was chosen among 0.02 to 0.2 on validation data of seed 100, not one of SEEDS.
 METHODS = {
-    "none": Method("", (math.nan,)),
+    "none": Method("", (None,)),
     "dropout": Method("p", _P),
     "gaussian": Method("p", _P),
     "sparseout": Method("q", (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), {"p": 0.05, "scale": "matched"}),
@@ -34,7 +33,7 @@ METHODS = {
     "l1_warmup": Method("strength", _STRENGTHS, {"warmup": 0.05}),
     "kwinners": Method("k", _K, {"boost": 1.0}),
     "statistical_topk": Method("k", _K),
-    "relu2": Method("", (math.nan,)),
+    "relu2": Method("", (None,)),
 }
 WITHOUT_KNOB = [name for name, method in METHODS.items() if not method.knob]  # one point, no curve to interpolate
 _DIGITS = {"data": "digits", "units": 256, "batch": 32, "device": "cpu"}
@@ -68,12 +67,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Its name among the runs on its data set."""
         knob = "" if self.setting is None else f" {METHODS[self.method].knob}={self.setting:g}"
         return f"{self.method}{knob} seed={self.seed}"
 
     def job(self, work: Path, sources: Mapping[str, str]) -> Job:
-        """As options of `sparseout run autoencoder`, and a folder."""
         method, common = METHODS[self.method], dict(BUDGETS[self.budget][self.data])
         per_example = common.pop("per_example")
         options = {**common, **method.fixed, "method": self.method, "seed": self.seed}
@@ -88,7 +85,7 @@ class Run:
 def runs(budget: str, data: Sequence[str]) -> list[Run]:
     """Every run, seed by seed, so that what is interrupted has compared all methods on the seeds it did."""
     return [
-        Run(budget, dataset, name, None if math.isnan(setting) else setting, seed)
+        Run(budget, dataset, name, setting, seed)
         for dataset in data
         for seed in SEEDS
         for name, method in METHODS.items()

@@ -77,11 +77,11 @@ LAST = "at the last epoch, validation data"
 @cache
 def contrasts(budget: str) -> list[Contrast]:
     """The contrasts of a budget, by claim, the primary ones first."""
-    found: list[Contrast] = []
+    of_budget: list[Contrast] = []
     whole = "autoencoder" in BUDGETS[budget]  # C1 is read there, and where it is not run, in the networks that are
     if whole:
         grid = grid_of(budget, "autoencoder")
-        found = [
+        of_budget = [
             Contrast(
                 "C1", "autoencoder", measure, scale, gradient, p, (gradient, scale, p) == ("detached", "matched", 0.5)
             )
@@ -94,25 +94,24 @@ def contrasts(budget: str) -> list[Contrast]:
     for task, claim in CLAIMS.items():
         if task not in BUDGETS[budget]:
             continue
-        some = [(scale, p) for scale, p in choices if scale in grid_of(budget, task).scales]
-        found += [
+        dials = [(scale, p) for scale, p in choices if scale in grid_of(budget, task).scales]
+        of_budget += [
             Contrast("C1", task, measure, scale, "detached", p, primary=not whole)
-            for scale, p in some
+            for scale, p in dials
             for measure in UNITS
         ]
-        found.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
-        found += [Contrast(claim, task, "metric", scale, "detached", p) for scale, p in some]
-    return sorted(found, key=lambda contrast: (contrast.claim, not contrast.primary))
+        of_budget.append(Contrast(claim, task, "metric", "matched", "detached", "own", primary=True))
+        of_budget += [Contrast(claim, task, "metric", scale, "detached", p) for scale, p in dials]
+    return sorted(of_budget, key=lambda contrast: (contrast.claim, not contrast.primary))
 
 
 @cache
 def post_hoc(budget: str) -> list[Contrast]:
     """Contrasts added beside C1 in the autoencoder, for the reader: they decide nothing."""
-    primary = [one for one in contrasts(budget) if one.primary and one.task == "autoencoder"]
+    primary = [c._replace(primary=False) for c in contrasts(budget) if c.primary and c.task == "autoencoder"]
     last: dict[str, Measure] = {"hoyer": "last_hoyer", "hoyer_live": "last_hoyer_live"}
-    return [one._replace(primary=False, post_hoc=SOUND) for one in primary] + [
-        one._replace(primary=False, post_hoc=LAST, measure=last[one.measure]) for one in primary
-    ]
+    sound = [contrast._replace(post_hoc=SOUND) for contrast in primary]
+    return sound + [contrast._replace(post_hoc=LAST, measure=last[contrast.measure]) for contrast in primary]
 
 
 def dial_of(contrast: Contrast, record: Record) -> Dial:
@@ -127,9 +126,9 @@ def evaluate(contrast: Contrast, record: Record | None) -> ContrastResult:
     dial = dial_of(contrast, record)
     if contrast.post_hoc == LAST and dial.rows["last_hoyer"].isna().all():
         return judge(contrast, {})._replace(why="not in these results")
-    lost = dial.collapsed if contrast.post_hoc == SOUND else ()
-    found = judge(contrast, {q: values for q, values in dial.curve(contrast.measure).items() if q not in lost})
-    return found._replace(left_out=tuple(sorted(found.left_out + lost)))
+    collapsed = dial.collapsed if contrast.post_hoc == SOUND else ()
+    result = judge(contrast, {q: values for q, values in dial.curve(contrast.measure).items() if q not in collapsed})
+    return result._replace(left_out=tuple(sorted(result.left_out + collapsed)))
 
 
 def alive(record: Record | None, contrast: Contrast) -> bool:
@@ -150,8 +149,7 @@ def judge(contrast: Contrast, curve: Curve) -> ContrastResult:
     ]
     if len(qs) < 2 or not seeds:
         empty = Interval(math.nan, math.nan, 0)
-        some = any(kept.values())
-        why = f"0 of {LEAST_SEEDS} seeds have a value at every q" if some else "no runs yet"
+        why = f"0 of {LEAST_SEEDS} seeds have a value at every q" if any(kept.values()) else "no runs yet"
         return ContrastResult(contrast, "undecided", why, empty, math.nan, empty, math.nan, qs, left_out)
     lines = [[kept[q][seed] for q in qs] for seed in seeds]
     slopes = t_interval([slope(qs, line) for line in lines])
@@ -179,7 +177,7 @@ def _decide(
 
 def both(contrast_results: Iterable[ContrastResult]) -> Verdict:
     """The word that all units and live units share."""
-    words = {one.verdict for one in contrast_results}
+    words = {result.verdict for result in contrast_results}
     return words.pop() if len(words) == 1 else "undecided"
 
 
@@ -210,6 +208,6 @@ def none_is_best(record: Record) -> bool | None:
     """Whether "none" beats every q at matched noise on validation data; None where there is nothing to compare."""
     rows, dial = record.analysed, Dial(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
     none, others = rows[rows["method"] == "none"], [dial.of(q) for q in dial.q]
-    if none.empty or any(some.empty for some in others):
+    if none.empty or any(runs.empty for runs in others):
         return None
-    return all(none["valid"].to_numpy().mean() < some["valid"].to_numpy().mean() for some in others)
+    return all(none["valid"].to_numpy().mean() < runs["valid"].to_numpy().mean() for runs in others)

@@ -1,7 +1,6 @@
 """From folders of runs to one small file a task, and back."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
 from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.study import Files
 from sparseout_experiments.training import run_folder
 
 _NO_VALUE = Value(None, None)  # type: ignore[arg-type]
@@ -40,13 +38,12 @@ class Record:
     planned: int
     chosen: dict[Setting, Value]
     frame: pd.DataFrame
-    environments: tuple[dict[str, Any], ...]
+    environments: list[dict[str, Any]]
     data: str
     config: dict[str, Any]  # the options on which all runs agree
 
     @property
     def finished(self) -> pd.DataFrame:
-        """The runs with a result."""
         return self.frame[self.frame["status"] == "finished"]
 
     @property
@@ -56,17 +53,14 @@ class Record:
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The runs that have none."""
         return self.frame[self.frame["status"] == "failed"]
 
     @property
     def missing(self) -> int:
-        """Number of runs that are planned and have not ended."""
         return self.planned - len(self.frame)
 
     @property
     def grid(self) -> Grid:
-        """The grid of the task at the budget."""
         return grid.grid_of(self.budget, self.task)
 
     @property
@@ -76,64 +70,67 @@ class Record:
         begun = {run.seed for run in set(plan) - set(self.frame["run"])}
         return replace(self, frame=self.frame[~self.frame["seed"].isin(begun)])
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that its runs had, and the budget's where these are not known."""
+        return ALWAYS[self.task] | BUDGETS[self.budget][self.task] | self.config
 
-FILES = Files(
-    "control",
-    "sparseout control study",
-    grid.TASKS,
-    tuple(BUDGETS),
-    title=grid.TITLE,
-    most_runs=lambda request: sum(
-        grid.count(request.budget, task)[1] for task in BUDGETS[request.budget] if task in request.names
-    ),
-)
+    def samples(self, part: str = "test") -> int | None:
+        """Over how many samples sparsity and dead units were measured; None: over all there are."""
+        from sparseout_experiments.tasks import image, language  # which import torch
+
+        measured = {"image": image.MEASURED[part], "language": language.MEASURED, "transformer": language.MEASURED}
+        return measured.get(self.task, self.options.get(f"{part}_size"))
+
+
+KIND = "sparseout control study"
+
+
+def path_of(results: Path, budget: str, task: Task) -> Path:
+    """The file of a task."""
+    return results / f"control-{budget}-{task}.json"
 
 
 def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
     """Write what is known of a task, unless nothing is, or the file that is there knows of more runs."""
-    path = FILES.path(results, task, budget)
+    path = path_of(results, budget, task)
     plan = ledger.plan(budget, task)
     known = sum(run in ledger for run in plan)
     before = load(path) if path.exists() else None
     if known < (len(before.frame) if before else 1):
         return path
-    mine = [(run, ledger.results[run]) for run in plan if run in ledger.results]
+    finished = [(run, ledger.results[run]) for run in plan if run in ledger.results]
     reasons = ledger.failures | ledger.lost
     content = {
+        "kind": KIND,
         "budget": budget,
         "task": task,
         "planned": max(len(plan), grid.count(budget, task)[0]),
         "data": ALWAYS[task]["data"],
-        "config": files.shared([result["config"] for _, result in mine]),
-        "environments": files.distinct(each for _, result in mine for each in _environments(result)),
-        "rows": [_identity(run) | _numbers(run, result) for run, result in mine],
+        "config": files.shared([result["config"] for _, result in finished]),
+        "environments": files.distinct(each for _, result in finished for each in _environments(result)),
+        "rows": [_identity(run) | _numbers(run, result) for run, result in finished],
         "failed": [_identity(run) | {"reason": reasons[run]} for run in plan if run in reasons],
         "chosen": [setting._asdict() | value._asdict() for setting, value in ledger.chosen(budget, task).items()],
     }
-    FILES.store(results, content, task, budget)
+    files.save(path, content)
     return path
 
 
 def load(path: Path) -> Record:
     """A record from its file. Raises ValueError where the file holds something else."""
-    return _record(path, FILES.load(path))
+    return _record(path, files.load(path, KIND))
 
 
-def _record(path: Path, found: Mapping[str, Any]) -> Record:
+def _record(path: Path, content: Mapping[str, Any]) -> Record:
     try:
-        task = found["task"]
         return Record(
-            budget=found["budget"],
-            task=task,
-            planned=found["planned"],
-            chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in found["chosen"]},
-            frame=_frame_of(task, found["rows"], found["failed"]),
-            environments=tuple(found["environments"]),
-            data=found["data"],
-            config=found["config"],
+            **{name: content[name] for name in ("budget", "task", "planned", "environments", "data", "config")},
+            chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in content["chosen"]},
+            frame=_frame_of(content["task"], content["rows"], content["failed"]),
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold results of {FILES.kind}") from error
+        raise ValueError(f"{path} does not hold results of {KIND}") from error
 
 
 def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]]:
@@ -141,35 +138,21 @@ def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]
 
     Raises ValueError for a file of something else, or of runs with other options than the budget's.
     """
-    path = FILES.path(results, task, budget)
+    path = path_of(results, budget, task)
     if not path.exists():
         return {}
-    found: dict[Run, dict[str, Any]] = {}
-    content = FILES.load(path)
-    record = _record(path, content)
-    for run, entry in zip(record.finished["run"], content["rows"], strict=True):
+    content = files.load(path, KIND)
+    results_of = dict(zip(_record(path, content).finished["run"], content["rows"], strict=True))
+    for run in results_of:
         files.check_options(path, content["config"], grid.options(run, budget, {}, {}))
-        found[run] = entry | {"config": content["config"], "environments": content["environments"]}
-    return found
+    shared = {name: content[name] for name in ("config", "environments")}
+    return {run: entry | shared for run, entry in results_of.items()}
 
 
 def load_all(results: Path) -> list[Record]:
     """Every record in a folder, the largest budget first."""
-    paths = FILES.paths(results)
-    return [load(paths[name]) for name in itertools.product(reversed(BUDGETS), grid.TASKS) if name in paths]
-
-
-def options(record: Record) -> dict[str, Any]:
-    """The options of a task: those that its runs had, and the budget's where these are not known."""
-    return ALWAYS[record.task] | BUDGETS[record.budget][record.task] | record.config
-
-
-def samples(record: Record, part: str = "test") -> int | None:
-    """Over how many samples sparsity and dead units were measured; None: over all there are."""
-    from sparseout_experiments.tasks import image, language  # which import torch
-
-    measured = {"image": image.MEASURED[part], "language": language.MEASURED, "transformer": language.MEASURED}
-    return measured.get(record.task, options(record).get(f"{part}_size"))
+    paths = (path_of(results, budget, task) for budget in reversed(BUDGETS) for task in grid.TASKS)
+    return [load(path) for path in paths if path.exists()]
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -179,8 +162,8 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _environments(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The environment of a run; of one that is from a file, where any of that file's were."""
-    found: list[dict[str, Any]] = result.get("environments", [result.get("environment", {})])
-    return found
+    environments: list[dict[str, Any]] = result.get("environments", [result.get("environment", {})])
+    return environments
 
 
 def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,19 +200,19 @@ def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
 
 def _frame_of(task: Task, rows: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     metric = GRIDS[task].metric
-    found = []
+    table = []
     for entry in (*rows, *failed):
         run = _run_of(task, entry)
         row = {name: entry[name] for name in _RUN} | {"run": run, "setting": run.setting.name}
         if "reason" in entry:
-            found.append(row | {"status": "failed", "reason": entry["reason"]})
+            table.append(row | {"status": "failed", "reason": entry["reason"]})
             continue
         row |= {"status": "finished", "metric": entry["test"][metric], "valid": entry["valid"][metric]}
         row |= {name: entry["mean"][name] for name in (*_LAST, "undefined")}
         row |= {f"last_{name}": (entry["last"] or {}).get(name) for name in _LAST}
-        found.append(row | {"seconds": entry["seconds"]} | {name: entry.get(name) for name in _OTHER_COLUMNS})
+        table.append(row | {"seconds": entry["seconds"]} | {name: entry.get(name) for name in _OTHER_COLUMNS})
     columns = ("run", "setting", *_RUN, "status", "reason", *_NUMBERS, *_OTHER_COLUMNS)
-    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(("q", "value", *_NUMBERS), float))
+    return pd.DataFrame(table, columns=columns).astype(dict.fromkeys(("q", "value", *_NUMBERS), float))
 
 
 def _device(result: Mapping[str, Any]) -> str:

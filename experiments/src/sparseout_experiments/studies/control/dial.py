@@ -25,25 +25,21 @@ class Dial:
         chosen = {setting.name: value.value for setting, value in record.chosen.items()}
         of_q_2 = chosen.get(Setting("sparseout", 2.0).name, math.nan)
         value = rows["setting"].map(chosen) if p == "own" else of_q_2 if p == "common" else p
-        mine = (rows["q"] == 2) | (rows["scale"] == scale) & (rows["gradient"] == gradient)
-        self.q, self.rows = record.grid.q, rows[mine & (rows["value"] == value)]
+        of_dial = (rows["q"] == 2) | (rows["scale"] == scale) & (rows["gradient"] == gradient)
+        self.q, self.rows = record.grid.q, rows[of_dial & (rows["value"] == value)]
 
     def of(self, q: float) -> pd.DataFrame:
-        """The runs at one q."""
         return self.rows[self.rows["q"] == q]
 
     def curve(self, measure: str) -> Curve:
-        """A measure by q and seed."""
         return {q: dict(zip(self.of(q)["seed"], self.of(q)[measure], strict=True)) for q in self.q}
 
     @cached_property
     def collapsed(self) -> tuple[float, ...]:
-        """The q's that collapsed."""
         return tuple(q for q in self.q if collapsed(self.of(q)))
 
     @property
     def lost(self) -> pd.DataFrame:
-        """The runs at the q's that collapsed."""
         return self.rows[self.rows["q"].isin(self.collapsed)]
 
     @property
@@ -52,7 +48,6 @@ class Dial:
         return all(math.isfinite(self.at(q, "hoyer").mean) for q in self.q)
 
     def at(self, q: float, measure: str) -> Interval:
-        """A measure at one q, over seeds."""
         return mean(self.of(q), measure)
 
     @property
@@ -71,7 +66,6 @@ class Dial:
         return within_seeds(self.of(q), other.of(q), measure).interval
 
     def trend(self, measure: str) -> str:
-        """A word for `change`, by its interval."""
         change = self.change(measure)
         return "goes" if math.isnan(change.half) else _TRENDS[direction(change)]
 

@@ -1,4 +1,4 @@
-"""The figures of the study, as PNG."""
+"""The figures of the study."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sparseout_experiments.studies.control.collect import Record, samples
+from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, collapsed, mean
 from sparseout_experiments.studies.control.grid import GRIDS
 from sparseout_experiments.studies.engine.plots import canvas, points, references
 from sparseout_experiments.studies.engine.statistics import Interval
-from sparseout_experiments.studies.engine.style import COLOURS, DOTS, png, style
+from sparseout_experiments.studies.engine.style import COLOURS, DOTS
 
 SERIES = {"matched": (COLOURS["first"], "o", "matched noise"), "paper": (COLOURS["second"], "s", "the paper's scale")}
 NETWORKS = {"autoencoder": "autoencoder", "image": "Wide-ResNet", "language": "LSTM", "transformer": "transformer"}
@@ -25,24 +25,21 @@ _WIDE = 4  # entries of a legend, one of them long, that fit no single line
 _AXES = {"hoyer": "Hoyer sparsity", "mse": "test error (MSE)", "error": "test error", "perplexity": "test perplexity"}
 
 
-def draw(record: Record) -> dict[str, bytes]:
+def draw(record: Record) -> dict[str, Figure]:
     """Every figure of a task by name; those that have no run yet are left out."""
     if not _analysed(record) or len(record.grid.scales) == 1:  # those of one scale share a figure
         return {}
-    with style():
-        drawn = {name: panels(record, name) for name in _PANELS} if record.task == "autoencoder" else {}
-        return {name: png(figure) for name, figure in (drawn or {"overview": overview(record)}).items()}
+    if record.task == "autoencoder":
+        return {name: panels(record, name) for name in _PANELS}
+    return {"overview": overview(record)}
 
 
-def draw_together(records: Sequence[Record]) -> dict[str, bytes]:
+def draw_together(records: Sequence[Record]) -> dict[str, Figure]:
     """The figures that show networks side by side, at a budget with one scale alone; none where nothing has run."""
-    found = [record for record in records if _analysed(record) and len(record.grid.scales) == 1]
-    if not found:
-        return {}
-    with style():
-        drawn = {"networks": png(networks(found))}
-        kept = [record for record in found if record.finished["curve"].notna().any()]
-        return drawn | ({"curves": png(curves(kept))} if kept else {})
+    shown = [record for record in records if _analysed(record) and len(record.grid.scales) == 1]
+    with_curve = [record for record in shown if record.finished["curve"].notna().any()]
+    drawn = {"networks": networks(shown)} if shown else {}
+    return drawn | ({"curves": curves(with_curve)} if with_curve else {})
 
 
 def _analysed(record: Record) -> bool:
@@ -73,18 +70,17 @@ def panels(record: Record, name: str) -> Figure:
 
 def _dial(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     _against_q(axes, record, gradient, p, "hoyer", live=True)
-    _references(axes, record, p, "hoyer")
     axes.set(ylim=(0, 1.02))
 
 
 def _dead(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
     _against_q(axes, record, gradient, p, "dead")
-    _references(axes, record, p, "dead")
-    count = samples(record)
+    count = record.samples()
     axes.set(ylabel=f"% of units dead\nover {count or 'all':{',' if count else ''}} test images", ylim=(0, 102))
 
 
 def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: str, live: bool = False) -> None:
+    """A measure against q, with a line for "none", and one for Dropout, named at the right end."""
     qs = record.grid.q
     apart = 0.02 * (qs[-1] - qs[0])  # side by side, or one would hide the other
     for side, (scale, (colour, marker, name)) in zip((-1, 1), SERIES.items(), strict=True):
@@ -92,16 +88,19 @@ def _against_q(axes: Axes, record: Record, gradient: str, p: PChoice, measure: s
         if not rows:
             continue
         x = [q + side * apart / 2 for q in rows]
-        found = [_shown(some, measure) for some in rows.values()]
-        points(axes, x, found, color=colour, marker=marker, capsize=3, label=name, zorder=3)
-        _hollow(axes, rows, x, found, colour, marker)
+        values = [_shown(group, measure) for group in rows.values()]
+        points(axes, x, values, color=colour, marker=marker, capsize=3, label=name, zorder=3)
+        _hollow(axes, rows, x, values, colour, marker)
         if live:
-            axes.plot(x, [mean(some, "hoyer_live").mean for some in rows.values()], color=colour, linestyle=DOTS)
+            axes.plot(x, [mean(group, "hoyer_live").mean for group in rows.values()], color=colour, linestyle=DOTS)
     if live:
         label = "live units alone" + (" (in the same colours)" if len(record.grid.scales) > 1 else "")
         axes.plot([], [], color=COLOURS["ink"], linestyle=DOTS, label=label)
     axes.set_xticks(qs, [f"{q:g}" for q in qs])
-    axes.set(xlabel="exponent q", ylabel=_AXES.get(measure, measure))
+    name = GRIDS[record.task].metric if measure == "metric" else measure
+    axes.set(xlabel="exponent q", ylabel=_AXES.get(name, name))
+    baselines = {name: plain(record, name.lower(), p) for name in ("none", "Dropout")}
+    references(axes, {name: _shown(runs, measure).mean for name, runs in baselines.items()})
 
 
 def _shown(rows: pd.DataFrame, measure: str) -> Interval:
@@ -112,17 +111,11 @@ def _hollow(
     axes: Axes, rows: Mapping[float, pd.DataFrame], x: Sequence[float], y: Sequence[Interval], colour: str, marker: str
 ) -> None:
     """Points of collapsed settings again, as outlines."""
-    hollow = [collapsed(some) for some in rows.values()]
+    hollow = [collapsed(group) for group in rows.values()]
     if any(hollow):
         style: dict[str, Any] = {"marker": marker, "linestyle": "", "mfc": COLOURS["card"], "mew": 1.5, "zorder": 3.5}
-        axes.plot(list(compress(x, hollow)), [one.mean for one in compress(y, hollow)], color=colour, **style)
+        axes.plot(list(compress(x, hollow)), [interval.mean for interval in compress(y, hollow)], color=colour, **style)
         axes.plot([], [], label=HOLLOW, color=COLOURS["ink"], **style | {"marker": "o"})
-
-
-def _references(axes: Axes, record: Record, p: PChoice, measure: str) -> None:
-    """A line for "none", and one for Dropout, named at the right end."""
-    rows = {name: plain(record, name.lower(), p) for name in ("none", "Dropout")}
-    references(axes, {name: _shown(some, measure).mean for name, some in rows.items()})
 
 
 def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
@@ -131,29 +124,21 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
         rows = _placed(record, scale, gradient, p)
         if not rows:
             continue
-        across = [mean(some, "hoyer") for some in rows.values()]
-        up = [mean(some, "metric") for some in rows.values()]
+        across = [mean(group, "hoyer") for group in rows.values()]
+        up = [mean(group, "metric") for group in rows.values()]
         points(axes, across, up, color=colour, marker=marker, elinewidth=1.1, label=name, zorder=3)
-        _hollow(axes, rows, [one.mean for one in across], up, colour, marker)
+        _hollow(axes, rows, [interval.mean for interval in across], up, colour, marker)
         ends = slice(None, None, max(len(rows) - 1, 1))
         for q in list(rows)[ends] if scale == "matched" else ():  # of one series: they would touch
             x, y = mean(rows[q], "hoyer").mean, mean(rows[q], "metric").mean
             if math.isfinite(x) and math.isfinite(y):
                 axes.annotate(
-                    f"q={q:g}",
-                    (x, y),
-                    (0, 16),
-                    textcoords="offset points",
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=9,
-                    zorder=5,
-                    bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
-                )
+                    f"q={q:g}", (x, y), (0, 16), textcoords="offset points", ha="center", va="center", color=colour,
+                    fontsize=9, zorder=5, bbox={"fc": COLOURS["card"], "ec": "none", "alpha": 0.8, "pad": 0.5},
+                )  # fmt: skip
     for method, sign, size, name in (("dropout", "D", 7, "Dropout (q = 2)"), ("none", "*", 12, "none: no noise")):
-        if len(found := plain(record, method, p)):
-            along, down = mean(found, "hoyer"), mean(found, "metric")
+        if len(runs := plain(record, method, p)):
+            along, down = mean(runs, "hoyer"), mean(runs, "metric")
             ink = COLOURS["ink"]
             if method == "none":
                 points(axes, [along], [down], color=ink, elinewidth=1.1, zorder=3)
@@ -171,12 +156,9 @@ def overview(record: Record) -> Figure:
     figure = canvas(12.6, 4.3, wspace=0.04)
     dial, price, plane = figure.subplots(1, 3)
     _against_q(dial, record, "detached", "common", "hoyer", live=any(record.finished["dead"]))
-    _references(dial, record, "common", "hoyer")
     _against_q(price, record, "detached", "own", "metric")
-    _references(price, record, "own", "metric")
     _plane(plane, record, "detached", "own")
     name = _AXES[GRIDS[record.task].metric]
-    price.set(ylabel=name)
     dial.set_title("Sparsity against q")
     price.set_title(f"{name.capitalize()} against q")
     plane.set_title(f"{name.capitalize()} against measured sparsity")
@@ -189,7 +171,6 @@ def networks(records: Sequence[Record]) -> Figure:
     figure = canvas(3.7 * len(records) + 0.5, 7.4, hspace=0.04)
     for record, (dial, plane) in zip(records, figure.subplots(2, len(records), squeeze=False).T, strict=True):
         _against_q(dial, record, "detached", "common", "hoyer", live=any(record.analysed["dead"]))
-        _references(dial, record, "common", "hoyer")
         _plane(plane, record, "detached", "own")
         dial.set_title(NETWORKS[record.task])
     _legend(figure, *figure.axes, columns=2 * len(records) - 1)
@@ -224,17 +205,17 @@ def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float
     if scale not in record.grid.scales:
         return {}
     dial = Dial(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
-    return {q: some for q in dial.q if len(some := dial.of(q))}
+    return {q: runs for q in dial.q if len(runs := dial.of(q))}
 
 
 def _legend(figure: Figure, *of: Axes, columns: int | None = None) -> None:
     """One legend below for all panels, the series first, in at most so many columns."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in of:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
+            handles.setdefault(label, handle)
     series = [name for _, _, name in SERIES.values()]
-    names = sorted(found, key=lambda name: series.index(name) if name in series else len(series) + (name == HOLLOW))
+    names = sorted(handles, key=lambda name: series.index(name) if name in series else len(series) + (name == HOLLOW))
     fit = len(names) if len(names) < _WIDE or HOLLOW not in names else math.ceil(len(names) / 2)
     ncols = min(fit, columns or fit)
-    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=ncols)
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=ncols)

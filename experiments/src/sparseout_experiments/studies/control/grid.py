@@ -186,7 +186,7 @@ def grid_of(budget: str, task: Task) -> Grid:
 def settings(budget: str, task: Task) -> list[Setting]:
     """All settings, in the order of tables. q = 2 is one setting: gradient and scale change nothing there."""
     grid = grid_of(budget, task)
-    found = [
+    others = [
         Setting("sparseout", q, scale, gradient)
         for scale in grid.scales
         for gradient in grid.gradients
@@ -194,7 +194,7 @@ def settings(budget: str, task: Task) -> list[Setting]:
         if q != 2
     ]
     twos = [Setting("sparseout", 2.0)] if 2.0 in grid.q else []
-    return [*twos, *found, Setting("none"), *([] if grid.tuned else [Setting("dropout")])]
+    return [*twos, *others, Setting("none"), *([] if grid.tuned else [Setting("dropout")])]
 
 
 def trials(budget: str, task: Task, setting: Setting) -> list[Value | None]:
@@ -207,15 +207,12 @@ def trials(budget: str, task: Task, setting: Setting) -> list[Value | None]:
 
 def first(budget: str, task: Task) -> list[Run]:
     """The runs that depend on no other: the whole grid, or where p is tuned, the trials."""
-    if grid_of(budget, task).tuned:
-        return [
-            Run(task, setting, value, TUNING_SEED, "tuning")
-            for setting in settings(budget, task)
-            for value in trials(budget, task, setting)
-        ]
+    tuned = grid_of(budget, task).tuned
+    seeds: tuple[int, ...] = (TUNING_SEED,) if tuned else SEEDS
+    role: Role = "tuning" if tuned else "grid"
     return [
-        Run(task, setting, value, seed, "grid")
-        for seed in SEEDS  # seed by seed: what is interrupted has compared all settings on the seeds it did
+        Run(task, setting, value, seed, role)
+        for seed in seeds  # seed by seed: what is interrupted has compared all settings on the seeds it did
         for setting in settings(budget, task)
         for value in trials(budget, task, setting)
     ]
@@ -252,14 +249,14 @@ def choose(budget: str, task: Task, scores: Iterable[tuple[Run, float]]) -> dict
 
     A setting one of whose trials has no score is left out until it has; a failed trial counts as infinite.
     """
-    found: dict[Setting, dict[Value, float]] = {}
+    by_setting: dict[Setting, dict[Value, float]] = {}
     for run, score in scores:
         if run.role == "tuning" and run.value is not None:
-            found.setdefault(run.setting, {})[run.value] = score
+            by_setting.setdefault(run.setting, {})[run.value] = score
     chosen = {}
     for setting in settings(budget, task):
         tried = [value for value in trials(budget, task, setting) if value is not None]
-        scored = found.get(setting, {})
+        scored = by_setting.get(setting, {})
         if tried and all(value in scored for value in tried) and min(scored.values()) < float("inf"):
             chosen[setting] = min(tried, key=scored.__getitem__)
     return chosen
@@ -286,11 +283,8 @@ def options(run: Run, budget: str, sources: Mapping[str, str], common: Mapping[s
 
 def count(budget: str, task: Task) -> tuple[int, int]:
     """Runs of a task: at least, and at most (if every q at matched noise needs the p of q = 2 besides its own)."""
-    least = len(first(budget, task))
-    if grid_of(budget, task).tuned:
-        chosen = {setting: value for setting in settings(budget, task) if (value := trials(budget, task, setting)[0])}
-        least += len(second(budget, task, chosen))
-    matched = (
-        sum(setting.scale == "matched" for setting in settings(budget, task)) if grid_of(budget, task).tuned else 0
-    )
-    return least, least + matched * len(SEEDS)
+    if not grid_of(budget, task).tuned:
+        return len(first(budget, task)), len(first(budget, task))
+    chosen = {setting: value for setting in settings(budget, task) if (value := trials(budget, task, setting)[0])}
+    least = len(first(budget, task)) + len(second(budget, task, chosen))
+    return least, least + len(SEEDS) * sum(setting.scale == "matched" for setting in chosen)

@@ -7,42 +7,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.control import analysis, figures
 from sparseout_experiments.studies.control.analysis import Contrast, ContrastResult, contrasts, post_hoc
-from sparseout_experiments.studies.control.collect import Record, options, samples
+from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, mean
-from sparseout_experiments.studies.control.grid import (
-    ALWAYS,
-    BUDGETS,
-    GRIDS,
-    SEEDS,
-    TITLE,
-    TUNING_SEED,
-    Setting,
-    Value,
-    count,
-    grid_of,
-    settings,
-)
+from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TITLE, Setting, Value, settings
 from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine.study import Page
 
 _NUMBER = r"\d+(?:,\d\d\d)*(?:\.\d+)?"
 _KINDS = 3  # of warnings are shown, the most frequent
 _DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
 
 
-def made(records: Sequence[Record]) -> tuple[str, dict[str, bytes]]:
+def made(records: Sequence[Record]) -> Page:
     """The page and its figures."""
     sections = [
-        Section(budget, [Task(record) for record in some])
-        for budget, some in itertools.groupby(records, key=lambda record: record.budget)
+        Section(budget, [Task(record) for record in of_budget])
+        for budget, of_budget in itertools.groupby(records, key=lambda record: record.budget)
     ]
-    drawn: dict[str, bytes] = {}
+    drawn: dict[str, Figure] = {}
 
-    def add(name: str, found: Mapping[str, bytes]) -> dict[str, str]:
-        drawn.update((f"control-{name}-{figure}", content) for figure, content in found.items())
-        return {figure: f"images/control-{name}-{figure}.png" for figure in found}
+    def add(prefix: str, new: Mapping[str, Figure]) -> dict[str, str]:
+        drawn.update((f"control-{prefix}-{name}", figure) for name, figure in new.items())
+        return {name: f"images/control-{prefix}-{name}.png" for name in new}
 
     for section in sections:
         section.images = add(section.budget, figures.draw_together([task.complete for task in section.tasks]))
@@ -70,12 +60,6 @@ def text(sections: Sequence["Section"]) -> str:
     )
 
 
-def protocol_tables() -> str:
-    """The tables of docs/protocol.md, which a test compares with it."""
-    plan = {"grid_of": grid_of, "budgets": BUDGETS, "always": ALWAYS, "count": count}
-    return pages.rendered(__package__, "protocol.md.j2", **plan, seeds=SEEDS, tuning_seed=TUNING_SEED)
-
-
 class Task:
     """One task at one budget."""
 
@@ -84,15 +68,9 @@ class Task:
         self.complete = record.complete  # what means and figures are of
         self.plain = figures.plain(self.complete, "none", "own")
         self.digits = _DIGITS[self.grid.metric]
-        self.options = options(record)
         self.none_is_best = analysis.none_is_best(self.complete)
 
-    def samples(self, part: str = "test") -> int | None:
-        """Over how many samples sparsity and dead units are measured; None: over all."""
-        return samples(self.record, part)
-
     def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> Dial:
-        """The runs at all q's."""
         return Dial(self.complete, scale, gradient, p)
 
     @property
@@ -109,9 +87,8 @@ class Task:
     @property
     def nothing_dead(self) -> bool:
         """Whether live units are all units in every contrast."""
-        of_budget = contrasts(self.record.budget)
-        some = (one for one in of_budget if one.task == self.record.task and one.measure != "metric")
-        return all(analysis.alive(self.record, one) for one in some)
+        of_task = (contrast for contrast in contrasts(self.record.budget) if contrast.task == self.record.task)
+        return all(analysis.alive(self.record, contrast) for contrast in of_task if contrast.measure != "metric")
 
     @property
     def emptiest(self) -> Any:
@@ -128,38 +105,37 @@ class Task:
         """Every setting at each value, in the order of the table, with its runs."""
         rows = self.record.analysed
         value = [f"{run.value or ''}{', p of q = 2' if run.role == 'common' else ''}" for run in rows["run"]]
-        some = rows.assign(shown=value).groupby(["setting", "shown"])
-        found = [(group["run"].iloc[0].setting, shown, group) for (_, shown), group in some]
         methods = ("none", "dropout", "sparseout")
 
-        def order(of: tuple[Setting, str, pd.DataFrame]) -> tuple[int, str, str, str, float]:
-            setting, value, _ = of
+        def order(entry: tuple[Setting, str, pd.DataFrame]) -> tuple[int, str, str, str, float]:
+            setting, value, _ = entry
             return methods.index(setting.method), setting.scale or "", setting.gradient or "", value, setting.q or 0.0
 
-        return sorted(found, key=order)
+        groups = rows.assign(shown=value).groupby(["setting", "shown"])
+        return sorted(((group["run"].iloc[0].setting, shown, group) for (_, shown), group in groups), key=order)
 
     @property
     def tuning(self) -> list[tuple[Setting, list[tuple[Value, float]], float | None]]:
         """The trials of each setting with their score, and the value that they chose."""
         trials = self.record.finished[self.record.finished["role"] == "tuning"]
-        found = []
+        table = []
         for setting in settings(self.record.budget, self.record.task):
-            some, chosen = trials[trials["setting"] == setting.name], self.record.chosen.get(setting)
-            scores = [(run.value, score) for run, score in zip(some["run"], some["valid"], strict=True)]
-            found += [(setting, scores, chosen.value if chosen else None)] if scores else []
-        return found
+            runs, chosen = trials[trials["setting"] == setting.name], self.record.chosen.get(setting)
+            scores = [(run.value, score) for run, score in zip(runs["run"], runs["valid"], strict=True)]
+            table += [(setting, scores, chosen.value if chosen else None)] if scores else []
+        return table
 
     @property
     def chosen(self) -> list[float]:
-        """The p that each setting chose."""
         return [value.value for setting, value in self.record.chosen.items() if setting.method != "none"]
 
     @property
     def warnings(self) -> list[tuple[int, str]]:
         """The most frequent kinds of warnings: how many runs have one, and the first."""
-        found = self.record.finished["warnings"].explode(ignore_index=True).dropna()
-        kinds = [list(some) for _, some in found.groupby(found.str.replace(_NUMBER, "", regex=True), sort=False)]
-        return [(len(some), some[0]) for some in sorted(kinds, key=len, reverse=True)[:_KINDS]]
+        warnings = self.record.finished["warnings"].explode(ignore_index=True).dropna()
+        by_kind = warnings.groupby(warnings.str.replace(_NUMBER, "", regex=True), sort=False)
+        kinds = sorted((list(kind) for _, kind in by_kind), key=len, reverse=True)
+        return [(len(kind), kind[0]) for kind in kinds[:_KINDS]]
 
     @property
     def failures(self) -> Counter[tuple[str, str, str]]:
@@ -184,32 +160,37 @@ class Section:
         self.budget, self.tasks, self.images = budget, tasks, dict[str, str]()
         self.by_name = {task.record.task: task for task in tasks}
         self.identity = analysis.identity(task.record for task in tasks)
-        some = contrasts(budget)
-        place = sum(one.claim == "C1" and one.primary for one in some)
-        self._lines = [self._line(one) for one in (*some[:place], *post_hoc(budget), *some[place:])]
+        planned = contrasts(budget)
+        place = sum(contrast.claim == "C1" and contrast.primary for contrast in planned)
+        self._lines = list(map(self._line, (*planned[:place], *post_hoc(budget), *planned[place:])))
 
     def count(self, name: str) -> int:
         """Number of runs that are "planned", "missing", "finished" or "failed"."""
-        found = [getattr(task.record, name) for task in self.tasks]
-        return sum(one if isinstance(one, int) else len(one) for one in found)
+        values = [getattr(task.record, name) for task in self.tasks]
+        return sum(value if isinstance(value, int) else len(value) for value in values)
 
     @property
     def hours(self) -> float:
-        """The time that the runs took, one after the other."""
         return float(sum(task.record.finished["seconds"].sum() for task in self.tasks)) / 3600
 
     @property
     def made_with(self) -> str:
         """Versions and processors; a GPU that runs were told to leave alone was not used."""
-        told = [(one, task.record.config.get("device")) for task in self.tasks for one in task.record.environments]
-        return pages.made_with((one | ({"gpu": None} if device == "cpu" else {}) for one, device in told), gpu=True)
+        return pages.made_with(
+            (
+                environment | ({"gpu": None} if task.record.config.get("device") == "cpu" else {})
+                for task in self.tasks
+                for environment in task.record.environments
+            ),
+            gpu=True,
+        )
 
     def lines(self, merged: bool = True, **wanted: Any) -> list[Line]:
         """The contrasts with these fields.
 
         Where no unit is dead, that over live units is that over all, and if they are `merged` it is not repeated.
         """
-        found = []
+        lines = []
         for line in self._lines:
             contrast = line.result.contrast
             if any(getattr(contrast, name) != value for name, value in wanted.items()):
@@ -219,8 +200,8 @@ class Section:
                 if line.units == "live units":
                     continue
                 line = line._replace(units="all = live units")
-            found.append(line)
-        return found
+            lines.append(line)
+        return lines
 
     def line(self, claim: str, task: str, measure: str, p: PChoice) -> Line:
         """The contrast with these fields, at matched noise."""
@@ -229,9 +210,8 @@ class Section:
     def evidence(self, claim: str) -> list[tuple[str, list[Line]]]:
         """The contrasts that decide a claim, by network: of C1 two in each, over all and over live units."""
         lines = self.lines(claim=claim, primary=True)
-        return [
-            (task, list(some)) for task, some in itertools.groupby(lines, key=lambda line: line.result.contrast.task)
-        ]
+        by_task = itertools.groupby(lines, key=lambda line: line.result.contrast.task)
+        return [(task, list(of_task)) for task, of_task in by_task]
 
     def verdict(self, claim: str, post_hoc: str = "") -> str:
         """The word for a claim, or that which the contrasts share that were added to it."""
@@ -243,17 +223,16 @@ class Section:
     @property
     def undecided(self) -> list[Line]:
         """The primary contrasts that are undecided although there are numbers."""
-        some = self.lines(primary=True)
-        return [one for one in some if one.result.verdict == "undecided" and not math.isnan(one.result.ends.half)]
+        undecided = [line for line in self.lines(primary=True) if line.result.verdict == "undecided"]
+        return [line for line in undecided if not math.isnan(line.result.ends.half)]
 
     @property
     def counts(self) -> dict[tuple[str, str], Counter[str]]:
-        """The verdicts on secondary contrasts by claim and task."""
-        found: dict[tuple[str, str], Counter[str]] = {}
+        verdicts: dict[tuple[str, str], Counter[str]] = {}
         for result in (line.result for line in self.lines(primary=False, post_hoc="")):
             if result.slope.n:
-                found.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
-        return found
+                verdicts.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
+        return verdicts
 
     def _line(self, contrast: Contrast) -> Line:
         task = self.by_name.get(contrast.task)

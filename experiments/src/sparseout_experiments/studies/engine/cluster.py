@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import dask
@@ -93,9 +92,7 @@ class Cluster:
         self._ended = as_completed(raise_errors=False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._jobs and self._client.status == "running":
             self._client.cancel(list(self._jobs), force=True)
         # Each may time out on a busy machine; what is left ends with this process.
@@ -119,12 +116,10 @@ class Cluster:
 
     @property
     def busy(self) -> bool:
-        """Whether an outcome is to come."""
         return bool(self._jobs)
 
     @property
     def running(self) -> int:
-        """How many jobs are running."""
         return min(len(self._jobs), self.workers)
 
     def start(self, job: Job, attempt: int = 1) -> None:
@@ -144,7 +139,6 @@ class Cluster:
         self._ended.add(future)
 
     def wait(self) -> Outcome:
-        """Wait for the next outcome."""
         while True:
             future = next(self._ended)
             job, attempt, started = self._jobs.pop(future)

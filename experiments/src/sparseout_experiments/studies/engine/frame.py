@@ -1,6 +1,5 @@
 """Results of runs as a DataFrame: a row a run, with its options, its metric, its sparsity, and how it ended."""
 
-import json
 import math
 import os
 import tomllib
@@ -96,7 +95,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
     options = [record["options"] for record in records]
     names = list(dict.fromkeys(name for entry in options for name in entry if name not in ("task", "seed")))
     # None is what a method has no use for, and no value of its own
-    values = {name: _distinct(entry[name] for entry in options if entry.get(name) is not None) for name in names}
+    values = {name: files.distinct(entry[name] for entry in options if entry.get(name) is not None) for name in names}
     swept = {name: used for name, used in values.items() if len(used) > 1 and name not in TECHNICAL}
     task = tasks.pop()
     metric, _, unit = shown_as(task)
@@ -108,7 +107,7 @@ def read(folders: Sequence[Path], planned: Iterable[Mapping[str, Any]] = (), com
         common={name: used[0] for name, used in values.items() if len(used) == 1},
         layers={record["row"]["run"]: record["layers"] for record in records},
         curves={record["row"]["run"]: record["curve"] for record in records},
-        environments=_distinct(record["environment"] for record in records if record["environment"]),
+        environments=files.distinct(record["environment"] for record in records if record["environment"]),
         command=command,
     )
 
@@ -155,7 +154,7 @@ def _run(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def save(results: Results, path: Path) -> None:
     """Write all that a page shows into one small file; of long trainings some evenly spaced epochs."""
-    frame = results.frame.astype(object).where(results.frame.notna(), None)
+    frame = plain(results.frame)
     base = os.path.commonpath([Path(run).parent for run in frame["run"]])
     names = {run: os.path.relpath(run, base) for run in frame["run"]}
     frame["run"] = frame["run"].map(names)
@@ -180,6 +179,11 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path} is not a complete file of {KIND}") from error
 
 
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same with None for what is missing."""
+    return frame.astype(object).where(frame.notna(), None)
+
+
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
@@ -188,8 +192,3 @@ def mean(values: Sequence[float | None]) -> float | None:
     """The mean of the values that are known and finite; None if there is none."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    by_text = {json.dumps(value, sort_keys=True): value for value in values}
-    return list(by_text.values())

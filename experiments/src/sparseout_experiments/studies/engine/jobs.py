@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -97,7 +96,6 @@ class OwnLedger(Ledger[Name]):
     """Ledger of a study with a training of its own: their options are those of the jobs, as they are."""
 
     def wanted(self, job: Job) -> Mapping[str, Any]:
-        """The options of the job."""
         return job.options
 
 
@@ -153,35 +151,24 @@ def run_all(
     Raises:
         StudyStopped: for what every run would meet; for a run that ended without a result.
     """
-    queue: deque[Name] = deque()
-    jobs: dict[Name, Job] = {}
-    names: dict[Path, Name] = {}
+    started: dict[Path, Name] = {}
 
-    def enqueue() -> None:
-        known = plan()
-        new = {name: job for name, job in known.items() if name not in jobs}
-        jobs.update(new)
-        names.update((job.folder, name) for name, job in new.items())
-        waiting = {*queue, *(name for name in new if name not in ledger)}
-        queue.clear()
-        queue.extend(name for name in known if name in waiting)  # what is new may come before what waits
-
-    def report(now: str) -> None:
+    def go_on(now: str) -> None:
+        known, begun = plan(), set(started.values())
+        waiting = [name for name in known if name not in ledger and name not in begun]
+        for name in waiting:
+            if not cluster.free:
+                break
+            cluster.start(known[name])
+            started[known[name].folder] = name
         failed = len(ledger.failures) + len(ledger.lost)
-        left = time_left(ledger, jobs, total(), cluster.workers)
-        done = len(ledger.results) + failed
-        on_progress(Progress(done, failed, cluster.running, total(), left, now))
+        left = time_left(ledger, known, total(), cluster.workers)
+        on_progress(Progress(len(ledger.results) + failed, failed, cluster.running, total(), left, now))
 
-    def start() -> None:
-        enqueue()
-        while queue and cluster.free:
-            cluster.start(jobs[queue.popleft()])
-
-    start()
-    report("")
+    go_on("")
     while cluster.busy:
         outcome = cluster.wait()
-        name = names[outcome.job.folder]
+        name = started[outcome.job.folder]
         if outcome.problem is not None:
             raise StudyStopped(f"{name}: {outcome.problem}")
         if outcome.lost is not None:
@@ -191,8 +178,7 @@ def run_all(
         reason = ledger.failures.get(name, ledger.lost.get(name))
         if reason is not None and all_must_finish:
             raise StudyStopped(f"{name}: {reason}")
-        start()
-        report(f"{name} {'finished' if reason is None else 'failed'}")
+        go_on(f"{name} {'finished' if reason is None else 'failed'}")
 
 
 def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, workers: int) -> float:

@@ -5,13 +5,16 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine.statistics import Interval
 from sparseout_experiments.training import atomic_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _RUNS = "<!-- made from {} runs -->"
 
@@ -23,9 +26,7 @@ def rendered(package: str, template: str, **values: Any) -> str:
     `percent`, `interval`, `short` (as with `:g`), `listed` and `range` of several numbers. `one_line` joins lines, and
     `cell` makes any text fit a table. A name without a value is an error.
     """
-    environment = Environment(
-        loader=PackageLoader(package, ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _environment(package)
     environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "short": "{:g}".format}
     environment.filters |= {"listed": listed, "range": spread, "one_line": _one_line, "cell": _cell}
     return wrapped(environment.get_template(template).render(values))
@@ -35,14 +36,14 @@ def html(package: str, template: str, **values: Any) -> str:
     """A page in HTML from a template that lies in a package and extends ``base.html.j2``; `values` are escaped."""
     from sparseout_experiments.studies.engine import style  # matplotlib takes a second to import
 
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader(__package__, "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(package, __package__, autoescape=True)
     return environment.get_template(template).render(values, light=style.COLOURS, dark=style.DARK)
+
+
+def _environment(*packages: str, autoescape: bool = False) -> Environment:
+    loader = ChoiceLoader([PackageLoader(package, "") for package in packages])
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, autoescape=autoescape, **options)
 
 
 def fixed(value: float | None, digits: int, signed: bool = False) -> str:
@@ -133,14 +134,15 @@ def write(page: Path, text: str, runs: int) -> None:
     atomic_files.write(page, f"{text.rstrip()}\n\n{_RUNS.format(runs)}\n")
 
 
-def write_images(page: Path, images: Mapping[str, bytes]) -> list[Path]:
-    """Write figures to the folder `images` beside a page; return where."""
-    folder = page.parent / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in images]
-    for path, content in zip(paths, images.values(), strict=True):
+def write_images(page: Path, figures: Mapping[str, "Figure"]) -> list[Path]:
+    """Write figures as PNG to the folder `images` beside a page; return where."""
+    from sparseout_experiments.studies.engine import style  # matplotlib takes a second to import
+
+    images = {page.parent / "images" / f"{name}.png": style.png(figure) for name, figure in figures.items()}
+    (page.parent / "images").mkdir(parents=True, exist_ok=True)
+    for path, content in images.items():
         atomic_files.write(path, content)
-    return paths
+    return list(images)
 
 
 def made_with(environments: Iterable[Mapping[str, Any]], gpu: bool = False) -> str:
@@ -148,14 +150,14 @@ def made_with(environments: Iterable[Mapping[str, Any]], gpu: bool = False) -> s
 
     Where runs were not to take a `gpu`, one beside the processor was not used.
     """
-    found: dict[str, set[str]] = {}
-    for one in environments:
-        machine = (one.get("gpu") if gpu else None) or one.get("processor") or "an unnamed processor"
-        revisions = found.setdefault(f"PyTorch {one.get('torch')} on {machine}", set())
-        revisions |= {str(one["revision"])} if one.get("revision") else set()
+    revisions: dict[str, set[str]] = {}
+    for environment in environments:
+        machine = (environment.get("gpu") if gpu else None) or environment.get("processor") or "an unnamed processor"
+        of_machine = revisions.setdefault(f"PyTorch {environment.get('torch')} on {machine}", set())
+        of_machine |= {str(environment["revision"])} if environment.get("revision") else set()
     return " and with ".join(
-        name + (f" (revision{'s' if len(some) > 1 else ''} {', '.join(sorted(some))})" if some else "")
-        for name, some in sorted(found.items())
+        name + (f" (revision{'s' if len(known) > 1 else ''} {', '.join(sorted(known))})" if known else "")
+        for name, known in sorted(revisions.items())
     )
 
 

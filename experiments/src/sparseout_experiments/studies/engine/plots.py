@@ -44,16 +44,9 @@ def references(axes: Axes, values: Mapping[str, float]) -> None:
         axes.axhline(value, color=COLOURS["muted"], linewidth=1.1, zorder=1)
         height = max(value, height + 0.07 * (high - low))  # names that would touch are pushed apart
         axes.annotate(
-            name,
-            (1.0, height),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=COLOURS["muted"],
-            annotation_clip=False,
-        )
+            name, (1.0, height), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            fontsize=9, color=COLOURS["muted"], annotation_clip=False,
+        )  # fmt: skip
 
 
 def inline(figure: Figure, name: str, alt: str) -> str:

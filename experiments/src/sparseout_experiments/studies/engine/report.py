@@ -1,10 +1,9 @@
 """The page of a run, of a sweep or of several: one HTML file that needs nothing else, and what goes with it."""
 
 import html
-import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine.frame import Results, mean, save
+from sparseout_experiments.studies.engine.frame import Results, mean, plain, save
 from sparseout_experiments.studies.engine.style import CYCLE, image, style
-from sparseout_experiments.training import atomic_files
+from sparseout_experiments.training import atomic_files, run_folder
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
 SHOWN = 24  # settings that one plot shows
 LONGEST = 40  # characters of a name in a plot
-_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "star": "*", "cross": "P"}
+_MARKERS = (  # of Plotly and of Matplotlib
+    ("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("x", "X"), ("star", "*"), ("cross", "P"),
+    ("pentagon", "p"),
+)  # fmt: skip
+
+
+_Values = Mapping[str, Mapping[Any, float | None]]  # of runs, by x
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -65,13 +69,12 @@ def page(results: Results, settings: pd.DataFrame | None = None) -> str:
         counts={status: int(statuses.get(status, 0)) for status in ("finished", "failed", "unfinished", "planned")},
         failures=frame[frame["status"] == "failed"][["run", "reason"]].to_dict("records"),
         columns=[name for name in dict.fromkeys(columns) if name in frame],
-        rows=frame.astype(object).where(frame.notna(), None).to_dict("records"),
-        settings=settings.astype(object).where(settings.notna(), None).to_dict("records"),
-        plots=_plots(results, settings),
+        rows=plain(frame).to_dict("records"),
+        settings=plain(settings).to_dict("records"),
+        plots=run_folder.plain(_plots(results, settings)),
         csv=frame.to_csv(index=False),
         plotly=get_plotlyjs(),
         shown=_shown,
-        dumps=_dumps,
     )
 
 
@@ -95,20 +98,16 @@ def draw(results: Results, settings: pd.DataFrame) -> Figure:
     front = settings[pareto(settings)].sort_values("hoyer")
     axes.plot(front["hoyer"], front["metric"], color="0.6", linewidth=1, label="Pareto front", zorder=0)
     for index, (name, group) in enumerate(_families(results, settings)):
-        style: dict[str, Any] = {
-            "color": CYCLE[index % len(CYCLE)],
-            "marker": _MARKERS.get(SYMBOLS[index % len(SYMBOLS)], "o"),
-        }
-        errors: dict[str, Any] = {"xerr": group["hoyer_half"].fillna(0), "yerr": group["metric_half"].fillna(0)}
-        label = html.unescape(name).replace("$", r"\$")
         axes.errorbar(
             group["hoyer"],
             group["metric"],
-            **errors,
-            **style,
+            xerr=group["hoyer_half"].fillna(0),
+            yerr=group["metric_half"].fillna(0),
+            color=CYCLE[index % len(CYCLE)],
+            marker=_MARKERS[index % len(_MARKERS)][1],
             linestyle="",
             capsize=2,
-            label=label,
+            label=html.unescape(name).replace("$", r"\$"),
         )
     axes.set(xlabel="Hoyer sparsity in evaluation", ylabel=f"{metric} on test data{_in(unit)}")
     axes.legend(fontsize="small")
@@ -118,22 +117,18 @@ def draw(results: Results, settings: pd.DataFrame) -> Figure:
 def latex(results: Results, settings: pd.DataFrame) -> str:
     """The settings as a table of LaTeX (booktabs)."""
     metric, unit = results.metric
-    heads = [*results.swept, "seeds", f"{metric}{_in(unit)}", "Hoyer", "dead"]
-    lines = ["\\begin{tabular}{" + "l" * len(results.swept) + "r" * 4 + "}", "\\toprule"]
-    lines += [" & ".join(map(_tex, heads)) + " \\\\", "\\midrule"]
-    for row in settings.to_dict("records"):
-        values = [_tex(_shown(row[name])) for name in results.swept] + [str(row["seeds"])]
-        for name in ("metric", "hoyer", "dead"):
-            half = row[f"{name}_half"]
-            exact = f"{row[name]:.4g}" if row[name] == row[name] else "--"
-            values.append(exact if math.isnan(half) else f"${exact} \\pm {half:.2g}$")
-        lines.append(" & ".join(values) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    heads = {"metric": f"{metric}{_in(unit)}", "hoyer": "Hoyer", "dead": "dead"}
+    table = settings[[*results.swept, "seeds"]].map(_shown)
+    for name, head in heads.items():
+        table[head] = list(map(_tex_interval, settings[name], settings[f"{name}_half"]))
+    styler = table.style.hide().format_index(escape="latex", axis=1).format(escape="latex", subset=list(results.swept))
+    text: str = styler.to_latex(hrules=True, column_format="l" * len(results.swept) + "r" * 4)
+    return text
 
 
-def _tex(text: str) -> str:
-    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    return "".join(special.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in str(text))
+def _tex_interval(mean: float, half: float) -> str:
+    text = "--" if math.isnan(mean) else f"{mean:.4g}"
+    return text if math.isnan(half) else rf"${text} \pm {half:.2g}$"
 
 
 def _in(unit: str) -> str:
@@ -147,20 +142,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _dumps(value: Any) -> str:
-    """JSON that may stand in a script: no tag can end it, and what is no number is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    text = json.dumps(plain(value), ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _families(results: Results, settings: pd.DataFrame, without: str | None = None) -> list[tuple[str, pd.DataFrame]]:
@@ -194,31 +175,61 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
     """The plots of the page, as Plotly takes them, each with a heading and a sentence."""
     metric, unit = results.metric
     label = f"{metric} on test data{_in(unit)}"
-    plots = []
-    for option in results.swept:
-        families = _families(results, settings, option)
-        traces = []
-        for column, axis in (("metric", ""), ("hoyer", "2")):
-            for index, (name, group) in enumerate(families):
-                rows = group[group[option].notna()]
-                if rows.empty:
-                    continue
-                numeric = _is_numeric(results.swept[option])
-                rows = rows.sort_values(option) if numeric else rows
-                traces.append(
-                    _trace(index, name, rows[option] if numeric else rows[option].map(_shown).map(_short), rows[column])
-                    | {"error_y": _error(rows[f"{column}_half"]), "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-                    | {"showlegend": not axis and len(families) > 1, "legendgroup": name, "mode": "lines+markers"}
-                )
-        layout = {
-            "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
-            "xaxis": {"title": {"text": option}},
-            "xaxis2": {"title": {"text": option}},
-            "yaxis": {"title": {"text": label}},
-            "yaxis2": {"title": {"text": "Hoyer sparsity"}},
-        }
-        text = "Means over seeds with 95% intervals: the metric (left) and the sparsity (right)."
-        plots.append({"heading": f"Against {option}", "text": text, "traces": traces, "layout": layout, "wide": True})
+    layers = {
+        run: {module: measures.get("hoyer") for module, measures in of_run.items()}
+        for run, of_run in results.layers.items()
+    }
+    curves = {run: {line["epoch"]: line["metric"] for line in curve} for run, curve in results.curves.items()}
+    modules = list(dict.fromkeys(module for of_run in layers.values() for module in of_run))
+    epochs = sorted({epoch for of_run in curves.values() for epoch in of_run})
+    plots = [_option_plot(results, settings, option, label) for option in results.swept]
+    plots.append(_front_plot(results, settings, label))
+    if len(modules) > 1:  # the sparsity of a single one is in every other plot
+        text = "Hoyer sparsity in evaluation of what the next layer reads, means over seeds."
+        traces = _means(results, settings, layers, modules, "lines+markers")
+        plots.append(_plot("Layer by layer", text, traces, "where", "Hoyer sparsity", categories=True))
+    text = "On validation data after every epoch, means over the seeds that got so far."
+    traces = _means(results, settings, curves, epochs, "lines")
+    plots.append(_plot("Training", text, traces, "epoch", label.replace("test", "validation")))
+    return [plot for plot in plots if plot["traces"]]
+
+
+def _plot(
+    heading: str, text: str, traces: list[dict[str, Any]], x: str, y: str, categories: bool = False
+) -> dict[str, Any]:
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    if categories:
+        layout["xaxis"]["type"] = "category"
+    return {"heading": heading, "text": text, "traces": traces, "layout": layout, "wide": False}
+
+
+def _option_plot(results: Results, settings: pd.DataFrame, option: str, label: str) -> dict[str, Any]:
+    """Metric and sparsity side by side against one option, a line for each setting of the others."""
+    families, traces = _families(results, settings, option), []
+    numeric = _is_numeric(results.swept[option])
+    for column, axis in (("metric", ""), ("hoyer", "2")):
+        for index, (name, group) in enumerate(families):
+            rows = group[group[option].notna()]
+            if rows.empty:
+                continue
+            rows = rows.sort_values(option) if numeric else rows
+            traces.append(
+                _trace(index, name, rows[option] if numeric else rows[option].map(_shown).map(_short), rows[column])
+                | {"error_y": _error(rows[f"{column}_half"]), "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
+                | {"showlegend": not axis and len(families) > 1, "legendgroup": name}
+            )
+    text = "Means over seeds with 95% intervals: the metric (left) and the sparsity (right)."
+    plot = _plot(f"Against {option}", text, traces, option, label)
+    plot["layout"] |= {
+        "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
+        "xaxis2": {"title": {"text": option}},
+        "yaxis2": {"title": {"text": "Hoyer sparsity"}},
+    }
+    return plot | {"wide": True}
+
+
+def _front_plot(results: Results, settings: pd.DataFrame, label: str) -> dict[str, Any]:
+    """Metric against sparsity, a point a setting."""
     front = settings[pareto(settings)].sort_values("hoyer")
     traces = [
         {"x": list(front["hoyer"]), "y": list(front["metric"]), "mode": "lines", "name": "Pareto front"}
@@ -231,61 +242,34 @@ def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
             | {"error_x": _error(group["hoyer_half"]), "error_y": _error(group["metric_half"])}
             | {"mode": "markers", "text": names, "hovertemplate": "%{text}<br>Hoyer %{x:.3f}, %{y:.4g}<extra></extra>"}
         )
-    layout = {"xaxis": {"title": {"text": "Hoyer sparsity in evaluation"}}, "yaxis": {"title": {"text": label}}}
     text = "A point a setting; lower and further right is better. On the line are those that no other beats in both."
-    plots.append(
-        {"heading": "Metric against sparsity", "text": text, "traces": traces, "layout": layout, "wide": False}
-    )
-    return [*plots, *_layer_plot(results, settings), *_curve_plot(results, settings, label)]
+    return _plot("Metric against sparsity", text, traces, "Hoyer sparsity in evaluation", label)
 
 
 def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
-    dash = ("solid", "dash", "dot")[index // len(CYCLE) % 3]
-    marker = {"color": CYCLE[index % len(CYCLE)], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8}
-    return {
-        "x": list(x),
-        "y": list(y),
-        "name": name,
-        "marker": marker,
-        "line": {"color": marker["color"], "dash": dash},
-    }
+    colour, dash = CYCLE[index % len(CYCLE)], ("solid", "dash", "dot")[index // len(CYCLE) % 3]
+    marker = {"color": colour, "symbol": _MARKERS[index % len(_MARKERS)][0], "size": 8}
+    line = {"color": colour, "dash": dash}
+    return {"x": list(x), "y": list(y), "name": name, "mode": "lines+markers", "marker": marker, "line": line}
 
 
 def _error(half: pd.Series) -> dict[str, Any]:
-    return {"type": "data", "array": [0 if math.isnan(value) else value for value in half], "thickness": 1}
+    return {"type": "data", "array": list(half.fillna(0)), "thickness": 1}
 
 
-def _by_setting(results: Results, settings: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """The settings, each by its name, with its runs."""
-    names = list(results.swept)
-    rows = settings.head(SHOWN).to_dict("records")
-    return [(_label(names, tuple(row[name] for name in names)), row["runs"]) for row in rows]
-
-
-def _layer_plot(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
-    modules = list(dict.fromkeys(module for layers in results.layers.values() for module in layers))
-    traces = []
-    for index, (name, runs) in enumerate(_by_setting(results, settings)):
-        means = [mean([results.layers[run].get(module, {}).get("hoyer") for run in runs]) for module in modules]
-        if any(value is not None for value in means):
-            traces.append(_trace(index, name, modules, means) | {"mode": "lines+markers"})
-    if not traces or len(modules) < 2:  # the sparsity of a single one is in every other plot
-        return []
-    layout = {"xaxis": {"title": {"text": "where"}, "type": "category"}, "yaxis": {"title": {"text": "Hoyer sparsity"}}}
-    text = "Hoyer sparsity in evaluation of what the next layer reads, means over seeds."
-    return [{"heading": "Layer by layer", "text": text, "traces": traces, "layout": layout, "wide": False}]
-
-
-def _curve_plot(results: Results, settings: pd.DataFrame, label: str) -> list[dict[str, Any]]:
-    traces = []
-    for index, (name, runs) in enumerate(_by_setting(results, settings)):
-        curves = [results.curves[run] for run in runs if results.curves[run]]
-        epochs = sorted({line["epoch"] for curve in curves for line in curve})
-        means = [mean([line["metric"] for curve in curves for line in curve if line["epoch"] == e]) for e in epochs]
-        if epochs:
-            traces.append(_trace(index, name, epochs, means) | {"mode": "lines"})
-    if not traces:
-        return []
-    layout = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": label.replace("test", "validation")}}}
-    text = "On validation data after every epoch, means over the seeds that got so far."
-    return [{"heading": "Training", "text": text, "traces": traces, "layout": layout, "wide": False}]
+def _means(
+    results: Results,
+    settings: pd.DataFrame,
+    of_runs: Mapping[str, Mapping[Any, float | None]],
+    xs: list[Any],
+    mode: str,
+) -> list[dict[str, Any]]:
+    """A line for each setting: at every x the mean over its runs that have a value there."""
+    names, traces = list(results.swept), []
+    for index, row in enumerate(settings.head(SHOWN).to_dict("records")):
+        runs = [of_runs[run] for run in row["runs"]]
+        means = {x: mean([run.get(x) for run in runs]) for x in xs if any(x in run for run in runs)}
+        if any(value is not None for value in means.values()):
+            label = _label(names, tuple(row[name] for name in names))
+            traces.append(_trace(index, label, means, means.values()) | {"mode": mode})
+    return traces

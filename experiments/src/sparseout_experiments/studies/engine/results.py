@@ -10,6 +10,7 @@ from sparseout_experiments.training import atomic_files, run_folder
 
 _LOCAL = ("out", "resume", "track", "seed", "data", "checkpoint_minutes")  # of one machine, or of one run
 Records = TypeVar("Records", list[Any], dict[str, Any])
+Value = TypeVar("Value")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -64,8 +65,8 @@ def check_options(path: Path, config: Mapping[str, Any], wanted: Mapping[str, An
             raise ValueError(f"{path} holds runs with {name} = {config[name]} where the study wants {wanted[name]}")
 
 
-def some(records: Records, folder: Path, study: str) -> Records:
-    """The results of a study. Raises ValueError where a folder has none."""
+def present(records: Records, folder: Path, study: str) -> Records:
+    """The results of a study, of which there are some. Raises ValueError where a folder has none."""
     if not records:
         raise ValueError(
             expected("--results", f"a folder with results of `sparseout reproduce {study}`", repr(str(folder)))
@@ -85,10 +86,6 @@ def shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def distinct(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each environment once."""
-    unique: list[dict[str, Any]] = []
-    for environment in environments:
-        if environment not in unique:
-            unique.append(dict(environment))
-    return unique
+def distinct(values: Iterable[Value]) -> list[Value]:
+    """Each value once, in the order in which they come."""
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())

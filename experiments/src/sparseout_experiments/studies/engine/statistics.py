@@ -21,16 +21,13 @@ class Interval(NamedTuple):
 
     @property
     def low(self) -> float:
-        """Lower end."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
-        """Upper end."""
         return self.mean + self.half
 
     def times(self, factor: float) -> "Interval":
-        """The same in other units."""
         return Interval(factor * self.mean, factor * self.half, self.n)
 
 
@@ -52,9 +49,7 @@ def deviation(values: Sequence[float]) -> float:
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """The slope of the least-squares line through the points (x, y)."""
-    centre_x, centre_y = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((a - centre_x) ** 2 for a in x)
-    return sum((a - centre_x) * (b - centre_y) for a, b in zip(x, y, strict=True)) / spread
+    return statistics.linear_regression(x, y).slope
 
 
 def slope_interval(x: Sequence[float], curves: Sequence[Sequence[float]], level: float = 0.95) -> Interval:

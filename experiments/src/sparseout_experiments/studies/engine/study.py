@@ -4,16 +4,18 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sparseout_experiments.studies.engine import jobs, pages
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, Train
-from sparseout_experiments.studies.engine.jobs import Ledger, OnProgress
+from sparseout_experiments.studies.engine.jobs import Ledger, OnProgress, OwnLedger
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -35,42 +37,59 @@ class Request:
     common: Mapping[str, Any] = field(default_factory=dict)
 
 
-Content = Callable[[str, dict[Any, dict[str, Any]]], Mapping[str, Any]]  # of a task and the results of its runs
-Page = Callable[[dict[str, dict[str, Any]]], tuple[str, Mapping[str, bytes]]]  # of the results of every task
+Page = tuple[str, Mapping[str, "Figure"]]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files of results of a study, one a task, and the page that is made of all of them.
+class Study:
+    """A study, from its runs to its files of results, one a task, and to the page that is made of all of them.
 
-    Args:
-        study: its name.
-        kind: what its files say that they hold.
-        tasks: what there may be files of.
-        budgets: where it has several, from the smallest; they are part of the names.
-        title: the first line of the page.
-        most_runs: how many runs there may be in the end.
-        content: what a file holds, beside its task and what its runs were made with.
-        page: the text and the figures.
-        count: of how many runs a file is.
+    A subclass says what is run (`plan`), what is kept of it (`content`) and how it is shown (`page`), or goes its own
+    way in `check`, `save` and `render`. One that can go on from its files of results alone has `recorded` too.
     """
 
-    study: str
-    kind: str
-    tasks: tuple[str, ...] = ("",)
-    budgets: tuple[str, ...] = ("",)
-    title: str = ""
-    most_runs: Callable[[Request], int] = lambda request: 0
-    content: Content = lambda task, runs: {}
-    page: Page = lambda records: ("", {})
-    count: Callable[[Mapping[str, Any]], int] = lambda record: len(record["rows"]) + len(record.get("failed", ()))
+    name: str
+    kind: str  # what its files say that they hold
+    tasks: tuple[str, ...]
+    budgets: tuple[str, ...] = ("",)  # from the smallest; they are part of the files' names
+    title: str  # the first line of the page
+    all_must_finish = True  # or there are no results; otherwise a run that fails is a result of its kind
+    ledger: type[Ledger[Any]] = OwnLedger
+    train: Train = staticmethod(jobs.train)
 
-    def path(self, results: Path, task: str = "", budget: str = "") -> Path:
-        """The file of a task."""
-        return results / f"{'-'.join(part for part in (self.study, budget, task) if part)}.json"
+    def plan(self, request: Request, ledger: Ledger[Any]) -> Mapping[Any, Job]:
+        """The jobs that are known, given what the ledger has."""
+        raise NotImplementedError
+
+    def total(self, request: Request, ledger: Ledger[Any]) -> int:
+        """Number of runs there will be, as far as that is known."""
+        return len(self.plan(request, ledger))
+
+    def most_runs(self, request: Request) -> int:
+        """Number of runs there may be in the end."""
+        return self.total(request, self.ledger())
+
+    def recorded(self, request: Request, results: Path) -> dict[Any, dict[str, Any]]:
+        """The runs that the files of results have, as a ledger wants them.
+
+        Raises ValueError for a file of something else, or of runs with other options than are wanted.
+        """
+        raise NotImplementedError
+
+    def content(self, task: str, results: Mapping[Any, dict[str, Any]]) -> Mapping[str, Any]:
+        """Content of the file of a task, beside its task and what its runs were made with."""
+        raise NotImplementedError
+
+    def page(self, records: Mapping[str, dict[str, Any]]) -> Page:
+        """The text, and the figures by name, made of the results of every task."""
+        raise NotImplementedError
+
+    def count(self, record: Mapping[str, Any]) -> int:
+        return len(record["rows"]) + len(record.get("failed", ()))
+
+    def path(self, results: Path, task: str, budget: str = "") -> Path:
+        return results / f"{'-'.join(part for part in (self.name, budget, task) if part)}.json"
 
     def paths(self, results: Path) -> dict[tuple[str, str], Path]:
-        """The files that a folder has, by budget and task."""
         named = {(budget, task): self.path(results, task, budget) for budget in self.budgets for task in self.tasks}
         return {name: path for name, path in named.items() if path.exists()}
 
@@ -82,41 +101,38 @@ class Files:
         """The results of every task that a folder has, of the largest budget. Raises ValueError as `load` does."""
         return {task: self.load(path) for (_, task), path in self.paths(results).items()}
 
-    def some(self, results: Path) -> dict[str, dict[str, Any]]:
-        """The same; raises ValueError where there are none, too."""
-        return files.some(self.load_all(results), results, self.study)
-
     def check(self, request: Request, results: Path, page: Path) -> None:
         """Raise ValueError for a page that is another, or that was made from more runs than there will be."""
         budget = request.budget if request.budget in self.budgets else ""
-        mine = [self.path(results, task, budget) for task in request.names]
-        others = [self.load(path) for path in self.paths(results).values() if path not in mine]
-        pages.check(page, self.title, self.most_runs(request) + sum(map(self.count, others)))
+        replaced = [self.path(results, task, budget) for task in request.names]
+        kept = [self.load(path) for path in self.paths(results).values() if path not in replaced]
+        pages.check(page, self.title, self.most_runs(request) + sum(map(self.count, kept)))
 
-    def store(self, results: Path, content: Mapping[str, Any], task: str = "", budget: str = "") -> None:
-        """Write a file."""
+    def store(self, results: Path, content: Mapping[str, Any], task: str, budget: str = "") -> None:
         files.save(self.path(results, task, budget), {"kind": self.kind, **content})
 
     def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
-        """Write a file for each task."""
         for task in request.names:
-            mine = {run: result for run, result in ledger.results.items() if run.task == task}
-            environments = files.distinct(result["environment"] for result in mine.values())
-            self.store(results, {"task": task, "environments": environments, **self.content(task, mine)}, task)
+            of_task = {run: result for run, result in ledger.results.items() if run.task == task}
+            environments = files.distinct(result["environment"] for result in of_task.values())
+            self.store(results, {"task": task, "environments": environments, **self.content(task, of_task)}, task)
 
     def render(self, results: Path, page: Path) -> None:
         """Make the page and its figures from the files of results.
 
         Raises ValueError where there are none, for a file that holds something else, and as `write` does.
         """
-        records = self.some(results)
+        records = files.present(self.load_all(results), results, self.name)
         self.write(page, sum(map(self.count, records.values())), lambda: self.page(records))
 
-    def write(self, page: Path, runs: int, made: Callable[[], tuple[str, Mapping[str, bytes]]]) -> None:
+    def write(self, page: Path, runs: int, made: Callable[[], Page]) -> None:
         """Write what is made of so many runs. Raises ValueError where the page is another, or shows more of them."""
+        from sparseout_experiments.studies.engine.style import style  # matplotlib takes a second to import
+
         pages.check(page, self.title, runs)
-        text, images = made()
-        pages.write_images(page, images)
+        with style():
+            text, figures = made()
+            pages.write_images(page, figures)
         pages.write(page, text, runs)
 
 
@@ -128,37 +144,6 @@ def summary(record: Mapping[str, Any], frame: "pd.DataFrame") -> dict[str, Any]:
         "minutes": frame["seconds"].sum() / 60 if "seconds" in frame else math.nan,
         "made_with": pages.made_with(record["environments"]),
     }
-
-
-class Study(Protocol):
-    """Protocol of the module of a study.
-
-    One whose runs are no task of the command line has a function `train` too, and one whose plan is not all known at
-    once a function `total`: how many runs there will be, as far as that is known. One that can go on from its files of
-    results alone has `recorded(request, results)`: the runs that these have, as a ledger wants them, or ValueError.
-    """
-
-    ALL_MUST_FINISH: bool  # or there are no results; otherwise a run that fails is a result of its kind
-
-    def ledger(self, results: Mapping[Any, dict[str, Any]] | None = None) -> Ledger[Any]:
-        """A ledger in which these runs have ended."""
-
-    def plan(self, request: Request, ledger: Ledger[Any]) -> Mapping[Any, Job]:
-        """The jobs that are known, given what the ledger has."""
-
-    def check(self, request: Request, results: Path, page: Path) -> None:
-        """Raise ValueError where the page would be refused in the end."""
-
-    def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
-        """Write the files of results."""
-
-    def render(self, results: Path, page: Path) -> None:
-        """Make the page and its figures from the files of results, or raise ValueError."""
-
-
-def _total(study: Study, request: Request, ledger: Ledger[Any]) -> int:
-    own = getattr(study, "total", None)
-    return int(own(request, ledger)) if own else len(study.plan(request, ledger))
 
 
 def reproduce(
@@ -187,9 +172,6 @@ def reproduce(
     def plan() -> Mapping[Any, Job]:
         return study.plan(request, ledger)
 
-    def total() -> int:
-        return _total(study, request, ledger)
-
     def write() -> None:
         order = [*plan(), *ledger.results]  # of the plan, whatever ended first
         ledger.results = {name: ledger.results[name] for name in order if name in ledger.results}
@@ -199,11 +181,11 @@ def reproduce(
     jobs.look(ledger, plan)
     try:
         if any(name not in ledger for name in plan()):
-            own: Train = getattr(study, "train", jobs.train)  # a study may have a training of its own
-            with Cluster(workers, train or own, scheduler) as cluster:
-                jobs.run_all(cluster, ledger, plan, total, on_progress, all_must_finish=study.ALL_MUST_FINISH)
+            with Cluster(workers, train or study.train, scheduler) as cluster:
+                total = partial(study.total, request, ledger)
+                jobs.run_all(cluster, ledger, plan, total, on_progress, all_must_finish=study.all_must_finish)
     except BaseException:
-        if not study.ALL_MUST_FINISH:
+        if not study.all_must_finish:
             with suppress(ValueError):  # the page shows more, or there is nothing to show
                 write()
         raise
@@ -217,7 +199,7 @@ def outlook(
     """Runs that are known and that have ended, by task; runs in all; and seconds left, nan before the first."""
     ledger = study.ledger(recorded)
     jobs.look(ledger, lambda: study.plan(request, ledger))
-    known, total = study.plan(request, ledger), _total(study, request, ledger)
+    known, total = study.plan(request, ledger), study.total(request, ledger)
     tasks: dict[str, tuple[int, int]] = {}
     for name, job in known.items():
         runs, ended = tasks.get(job.folder.parent.name, (0, 0))

@@ -8,15 +8,11 @@ import pandas as pd
 
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.payoff import figures, training, transformer
 from sparseout_experiments.studies.payoff.training import METHODS, STEERED, TARGETS, TASKS
-
-__all__ = ["ALL_MUST_FINISH", "NAMES", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "train"]
-
-ALL_MUST_FINISH = True
 
 MINILM = "minilm"
 NAMES = (*TASKS, MINILM)
@@ -42,7 +38,6 @@ class Run(NamedTuple):
         return f"{self.task}: {self.method}{'' if self.target is None else f' to {self.target:g}'}, seed {self.seed}"
 
     def job(self, request: Request) -> Job:
-        """As options, and a folder."""
         if self.task == MINILM:
             return Job(MINILM, {"seed": 0}, request.work / MINILM)
         options = {"data": request.sources.get(self.task, self.task), **self._asdict()}
@@ -52,54 +47,54 @@ class Run(NamedTuple):
         )
 
 
-ledger = OwnLedger
+class Payoff(study.Study):
+    """Every classifier, seed by seed, and the transformer."""
 
+    name, kind, tasks = "payoff", "sparseout payoff", NAMES
+    title = "# What is sparsity worth?"
 
-def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-    """Every run, seed by seed."""
-    runs = [
-        Run(name, method, target, seed)
-        for name in request.names
-        if name != MINILM
-        for seed in TASKS[name].seeds
-        for method in METHODS
-        for target in (TARGETS if method in STEERED else (None,))
-    ]
-    return {run: run.job(request) for run in [*runs, *([Run(MINILM)] if MINILM in request.names else [])]}
+    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+        runs = [
+            Run(name, method, target, seed)
+            for name in request.names
+            if name != MINILM
+            for seed in TASKS[name].seeds
+            for method in METHODS
+            for target in (TARGETS if method in STEERED else (None,))
+        ]
+        return {run: run.job(request) for run in [*runs, *([Run(MINILM)] if MINILM in request.names else [])]}
 
+    @staticmethod
+    def train(task: str, options: dict[str, Any], folder: Path) -> None:
+        (transformer.train if task == MINILM else training.train)(task, options, folder)
 
-def train(task: str, options: dict[str, Any], folder: Path) -> None:
-    """Train one classifier, or measure the transformer."""
-    (transformer.train if task == MINILM else training.train)(task, options, folder)
+    def content(self, task: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+        if task == MINILM:
+            (result,) = results.values()
+            return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
+        return {"rows": [{**run._asdict(), **_numbers(result)} for run, result in results.items()]}
 
+    def count(self, record: Mapping[str, Any]) -> int:
+        return 1 if record["task"] == MINILM else len(record["rows"])
 
-def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """Content of the file of a task."""
-    if task == MINILM:
-        (result,) = runs.values()
-        return {key: result[key] for key in ("shape", "sentences", "tokens", "texts", "load", "rows")}
-    return {"rows": [{**run._asdict(), **_numbers(result)} for run, result in runs.items()]}
-
-
-def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes]]:
-    """The page and its figures."""
-    tasks = [summary(record) for name, record in records.items() if name in TASKS]
-    minilm = records.get(MINILM)
-    text = pages.rendered(
-        __package__,
-        "page.md.j2",
-        tasks=tasks,
-        minilm=minilm,
-        minilm_made_with="" if minilm is None else pages.made_with(minilm["environments"]),
-        missing=[task.title for name, task in TASKS.items() if name not in records],
-        setup=training,
-        labels=LABELS,
-        tolerance=TOLERANCE,
-    )
-    images = {f"payoff-{task['name']}": figures.price(task["settings"]) for task in tasks}
-    if minilm is not None:
-        images["payoff-minilm"] = figures.thresholds(pd.DataFrame(minilm["rows"]))
-    return text, images
+    def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
+        tasks = [summary(record) for name, record in records.items() if name in TASKS]
+        minilm = records.get(MINILM)
+        text = pages.rendered(
+            __package__,
+            "page.md.j2",
+            tasks=tasks,
+            minilm=minilm,
+            minilm_made_with="" if minilm is None else pages.made_with(minilm["environments"]),
+            missing=[task.title for name, task in TASKS.items() if name not in records],
+            setup=training,
+            labels=LABELS,
+            tolerance=TOLERANCE,
+        )
+        drawn = {f"payoff-{task['name']}": figures.price(task["settings"]) for task in tasks}
+        if minilm is not None:
+            drawn["payoff-minilm"] = figures.thresholds(pd.DataFrame(minilm["rows"]))
+        return text, drawn
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +131,4 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in left_out}
 
 
-FILES = study.Files(
-    "payoff",
-    "sparseout payoff",
-    NAMES,
-    title="# What is sparsity worth?",
-    most_runs=lambda request: len(plan(request, ledger())),
-    content=content,
-    page=page,
-    count=lambda record: 1 if record["task"] == MINILM else len(record["rows"]),
-)
-load_all, check, save, render = FILES.load_all, FILES.check, FILES.save, FILES.render
+STUDY = Payoff()

@@ -20,7 +20,7 @@ import sparseout
 from sparseout import baselines, inference
 from sparseout_experiments.data import images
 from sparseout_experiments.studies.engine.jobs import train_own
-from sparseout_experiments.studies.engine.steps import step
+from sparseout_experiments.studies.engine.networks import measured, perceptron, population, step
 
 TARGETS = (0.3, 0.1, 0.05)  # of the density: the fraction of hidden units that are not 0, in evaluation
 STEERED = ("sparseout", "penalty", "topk")  # methods that take a target
@@ -51,16 +51,6 @@ TASKS = {
 }
 
 
-class Network(nn.Sequential):
-    """Two hidden layers with an activation and noise each, and a linear layer to the classes."""
-
-    def __init__(self, inputs: int, units: int, classes: int, method: str, target: float | None) -> None:
-        def hidden(width: int) -> list[nn.Module]:
-            return [nn.Linear(width, units), *activation(method, target)]
-
-        super().__init__(*hidden(inputs), *hidden(units), nn.Linear(units, classes))
-
-
 def activation(method: str, target: float | None) -> list[nn.Module]:
     """The activation and the noise of a method."""
     if method == "topk":
@@ -81,7 +71,7 @@ def run(name: str, data: images.Images, method: str, target: float | None, seed:
     mean, std = train[0].mean(), train[0].std()
     x, y = (train[0] - mean) / std, train[1]
     torch.manual_seed(seed)
-    model = Network(x.shape[1], task.units, data.classes, method, target)
+    model = perceptron([x.shape[1], task.units, task.units, data.classes], lambda: activation(method, target))
     penalty = None
     if method == "penalty":
         penalty = baselines.ActivityPenalty(model, [nn.ReLU], strength=1e-3, q=1.0).attach()
@@ -139,10 +129,7 @@ def density(model: nn.Module, test: Tensor) -> float:
     """The fraction of hidden units that are not 0, a mean over the two layers."""
     kinds: Sequence[type[nn.Module]] = [nn.ReLU, baselines.StatisticalTopK]
     present = [kind for kind in kinds if any(isinstance(module, kind) for module in model.modules())]
-    with sparseout.SparsityMonitor(model, present, measures=["density"]) as monitor, torch.no_grad():
-        model(test)
-    records = [record["density"] for record in monitor.report() if record["axis"] == "population"]
-    return float(sum(records) / len(records))
+    return population(measured(model, present, [test]), "density")
 
 
 def count(model: nn.Module) -> int:

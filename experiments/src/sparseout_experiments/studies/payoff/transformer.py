@@ -23,11 +23,6 @@ SENTENCES = 200  # to calibrate with, and as many others to measure on
 BATCH = 20
 
 
-def available() -> bool:
-    """Whether the packages with the model, and with the code to run it, are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in (PACKAGE, "transformers"))
-
-
 def sentences() -> list[str]:
     """Sentences of Python's own help, of 6 to 40 words, in an order of their own."""
     text = " ".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
@@ -39,14 +34,12 @@ def sentences() -> list[str]:
 
 def run() -> dict[str, Any]:
     """Embeddings with thresholds against those without, and the time of the FFNs, at every density."""
-    if not available():
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None or importlib.util.find_spec("transformers") is None:
         raise StudyStopped(f"the transformer needs the packages transformers and {PACKAGE.replace('_', '-')}")
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoModel, AutoTokenizer
 
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     model.eval().requires_grad_(False)

@@ -7,15 +7,11 @@ import pandas as pd
 
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval, within_seeds
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.revival import figures, training
 from sparseout_experiments.studies.revival.training import ARMS, TASKS, train
-
-__all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "train"]
-
-ALL_MUST_FINISH = True
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -31,31 +27,30 @@ class Run(NamedTuple):
         return f"{self.task}: {self.arm}, seed {self.seed}"
 
 
-ledger = OwnLedger
-
-
-def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+class Revival(study.Study):
     """Every arm with every seed."""
-    return {
-        Run(name, arm, seed): Job(
-            name, {"arm": arm, "seed": seed}, request.work / name / f"{arm.replace(' ', '_')}_seed={seed}"
-        )
-        for name in request.names
-        for seed in SEEDS
-        for arm in ARMS
-    }
 
+    name, kind, tasks = "revival", "sparseout revival", tuple(TASKS)
+    title = "# Does it help to revive dead units?"
+    train = staticmethod(train)
 
-def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """Content of the file of a task."""
-    return {"rows": [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in runs.items()]}
+    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+        return {
+            Run(name, arm, seed): Job(
+                name, {"arm": arm, "seed": seed}, request.work / name / f"{arm.replace(' ', '_')}_seed={seed}"
+            )
+            for name in request.names
+            for seed in SEEDS
+            for arm in ARMS
+        }
 
+    def content(self, task: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+        return {"rows": [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in results.items()]}
 
-def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes]]:
-    """The page and its figure."""
-    tasks = [summary(record) for record in records.values()]
-    text = pages.rendered(__package__, "page.md.j2", tasks=tasks, setup=training, arms=ARMS)
-    return text, {"revival": figures.course({task["title"]: task["frame"] for task in tasks})}
+    def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
+        tasks = [summary(record) for record in records.values()]
+        text = pages.rendered(__package__, "page.md.j2", tasks=tasks, setup=training, arms=ARMS)
+        return text, {"revival": figures.course({task["title"]: task["frame"] for task in tasks})}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,13 +81,4 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in names} | {"course": [round(value, 4) for value in result["course"]]}
 
 
-FILES = study.Files(
-    "revival",
-    "sparseout revival",
-    tuple(TASKS),
-    title="# Does it help to revive dead units?",
-    most_runs=lambda request: len(plan(request, ledger())),
-    content=content,
-    page=page,
-)
-load_all, check, save, render = FILES.load_all, FILES.check, FILES.save, FILES.render
+STUDY = Revival()

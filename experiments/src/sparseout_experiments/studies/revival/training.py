@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 import sparseout
 from sparseout_experiments.data import shuffled_digits
 from sparseout_experiments.studies.engine.jobs import train_own
+from sparseout_experiments.studies.engine.networks import measured, perceptron, population
 
 TEST = 450  # images of 1797
 UNITS, P, Q = 256, 0.4, 1.0
@@ -57,16 +57,15 @@ TASKS = {
 
 def network(task: Task) -> nn.Sequential:
     """Linear, ReLU and noise for each layer, then a linear layer; weights by He et al. (2015), biases 0."""
-    sizes = [64, *[UNITS] * task.layers, task.outputs]
-    modules: list[nn.Module] = []
-    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
         layer = nn.Linear(inputs, outputs)
         nn.init.normal_(layer.weight, std=(2 / inputs) ** 0.5)
         nn.init.zeros_(layer.bias)
-        modules.append(layer)
-        if index < task.layers:
-            modules += [nn.ReLU(), sparseout.Sparseout(P, Q, scale="matched")]
-    return nn.Sequential(*modules)
+        return layer
+
+    sizes = [64, *[UNITS] * task.layers, task.outputs]
+    return perceptron(sizes, lambda: [nn.ReLU(), sparseout.Sparseout(P, Q, scale="matched")], linear)
 
 
 def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
             optimizer.zero_grad()
             task.loss(net(x[rows]), x[rows], y[rows]).backward()
             optimizer.step()
-        report = monitored(net, x)
+        report = measured(net, [nn.ReLU], [x])
         course.append(live(report))
         if epoch in ARMS[arm]:
             with torch.random.fork_rng():
@@ -93,26 +92,17 @@ def run(name: str, arm: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     with torch.no_grad():
         tested = net.eval()(images[:TEST])
         error = task.measure(tested, images[:TEST], labels[:TEST]).item()
-    records = [record for record in monitored(net, x) if record["axis"] == "population"]
-    result = {"error": error, "live": live(records), "revived": revived, "course": course}
-    result["hoyer"] = sum(record["hoyer"] for record in records) / len(records)
+    report = measured(net, [nn.ReLU], [x])
+    result = {"error": error, "live": live(report), "revived": revived, "course": course}
+    result["hoyer"] = population(report, "hoyer")
     if task.outputs == 10:
         result["wrong"] = (tested.argmax(1) != labels[:TEST]).double().mean().item()
     return result
 
 
-def monitored(net: nn.Module, x: Tensor) -> sparseout.SparsityReport:
-    """Outputs of the ReLUs in evaluation."""
-    with sparseout.SparsityMonitor(net, [nn.ReLU]) as monitor, torch.no_grad():
-        net.eval()(x)
-    return monitor.report()
-
-
-def live(report: Sequence[dict[str, Any]]) -> float:
-    """The part of the units that fire on any of the training images."""
-    records = [record for record in report if record["axis"] == "population"]
-    dead, units = (sum(int(record[name]) for record in records) for name in ("dead_units", "units"))
-    return 1 - dead / units
+def live(report: sparseout.SparsityReport) -> float:
+    """The part of the units that fire on any of the training images; all layers have as many."""
+    return 1 - population(report, "dead_units") / UNITS
 
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:

@@ -8,43 +8,37 @@ import pandas as pd
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
-from sparseout_experiments.studies.engine.jobs import Ledger, OwnLedger
+from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.study import Request
 from sparseout_experiments.studies.targets import figures, grid, training
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
-
-__all__ = ["ALL_MUST_FINISH", "TASKS", "check", "ledger", "load_all", "plan", "render", "save", "total", "train"]
-
-ALL_MUST_FINISH = True
-ledger = OwnLedger
-train = training.train
 
 POINTS = 60  # of the course of a run of the first seed that are kept, evenly spaced
 TOLERANCE = 0.01  # of the target, in Hoyer and in density
 
 
-def plan(request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-    """The jobs at fixed values, and of each knob whose range these have shown, the jobs to targets."""
-    return {run: run.job(request.work) for run in grid.runs(request.names, ledger.results)}
+class Targets(study.Study):
+    """Runs at fixed values, and of each knob whose range these have shown, runs to targets."""
 
+    name, kind, tasks = "targets", "sparseout targets of knobs", tuple(TASKS)
+    title = "# Are targets met?"
+    train = staticmethod(training.train)
 
-def total(request: Request, ledger: Ledger[Run] | None = None) -> int:
-    """Number of runs there will be."""
-    return sum(grid.count(name) for name in request.names)
+    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+        return {run: run.job(request.work) for run in grid.runs(request.names, ledger.results)}
 
+    def total(self, request: Request, ledger: Ledger[Run]) -> int:
+        return sum(grid.count(name) for name in request.names)
 
-def content(task: str, runs: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """Content of the file of a task."""
-    return {"rows": [_row(run, result) for run, result in runs.items()]}
+    def content(self, task: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+        return {"rows": [_row(run, result) for run, result in results.items()]}
 
-
-def page(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, bytes]]:
-    """The page and its figures."""
-    tasks = [summary(record) for record in records.values()]
-    text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
-    return text, {
-        f"targets-{task['name']}": figures.misses(task["to_target"], task["courses"], TOLERANCE) for task in tasks
-    }
+    def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
+        tasks = [summary(record) for record in records.values()]
+        text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
+        return text, {
+            f"targets-{task['name']}": figures.misses(task["to_target"], task["courses"], TOLERANCE) for task in tasks
+        }
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,13 +102,4 @@ def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-FILES = study.Files(
-    "targets",
-    "sparseout targets of knobs",
-    tuple(TASKS),
-    title="# Are targets met?",
-    most_runs=total,
-    content=content,
-    page=page,
-)
-load_all, check, save, render = FILES.load_all, FILES.check, FILES.save, FILES.render
+STUDY = Targets()

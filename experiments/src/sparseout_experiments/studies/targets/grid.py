@@ -74,12 +74,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Its name among the runs of its task."""
         what = f"{self.value:g}" if self.measure is None else f"{self.measure} {self.target:g}"
         return f"{self.knob} {what} seed={self.seed}"
 
     def job(self, work: Path) -> Job:
-        """As options of the training, and a folder."""
         options = {name: getattr(self, name) for name in ("knob", "seed", "value", "measure", "target")}
         return Job(self.task, options, work / self.task / self.key.replace(" ", "_"))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from sparseout import baselines
 from sparseout_experiments.data import shuffled_digits, text
 from sparseout_experiments.models import LanguageModel
 from sparseout_experiments.studies.engine.jobs import train_own
-from sparseout_experiments.studies.engine.steps import step
+from sparseout_experiments.studies.engine.networks import measured, perceptron, population, step
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Task
 
 P, Q = 0.5, 1.5  # of Sparseout, where they are not the knob
@@ -33,7 +33,6 @@ class Threshold(nn.Module):
         self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output, of the input's shape."""
         rms = x.detach().square().mean(-1, keepdim=True).sqrt()
         return torch.where(x > self.threshold * rms, x, 0.0)
 
@@ -48,11 +47,9 @@ class ThresholdKnob:
         self.sites = dict.fromkeys(self._layers, "output")
 
     def get(self) -> float:
-        """The value now."""
         return next(iter(self._layers.values())).threshold
 
     def set(self, value: float) -> None:
-        """Take a value."""
         for layer in self._layers.values():
             layer.threshold = value
 
@@ -85,10 +82,7 @@ def digits(name: str, knob: str, value: float, seed: int, task: Task) -> Plant:
     x = images.flatten(1)
     y = labels if name == "classifier" else x
     sizes = [64, 128, 128, 10] if name == "classifier" else [64, 256, 64]
-    modules: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        modules += [nn.Linear(inputs, outputs), nn.ReLU(), layer_of(knob, value)]
-    model = nn.Sequential(*modules[:-2])
+    model = perceptron(sizes, lambda: [nn.ReLU(), layer_of(knob, value)])
     order = torch.Generator().manual_seed(seed)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,30 +143,15 @@ def run(
         inputs, outputs = next(plant.batches)
         messages += step(plant.loss(model(inputs), outputs), optimizer, penalty, controller)
         if controller is not None and number % task.every == 0:
-            course.append([number, mean(controller.values.values()), mean(controller.measured.values())])
+            value_now = fmean(controller.values.values())
+            course.append([number, value_now, fmean(m for m in controller.measured.values() if m is not None)])
     result = {"value": start if controller is None else course[-1][1], "course": course, "messages": messages}
     if controller is not None:
         controller.detach()
     if penalty is not None:
         penalty.detach()
-    return result | evaluated(plant)
-
-
-@torch.no_grad()
-def evaluated(plant: Plant) -> dict[str, float]:
-    """Hoyer and density of the hidden activations on the test data, means over layers, in evaluation mode."""
-    model = plant.model.eval()
-    with sparseout.SparsityMonitor(model, list(plant.sites), measures=["hoyer", "density"]) as monitor:
-        for batch in plant.test:
-            model(batch)
-    records = [record for record in monitor.report() if record["axis"] == "population"]
-    return {name: mean(record[name] for record in records) for name in ("hoyer", "density")}
-
-
-def mean(values: Any) -> float:
-    """The mean of numbers."""
-    numbers = list(values)
-    return float(sum(numbers) / len(numbers))
+    report = measured(model, list(plant.sites), plant.test)
+    return result | {name: population(report, name) for name in ("hoyer", "density")}
 
 
 def train(task: str, options: dict[str, Any], folder: Path) -> None:

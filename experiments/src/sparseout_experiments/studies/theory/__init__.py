@@ -10,17 +10,14 @@ from typing import Any
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine import results as files
-from sparseout_experiments.studies.engine.study import Files
 from sparseout_experiments.studies.theory import curves, statements, training
 from sparseout_experiments.studies.theory.statements import Check
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment, one_thread
 
-__all__ = ["FILES", "PARTS", "Check", "check_page", "checks_of", "load", "render", "run"]
-
 TEMPLATE = "page.md.j2"
-FILES = Files("theory", "sparseout theory")
-PARTS = statements.COUNT + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
+KIND = "sparseout theory"
+PARTS = len(statements.GROUPS) + 2 + len(training.TRAINED) * len(training.GRADIENTS) + len(training.KINDS)
 
 Record = dict[str, Any]
 OnProgress = Callable[[str], None]
@@ -53,13 +50,18 @@ def run(results: Path, on_progress: OnProgress, *, steps: int = training.STEPS, 
             record["rescaling"].append(training.rescaling(kind, long))
     checks += statements.of_training(record)
     record["checks"] = [check._asdict() for check in checks]
-    FILES.store(results, files.short(record))
+    files.save(path_of(results), {"kind": KIND, **files.short(record)})
     return record
 
 
+def path_of(results: Path) -> Path:
+    """The file of results."""
+    return results / "theory.json"
+
+
 def load(results: Path) -> Record:
-    """The file of results. Raises ValueError where there is none, or it holds something else."""
-    return FILES.load(FILES.path(results))
+    """What the file of results holds. Raises ValueError where there is none, or it holds something else."""
+    return files.load(path_of(results), KIND)
 
 
 def checks_of(record: Record) -> list[Check]:
@@ -119,9 +121,11 @@ def _number(value: float) -> str:
 
 def render(record: Record, page: Path) -> list[Path]:
     """Fill in the page and draw its figures, which lie in a folder `images` beside it; return what was written."""
-    from sparseout_experiments.studies.theory import figures  # matplotlib takes a second to import
+    from sparseout_experiments.studies.engine.style import style  # matplotlib takes a second to import
+    from sparseout_experiments.studies.theory.figures import FIGURES
 
     text = filled(check_page(page), record, checks_of(record))
-    images = pages.write_images(page, {f"theory-{name}": image for name, image in figures.draw(record).items()})
+    with style():
+        images = pages.write_images(page, {f"theory-{name}": draw(record) for name, draw in FIGURES.items()})
     atomic_files.write(page, text)
     return [page, *images]

@@ -1,4 +1,4 @@
-"""The figures of the theory, as PNG."""
+"""The figures of the theory."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,21 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparseout_experiments.studies.engine.plots import canvas
-from sparseout_experiments.studies.engine.style import COLOURS, DASHES, DOTS, png, style
+from sparseout_experiments.studies.engine.style import COLOURS, DASHES, DOTS
 
 Record = Mapping[str, Any]
 _SERIES = {"Gaussian": COLOURS["ink"], "Bernoulli": COLOURS["first"], "Poisson": COLOURS["second"]}
 # Sparser is orange, denser is blue, and Dropout is black.
 _BALLS = {0.5: "#8a3a0e", 1.0: COLOURS["second"], 1.5: "#e6a178", 2.0: COLOURS["ink"], 3.0: COLOURS["first"]}
-
-
-def draw(record: Record) -> dict[str, bytes]:
-    """Every figure by name."""
-    with style():
-        return {
-            name: png(figure(record))
-            for name, figure in FIGURES.items()
-        }  # fmt: skip
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -39,17 +30,10 @@ def _penalty(record: Record) -> Figure:
         axes.plot(curve["q"], curve["penalty"], color=COLOURS["first"], label="R")
         axes.plot(curve["q"], curve["exact"], color=COLOURS["second"], linestyle=DASHES, label="E[loss] - loss")
         axes.errorbar(
-            estimated["q"],
-            estimated["mean"],
-            [4 * error for error in estimated["standard_error"]],
-            color=COLOURS["ink"],
-            linestyle="none",
-            marker="o",
-            markersize=4,
-            elinewidth=1.1,
+            estimated["q"], estimated["mean"], [4 * error for error in estimated["standard_error"]],
+            color=COLOURS["ink"], linestyle="none", marker="o", markersize=4, elinewidth=1.1, zorder=3,
             label="Monte-Carlo ± 4 standard errors",
-            zorder=3,
-        )
+        )  # fmt: skip
         axes.set(title=curve["family"], xlabel="exponent q", ylim=(0, None))
     panels[0].set_ylabel("added to the loss by the noise")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -139,21 +123,18 @@ def _path(record: Record) -> Figure:
 def _training(record: Record) -> Figure:
     """Features learned under the noise against those learned under the penalty."""
     rows = record["equivalence"]
-    gradients = list(dict.fromkeys(row["gradient"] for row in rows))
-    qs = list(dict.fromkeys(row["q"] for row in rows))
+    gradients, qs = (len({row[name] for row in rows}) for name in ("gradient", "q"))
     figure = _figure(9.2, 4.5)
-    grid: Any = figure.subplots(len(gradients), len(qs), squeeze=False)
-    for line, gradient in zip(grid, gradients, strict=True):
-        for axes, q in zip(line, qs, strict=True):
-            row = next(row for row in rows if (row["q"], row["gradient"]) == (q, gradient))
-            wanted, noise = row["features"]["penalty"], row["features"]["noise"]
-            end = 1.08 * max(map(abs, wanted + noise))
-            axes.plot([-end, end], [-end, end], color=COLOURS["muted"], linewidth=1, zorder=1)
-            axes.plot(wanted, noise, ".", color=COLOURS["first"], markersize=2.5, zorder=2)
-            axes.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")
-            axes.set_title(f"q = {q:g}, {gradient}", fontsize=10)
-            axes.annotate(f"distance {row['distance']:.2g}", (0.04, 0.9), xycoords="axes fraction", fontsize=9)
-            axes.locator_params(nbins=4)
+    panels: Any = figure.subplots(gradients, qs, squeeze=False)
+    for axes, row in zip(panels.T.flat, rows, strict=True):  # both gradients of a q, then the next q
+        wanted, noise = row["features"]["penalty"], row["features"]["noise"]
+        end = 1.08 * max(map(abs, wanted + noise))
+        axes.plot([-end, end], [-end, end], color=COLOURS["muted"], linewidth=1, zorder=1)
+        axes.plot(wanted, noise, ".", color=COLOURS["first"], markersize=2.5, zorder=2)
+        axes.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")
+        axes.set_title(f"q = {row['q']:g}, {row['gradient']}", fontsize=10)
+        axes.annotate(f"distance {row['distance']:.2g}", (0.04, 0.9), xycoords="axes fraction", fontsize=9)
+        axes.locator_params(nbins=4)
     figure.supxlabel("feature learned under the penalty: R (above), (2/q) R (below)", fontsize=10.5)
     figure.supylabel("feature learned under the noise", fontsize=10.5)
     return figure

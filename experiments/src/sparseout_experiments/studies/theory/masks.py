@@ -97,15 +97,10 @@ def expected(q: float, p: float, family: Family) -> Callable[[Tensor, Tensor, Te
 
 
 def direct(q: float, p: float, family: Family) -> Tensor:
-    """The gradient that R sends to the features other than through theta, by its formula; times 2/q it is finite at 0.
+    """The gradient that R sends to the features other than through theta, times 2/q, so that it is finite at q = 0.
 
-    A''(theta) p / (1 - p) (q/2) w^2 sign(h) |h|^(q - 1).
+    A''(theta) p / (1 - p) w^2 sign(h) |h|^(q - 1).
     """
-    return q / 2 * direct_detached(q, p, family)
-
-
-def direct_detached(q: float, p: float, family: Family) -> Tensor:
-    """The same times 2/q."""
     size = torch.where(FEATURES == 0, 0.0, FEATURES.abs().pow(q - 1))
     variance = family.variance(WEIGHT @ FEATURES + BIAS)
     return variance * p / (1 - p) * WEIGHT.square() * FEATURES.sign() * size

@@ -75,15 +75,6 @@ def by_penalty(x: Tensor, weight: Tensor, q: float, factor: float, iterations: i
     return encoder.detach()
 
 
-def by_noise(x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int) -> tuple[Tensor, list[float]]:
-    """The encoder that gradient descent under the noise arrives at, and the lengths of its gradients."""
-
-    def features(encoder: Tensor) -> Tensor:
-        return (x @ encoder.T).expand(COPIES, -1, -1)
-
-    return descend(x, weight, q, gradient, steps, weight.T / 2, features)
-
-
 def descend(
     x: Tensor, weight: Tensor, q: float, gradient: Gradient, steps: int, start: Tensor,
     features: Callable[[Tensor], Tensor],
@@ -104,7 +95,9 @@ def descend(
 def equivalence(q: float, gradient: Gradient, steps: int = STEPS) -> dict[str, Any]:
     """Features learned under the noise, and under the penalty that its gradient stands for."""
     x, weight = images(), decoder()
-    encoder, lengths = by_noise(x, weight, q, gradient, steps)
+    encoder, lengths = descend(
+        x, weight, q, gradient, steps, weight.T / 2, lambda encoder: (x @ encoder.T).expand(COPIES, -1, -1)
+    )
     noise = x @ encoder.T
     factor = 1.0 if gradient == "exact" else 2 / q
     wanted = x @ by_penalty(x, weight, q, factor).T
