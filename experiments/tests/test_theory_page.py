@@ -185,7 +185,7 @@ def test_the_settings_are_what_the_prose_says():
     assert f"A linear encoder of {training.UNITS} features" in " ".join(TEXT.split())
     layers = f"({training.INPUTS}-{training.HIDDEN}-{training.INPUTS}, ReLU)"
     assert f"{layers} learns to reproduce digits at p = {training.P:g}" in " ".join(TEXT.split())
-    assert f"at q + {training.NEAR:g} is" in " ".join(TEXT.split())
+    assert f"the solution at q + {training.NEAR:g}" in " ".join(TEXT.split())
 
 
 def test_the_images_are_uncorrelated_components():
