@@ -144,7 +144,7 @@ def _plane(axes: Axes, record: Record, gradient: str, p: PChoice) -> None:
                 points(axes, [along], [down], color=ink, elinewidth=1.1, zorder=3)
             axes.plot(along.mean, down.mean, sign, color=ink, ms=size, zorder=4, label=name)
     axes.margins(0.14)
-    axes.xaxis.set_major_locator(MaxNLocator(6))  # more would touch in the narrow panel
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # more would touch in the narrow panel
     axes.set(xlabel="measured Hoyer sparsity (right: sparser)", ylabel=_AXES[GRIDS[record.task].metric])
 
 
