@@ -9,6 +9,7 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its kernel was not compiled")
+pytestmark = pytest.mark.slow
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16"}

@@ -116,6 +116,7 @@ def compiled_equals_eager(layer_type, settings, x, dynamic):
     assert strides(layer(x)) == strides(compiled(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer_type", "memory", "setting", "dynamic"),
     [
@@ -183,6 +184,7 @@ def test_an_exported_program_runs_on_a_transposed_input():
     assert set(program(torch.ones(512, 1024).t()).unique().tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_transforms_inside_compiled_code(dynamic):
     def f(x, seed):
