@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import threading
 
 import pytest
 import torch
 from slopes import DTYPES, value_and_gradient
 
-from sparseout import backend, functional, sparseout
+from sparseout import backend, sparseout
+from sparseout.kernels import seeds
 
 # Seeds
 
@@ -40,11 +42,34 @@ def test_different_seeds_differ(other):
 
 
 def test_drawn_seeds_use_all_64_bits():
-    seeds = [functional._seed_tensor(None, torch.device("cpu")).item() for _ in range(500)]
-    assert len(set(seeds)) == 500
+    drawn = [seeds.number(None) for _ in range(500)]
+    assert len(set(drawn)) == 500
     for bit in range(64):
-        ones = sum((seed >> bit) & 1 for seed in seeds)
+        ones = sum((seed >> bit) & 1 for seed in drawn)
         assert abs(ones - 250) < 5 * 0.5 * math.sqrt(500)
+
+
+@pytest.mark.parametrize("seed", [None, 7, -7, 2**64 - 1, torch.tensor(-(2**63))])
+def test_a_seed_as_a_number_is_that_as_a_tensor(seed):
+    def three(make):
+        torch.manual_seed(4)
+        return [make() for _ in range(3)], torch.rand(2).tolist()
+
+    assert three(lambda: seeds.number(seed)) == three(lambda: seeds.tensor(seed, torch.device("cpu")).item())
+
+
+def test_a_thread_that_begins_in_inference_mode_draws_outside_too():
+    drawn = []
+
+    def draw():
+        with torch.inference_mode():
+            drawn.append(seeds.number(None))
+        drawn.append(seeds.number(None))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
+    assert len(set(drawn)) == 2
 
 
 def test_seeds_wrap_at_64_bits():

@@ -139,6 +139,48 @@ def test_transforms_active():
     assert not internals.transforms_active()
 
 
+def test_is_untouched():
+    plain, seen, kept = torch.ones(3), [], []
+
+    def see(x):
+        kept.append(x)
+        seen.append((internals.is_untouched(x), internals.is_untouched(plain)))
+        return x.sum()
+
+    assert internals.is_untouched(plain)
+    assert internals.is_untouched(nn.Parameter(plain))
+    torch.vmap(see)(torch.ones(2, 3))
+    torch.func.grad(see)(torch.ones(3))
+    with forward_ad.dual_level():
+        see(plain)
+    with FakeTensorMode():
+        see(torch.ones(3))
+    torch.jit.trace(see, torch.ones(3), check_trace=False)  # which would run it untraced
+    assert len(seen) >= 5
+    assert not any(answer for answers in seen for answer in answers)
+    left, of_subclass = kept[1], torch.ones(3).as_subclass(type("Sub", (torch.Tensor,), {}))
+    for x in (left, of_subclass, torch.ones(3, dtype=torch.cfloat).conj().imag, torch._efficientzerotensor(3)):
+        assert not internals.is_untouched(x)
+
+
+def test_direct_apply():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, factor):
+            ctx.factor = factor
+            return x * factor
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.factor, None
+
+    x = torch.ones(3, requires_grad=True)
+    y = internals.direct_apply(Double)(x, 2)
+    y.sum().backward()
+    assert torch.equal(y, torch.full((3,), 2.0))
+    assert torch.equal(x.grad, y)
+
+
 def test_dispatch_mode_active():
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -338,11 +380,6 @@ def test_checkpoint_number():
     kept = [checkpoint(block, x, use_reentrant=False) for _ in range(2)]
     assert len(kept) == 2
     assert numbers[0] == numbers[1] != numbers[2] == numbers[3]
-
-
-def test_has_no_memory():
-    assert internals.has_no_memory(torch._efficientzerotensor((2,)))
-    assert not internals.has_no_memory(torch.zeros(2))
 
 
 def test_parallel_for():

@@ -260,13 +260,4 @@ def _perturb(
     plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
     apply = ops.apply if plain else containers.apply
     p = p if isinstance(p, Tensor) else float(p)
-    return apply(input, _seed_tensor(seed, input.device), p, q, scale, dims, gradient == "exact")
-
-
-def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        # Drawn here as a tensor: what makes vmap's modes, checkpoints, CUDA graphs and the compiler behave.
-        return torch.randint(-(2**63), 2**63 - 1, (), device=device)
-    if isinstance(seed, Tensor):
-        return seed.to(device)
-    return torch.full((), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+    return apply(input, seed, p, q, scale, dims, gradient == "exact")

@@ -82,6 +82,24 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_untouched(x: Tensor) -> bool:
+    """Whether nothing but autograd is to see what happens to `x`, in one question, as small tensors cannot wait.
+
+    No compiler, tracer, mode or transform, no subclass, and memory that holds what the tensor says.
+    """
+    return not (
+        torch.compiler.is_compiling()  # first, as the compiler would have to follow the others
+        or type(x) not in (Tensor, nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_tracing()
+        or x.is_neg()  # the dispatcher takes care of these three: what is to be negated, ...
+        or x._is_zerotensor()  # the zeros that autograd passes on without writing them down, ...
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)  # and what a transform that is over has left
+    )
+
+
 def dispatch_mode_active() -> bool:
     """Whether a `TorchDispatchMode` sees every operation: fake tensors, `make_fx`, a counter of FLOPs."""
     return torch._C._len_torch_dispatch_stack() > 0
@@ -144,6 +162,11 @@ def without_transforms(x: Tensor) -> Tensor:
 def is_transformed(x: Tensor) -> bool:
     """Whether `x` is of a functorch transform, after whose end it is dead."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The function's `apply` without what that does for functorch's transforms, a third of its time."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc, no-any-return]
 
 
 def is_batched_gradient(grad: Tensor) -> bool:
@@ -219,11 +242,6 @@ def checkpoint_number() -> int | None:
     """Identity of the open checkpoint, from the hooks it puts on saved tensors; None if there is none."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else id(hooks[0])
-
-
-def has_no_memory(x: Tensor) -> bool:
-    """Whether `x` is one of the zeros that autograd passes on without writing them down."""
-    return x._is_zerotensor()
 
 
 def parallel_for() -> int | None:

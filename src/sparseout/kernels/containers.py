@@ -13,20 +13,20 @@ from torch import Tensor
 
 from sparseout._utils import torch_internals
 from sparseout._utils.validation import expected
-from sparseout.kernels import ops
+from sparseout.kernels import ops, seeds
 from sparseout.kernels.params import NoiseParams, Scalar, ScaleArgument
 
 _STRIDE = 0x1F83D9ABFB41BD6B  # between the seeds of parts: odd, and far from the differences of seeds that users choose
 
 
 def apply(
-    x: Tensor, seed: Tensor, p: Scalar, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
+    x: Tensor, seed: seeds.Seed, p: Scalar, q: Scalar, scale: ScaleArgument, shared_dims: Sequence[int], exact: bool
 ) -> Tensor:
     """`ops.apply` of any `x`."""
     if x.is_nested:
-        return _nested(x, seed, p, q, scale, shared_dims, exact)
+        return _nested(x, seeds.tensor(seed, x.device), p, q, scale, shared_dims, exact)
     if torch_internals.is_sharded(x):
-        return _sharded(x, seed, p, q, scale, shared_dims, exact)
+        return _sharded(x, seeds.tensor(seed, x.device), p, q, scale, shared_dims, exact)
     if x.layout is not torch.strided:
         raise TypeError(expected("input", "a dense or a nested tensor", f"one of layout {x.layout}"))
     return ops.apply(x, seed, p, q, scale, shared_dims, exact)

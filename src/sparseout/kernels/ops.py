@@ -36,7 +36,7 @@ from torch import Tensor
 
 from sparseout._utils import torch_internals
 from sparseout._utils.validation import expected
-from sparseout.kernels import backends, cpu, reference
+from sparseout.kernels import backends, cpu, reference, seeds
 from sparseout.kernels import mask as masks
 from sparseout.kernels.params import NoiseArguments, NoiseParams, Numbers, Scalar, ScaleArgument
 
@@ -61,7 +61,7 @@ _UNROUNDED = (torch.float32, torch.float64)  # dtypes in which a slope can be ke
 
 def apply(
     x: Tensor,
-    seed: Tensor,
+    seed: seeds.Seed,
     p: Scalar,
     q: Scalar,
     scale: ScaleArgument,
@@ -69,20 +69,21 @@ def apply(
     exact: bool,
     params: NoiseParams | None = None,
 ) -> Tensor:
-    """Sparseout of `x`, 0 < p < 1, with the mask of a 0-d int64 `seed` on x's device.
+    """Sparseout of `x`, 0 < p < 1, with the mask of a `seed`.
 
     A p that is a tensor is for what is intercepted. Where x is one of several parts, its `params` are those of all.
     """
-    transformed, intercepted = torch_internals.transforms_active(), _intercepted(x)
-    if x.is_cpu and isinstance(p, float) and not (transformed or intercepted) and backends.kernels(x.device) is cpu:
+    untouched = torch_internals.is_untouched(x)
+    if untouched and x.is_cpu and isinstance(p, float) and backends.kernels(x.device) is cpu:
         if not x.is_contiguous():
             order = _memory_order(x)
             dims = [order.index(dim) for dim in shared_dims]
             dense = x.permute(order).contiguous()
             return apply(dense, seed, p, q, scale, dims, exact, params).permute(_inverse(order))
         return _native(x, seed, p, params.numbers() if params else _numbers(x, q, scale), shared_dims, exact)
-    params = params or noise_params(x, q, scale, plain=not (transformed or intercepted))
-    if transformed:
+    seed = seeds.tensor(seed, x.device)
+    params = params or noise_params(x, q, scale, plain=untouched)
+    if not untouched and torch_internals.transforms_active():
         z = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
         return z if isinstance(p, float) else z * (p != 1)  # as Dropout has it, which a float 1 is left to
     floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
@@ -96,23 +97,23 @@ def apply(
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
     if keeps_slope:
-        make: Any = torch.ops.sparseout.slope if intercepted else _slope
+        make: Any = _slope if untouched else torch.ops.sparseout.slope
         slope: Tensor = make(x.detach(), seed, p, floats, shared_dims)
         return x * slope
-    run: Any = torch.ops.sparseout.forward if intercepted else _Eager.apply if differentiated else _forward
+    run: Any = torch.ops.sparseout.forward if not untouched else _run_eager if differentiated else _forward
     arguments = (p, None) if isinstance(p, float) else (_NO_P, p.clone())  # backward has forward's, wherever p is moved
     y: Tensor = run(x, seed, arguments[0], floats, rest, shared_dims, exact, arguments[1])
     return y
 
 
-def _native(x: Tensor, seed: Tensor, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool) -> Tensor:
+def _native(x: Tensor, seed: seeds.Seed, p: float, params: Numbers, shared_dims: Sequence[int], exact: bool) -> Tensor:
     """`apply` for a plain contiguous tensor and the native kernel, with as little between the two as can be."""
-    number: Any = seed.item()
+    number = seeds.number(seed)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return cpu.run(cpu.VALUE, None, x, number, p, params, shared_dims)
     if not exact and x.numel() <= _SMALL and x.dtype in _UNROUNDED and _is_slope_finite_cached(x.dtype, p, *params):
         return x * cpu.run(cpu.SLOPE, None, x, number, p, params, shared_dims)
-    y: Tensor = _Native.apply(x, (number, p, params, shared_dims, exact))  # type: ignore[no-untyped-call]
+    y: Tensor = _run_native(x, (number, p, params, shared_dims, exact))
     return y
 
 
@@ -135,18 +136,6 @@ def _is_product(x: Tensor, p: float, floats: Sequence[float], rest: Tensor | Non
 
 
 _is_slope_finite_cached = functools.lru_cache(maxsize=1024)(_is_slope_finite)  # the compiler warns of caches
-
-
-def _intercepted(x: Tensor) -> bool:
-    """Whether something besides autograd is to see what happens to `x`: the compiler, a tracer, a mode, a subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch_internals.dispatch_mode_active()
-        or torch_internals.is_tracing()
-        or x.is_neg()  # the dispatcher takes care that memory holds what the tensor says, and that there is one
-        or torch_internals.has_no_memory(x)
-    )
 
 
 def noise_params(
@@ -280,16 +269,16 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gradient(grad: Tensor, x: Tensor, noise: NoiseArguments) -> Tensor:
-    if not _is_plain(grad):
+    if not _is_constant(grad):
         p = noise.p if noise.p_tensor is None else noise.p_tensor
         xi = _noise(x, noise.seed, p, noise.shared_dims)
         return (grad * reference.slope(x, xi, *noise.params, noise.exact)).to(x.dtype)
-    run: Any = torch.ops.sparseout.backward if _intercepted(grad) else _backward
+    run: Any = _backward if torch_internals.is_untouched(grad) else torch.ops.sparseout.backward
     result: Tensor = run(grad, x, *noise)
     return result
 
 
-def _is_plain(grad: Tensor) -> bool:
+def _is_constant(grad: Tensor) -> bool:
     """Whether no derivative of this derivative may be asked for, and no number of gradients come as one."""
     return not (
         torch.is_grad_enabled() or torch_internals.transforms_active() or torch_internals.is_batched_gradient(grad)
@@ -331,7 +320,8 @@ class _Native(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        if _is_plain(grad) and not _intercepted(grad):
+        plain = torch_internals.is_untouched(grad) and not torch_internals.is_batched_gradient(grad)
+        if plain and not torch.is_grad_enabled():  # nobody asks for a derivative of this derivative
             return cpu.run(cpu.GRADIENT, grad, x, *ctx.arguments), None
         seed, p, params, shared_dims, exact = ctx.arguments
         noise = NoiseArguments(torch.tensor(seed), p, list(params), None, shared_dims, exact)
@@ -348,3 +338,6 @@ class _Eager(torch.autograd.Function):
         return y
 
     backward = staticmethod(_differentiate)
+
+
+_run_native, _run_eager = (torch_internals.direct_apply(function) for function in (_Native, _Eager))
