@@ -14,6 +14,7 @@ from sparseout._utils.validation import expected
 from sparseout.kernels import cpu
 
 _SETTINGS = ("auto", "torch", "triton", "native")
+CPU = torch.device("cpu")
 _OLDEST = (8, 0)  # the oldest compute capability that the kernel is compiled for in the tests
 
 
@@ -77,7 +78,7 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
 
 def kernels(device: torch.device) -> ModuleType | None:
     """The module that launches the kernel for tensors on `device`; None where plain torch is to be taken."""
-    if device.type == "cpu":  # quick, since on small tensors the time of the host is all there is
+    if device is CPU or device.type == "cpu":  # quick, since on small tensors the time of the host is all there is
         if _setting() != "torch" and not cpu.obstacle():
             return cpu
         _backend(device)  # raises where "native" was asked for

@@ -74,7 +74,7 @@ def apply(
     A p that is a tensor is for what is intercepted. Where x is one of several parts, its `params` are those of all.
     """
     untouched = torch_internals.is_untouched(x)
-    if untouched and x.is_cpu and isinstance(p, float) and backends.kernels(x.device) is cpu:
+    if untouched and x.is_cpu and isinstance(p, float) and backends.kernels(backends.CPU) is cpu:
         if not x.is_contiguous():
             order = _memory_order(x)
             dims = [order.index(dim) for dim in shared_dims]
