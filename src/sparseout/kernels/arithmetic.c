@@ -23,24 +23,27 @@ INLINE uint16_t to_float16(float f) { /* to nearest even */
 
 /* 2^(e log2 a + log2_scale), with e and log2_scale in two parts. a is m 2^k, m from sqrt 1/2 to sqrt 2. What 12 bits of
    e and the 8 of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of
-   itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves. Not `careful`, it is for normal
-   numbers and results; where both serve they give the same bits. */
+   itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves, summed in pairs, which wait less
+   for each other. Not `careful`, it is for normal numbers and results; where both serve they give the same bits. */
 INLINE float power_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
-    const float to_whole = 0x1.8p23f; /* added and subtracted it rounds to a whole number */
+    const float to_whole = 0x1.8p23f; /* added it rounds to a whole number, which then is in the lowest bits */
     int denormal = careful && a < 0x1p-126f;
     uint32_t bits = as_bits(denormal ? a * 0x1p24f : a) - 0x3F3504F3; /* of sqrt 1/2 */
     float k = (float)((int32_t)bits >> 23) - (denormal ? 24.0f : 0.0f);
     float s = as_float((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
-    float log2_m = s * (1.4426950f + s * (-0.72134733f + s * (0.48091063f + s * (-0.36070368f + s * (0.28791624f
-                 + s * (-0.23894481f + s * (0.21571563f + s * (-0.20726982f + s * 0.12583704f))))))));
+    float s2 = s * s, s4 = s2 * s2;
+    float log2_m = s * ((1.4426950f - 0.72134733f * s) + s2 * (0.48091063f - 0.36070368f * s)
+                 + s4 * ((0.28791624f - 0.23894481f * s) + s2 * (0.21571563f - 0.20726982f * s) + s4 * 0.12583704f));
     float high = e_high * k + scale_high, low = e_high * log2_m + (e_low * (k + log2_m) + scale_low);
     float sum = high + low;
-    float n = (!careful ? sum : sum < -250.0f ? -250.0f : sum > 250.0f ? 250.0f : sum) + to_whole - to_whole;
-    float r = (high - n) + low;
+    float shifted = (!careful ? sum : sum < -250.0f ? -250.0f : sum > 250.0f ? 250.0f : sum) + to_whole;
+    float r = (high - (shifted - to_whole)) + low;
     if (careful) r = r < -1.0f ? -1.0f : r > 1.0f ? 1.0f : r; /* beyond are 0 and infinity */
-    float power = 1.0f + r * (0.69314718f + r * (0.24022646f + r * (0.055503286f + r * (0.0096184891f
-                + r * (0.0013399931f + r * 0.00015345812f)))));
-    int32_t whole = (int32_t)n, half = careful ? whole >> 1 : 0; /* two factors, since 2^n may be no float */
+    float r2 = r * r;
+    float power = 1.0f + r * ((0.69314718f + r * 0.24022646f)
+                + r2 * ((0.055503286f + r * 0.0096184891f) + r2 * (0.0013399931f + r * 0.00015345812f)));
+    int32_t whole = (int32_t)(as_bits(shifted) - as_bits(to_whole));
+    int32_t half = careful ? whole >> 1 : 0; /* two factors, since 2^whole may be no float */
     if (careful) power *= as_float((uint32_t)(half + 127) << 23);
     return power * as_float((uint32_t)(whole - half + 127) << 23);
 }

@@ -128,31 +128,15 @@ void sparseout_run(const Plan *plan, void *out, const void *grad, const void *x,
     c.key = mix((uint64_t)seed + GOLDEN);
     c.is_sum = plan->what == VALUE && steepest > largest - 2;
     c.power = c.is_sum ? power_of(half, log2_scale, 0) : power_of(e, log2_scale, plan->q == 2);
+    /* Where a slope may reach the limit, `careful` looks at it; from e = 1 on `loop` always does. What are denormals in
+       fp16 are normal floats. */
+    int normal = wide ? -1022 : plan->dtype == FLOAT16 ? -24 : -126;
+    double most = log2_scale + e * (e < 0 ? normal : e < 1 ? largest : 0) + fmax(log2(plan->kept), 0);
+    if (plan->what != VALUE && most > log2(plan->limit) - 1) c.power.moderate = 0;
     run(&c);
 }
 
-/* The scale_unit and amplitude with which the noise has the power of Dropout's: reference.matched. */
-void sparseout_matched(const Plan *plan, const void *x, int64_t n, double *scale_unit, double *amplitude) {
-    Sums sums[PARTS] = {{0, 0, 0}};
-    int64_t part = (n + BLOCK * PARTS - 1) / (BLOCK * PARTS) * BLOCK; /* the same for any number of threads */
-    Call c = {.plan = plan, .x = x, .n = n, .part = part, .sums = sums};
-    double peak = 0, square = 0, moment = 0;
-    *scale_unit = *amplitude = 1;
-    if (n == 0 || plan->q == 2) return;
-    run(&c);
-    for (int i = 0; i < PARTS; i++) if (!(sums[i].peak <= peak)) peak = sums[i].peak + 0 * peak; /* NaN stays */
-    if (peak == 0 || !(peak < INFINITY)) return;
-    for (int i = 0; i < PARTS; i++) {
-        double ratio = sums[i].peak / peak;
-        square += sums[i].square * ratio * ratio;
-        if (ratio > 0) moment += sums[i].moment * pow(ratio, plan->q);
-    }
-    double power = sqrt(square / moment), beta = power * pow(peak, 1 - plan->q / 2);
-    int fits = plan->q < 4 && fabs(log2(beta)) < 100; /* all of beta in the amplitude, as `balanced` has it */
-    *scale_unit = fits ? 1 : peak;
-    *amplitude = fits ? beta : power;
-}
-
+#include "matched.c"
 #include "columns.c"
 
 #else /* for one REAL */
@@ -177,10 +161,13 @@ INLINE REAL NAME(quarters)(REAL a, int how, int careful) {
 INLINE BITS NAME(bits_of)(REAL a) { BITS bits; memcpy(&bits, &a, sizeof bits); return bits; }
 
 /* Writes s = scale |x|^e or, if there is an xi, `factor` times the slope 1 + s xi. Returns whether x has denormals,
-   infinities or NaN, for which it must be `careful`: as bits these are the least but 0 and the largest of |x|. */
+   infinities or NaN, for which it must be `careful`: as bits these are the least but 0 and the largest of |x|. The
+   slope is limited after 1 is added, so that the compiler fuses sum and product with a limit and without. */
 INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, const REAL *xi, REAL limit, int n,
                       const Power p, int how, int careful) {
     const REAL infinity = (REAL)INFINITY, scale = (REAL)p.scale, at_zero = (REAL)p.at_zero;
+    const REAL top = 1 + limit, bottom = 1 - limit;
+    const int limited = careful || (how > 3 && how != OTHER); /* see sparseout_run */
     BITS least = ~(BITS)0, most = 0;
     for (int i = 0; i < n; i++) {
         REAL a = ABS(x[i]), s = how != OTHER ? scale * NAME(quarters)(a, how, careful) : NAME(power)(
@@ -191,8 +178,9 @@ INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, con
         if (careful) s = a < infinity ? s : a == a ? (REAL)p.at_infinity : a;
         s = a == 0 ? at_zero : s;
         if (xi) {
-            REAL noise = s * xi[i], low = noise < -limit ? -limit : noise;
-            out[i] = factor[i] * (1 + (limit < low ? limit : low));
+            REAL slope = 1 + s * xi[i];
+            if (limited) slope = slope < bottom ? bottom : top < slope ? top : slope;
+            out[i] = factor[i] * slope;
         } else out[i] = s;
     }
     return least < NAME(bits_of)(TINY) - 1 || most >= NAME(bits_of)(infinity);
@@ -237,41 +225,7 @@ TARGETS static void NAME(block)(const Call *c, Place *place, int64_t start, int 
     if (p->dtype == FLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_float16((float)out[i]);
 }
 
-/* The sums of n elements, so few that they are still in a cache when they are read for the second time. */
-TARGETS static void NAME(sums)(const Call *c, int64_t start, int64_t n, Sums *sums) {
-    REAL buffer[BLOCK], u[BLOCK], power[BLOCK], peak;
-    BITS largest = 0;
-    for (int64_t done = 0; done < n; done += BLOCK) {
-        int count = n - done < BLOCK ? (int)(n - done) : BLOCK;
-        const REAL *x = NAME(load)(buffer, c->x, start + done, count, c->plan->dtype);
-        for (int i = 0; i < count; i++) {
-            BITS bits = NAME(bits_of)(ABS(x[i]));
-            largest = bits > largest ? bits : largest; /* NaN is */
-        }
-    }
-    memcpy(&peak, &largest, sizeof peak);
-    sums->peak = peak > 0 && peak < TINY ? TINY : peak; /* so that its inverse is finite */
-    if (peak == 0 || !(peak < (REAL)INFINITY)) return;
-    /* (|x|^(q/2) / peak^(q/2))^2; beyond q = 2 the power of |x| / peak, which may vanish but not before its own. */
-    int roots = c->plan->q < 2;
-    double half = c->plan->q / 2;
-    Power of = power_of(half, roots ? -half * log2(sums->peak) : 0, 0);
-    REAL inverse = (REAL)(1 / sums->peak);
-    for (int64_t done = 0; done < n; done += BLOCK) {
-        int count = n - done < BLOCK ? (int)(n - done) : BLOCK;
-        const REAL *x = NAME(load)(buffer, c->x, start + done, count, c->plan->dtype);
-        REAL square[LANES] = {0}, moment[LANES] = {0};
-        for (int i = 0; i < count; i++) u[i] = ABS(x[i]) * inverse;
-        NAME(raise)(power, roots ? x : u, count, &of);
-        for (; count % LANES; count++) u[count] = power[count] = 0;
-        for (int i = 0; i < count; i += LANES) for (int j = 0; j < LANES; j++) {
-            square[j] += u[i + j] * u[i + j];
-            moment[j] += power[i + j] * power[i + j];
-        }
-        for (int j = 0; j < LANES; j++) { sums->square += square[j]; sums->moment += moment[j]; }
-    }
-}
-
+#include "matched.c"
 #include "columns.c"
 
 #endif
