@@ -1,5 +1,6 @@
 """The masks of the function: seeds, shapes, shared dims, memory formats, and what is kept for backward."""
 
+import importlib.util
 import itertools
 import math
 import threading
@@ -7,6 +8,7 @@ import threading
 import pytest
 import torch
 from slopes import DTYPES, value_and_gradient
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseout import backend, sparseout
 from sparseout.kernels import seeds
@@ -223,3 +225,14 @@ def test_values_are_the_same_bits_with_gradients_and_without(q, scale, gradient,
         y = sparseout(x, 0.3, q, scale=scale, gradient=gradient, seed=3)
         with_gradients = sparseout(x.clone().requires_grad_(), 0.3, q, scale=scale, gradient=gradient, seed=3).detach()
         torch.testing.assert_close(with_gradients, y, rtol=0, atol=0, equal_nan=True)
+
+
+def test_seeds_can_be_drawn_where_it_was_imported_under_a_mode():
+    spec = importlib.util.find_spec("sparseout.kernels.seeds")
+    module = importlib.util.module_from_spec(spec)
+    with FakeTensorMode():
+        spec.loader.exec_module(module)
+    torch.manual_seed(3)
+    drawn = module.number(None)
+    torch.manual_seed(3)
+    assert drawn == module.tensor(None, torch.device("cpu")).item()

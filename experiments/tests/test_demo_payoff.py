@@ -40,7 +40,9 @@ def test_the_sparsest_network_loses_what_never_fires() -> None:
     assert compacted.parameters == sparse.parameters == 2 * 64 * kept + kept + 64
     assert compacted.macs_effective < compacted.macs
     assert worth.difference < 1e-4
-    assert all(time > 0 for network in worth.networks for time in network.us.values())
+    for network in worth.networks:
+        assert list(network.us) == [str(rows) for rows in payoff.BATCHES]
+        assert all(time > 0 for time in network.us.values())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 

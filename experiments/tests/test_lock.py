@@ -124,8 +124,9 @@ def test_a_folder_that_another_removes_as_it_is_made(tmp_path, monkeypatch):
     assert not failures
 
 
-@pytest.mark.parametrize("folder", ["file", "file/run"])
+@pytest.mark.parametrize("folder", ["file", "file/run", "gone", "gone/run", "/dev/null"])
 def test_a_folder_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "unmounted")
     with pytest.raises(RunError, match="cannot be written"), lock.locked(tmp_path / folder):
         pass

@@ -17,13 +17,14 @@ from sparseout._utils.modules import Modules, named_modules, own_parameters, sel
 from sparseout._utils.torch_internals import call_hooks
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
 from sparseout.inference._sparse_product import Break, column_major, sparse_product
-from sparseout.inference._sparse_timing import MAX_RELATIVE_TIME, ROWS, layer_speed, measure_break_even
+from sparseout.inference._sparse_timing import ROWS, layer_speed, measure_break_even
 from sparseout.inference._speed_report import SparseLinearReport
 
 RECORD = "_before_sparse_linear"  # the attribute of a layer that says how to undo what made it
 ATTRIBUTES = ("break_even", "_was_contiguous")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_DENSITY = 0.9  # an input with more nonzeros is not worth a measurement
+_MAX_RELATIVE_TIME = 0.8  # of its time as it was may a layer take on the batches, since timings vary
 _MAX_SLOWDOWN = 1.25  # times its time as it was may a call take on an input without zeros
 _MAX_KEPT_INPUTS = 4  # numbers of rows for which an input of a layer is kept to be timed
 
@@ -233,7 +234,7 @@ def _measure(
             breaks[key] = measure_break_even(column, bias)
         speeds = [layer_speed(x, row, column, bias, breaks[key]) for x in inputs.kept.values()]
     reason = None
-    if sum(speed.sparse_us for speed in speeds) > MAX_RELATIVE_TIME * sum(speed.dense_us for speed in speeds):
+    if sum(speed.sparse_us for speed in speeds) > _MAX_RELATIVE_TIME * sum(speed.dense_us for speed in speeds):
         reason = "dense is as fast on these batches"
     elif any(speed.full_us > _MAX_SLOWDOWN * speed.dense_us for speed in speeds):
         reason = "on an input without zeros it would be slower than now, with its weight in columns"

@@ -15,7 +15,6 @@ from sparseout.inference._speed_report import LayerSpeed
 
 ROWS = (1, 4, 16, 64)  # a call with more rows goes by the break-even of the last
 _DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-MAX_RELATIVE_TIME = 0.8  # of the time of dense is the most that a sparse call may take, since timings vary
 
 
 def layer_speed(x: Tensor, row: Tensor, column: Tensor, bias: Tensor | None, breaks: tuple[Break, ...]) -> LayerSpeed:

@@ -64,9 +64,7 @@ class SparseLinearReport:
         changed = {name: "; ".join(map(_speed_text, speeds)) for name, speeds in self.changed.items()}
         rows = [*outcome_rows("changed", changed), *outcome_rows("skipped", self.skipped)]
         if not self.changed:
-            rows.append(
-                ("changed", "nothing", "no layer gains from being sparse" if self.skipped else "no Linear layer")
-            )
+            rows.append(("changed", "nothing", "no layer was made sparse" if self.skipped else "no Linear layer"))
         return aligned(rows)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 Seed = int | Tensor | None  # None is one that is drawn from torch's generator
 
 _LEAST, _END = -(2**63), 2**63 - 1
+_local = threading.local()  # its tensor, in which seeds are drawn
 
 
 def tensor(seed: Seed, device: torch.device) -> Tensor:
@@ -25,20 +26,12 @@ def tensor(seed: Seed, device: torch.device) -> Tensor:
 def number(seed: Seed) -> int:
     """The seed that `tensor` would give on the CPU, as an int, at half the time: nothing is traced here."""
     if seed is None:
-        return _drawn.tensor.random_(_LEAST, _END).item()  # type: ignore[return-value]
+        if (drawn := getattr(_local, "drawn", None)) is None:  # made here, where no mode is active
+            with torch.inference_mode(False):  # or it could not be written to outside
+                drawn = _local.drawn = torch.empty((), dtype=torch.int64, device="cpu")
+        return drawn.random_(_LEAST, _END).item()  # type: ignore[return-value]
     return seed.item() if isinstance(seed, Tensor) else _signed(seed)  # type: ignore[return-value]
 
 
 def _signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
-
-
-class _Drawn(threading.local):
-    """A tensor for each thread, in which seeds are drawn."""
-
-    def __init__(self) -> None:
-        with torch.inference_mode(False):  # or it could not be written to outside
-            self.tensor = torch.empty((), dtype=torch.int64, device="cpu")
-
-
-_drawn = _Drawn()

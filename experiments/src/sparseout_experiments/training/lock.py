@@ -71,7 +71,7 @@ def _take(path: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(own, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
     except (FileExistsError, FileNotFoundError):  # the owner has left an empty folder and removed it
-        if path.parent.is_file():
+        if any(os.path.lexists(above) and not above.is_dir() for above in path.parents):
             raise
         return None
     try:

@@ -23,9 +23,6 @@ _MARKERS = (  # of Plotly and of Matplotlib
 )  # fmt: skip
 
 
-_Values = Mapping[str, Mapping[Any, float | None]]  # of runs, by x
-
-
 def write(results: Results, folder: Path) -> list[Path]:
     """Write ``report.html``, what it is made from, a CSV, a LaTeX table and the figures; return their paths."""
     atomic_files.prepare(folder)
