@@ -22,7 +22,7 @@ def spend_a_moment(task: str, options: dict[str, Any], folder: Path) -> None:
 def cluster(**resources: int) -> Iterator[Cluster]:
     """On a scheduler with one worker, of two threads, that has these resources."""
     threads = torch.get_num_threads()
-    options: dict[str, Any] = {"resources": resources, "dashboard_address": None, "silence_logs": False}
+    options: dict[str, Any] = {"resources": resources, "dashboard_address": "127.0.0.1:0", "silence_logs": False}
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, **options) as there,
         Cluster(1, spend_a_moment, there.scheduler_address) as found,

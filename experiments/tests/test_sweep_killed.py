@@ -116,7 +116,7 @@ def started(command, until):
 @pytest.fixture
 def cluster():
     """A scheduler and two workers as separate processes, and the scheduler's address."""
-    listening = [*DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    listening = [*DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
     scheduler, address = started(listening, r"Scheduler at:\s+(tcp://\S+)")
     working = [*DASK, "worker", address, "--nthreads", "1", "--no-dashboard"]
     workers = [started(working, r"(Registered to)")[0] for _ in range(2)]
