@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 from sparseout_experiments.demo import Scale
-from sparseout_experiments.studies.engine.frame import MEASURES, Results
+from sparseout_experiments.studies.engine.frame import Results
+from sparseout_experiments.training.run_folder import MEASURES
 
 WOBBLE = (-0.01, 0.0, 0.01)  # of the seeds
 

@@ -9,8 +9,8 @@ from sparseout_experiments import config
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Task
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.studies.engine import frame
 from sparseout_experiments.studies.engine.cluster import Job, Outcome, Train
+from sparseout_experiments.training import run_folder
 
 ENVIRONMENT = {"torch": "2.13.0", "processor": "a processor", "gpu": None}
 
@@ -82,7 +82,7 @@ def trained(task: str, options: dict[str, Any], folder: Path) -> None:
     found = config.resolve(task, options)
     fake_train(task, options, folder)
     record = json.loads((folder / "result.json").read_text())
-    sparsity = {"code": dict.fromkeys(frame.MEASURES, record["mean"]["hoyer"])}
+    sparsity = {"code": dict.fromkeys(run_folder.MEASURES, record["mean"]["hoyer"])}
     (folder / "result.json").write_text(json.dumps({**record, "config": config.record(found), "sparsity": sparsity}))
     lines = [{"epoch": epoch, "valid": record["valid"], "mean": record["mean"]} for epoch in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -16,10 +16,10 @@ from sparseout_experiments.studies.engine.jobs import TECHNICAL
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.tasks import shown_as
 from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.run_folder import MEASURES
 
 KIND = "sparseout report"
 POINTS = 50  # of a run's training that a file keeps
-MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")
 NUMBERS = ("metric", "valid", *MEASURES, "dead", "undefined")  # of a run, that have a mean over seeds
 
 

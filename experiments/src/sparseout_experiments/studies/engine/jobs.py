@@ -161,9 +161,9 @@ def run_all(
                 break
             cluster.start(known[name])
             started[known[name].folder] = name
-        failed = len(ledger.failures) + len(ledger.lost)
-        left = time_left(ledger, known, total(), cluster.workers)
-        on_progress(Progress(len(ledger.results) + failed, failed, cluster.running, total(), left, now))
+        failed, wanted = len(ledger.failures) + len(ledger.lost), total()
+        left = time_left(ledger, known, wanted, cluster.workers)
+        on_progress(Progress(len(ledger.results) + failed, failed, cluster.running, wanted, left, now))
 
     go_on("")
     while cluster.busy:
