@@ -141,13 +141,9 @@ def test_how_far_the_larger_budget_has_come():
     assert ["no", "one", "two", "three", "four", "five"].index(claim[1]) == whole
 
 
-def test_the_targets_that_p_missed_in_the_lstm():
+def test_where_more_noise_makes_the_lstm_denser():
     rows = json.loads((ROOT / "results/targets-language.json").read_text())["rows"]
-    of_p = [row for row in rows if row["knob"] == "p"]
-    steered = [row for row in of_p if row["target"] is not None]
-    missed = sum(abs(row["last_tenth"] - row["target"]) > 0.01 for row in steered)
-    assert f"With p, {missed} of {len(steered)} runs missed over the last tenth" in text("docs/limits.md")
-    hoyer = {row["value"]: row["hoyer"] for row in of_p if row["target"] is None}
+    hoyer = {row["value"]: row["hoyer"] for row in rows if row["knob"] == "p" and row["target"] is None}
     assert f"(Hoyer {hoyer[0.9]:.2f} at 0.9, {hoyer[0.8]:.2f} at 0.8)" in text("docs/limits.md")
 
 

@@ -79,6 +79,23 @@ def test_the_target_is_met_and_kept_without_oscillation(target: float, lag: floa
     assert max(abs(hoyer - target) for hoyer, _ in found) <= abs(found[0][0] - target) + 0.01
 
 
+@pytest.mark.parametrize(("slope", "target"), [(-0.0015, 0.4), (0.0015, 0.6)])
+@pytest.mark.parametrize("lag", [20.0, 50.0])
+def test_the_target_is_met_while_the_sparsity_changes_by_itself(slope: float, target: float, lag: float) -> None:
+    plant = Plant(lag=lag)
+    controller = SparsityController(plant, target, every=1)
+    trained(plant, controller, 300)
+    errors = []
+    for update in range(500):
+        plant.offset += slope if update < 150 else 0
+        errors += [hoyer - target for hoyer, _ in trained(plant, controller, 1)]
+    # the dead-band is 0.002; without a drift these errors are 0.0055
+    assert max(map(abs, errors[75:150])) < 0.0025
+    # then the change ends, which the drift learns by an error on the other side
+    assert max(map(abs, errors[150:])) < 0.0045
+    assert max(map(abs, errors[400:])) < 0.0025
+
+
 def test_a_step_is_as_the_law_has_it() -> None:
     plant = Plant(lag=math.inf)
     layer = plant.noise[0]
@@ -91,8 +108,8 @@ def test_a_step_is_as_the_law_has_it() -> None:
     plant.hoyer += 0.04
     plant()
     controller.step()
-    # the error is smoothed: a quarter of the way to the new one
-    q += 0.5 * (0.01 + (error + 0.01) / 10)
+    # the error is smoothed: a quarter of the way to the new one; the drift is a fortieth of the first step
+    q += 0.5 * (0.01 + (error + 0.01) / 10) + 0.5 * error / 10 / 40
     assert layer.q.item() == pytest.approx(q, abs=1e-5)
     assert controller.measured["noise.0"] == pytest.approx(plant.hoyer, abs=1e-5)
 
@@ -101,22 +118,25 @@ def test_the_law_is_the_equation_of_its_docstring() -> None:
     draw = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(4000):
-        x, error, change, gain, time, r = torch.rand(6, generator=draw).tolist()
-        x, error, change, gain, time, r = (
+        x, error, change, gain, time, r, drift = torch.rand(7, generator=draw).tolist()
+        x, error, change, gain, time, r, drift = (
             1 + 3 * x,
             0.4 * error - 0.2,
             change / 10 - 0.05,
             10 * gain,
             1 + 9 * time,
             r - 0.5,
+            drift / 20 - 0.025,
         )
         law = Law(gain, time, deadband=0.05, max_step=0.1, ends=(1.0, 4.0))
         k = 1 / (1 / gain + max(r, 0.0))
         i = k * error / max(time * k / gain, min(time, 3)) if abs(error) > 0.05 else 0.0
         least = -0.05 if i < -0.05 else -0.1
-        step = max(least, min(0.1, k * change + i))
+        step = max(least, min(0.1, k * change + i + drift))
         wanted = max(1.0, min(4.0, x + step))
-        assert law.next(x, error, change, max(r, 0.0)) == pytest.approx(wanted, abs=1e-12)
+        assert law.next(x, error, change, max(r, 0.0), drift) == pytest.approx(wanted, abs=1e-12)
+        following = max(-0.025, min(0.025, drift + (wanted - x - drift) / 40))
+        assert law.drift(drift, wanted - x) == pytest.approx(following, abs=1e-12)
         assert law.gain(max(r, 0.0)) == pytest.approx(k)
         seen.add((abs(error) > 0.05, least if step == least else step == 0.1, wanted in (1.0, 4.0), r > 0))
     assert len(seen) > 14  # the cases of it

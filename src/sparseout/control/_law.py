@@ -14,6 +14,8 @@ TRIAL_STEP = 0.02  # by which a knob is moved back and forth in the first update
 TRIAL_UPDATES = 8
 LEAST_TIME = 3.0  # integral time where the measure responds at once: that of the moving average of the error
 TRIAL_ERRORS = 2  # standard errors that a response has to be from 0 to count
+DRIFT_TIME = 40  # updates over which steps are averaged into the drift
+MAX_DRIFT = 1 / 4  # of the largest step
 
 NATURAL: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "linear": (float, float),
@@ -59,9 +61,10 @@ class Law(NamedTuple):
     r"""A proportional-integral law in velocity form, for an error e that is positive where activations are too sparse.
 
     .. math::
-        x_{t+1} &= \mathrm{clip}(x_t + \mathrm{clip}(K (e_t - e_{t-1}) + i_t, -s_t, s), l, h) \\
+        x_{t+1} &= \mathrm{clip}(x_t + \mathrm{clip}(K (e_t - e_{t-1}) + i_t + v_t, -s_t, s), l, h) \\
         i_t &= [\,|e_t| > d\,]\, K e_t / T', \qquad s_t = s / 2 \text{ if } i_t < -s / 2 \text{, else } s \\
-        1 / K &= 1 / K_{\max} + r, \qquad T' = \max(T K / K_{\max}, 3)
+        1 / K &= 1 / K_{\max} + r, \qquad T' = \max(T K / K_{\max}, 3) \\
+        v_{t+1} &= \mathrm{clip}(v_t + (x_{t+1} - x_t - v_t) / 40, -s / 4, s / 4)
 
     with x the knob's position on its natural scale, with which activations become denser, (l, h) `ends`,
     :math:`K_{\max}` `largest_gain`, T `integral_time` in updates, d `deadband` and s `max_step`. r is the `response`:
@@ -94,13 +97,18 @@ class Law(NamedTuple):
         """The gain K."""
         return self.largest_gain / (1 + self.largest_gain * response)
 
-    def next(self, x: float, error: float, change: float, response: float = 0.0) -> float:
-        """x_{t+1} from x_t, e_t, e_t - e_{t-1} and r."""
+    def next(self, x: float, error: float, change: float, response: float = 0.0, drift: float = 0.0) -> float:
+        """x_{t+1} from x_t, e_t, e_t - e_{t-1}, r and v_t."""
         gain, share = self.gain(response), 1 / (1 + self.largest_gain * response)  # largest_gain is 0 at equal bounds
         time = max(self.integral_time * share, min(LEAST_TIME, self.integral_time))
         integral = gain * error / time if abs(error) > self.deadband else 0.0
         fastest = self.max_step / (2 if integral < -self.max_step / 2 else 1)
-        return _clip(x + _clip(gain * change + integral, -fastest, self.max_step), *self.ends)
+        return _clip(x + _clip(gain * change + integral + drift, -fastest, self.max_step), *self.ends)
+
+    def drift(self, drift: float, step: float) -> float:
+        """v_{t+1} from v_t and x_{t+1} - x_t."""
+        largest = MAX_DRIFT * self.max_step
+        return _clip(drift + (step - drift) / DRIFT_TIME, -largest, largest)
 
 
 class Swing:

@@ -35,6 +35,7 @@ _OWN: dict[str, tuple[str, Any]] = {
     "trials": ("trials", TRIAL_UPDATES),
     "response": ("response", 0.0),
     "responds": ("responds", False),
+    "drift": ("drift", 0.0),
 }
 _REACH: dict[str, tuple[str, Any]] = {
     "told": ("message", None),
@@ -65,6 +66,7 @@ class LayerGroup:
     trial_errors: list[float] = field(default_factory=list)
     responds: bool = False  # whether the trial found a response at once
     response: float = 0.0  # of the error to the knob, at once
+    drift: float = 0.0  # the average step of the knob on its natural scale
     swing: Swing = field(default_factory=Swing)
     problem: str = ""  # why some of the activations measured last have no value
     problem_warned: bool = False
@@ -181,7 +183,7 @@ class LayerGroup:
         reach.at_bound = reach.updates if reach.at_bound is True else int(reach.at_bound)
         reach.near_bound = state.get("near_bound", reach.at_bound)
         if state["target"] != self.goal.target:
-            self.error, self.smoothed = None, None
+            self.error, self.smoothed, self.drift = None, None, 0.0
             reach.restart()
 
     def _target_error(self, value: float, others: Mapping[Source, Measurement]) -> float:
@@ -214,7 +216,8 @@ class LayerGroup:
         first = self.trial_errors[0] if self.trial_errors else 0.0
         x = self.axis.x(self.value) - (step * trial_side(self.trials, first) if self.trials else 0.0)
         if self.trials >= TRIAL_UPDATES or not step:
-            before, x = x, law.next(x, error, change, self.response)
+            before, x = x, law.next(x, error, change, self.response, self.drift)
+            self.drift = law.drift(self.drift, x - before)
             if self.swing.update(x - before, law.max_step):
                 self.response += 1 / law.gain(self.response)  # half the gain
         else:

@@ -1,7 +1,7 @@
 """The runs of the study: fixed values of every knob, then targets inside the range of sparsity that these reach."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Task:
     batch: int
     rate: float  # of Adam
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of knobs, where not the controller's
 
     @property
     def fixed_seeds(self) -> tuple[int, ...]:
@@ -52,7 +53,15 @@ TASKS = {
     "classifier": Task("ReLU classifier on digits", tuple(KNOBS), ("hoyer", "density"), 1000, 5, 32, 1e-3),
     "short": Task("Autoencoder on digits, a short training", ("q",), ("hoyer", "density"), 400, 2, 32, 1e-3),
     "language": Task(
-        "LSTM language model on Python's help texts", ("q", "p", "strength"), ("hoyer",), 1500, 10, 20, 5e-3, (0, 1, 2)
+        "LSTM language model on Python's help texts",
+        ("q", "p", "strength"),
+        ("hoyer",),
+        1500,
+        10,
+        20,
+        5e-3,
+        (0, 1, 2),
+        {"p": (0.01, 0.8)},  # above 0.8 activations become denser again as p rises
     ),
 }
 

@@ -135,7 +135,7 @@ def run(
     if measure is not None and target is not None:
         moved: Any = {"strength": penalty, "threshold": ThresholdKnob(model)}.get(knob, knob)
         controller = sparseout.SparsityController(
-            model, target, measure, knob=moved, probe=plant.probe, every=task.every
+            model, target, measure, knob=moved, probe=plant.probe, every=task.every, bounds=task.bounds.get(knob)
         )
     optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
     course, messages = [], []
