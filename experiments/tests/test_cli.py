@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from small import arguments, status_of
 from sparseout_experiments.commands import app
-from sparseout_experiments.demo import Options, training
+from sparseout_experiments.demo import Options
+from sparseout_experiments.studies.engine import jobs
 from sparseout_experiments.training import atomic_files
 from typer.testing import CliRunner
 
@@ -51,7 +52,7 @@ def test_a_bad_option_is_answered_with_one_sentence(
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     where: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(jobs, "train", None)
     (tmp_path / "file").touch()
     assert status_of("demo", "--out", str(tmp_path / where)) == 2
     err = capfd.readouterr().err

@@ -1,38 +1,35 @@
+"""The demonstration: its runs, what it says of them, and what it leaves behind."""
+
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from small import status_of
 from sparseout_experiments import demo
+from sparseout_experiments.commands import app
 from sparseout_experiments.config import record, resolve
-from sparseout_experiments.data import Split, digits
-from sparseout_experiments.demo import Options, plan, report, training
-from sparseout_experiments.demo.summary import trend, verdict
-from sparseout_experiments.demo.training import Look, run_all, train
+from sparseout_experiments.data import digits
+from sparseout_experiments.demo import Options, plan, report
 from sparseout_experiments.models import Autoencoder
-from sparseout_experiments.studies.engine.cluster import Job
+from sparseout_experiments.studies.engine import jobs
 from sparseout_experiments.studies.engine.frame import Results
 from sparseout_experiments.tasks import autoencoder
-from torch import Tensor, nn
+from torch import Tensor
+from typer.testing import CliRunner
+
+TINY = ["demo", "--epochs", "1", "--seeds", "2", "--q", "1,3", "--q", "2"]
 
 
-@pytest.fixture(scope="module")
-def data() -> Split:
-    return digits()
+def found(options: Options, folder: Path) -> Results:
+    return demo.run(plan(options, folder), "", lambda done, name: None)
 
 
-def quiet(name: str, done: float) -> None:
-    pass
-
-
-def trained(options: Options, folder: Path) -> tuple[dict[str, Job], dict[str, Look], Results]:
-    """The jobs of a demonstration, the looks at their runs, and the results."""
-    jobs = plan(options, folder)
-    looks = {str(job.folder): look for job, look in zip(jobs.values(), run_all(jobs, quiet), strict=True) if look}
-    return jobs, looks, report.gathered(options, jobs, looks, "")
-
-
-def test_the_digits_are_split_once_and_for_all(data: Split) -> None:
+def test_the_digits_are_split_once_and_for_all() -> None:
+    data = digits()
     assert data.train.shape == (1347, 64)
     assert data.test.shape == (450, 64)
     assert torch.equal(data.train, digits().train)
@@ -40,11 +37,9 @@ def test_the_digits_are_split_once_and_for_all(data: Split) -> None:
     assert torch.cat(data).unique(dim=0).shape[0] == 1797  # no digit twice: none is trained and tested on
 
 
-def test_every_setting_is_run_on_every_seed_and_whole_seeds_come_first(tmp_path: Path) -> None:
-    jobs = plan(Options(), tmp_path)
-    assert len(jobs) == len({job.folder for job in jobs.values()}) == (5 * 2 + 2) * 3
-    seeds = [job.options["seed"] for job in jobs.values()]
-    assert seeds == sorted(seeds)
+def test_every_setting_is_run_on_every_seed(tmp_path: Path) -> None:
+    planned = plan(Options(), tmp_path)
+    assert len(planned) == len({job.folder for job in planned.values()}) == (5 * 2 + 2) * 3
 
 
 @pytest.mark.slow
@@ -64,7 +59,7 @@ def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monke
     for name, job in plan(Options(q=(1.0, 3.0), seeds=2, epochs=2), tmp_path).items():
         start: list[list[Tensor]] = []
         batches: list[Tensor] = []
-        train(name, job, quiet)
+        jobs.train(*job)
         seen[name, job.options["seed"]] = torch.cat([p.flatten() for p in start[0]]), torch.cat(batches)
     first, *others = (value for (_, seed), value in seen.items() if seed == 0)
     count = len(first[1]) // 2
@@ -82,13 +77,8 @@ def test_weights_and_batches_are_the_same_at_every_setting(tmp_path: Path, monke
 @pytest.mark.parametrize("gradient", ["detached", "exact"])
 def test_q_2_is_dropout_bit_for_bit(tmp_path: Path, gradient: demo.Gradient) -> None:
     options = Options(q=(2.0,), seeds=1, scales=("paper", "matched", 0.1), gradient=gradient, epochs=2)
-    _, looks, results = trained(options, tmp_path)
-    *ours, dropout, _ = looks.values()
-    for one in ours:
-        assert one.histogram == dropout.histogram
-        assert torch.equal(one.filters, dropout.filters)
-        assert torch.equal(one.reconstructions, dropout.reconstructions)
-    numbers = results.frame[results.frame["method"] != "none"][["hoyer", "gini", "dead", "metric"]]
+    frame = found(options, tmp_path).frame
+    numbers = frame[frame["method"] != "none"][["hoyer", "gini", "dead", "metric"]]
     assert len(numbers.drop_duplicates()) == 1
     assert len(numbers) == 4
 
@@ -96,81 +86,100 @@ def test_q_2_is_dropout_bit_for_bit(tmp_path: Path, gradient: demo.Gradient) -> 
 @pytest.mark.parametrize("scale", ["paper", "matched", 0.25])
 def test_the_options_reach_the_run(scale: demo.Scale, tmp_path: Path) -> None:
     options = Options(q=(1.5,), scales=(scale,), p=0.3, gradient="exact", epochs=7, seeds=4)
-    for job in list(plan(options, tmp_path).values())[-3:]:
-        found, method = record(resolve(job.task, job.options)), job.options["method"]
-        wanted = {"seed": 3, "epochs": 7, "data": "digits", "units": 256}
+    for job in plan(options, tmp_path).values():
+        got, method = record(resolve(job.task, job.options)), job.options["method"]
+        wanted = {"epochs": 7, "data": "digits", "units": 256}
         wanted |= {} if method == "none" else {"p": 0.3}
         wanted |= {"q": 1.5, "scale": scale, "gradient": "exact"} if method == "sparseout" else {}
-        assert {name: found[name] for name in wanted} == wanted
-
-
-def test_a_run_repeats_and_leaves_torch_as_it_was(tmp_path: Path) -> None:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(2)
-    options = Options(q=(1.0,), scales=("paper",), seeds=1, epochs=1)
-
-    def once(name: str) -> list[Any]:
-        _, looks, _ = trained(options, tmp_path / name)
-        return [look.reconstructions.tolist() for look in looks.values()]
-
-    first = once("first")
-    torch.rand(7)
-    assert once("second") == first
-    torch.set_rng_state(state)
-    interrupted = run_all(plan(options, tmp_path / "third"), quiet)
-    next(interrupted)
-    interrupted.close()
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(threads)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_what_is_looked_at_is_what_was_measured(tmp_path: Path) -> None:
-    jobs = dict(list(plan(Options(q=(2.0,), seeds=1, epochs=2), tmp_path).items())[-1:])
-    heard: list[float] = []
-    ((name, job),) = jobs.items()
-    look = train(name, job, lambda name, done: heard.append(done))
-    assert look
-    found = report.gathered(Options(q=(2.0,)), jobs, {str(job.folder): look}, "").frame.iloc[0]
-    test = training.digits().test
-    with torch.no_grad():
-        code = torch.relu(look.model.encoder(test))
-        error = (look.model.decoder(code) - test).square().mean().item()
-    norms = code.norm(dim=1)
-    assert found["hoyer"] == pytest.approx(((16 - code.sum(1) / norms) / 15).mean().item(), rel=1e-5)
-    assert found["density"] == pytest.approx((code > 0).float().mean().item())
-    assert found["dead"] == (code == 0).all(0).float().mean().item()
-    assert found["metric"] == pytest.approx(1000 * error, rel=1e-5)
-    assert found["undefined"] == 0
-    assert sum(look.histogram) == (code > 0).sum().item()
-    assert look.reconstructions.shape == look.filters.shape == (10, 64)
-    assert heard == sorted(heard)
-    assert heard[-1] == 1
-
-
-def test_a_dead_network_has_an_empty_histogram(data: Split) -> None:
-    model = Autoencoder(64, 256, nn.Identity(), torch.Generator().manual_seed(0))
-    nn.init.constant_(model.encoder.bias, -100)
-    assert sum(training.look(model, data.test).histogram) == 0
-
-
-def test_a_run_that_fails_has_no_numbers(tmp_path: Path) -> None:
-    options = Options(q=(300.0,), scales=("paper",), seeds=1, epochs=2)
-    _, looks, results = trained(options, tmp_path)
-    failed = results.frame[results.frame["method"] == "sparseout"].iloc[0]
-    assert failed["status"] == "failed"
-    assert failed["run"] not in looks
-    assert failed[["hoyer", "metric", "dead"]].isna().all()
+        assert {name: got[name] for name in wanted} == wanted
 
 
 def test_sparsity_falls_with_q(tmp_path: Path) -> None:
-    """The claim of the page, at reduced size."""
-    options = Options(q=(1.0, 3.0), epochs=5)
-    _, _, results = trained(options, tmp_path)
-    for scale in options.scales:
-        for measure in ("hoyer", "hoyer_live"):
-            found = trend(results, scale, measure)
-            assert found
-            assert found.verdict == "apart"
-    assert "falls at every step" in verdict(results, options.scales)
+    """The claim of the picture, at reduced size."""
+    results = found(Options(q=(1.0, 3.0), epochs=5), tmp_path)
+    for scale in Options.scales:
+        said = report.verdict(results, scale)
+        assert "the Hoyer sparsity of the code falls" in said
+        assert "over live units it falls" in said
     assert (results.frame["undefined"] == 0).all()
+
+
+def made_up(curves: list[dict[float, float | None]], live: list[dict[float, float | None]] | None = None) -> Results:
+    """Results with the Hoyer sparsity of each seed by q."""
+    rows = [
+        {"method": "sparseout", "scale": "paper", "q": q, "seed": seed, "hoyer": hoyer, "hoyer_live": of_live[q]}
+        for seed, (curve, of_live) in enumerate(zip(curves, live or curves, strict=True))
+        for q, hoyer in curve.items()
+    ]
+    return Results("autoencoder", ("mse", "e-3"), pd.DataFrame(rows), {}, {}, {}, {})
+
+
+FALLING: list[dict[float, float | None]] = [{1.0: 0.9 + off, 2.0: 0.6, 3.0: 0.4} for off in (-0.01, 0.0, 0.01)]
+RISING: list[dict[float, float | None]] = [{1.0: 0.4 + off, 2.0: 0.6, 3.0: 0.9} for off in (-0.01, 0.0, 0.01)]
+CROSSED: list[dict[float, float | None]] = [{1.0: 0.5, 3.0: 0.7}, {1.0: 0.7, 3.0: 0.5}, {1.0: 0.6, 3.0: 0.6}]
+
+
+@pytest.mark.parametrize(
+    ("results", "says"),
+    [
+        (
+            made_up(FALLING),
+            "as q goes from 1 to 3, the Hoyer sparsity of the code falls, from 0.90 to 0.40, by -0.250 ± ",
+        ),
+        (made_up(RISING), "the code rises, from 0.40 to 0.90"),
+        (made_up(FALLING, RISING), "over live units it rises, from 0.40 to 0.90."),
+        (made_up(CROSSED), "has no clear direction"),
+        (made_up(FALLING[:1]), "the code goes, from 0.89 to 0.40, by -0.245 per unit"),
+        (made_up([curve | {1.0: None} for curve in FALLING]), "As q goes from 2 to 3"),  # at 1 all codes are zero
+        (made_up([*FALLING[:2], FALLING[2] | {3.0: None}]), "from 0.90 to 0.40"),  # of two seeds
+        (made_up([{2.0: 0.6}]), ""),
+    ],
+)
+def test_says_what_the_numbers_say(results: Results, says: str) -> None:
+    said = report.verdict(results, "paper")
+    assert says.lower() in said.lower() if says else said == ""
+
+
+def test_the_terminal_shows_what_the_files_hold(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    result = CliRunner().invoke(app, [*TINY, "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(folder)) == ["demo.png", "report.html", "report.json", "sweep.csv", "table.tex"]
+    assert len(json.loads((folder / "report.json").read_text())["runs"]) == (3 * 2 + 2) * 2
+    means = pd.read_csv(folder / "sweep.csv").groupby(["scale", "q"], sort=False)["hoyer"].mean()
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("q = ")]
+    assert [line[3] for line in lines] == [f"{mean:.3f}" for mean in means]
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
+    assert (folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_interrupt_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train(*job: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train", train)
+    assert status_of(*TINY, "--out", str(tmp_path / "new")) == 130
+    assert capfd.readouterr().err.strip() == "sparseout: interrupted, and nothing was written"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> list[Path]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparseout_experiments.studies.engine.report.write", full)
+    assert status_of("demo", "--epochs", "1", "--seeds", "1", "--q", "2", "--out", str(tmp_path)) == 2
+    assert capfd.readouterr().err.strip().endswith("(No space left on device)")
+
+
+def test_extremes_are_reported_and_not_fatal(tmp_path: Path) -> None:
+    args = ["--q", "0,300", "--seeds", "1", "--epochs", "2", "--scale", "paper", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["demo", *args])
+    assert result.exit_code == 0, result.output
+    (line,) = (line.split() for line in result.stdout.splitlines() if line.strip().startswith("q = 300"))
+    assert set(line[3:]) == {"-"}  # it diverged
+    assert "1 failed" in (tmp_path / "report.html").read_text()

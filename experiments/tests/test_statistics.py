@@ -7,7 +7,6 @@ from sparseout_experiments.studies.engine.statistics import (
     Interval,
     direction,
     equivalent,
-    falls_apart,
     holm,
     p_value,
     paired,
@@ -55,16 +54,6 @@ def test_slope_interval_repeats_over_curves() -> None:
     curves = np.random.default_rng(1).normal(size=(5, 3))
     slopes = [stats.linregress(x, curve).slope for curve in curves]
     assert slope_interval(x, curves.tolist()) == pytest.approx(t_interval(slopes))
-
-
-def test_falls_apart() -> None:
-    def at(*means: float, half: float) -> list[Interval]:
-        return [Interval(mean, half, 3) for mean in means]
-
-    assert falls_apart(at(0.9, 0.6, 0.5, half=0.04))
-    assert not falls_apart(at(0.9, 0.6, 0.5, half=0.06))  # the last two overlap
-    assert not falls_apart(at(0.5, 0.6, 0.9, half=0.04))  # apart, but rising
-    assert not falls_apart(at(0.9, 0.6, 0.5, half=math.nan))
 
 
 def test_equivalent_takes_the_whole_interval() -> None:

@@ -159,7 +159,7 @@ def test_the_command_ends_in_a_page(tmp_path, capsys, monkeypatch):
     out = tmp_path / "sweep"
     assert status("sweep", "autoencoder", "--q", "1,2", "--seeds", "2", "--epochs", "2", "--out", str(out)) == 0
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        *("report.html", "sweep.csv", "table.tex", "sparsity.svg", "sparsity.png", "sweep.json", "report.json")
+        *("report.html", "sweep.csv", "table.tex", "sweep.json", "report.json")
     }
     page = (out / "report.html").read_text()
     assert "4 runs: 4 finished" in page

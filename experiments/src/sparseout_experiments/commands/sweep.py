@@ -87,7 +87,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of a run, of a sweep, or of several.")],
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where it goes. [default: the first]")] = None,
 ) -> None:
-    """Write the page of runs that there are: report.html, sweep.csv, table.tex and the figures.
+    """Write the page of runs that there are: report.html, sweep.csv and table.tex.
 
     It also writes report.json, a small file which, given in place of folders, makes all of it again without the runs.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine.statistics import Interval
@@ -33,17 +33,13 @@ def rendered(package: str, template: str, **values: Any) -> str:
 
 
 def html(package: str, template: str, **values: Any) -> str:
-    """A page in HTML from a template that lies in a package and extends ``base.html.j2``; `values` are escaped."""
-    from sparseout_experiments.studies.engine import style  # matplotlib takes a second to import
-
-    environment = _environment(package, __package__, autoescape=True)
-    return environment.get_template(template).render(values, light=style.COLOURS, dark=style.DARK)
+    """A page in HTML from a template that lies in a package; `values` are escaped."""
+    return _environment(package, autoescape=True).get_template(template).render(values)
 
 
-def _environment(*packages: str, autoescape: bool = False) -> Environment:
-    loader = ChoiceLoader([PackageLoader(package, "") for package in packages])
+def _environment(package: str, autoescape: bool = False) -> Environment:
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=loader, autoescape=autoescape, **options)
+    return Environment(loader=PackageLoader(package, ""), autoescape=autoescape, **options)
 
 
 def fixed(value: float | None, digits: int, signed: bool = False) -> str:

@@ -1,9 +1,7 @@
-"""Parts that figures share, and how a figure becomes a part of a page."""
+"""Parts that figures share."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sparseout_experiments.studies.engine.statistics import Interval
-from sparseout_experiments.studies.engine.style import COLOURS, image
+from sparseout_experiments.studies.engine.style import COLOURS
 
 
 def canvas(width: float, height: float, **pads: float) -> Figure:
@@ -47,26 +45,3 @@ def references(axes: Axes, values: Mapping[str, float]) -> None:
             name, (1.0, height), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
             fontsize=9, color=COLOURS["muted"], annotation_clip=False,
         )  # fmt: skip
-
-
-def inline(figure: Figure, name: str, alt: str) -> str:
-    """A figure as an <svg> that scales with a page of the engine and takes its font and colours from it."""
-    text = image(figure, "svg", metadata={"Date": None}).decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", text)  # a page has one space of ids
-    text = re.sub(r"font: (?:(bold|\d+) )?([\d.]+px) [^;\"]+", _font, text)
-    for variable, colour in COLOURS.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"',
-        f'role="img" aria-label="{escape(alt)}" class="plot {name}"',
-        text,
-        count=1,
-    )
-
-
-def _font(match: re.Match[str]) -> str:
-    weight, size = match.groups()
-    return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")

@@ -2,29 +2,24 @@
 
 import html
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.frame import Results, mean, plain, save
-from sparseout_experiments.studies.engine.style import CYCLE, image, style
+from sparseout_experiments.studies.engine.style import COLOURS, CYCLE, DARK
 from sparseout_experiments.training import atomic_files, run_folder
 
 SHOWN = 24  # settings that one plot shows
 LONGEST = 40  # characters of a name in a plot
-_MARKERS = (  # of Plotly and of Matplotlib
-    ("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("x", "X"), ("star", "*"), ("cross", "P"),
-    ("pentagon", "p"),
-)  # fmt: skip
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write ``report.html``, what it is made from, a CSV, a LaTeX table and the figures; return their paths."""
+    """Write ``report.html``, what it is made from, a CSV and a LaTeX table; return their paths."""
     atomic_files.prepare(folder)
     settings = results.settings()
     paths = [folder / name for name in ("report.html", "report.json", "sweep.csv", "table.tex")]
@@ -32,13 +27,6 @@ def write(results: Results, folder: Path) -> list[Path]:
     save(results, paths[1])
     atomic_files.write(paths[2], results.frame.to_csv(index=False))
     atomic_files.write(paths[3], latex(results, settings))
-    if settings["metric"].notna().any():
-        with style(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box
-            figure = draw(results, settings)
-            for suffix in ("svg", "png"):
-                paths.append(folder / f"sparsity.{suffix}")
-                atomic_files.write(paths[-1], image(figure, suffix, dpi=200))
     return paths
 
 
@@ -72,6 +60,8 @@ def page(results: Results, settings: pd.DataFrame | None = None) -> str:
         csv=frame.to_csv(index=False),
         plotly=get_plotlyjs(),
         shown=_shown,
+        light=COLOURS,
+        dark=DARK,
     )
 
 
@@ -85,30 +75,6 @@ def pareto(settings: pd.DataFrame) -> pd.Series:
         return bool((better & ((points["metric"] < row["metric"]) | (points["hoyer"] > row["hoyer"]))).any())
 
     return known & ~settings.apply(beaten, axis=1)
-
-
-def draw(results: Results, settings: pd.DataFrame) -> Figure:
-    """Metric against sparsity, a point a setting."""
-    metric, unit = results.metric
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    front = settings[pareto(settings)].sort_values("hoyer")
-    axes.plot(front["hoyer"], front["metric"], color="0.6", linewidth=1, label="Pareto front", zorder=0)
-    for index, (name, group) in enumerate(_families(results, settings)):
-        axes.errorbar(
-            group["hoyer"],
-            group["metric"],
-            xerr=group["hoyer_half"].fillna(0),
-            yerr=group["metric_half"].fillna(0),
-            color=CYCLE[index % len(CYCLE)],
-            marker=_MARKERS[index % len(_MARKERS)][1],
-            linestyle="",
-            capsize=2,
-            label=html.unescape(name).replace("$", r"\$"),
-        )
-    axes.set(xlabel="Hoyer sparsity in evaluation", ylabel=f"{metric} on test data{_in(unit)}")
-    axes.legend(fontsize="small")
-    return figure
 
 
 def latex(results: Results, settings: pd.DataFrame) -> str:
@@ -245,7 +211,7 @@ def _front_plot(results: Results, settings: pd.DataFrame, label: str) -> dict[st
 
 def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
     colour, dash = CYCLE[index % len(CYCLE)], ("solid", "dash", "dot")[index // len(CYCLE) % 3]
-    marker = {"color": colour, "symbol": _MARKERS[index % len(_MARKERS)][0], "size": 8}
+    marker = {"color": colour, "symbol": _MARKERS[index % len(_MARKERS)], "size": 8}
     line = {"color": colour, "dash": dash}
     return {"x": list(x), "y": list(y), "name": name, "mode": "lines+markers", "marker": marker, "line": line}
 

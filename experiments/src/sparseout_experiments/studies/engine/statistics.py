@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from scipy.special import stdtr, stdtrit  # Student's t and its quantile; scipy.stats takes a second to import
@@ -58,11 +57,6 @@ def slope_interval(x: Sequence[float], curves: Sequence[Sequence[float]], level:
     The points of one curve share weights and batches, so curves and not points are what repeats.
     """
     return t_interval([slope(x, curve) for curve in curves], level)
-
-
-def falls_apart(intervals: Sequence[Interval]) -> bool:
-    """Whether each interval lies wholly below the one before it, so that no two overlap."""
-    return all(after.high < before.low for before, after in pairwise(intervals))
 
 
 def direction(interval: Interval) -> int:
