@@ -51,4 +51,4 @@ def record(device="cpu", name="Some CPU", ratio=1.237):
         fake(step, "no dropout", 0.456, ("step",), peak_bytes=None),
     ]
     here = HERE | {"device": {"type": device, "name": name}}
-    return store.Record(here, [row["case"] for row in rows], rows)
+    return store.Record(here, rows)

@@ -28,81 +28,46 @@ def measured(monkeypatch):
     return log, kill
 
 
+FILE = "some-cpu-r-2-cores.json"
+
+
 def go(folder, here=HERE, todo=PLANNED):
-    record = store.resume(folder, here, todo, PLANNED)
+    record = store.begun(folder, here)
     store.run(record, todo, folder, lambda *_: None)
     return record
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_starts_anew(tmp_path, measured):
+def test_a_killed_run_goes_on_and_a_finished_one_stays(tmp_path, measured):
     log, kill = measured
     kill.append(PLANNED[2].key)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path)
-    assert os.listdir(tmp_path) == ["some-cpu-r-2-cores.json"]
-    assert store.load(tmp_path / "some-cpu-r-2-cores.json").missing == {PLANNED[2].key}
+    assert os.listdir(tmp_path) == [FILE]
+    assert store.load(tmp_path / FILE).cases == {PLANNED[0].key, PLANNED[1].key}
     kill.clear()
-    assert not go(tmp_path).missing
+    assert [row["run"] for row in go(tmp_path).rows] == [1, 2, 3]
+    assert [row["run"] for row in go(tmp_path).rows] == [1, 2, 3]
     assert log == [case.key for case in PLANNED]
-    assert [row["run"] for row in go(tmp_path).rows] == [4, 5, 6]
 
 
 @pytest.mark.parametrize("change", [{"versions": {"torch": "10"}}, {"source": "abd"}, {"backend": {"name": "cpu"}}])
-def test_rows_of_another_environment_are_not_mixed_in(change, tmp_path, measured):
-    log, kill = measured
-    kill.append(PLANNED[1].key)
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path)
-    kill.clear()
-    record = go(tmp_path, HERE | change)
-    assert log == [PLANNED[0].key, *(case.key for case in PLANNED)]
-    assert record.environment == HERE | change
-    assert [row["run"] for row in record.rows] == [2, 3, 4]
-
-
-@pytest.mark.parametrize("here", [HERE, HERE | {"source": "new"}])
-def test_a_file_stays_whole_until_as_much_is_measured_anew(here, tmp_path, measured):
-    _, kill = measured
+def test_rows_of_another_environment_are_left_alone(change, tmp_path, measured):
     go(tmp_path)
-    whole, partial = (tmp_path / f"some-cpu-r-2-cores.{ending}" for ending in ("json", "partial"))
-    before = whole.read_text()
-    kill.append(PLANNED[2].key)
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, here)
-    assert whole.read_text() == before
-    assert store.load(partial).missing == {PLANNED[2].key}
-    kill.clear()
-    go(tmp_path, here)
-    assert [row["run"] for row in store.load(whole).rows] == [4, 5, 6]
-    assert store.load(whole).environment == here
-    assert not partial.exists()
+    before = (tmp_path / FILE).read_text()
+    with pytest.raises(store.NotRows, match="has rows of another version or backend: move it away"):
+        go(tmp_path, HERE | change)
+    assert (tmp_path / FILE).read_text() == before
 
 
-def test_fewer_cases_on_another_machine_have_a_file_of_their_own(tmp_path, measured):
-    go(tmp_path)
-    go(tmp_path, HERE | {"source": "new"}, PLANNED[2:])
-    assert [row["run"] for row in store.load(tmp_path / "some-cpu-r-2-cores.json").rows] == [1, 2, 3]
-    assert [row["run"] for row in store.load(tmp_path / "some-cpu-r-2-cores.partial").rows] == [4]
-
-
-def test_one_half_measured_anew_keeps_the_other(tmp_path, measured):
-    go(tmp_path)
-    assert {row["case"]: row["run"] for row in go(tmp_path, todo=PLANNED[2:]).rows} == {
-        PLANNED[0].key: 1,
-        PLANNED[1].key: 2,
-        PLANNED[2].key: 4,
-    }
-
-
-def test_a_case_that_is_no_longer_in_the_plan_goes(tmp_path, measured):
-    go(tmp_path, todo=[*PLANNED, cases.Model("gone", "eager", 1)])
-    assert {row["case"] for row in go(tmp_path).rows} == {case.key for case in PLANNED}
+def test_one_half_keeps_the_other(tmp_path, measured):
+    go(tmp_path, todo=PLANNED[2:])
+    assert [row["case"] for row in go(tmp_path).rows] == [PLANNED[index].key for index in (2, 0, 1)]
 
 
 def test_a_quick_run_has_a_file_of_its_own(tmp_path, measured):
     go(tmp_path)
     go(tmp_path, HERE | {"quick": True})
-    assert sorted(os.listdir(tmp_path)) == ["some-cpu-r-2-cores-quick.json", "some-cpu-r-2-cores.json"]
+    assert sorted(os.listdir(tmp_path)) == ["some-cpu-r-2-cores-quick.json", FILE]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Presentation of files of rows: a page from its template, a picture for every device, and ratios for the terminal."""
+"""Presentation of files of rows: a page from its template, and ratios for the terminal."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sparseout_experiments.bench import plot, store
+from sparseout_experiments.bench import store
 from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record, grouped
@@ -24,19 +24,10 @@ _TITLES = {
 }
 
 
-def write(folder: Path) -> list[Path]:
-    """Write the page and a picture for every file of rows in `folder`; return their paths.
-
-    Raises NotRows where there is none, or one cannot be read.
-    """
-    records = [record for record in read(folder) if record.rows]
-    if not records:
-        raise store.NotRows(f"{folder} holds no rows of {store.KIND}")
-    pictures = [folder / f"{record.slug}.png" for record in records]
-    for path, record in zip(pictures, records, strict=True):
-        atomic_files.write(path, plot.picture(record))
-    atomic_files.write(folder / PAGE, page(records, str(folder)))
-    return [folder / PAGE, *pictures]
+def write(folder: Path) -> Path:
+    """Write the page of all files of rows in `folder`; return its path. Raises NotRows where one cannot be read."""
+    atomic_files.write(folder / PAGE, page(read(folder), str(folder)))
+    return folder / PAGE
 
 
 def read(folder: Path) -> list[Record]:

@@ -5,7 +5,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,29 +28,22 @@ class NotRows(ValueError):
 
 @dataclass
 class Record:
-    """One file: rows measured in one environment, and the cases that the last run set out to do."""
+    """One file: rows measured in one environment."""
 
     environment: dict[str, Any]
-    planned: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row]
 
     @property
-    def missing(self) -> set[str]:
-        """Planned cases with no row yet."""
-        return set(self.planned) - {row["case"] for row in self.rows}
-
-    @property
-    def cases(self) -> int:
-        return len({row["case"] for row in self.rows})
+    def cases(self) -> set[str]:
+        return {row["case"] for row in self.rows}
 
     @property
     def quick(self) -> bool:
         return bool(self.environment["quick"])
 
-    @property
-    def slug(self) -> str:
+    def path(self, folder: Path) -> Path:
         name = re.sub("[^a-z0-9]+", "-", self.environment["device"]["name"].lower()).strip("-")
-        return name + ("-quick" if self.quick else "")
+        return folder / f"{name}{'-quick' if self.quick else ''}.json"
 
 
 def environment(device: str, quick: bool) -> dict[str, Any]:
@@ -82,49 +75,39 @@ def load(path: Path) -> Record:
     """A record from its file. Raises NotRows where the file is none."""
     try:
         record = json.loads(path.read_text())
-        if record.pop("kind") != KIND:
+        if record["kind"] != KIND:
             raise KeyError
-        return Record(**record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Record(record["environment"], record["rows"])
+    except (ValueError, KeyError, TypeError) as error:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error
 
 
-def save(record: Record, folder: Path) -> Path:
-    """Write the whole file, beside the one that is there as long as that holds more; return its path."""
-    path, partial = (folder / f"{record.slug}.{ending}" for ending in ("json", "partial"))
+def save(record: Record, folder: Path) -> None:
+    """Write the whole file."""
     content = json.dumps({"kind": KIND, **vars(record)}, indent=1, allow_nan=False)
-    old = load(path) if path.exists() else Record({})
-    finished_anew = old.environment == record.environment and not record.missing
-    if record.cases >= old.cases or finished_anew:
-        atomic_files.write(path, content + "\n")
-        partial.unlink(missing_ok=True)
-        return path
-    atomic_files.write(partial, content + "\n")
-    return partial
+    atomic_files.write(record.path(folder), content + "\n")
 
 
-def resume(folder: Path, now: dict[str, Any], cases: Sequence[Case], every: Sequence[Case]) -> Record:
-    """The record to go on with: what an unfinished run of the same cases left, or else one without their rows.
+def begun(folder: Path, now: dict[str, Any]) -> Record:
+    """The record to go on with: that of the device in `folder`, or a new one.
 
-    Rows of other cases stay if they are among `every` case there is, unless they were measured in another environment.
+    Raises NotRows where its rows were measured in another environment.
     """
-    keys = [case.key for case in cases]
-    record = Record(now)
-    left = [folder / f"{record.slug}.{ending}" for ending in ("partial", "json")]
-    record = next((old for path in left if path.exists() and (old := load(path)).environment == now), record)
-    if record.planned != keys or not record.missing:
-        others = {case.key for case in every} - set(keys)
-        record.rows = [row for row in record.rows if row["case"] in others]
-        record.planned = keys
-    return record
+    record = Record(now, [])
+    path = record.path(folder)
+    if not path.exists():
+        return record
+    if (there := load(path)).environment != now:
+        raise NotRows(f"{path} has rows of another version or backend: move it away, or give another --out")
+    return there
 
 
 def run(record: Record, cases: Sequence[Case], folder: Path, on_progress: Callable[[Case, str, float], None]) -> None:
-    """Measure what is missing; the file is whole after every case."""
+    """Measure what the record lacks; the file is whole after every case."""
     device = record.environment["device"]["type"]
     budget = PLANS[device, record.quick].budget
     for case in cases:
-        if case.key in record.missing:
+        if case.key not in record.cases:
             record.rows += measure(case, device, budget, partial(on_progress, case))
             save(record, folder)
 

@@ -1,7 +1,6 @@
 """The command `bench`."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,14 +25,14 @@ def bench(
     only: Annotated[
         Any, typer.Option(**reading(Literal["operation", "model", "alternatives"]), help="Measure one part.")
     ] = None,
-    render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and plots from the rows.")] = False,
-    out: Annotated[Path, typer.Option(**reading(Folder), help="Where rows, page and plots go.")] = Path("bench"),
+    render: Annotated[bool, typer.Option("--render", help="Measure nothing: the page from the rows.")] = False,
+    out: Annotated[Path, typer.Option(**reading(Folder), help="Where rows and page go.")] = Path("bench"),
 ) -> None:
     """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
     On two processor cores it takes some ten minutes, or one with --quick. Writes the rows as JSON under the device's
-    name after every case, and at the end bench.md and a plot for every device in the folder. A run that was
-    interrupted goes on when it is started again.
+    name after every case, and at the end bench.md with those of every device in the folder. Cases that the file has
+    are not measured again: a run that was interrupted goes on when it is started again.
     """
     import torch
 
@@ -48,7 +47,7 @@ def bench(
     try:
         with atomic_files.prepared(folder):
             if render:
-                wrote(console, page.write(folder))
+                wrote(console, [page.write(folder)])
                 return
             todo = cases.cases(device, quick, only or "")
             page.read(folder)  # what cannot be read is to be known before the work, not after it
@@ -56,32 +55,30 @@ def bench(
                 environment = store.environment(device, quick)
             except (ValueError, RuntimeError) as error:  # of sparseout.backend, about SPARSEOUT_BACKEND
                 fail(str(error))
-            record = store.resume(folder, environment, todo, cases.cases(device, quick))
+            record = store.begun(folder, environment)
             _measure(record, todo, folder)
-            finished = f"{len(todo) - len(record.missing)} of {len(todo)} cases were finished"
-            if len(record.missing) == len(todo):
-                fail(f"interrupted: {finished}, and nothing was written", INTERRUPTED)
             written = page.write(folder)
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
     except store.NotRows as error:
         fail(str(error), FAILED)
     page.show(console, record)
-    partial = folder / f"{record.slug}.partial"
-    wrote(console, [partial if partial.exists() else folder / f"{record.slug}.json", *written])
-    if record.missing:
-        fail(f"interrupted: {finished}; the same command goes on from there", INTERRUPTED)
-    if partial.exists():
-        fail(f"{record.slug}.json has rows of more cases and stays: give another --out, or remove it", FAILED)
+    wrote(console, [record.path(folder), written])
 
 
 def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> None:
     """Measure under a progress bar; an interrupt keeps what is finished."""
     from sparseout_experiments.bench import store
 
-    with suppress(KeyboardInterrupt), counting("case", len(todo), len(todo) - len(record.missing)) as show:
+    def done() -> int:
+        return sum(case.key in record.cases for case in todo)
 
-        def on_run(case: "Case", implementation: str, share: float) -> None:
-            show(len(todo) - len(record.missing), share, f"{case.key}: {implementation}")
+    try:
+        with counting("case", len(todo), done()) as show:
 
-        store.run(record, todo, folder, on_run)
+            def on_run(case: "Case", implementation: str, share: float) -> None:
+                show(done(), share, f"{case.key}: {implementation}")
+
+            store.run(record, todo, folder, on_run)
+    except KeyboardInterrupt:
+        fail(f"interrupted: {done()} of {len(todo)} cases were finished; the same command goes on", INTERRUPTED)
