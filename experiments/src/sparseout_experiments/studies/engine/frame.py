@@ -39,7 +39,6 @@ class Results:
         curves: per run, a record an epoch: ``epoch``, ``metric``, ``hoyer``.
         environments: what the runs were made with.
         command: the command that repeats them, if it is known.
-        more: what else the file of these results holds, by name.
     """
 
     task: str
@@ -51,7 +50,6 @@ class Results:
     curves: dict[str, list[dict[str, Any]]]
     environments: list[dict[str, Any]] = field(default_factory=list)
     command: str = ""
-    more: dict[str, Any] = field(default_factory=dict)
 
     def settings(self, by: Sequence[str] | None = None) -> pd.DataFrame:
         """A row a setting, over its seeds: means, half of their intervals, and the runs.

@@ -1,21 +1,30 @@
 """The page of a run, of a sweep or of several: one HTML file that needs nothing else, and what goes with it."""
 
 import html
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.express as px
+from plotly.offline import get_plotlyjs
 
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine.frame import Results, mean, plain, save
+from sparseout_experiments.studies.engine.frame import Results, plain, save
 from sparseout_experiments.studies.engine.style import COLOURS, CYCLE, DARK
-from sparseout_experiments.training import atomic_files, run_folder
+from sparseout_experiments.training import atomic_files
 
 SHOWN = 24  # settings that one plot shows
 LONGEST = 40  # characters of a name in a plot
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
+_LOOK = {  # seven symbols and eight colours: 56 series that differ
+    "symbol_sequence": ("circle", "square", "diamond", "triangle-up", "x", "star", "cross"),
+    "color_discrete_sequence": CYCLE,
+    "color": "name",
+    "symbol": "name",
+    "template": "none",
+}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -32,8 +41,6 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def page(results: Results, settings: pd.DataFrame | None = None) -> str:
     """The page as HTML."""
-    from plotly.offline import get_plotlyjs
-
     settings = results.settings() if settings is None else settings
     frame = results.frame
     metric, unit = results.metric
@@ -56,7 +63,7 @@ def page(results: Results, settings: pd.DataFrame | None = None) -> str:
         columns=[name for name in dict.fromkeys(columns) if name in frame],
         rows=plain(frame).to_dict("records"),
         settings=plain(settings).to_dict("records"),
-        plots=run_folder.plain(_plots(results, settings)),
+        plots=_plots(results, settings),
         csv=frame.to_csv(index=False),
         plotly=get_plotlyjs(),
         shown=_shown,
@@ -107,132 +114,80 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _families(results: Results, settings: pd.DataFrame, without: str | None = None) -> list[tuple[str, pd.DataFrame]]:
-    """The settings by the options that are no numbers, or, for a plot against one option, by all others."""
-    names = [name for name in results.swept if name != without]
-    if without is None:
-        names = [name for name in names if not _is_numeric(results.swept[name])]
-    if not names:
-        return [(results.task, settings)]
-    groups = settings.groupby(names, dropna=False, sort=False)
-    return [(_label(names, key), group) for key, group in list(groups)[:SHOWN]]
+def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
+    """The plots of the page, as Plotly takes them, each with a heading and a sentence."""
+    metric, unit = results.metric
+    labels = {"name": "", "metric": f"{metric} on test data{_in(unit)}", "hoyer": "Hoyer sparsity in evaluation"}
+    known = settings.fillna(dict.fromkeys(("metric_half", "hoyer_half"), 0.0))
+    plots = []
+    for option, values in results.swept.items():
+        rows, numeric = _named(known, [name for name in results.swept if name != option]), _is_numeric(values)
+        rows = rows[rows[option].notna()]
+        rows = rows.sort_values(option) if numeric else rows.assign(**{option: rows[option].map(_shown).map(_short)})
+        for name in ("metric", "hoyer"):
+            figure = px.line(rows, option, name, error_y=f"{name}_half", markers=True, labels=labels, **_LOOK)
+            figure.update_xaxes(type=None if numeric else "category")
+            plots.append(_plot(f"Against {option}", f"{labels[name]}, means over seeds with 95% intervals.", figure))
+    families = [name for name, values in results.swept.items() if not _is_numeric(values)]
+    rows = _named(known, families).assign(setting=_names(known, list(results.swept)))
+    errors = {"error_x": "hoyer_half", "error_y": "metric_half"}
+    figure = px.scatter(rows, "hoyer", "metric", **errors, hover_name="setting", labels=labels, **_LOOK)
+    front = settings[pareto(settings)].sort_values("hoyer")
+    look = {"mode": "lines", "name": "Pareto front", "line_color": "#999999", "hoverinfo": "skip"}
+    figure.add_scatter(x=front["hoyer"], y=front["metric"], **look)
+    text = "A point a setting; lower and further right is better. On the line are those that no other beats in both."
+    plots.append(_plot("Metric against sparsity", text, figure))
+    layers = {
+        run: [(module, measures.get("hoyer")) for module, measures in of_run.items()]
+        for run, of_run in results.layers.items()
+    }
+    curves = {run: [(line["epoch"], line["metric"]) for line in curve] for run, curve in results.curves.items()}
+    if any(len(of_run) > 1 for of_run in layers.values()):  # the sparsity of a single one is in every other plot
+        figure = px.line(_means(results, settings, layers), "x", "y", markers=True, labels={"x": "where"}, **_LOOK)
+        figure.update_layout(xaxis_type="category", yaxis_title=labels["hoyer"])
+        plots.append(_plot("Layer by layer", "Of what the next layer reads, means over seeds.", figure))
+    figure = px.line(_means(results, settings, curves), "x", "y", labels={"x": "epoch"}, **_LOOK)
+    figure.update_layout(yaxis_title=labels["metric"].replace("test", "validation"))
+    plots.append(_plot("Training", "After every epoch, means over the seeds that got so far.", figure))
+    return [plot for plot in plots if plot["traces"]]
 
 
-def _label(names: Sequence[str], key: Any) -> str:
-    values = key if isinstance(key, tuple) else (key,)
-    pairs = [(n, v) for n, v in zip(names, values, strict=True) if v == v and v is not None]
-    text = ", ".join(_shown(v) if n == "method" else f"{n} = {_shown(v)}" for n, v in pairs)
-    return _short(text or f"no {', '.join(names)}")
+def _plot(heading: str, text: str, figure: Any) -> dict[str, Any]:
+    figure.update_layout(showlegend=len(figure.data) > 1, legend_title=None)
+    drawn = json.loads(figure.to_json())
+    return {"heading": heading, "text": text, "traces": drawn["data"], "layout": drawn["layout"]}
+
+
+def _means(
+    results: Results, settings: pd.DataFrame, of_runs: Mapping[str, Iterable[tuple[Hashable, float | None]]]
+) -> pd.DataFrame:
+    """At every x of the runs of a setting, the mean over those that have a value there."""
+    named = _named(settings.head(SHOWN), list(results.swept)).to_dict("records")
+    points = [(row["name"], x, y) for row in named for run in row["runs"] for x, y in of_runs[run] if y is not None]
+    frame = pd.DataFrame(points, columns=["name", "x", "y"])
+    return frame.groupby(["name", "x"], sort=False, as_index=False).mean()
+
+
+def _named(settings: pd.DataFrame, options: Sequence[str]) -> pd.DataFrame:
+    """The settings with a name by these options, of no more names than a plot shows."""
+    named = settings.assign(name=_names(settings, options))
+    return named[named["name"].isin(named["name"].unique()[:SHOWN])]
+
+
+def _names(settings: pd.DataFrame, options: Sequence[str]) -> list[str]:
+    """Names for a plot, escaped since Plotly reads a few tags; short, as its legend is, unless two would be alike."""
+    names = []
+    for row in settings.to_dict("records"):
+        given = [(name, row[name]) for name in options if row[name] is not None and row[name] == row[name]]
+        values = [_shown(value) if name == "method" else f"{name} = {_shown(value)}" for name, value in given]
+        names.append(", ".join(values) or (f"no {', '.join(options)}" if options else "all settings"))
+    short = list(map(_short, names))
+    return short if len(set(short)) == len(set(names)) else [html.escape(name, quote=False) for name in names]
 
 
 def _short(text: str) -> str:
-    """A name in a plot: Plotly reads a few tags, and draws a legend as wide as its longest text."""
     return html.escape(text if len(text) <= LONGEST else f"{text[: LONGEST - 9]}…{text[-8:]}", quote=False)
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
     return all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in values)
-
-
-def _plots(results: Results, settings: pd.DataFrame) -> list[dict[str, Any]]:
-    """The plots of the page, as Plotly takes them, each with a heading and a sentence."""
-    metric, unit = results.metric
-    label = f"{metric} on test data{_in(unit)}"
-    layers = {
-        run: {module: measures.get("hoyer") for module, measures in of_run.items()}
-        for run, of_run in results.layers.items()
-    }
-    curves = {run: {line["epoch"]: line["metric"] for line in curve} for run, curve in results.curves.items()}
-    modules = list(dict.fromkeys(module for of_run in layers.values() for module in of_run))
-    epochs = sorted({epoch for of_run in curves.values() for epoch in of_run})
-    plots = [_option_plot(results, settings, option, label) for option in results.swept]
-    plots.append(_front_plot(results, settings, label))
-    if len(modules) > 1:  # the sparsity of a single one is in every other plot
-        text = "Hoyer sparsity in evaluation of what the next layer reads, means over seeds."
-        traces = _means(results, settings, layers, modules, "lines+markers")
-        plots.append(_plot("Layer by layer", text, traces, "where", "Hoyer sparsity", categories=True))
-    text = "On validation data after every epoch, means over the seeds that got so far."
-    traces = _means(results, settings, curves, epochs, "lines")
-    plots.append(_plot("Training", text, traces, "epoch", label.replace("test", "validation")))
-    return [plot for plot in plots if plot["traces"]]
-
-
-def _plot(
-    heading: str, text: str, traces: list[dict[str, Any]], x: str, y: str, categories: bool = False
-) -> dict[str, Any]:
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    if categories:
-        layout["xaxis"]["type"] = "category"
-    return {"heading": heading, "text": text, "traces": traces, "layout": layout, "wide": False}
-
-
-def _option_plot(results: Results, settings: pd.DataFrame, option: str, label: str) -> dict[str, Any]:
-    """Metric and sparsity side by side against one option, a line for each setting of the others."""
-    families, traces = _families(results, settings, option), []
-    numeric = _is_numeric(results.swept[option])
-    for column, axis in (("metric", ""), ("hoyer", "2")):
-        for index, (name, group) in enumerate(families):
-            rows = group[group[option].notna()]
-            if rows.empty:
-                continue
-            rows = rows.sort_values(option) if numeric else rows
-            traces.append(
-                _trace(index, name, rows[option] if numeric else rows[option].map(_shown).map(_short), rows[column])
-                | {"error_y": _error(rows[f"{column}_half"]), "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-                | {"showlegend": not axis and len(families) > 1, "legendgroup": name}
-            )
-    text = "Means over seeds with 95% intervals: the metric (left) and the sparsity (right)."
-    plot = _plot(f"Against {option}", text, traces, option, label)
-    plot["layout"] |= {
-        "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
-        "xaxis2": {"title": {"text": option}},
-        "yaxis2": {"title": {"text": "Hoyer sparsity"}},
-    }
-    return plot | {"wide": True}
-
-
-def _front_plot(results: Results, settings: pd.DataFrame, label: str) -> dict[str, Any]:
-    """Metric against sparsity, a point a setting."""
-    front = settings[pareto(settings)].sort_values("hoyer")
-    traces = [
-        {"x": list(front["hoyer"]), "y": list(front["metric"]), "mode": "lines", "name": "Pareto front"}
-        | {"line": {"color": "#999999", "width": 1.5}, "hoverinfo": "skip"}
-    ]
-    for index, (name, group) in enumerate(_families(results, settings)):
-        names = [_label(list(results.swept), tuple(row[n] for n in results.swept)) for row in group.to_dict("records")]
-        traces.append(
-            _trace(index, name, group["hoyer"], group["metric"])
-            | {"error_x": _error(group["hoyer_half"]), "error_y": _error(group["metric_half"])}
-            | {"mode": "markers", "text": names, "hovertemplate": "%{text}<br>Hoyer %{x:.3f}, %{y:.4g}<extra></extra>"}
-        )
-    text = "A point a setting; lower and further right is better. On the line are those that no other beats in both."
-    return _plot("Metric against sparsity", text, traces, "Hoyer sparsity in evaluation", label)
-
-
-def _trace(index: int, name: str, x: Any, y: Any) -> dict[str, Any]:
-    colour, dash = CYCLE[index % len(CYCLE)], ("solid", "dash", "dot")[index // len(CYCLE) % 3]
-    marker = {"color": colour, "symbol": _MARKERS[index % len(_MARKERS)], "size": 8}
-    line = {"color": colour, "dash": dash}
-    return {"x": list(x), "y": list(y), "name": name, "mode": "lines+markers", "marker": marker, "line": line}
-
-
-def _error(half: pd.Series) -> dict[str, Any]:
-    return {"type": "data", "array": list(half.fillna(0)), "thickness": 1}
-
-
-def _means(
-    results: Results,
-    settings: pd.DataFrame,
-    of_runs: Mapping[str, Mapping[Any, float | None]],
-    xs: list[Any],
-    mode: str,
-) -> list[dict[str, Any]]:
-    """A line for each setting: at every x the mean over its runs that have a value there."""
-    names, traces = list(results.swept), []
-    for index, row in enumerate(settings.head(SHOWN).to_dict("records")):
-        runs = [of_runs[run] for run in row["runs"]]
-        means = {x: mean([run.get(x) for run in runs]) for x in xs if any(x in run for run in runs)}
-        if any(value is not None for value in means.values()):
-            label = _label(names, tuple(row[name] for name in names))
-            traces.append(_trace(index, label, means, means.values()) | {"mode": mode})
-    return traces
