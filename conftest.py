@@ -13,6 +13,10 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="torch.compile on a CPU needs a C++ compiler and none was found"
 )
+needs_symbols = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="sizes as symbols were tried with the compiler of torch 2.13 alone",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from moments import agrees
 from torch import nn
 
+from conftest import needs_symbols
 from sparseout.baselines import bridgeout, bridgeout_
 
 WEIGHTS = (0.8, -0.5, 0.0, 1.7)
@@ -164,6 +165,19 @@ def test_other_dtypes(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         assert bridgeout_(nn.Linear(5, 3), P, 1.0)(torch.randn(4, 5)).dtype == torch.bfloat16
         assert bridgeout_(nn.Conv2d(5, 3, 1), P, 1.0)(torch.randn(4, 5, 2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_without_examples(per_example):
+    assert bridgeout_(nn.Conv2d(3, 2, 1), per_example=per_example)(torch.zeros(0, 3, 4, 5)).shape == (0, 2, 4, 5)
+
+
+@needs_symbols
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(4, 2), (3, 4)), (nn.Conv2d(4, 2, 1), (3, 4, 2, 2))])
+def test_exported_for_any_number_of_examples(layer, shape):
+    x = torch.rand(shape)
+    program = torch.export.export(bridgeout_(layer), (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    assert program.module()(torch.cat([x, x])).shape[0] == 6
 
 
 def test_half_weights_keep_their_mean():

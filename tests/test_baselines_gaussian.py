@@ -73,6 +73,12 @@ def test_dtypes_and_gradient(dtype):
     assert torch.allclose(x.grad.double() * x.double(), y.double(), rtol=3 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_only_floating_point(dtype):
+    with pytest.raises(TypeError, match="expected `x` to be a floating-point tensor"):
+        gaussian_dropout(torch.ones(3).to(dtype))
+
+
 def test_channels_last_is_kept():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert gaussian_dropout(x).is_contiguous(memory_format=torch.channels_last)

@@ -155,6 +155,20 @@ def test_a_layer_born_in_inference_mode_trains():
     layer(torch.ones(1, 2, requires_grad=True)).sum().backward()
 
 
+def test_a_boost_beyond_the_dtype_still_prefers_the_largest():
+    x = torch.tensor([[1.0, 3.0, 2.0]])
+    assert KWinners(1, boost=1000.0)(x).tolist() == [[0.0, 3.0, 0.0]]
+    layer = KWinners(1, boost=1000.0, units=3).eval()
+    layer.duty_cycle.copy_(torch.tensor([0.5, 0.5, 0.0]))
+    assert layer(x).tolist() == [[0.0, 0.0, 2.0]]
+
+
+def test_whole_numbers_stay_whole():
+    y = KWinners(1)(torch.tensor([[1, 3, 2]]))
+    assert y.dtype == torch.int64
+    assert y.tolist() == [[0, 3, 0]]
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 5, 8), (2, 3, 5, 5, 8), (3, 8)])
 def test_units_in_the_last_dim_of_maps(shape):
     x = torch.rand(shape)

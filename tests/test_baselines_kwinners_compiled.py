@@ -1,13 +1,15 @@
 """K-winners under checkpointing, compilation, export and transforms choose as they do without."""
 
 import copy
+import functools
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from conftest import needs_compiler
-from sparseout.baselines import KWinners
+from conftest import needs_compiler, needs_symbols
+from sparseout.baselines import KWinners, StatisticalTopK
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -129,3 +131,54 @@ def test_training_in_a_transform_counts_all_examples(size):
     grads = torch.vmap(torch.func.grad(lambda x: layer(x).sum()))(x)
     assert torch.equal(grads, (plain(x) != 0).float())
     assert torch.equal(layer.duty_cycle, plain.duty_cycle)
+
+
+# With a duty cycle of 0 the first unit of [1, 0.9] wins, with one of 0.5 the second.
+SELECTIVE = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.sin.default])
+
+
+def contested():
+    return KWinners(1, boost=1.0, momentum=0.5, units=2), torch.tensor([[1.0, 0.9]], requires_grad=True)
+
+
+@pytest.mark.parametrize("how", ["vmap", "selective", "plain"])
+def test_a_checkpoint_computes_the_same_winners_again(how):
+    layer, x = contested()
+    forward = torch.vmap(layer) if how == "vmap" else lambda x: layer(x.sin().asin())
+    options = {"context_fn": SELECTIVE} if how == "selective" else {}
+    y = checkpoint(forward, x, use_reentrant=False, **options)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[1.0, 0.0]]))
+    assert layer.duty_cycle.tolist() == [0.5, 0.0]
+
+
+def test_a_second_backward_computes_the_same_winners_again():
+    layer, x = contested()
+    first, second = (checkpoint(layer, x, use_reentrant=False) for _ in range(2))
+    assert torch.autograd.grad(second.sum(), x, retain_graph=True)[0].tolist() == [[0.0, 1.0]]
+    (first.sum() + 2 * second.sum()).backward()
+    assert x.grad.tolist() == [[1.0, 2.0]]
+    for _ in range(9):
+        checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert len(layer._past._forwards) == 1  # what was computed again is not kept for ever
+
+
+@needs_symbols
+@needs_compiler
+@pytest.mark.parametrize("layer", [KWinners(1, units=4, momentum=0.5), StatisticalTopK(0.3)], ids=["kwinners", "topk"])
+def test_compiled_for_rows_whose_number_depends_on_data(layer):
+    x, plain = torch.rand(6, 4), copy.deepcopy(layer)
+    compiled = torch.compile(lambda x, least: layer(x[x[:, 0] > least]), backend="aot_eager", fullgraph=True)
+    for least in (x[:, 0].median(), torch.tensor(2.0)):  # of the second no row is left
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            y = compiled(x, least)
+        torch.testing.assert_close(y, plain(x[x[:, 0] > least]))
+        torch.testing.assert_close(dict(layer.named_buffers()), dict(plain.named_buffers()))
+
+
+@needs_symbols
+def test_maps_are_exported_for_any_size():
+    sizes = ({0: torch.export.Dim("rows"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},)
+    layer = nn.Sequential(KWinners(3, units=4, boost=0).eval())
+    program, x = torch.export.export(layer, (torch.rand(3, 4, 5, 6),), dynamic_shapes=sizes), torch.rand(2, 4, 3, 4)
+    assert torch.equal(program.module()(x), layer(x))

@@ -188,6 +188,30 @@ def test_compiled_code_sees_what_is_inserted_and_removed():
     assert torch.equal(compiled(x), clean)
 
 
+def test_a_traced_graph_has_what_was_inserted():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x):
+            return self.inner(x), x
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            return self.block(x)[0]
+
+    model, x = Model(), torch.ones(2, 100)
+    insert_after_(model, Block, p=0.5, q=1.0)
+    traced = torch.fx.symbolic_trace(model)
+    assert sorted(traced(x).unique().tolist()) == [0.0, 2.0]
+    assert torch.equal(traced.eval()(x), x)
+
+
 def test_inserted_and_converted_together():
     model = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
     insert_after_(model, nn.ReLU, p=0.1, q=1.0)

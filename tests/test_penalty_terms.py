@@ -1,5 +1,7 @@
 """Penalty terms: their closed forms, smoothness, and errors."""
 
+import re
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
@@ -62,3 +64,34 @@ def test_half_types_are_computed_in_fp32():
     x = torch.full((4096, 16), 0.01, dtype=torch.float16)
     assert lq_penalty(x).dtype == torch.float32
     assert lq_penalty(x).item() == pytest.approx(16 * 0.00905, rel=0.01)  # sqrt(1e-4 + 1e-6) - 1e-3
+
+
+@pytest.mark.parametrize(("size", "eps"), [(1e20, 1e-3), (1e-5, 1e-30), (1e-5, 1e-60)])
+def test_squares_neither_overflow_nor_vanish(size, eps):
+    x = torch.tensor([[size, 0.0], [-size, 0.0]], requires_grad=True)
+    loss = lq_penalty(x, 1.0, eps)
+    loss.backward()
+    assert loss.item() == pytest.approx(size)
+    torch.testing.assert_close(x.grad, torch.tensor([[0.5, 0.0], [-0.5, 0.0]]))
+
+
+def test_one_row_without_a_batch():
+    x = torch.tensor([0.5, 0.25])
+    assert lq_penalty(x, 2.0).item() == pytest.approx(0.3125)
+    assert kl_penalty(x, 0.25).item() == pytest.approx(kl_penalty(x[None], 0.25).item())
+
+
+@pytest.mark.parametrize("penalty", [lq_penalty, kl_penalty])
+@pytest.mark.parametrize(
+    ("x", "unit_dim", "error", "sentence"),
+    [
+        (torch.tensor(0.5), None, ValueError, "expected `x` to be of at least one dim, but got a 0-d tensor"),
+        (torch.rand(2, 3), 2, ValueError, "expected `unit_dim` to be in [-2, 1], but got 2"),
+        (torch.rand(2, 3), 1.0, TypeError, "expected `unit_dim` to be an int, but got a float"),
+        (torch.ones(2, 3, dtype=torch.cfloat), None, TypeError, "expected `x` to be a floating-point tensor, but got"),
+        ([0.5], None, TypeError, "expected `x` to be a floating-point tensor, but got a list"),
+    ],
+)
+def test_what_has_no_units_is_an_error(penalty, x, unit_dim, error, sentence):
+    with pytest.raises(error, match=f"^{re.escape(sentence)}"):
+        penalty(x, unit_dim=unit_dim)

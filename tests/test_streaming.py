@@ -261,6 +261,15 @@ def test_before_and_after_nothing(axis):
     assert all(math.isnan(got[name]) for name in ("hoyer", "treves_rolls", "kurtosis", "hoyer_live"))
 
 
+@pytest.mark.parametrize("unit_dim", [0, -2])
+def test_inside_vmap_the_samples_of_all_examples_count(unit_dim):
+    stream, x = Streaming(("hoyer",), unit_dim=unit_dim), torch.rand(5, 4, 3)
+    torch.vmap(lambda rows: (stream.update(rows), rows)[1], in_dims=2)(x.permute(1, 2, 0))
+    plain = Streaming(("hoyer",), unit_dim=1)
+    plain.update(x)
+    assert numbers(stream) == numbers(plain)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("axis", ["population", "lifetime"])
 def test_broken_data_are_not_averaged_away(axis, bad):

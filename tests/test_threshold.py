@@ -75,6 +75,16 @@ def test_training_and_state_are_as_they_were():
         revert_(model)
 
 
+def test_a_traced_graph_has_the_thresholds():
+    model = nn.Sequential(net(), nn.GELU(), net()).eval()  # of modules that are traced through
+    model[2][0] = nn.Linear(model[0][-1].out_features, model[2][0].out_features)
+    threshold_(model, batches(), density=0.2, modules=["2"])
+    traced, x = torch.fx.symbolic_trace(model), batches()[0]
+    assert torch.equal(traced(x), model(x))
+    revert_(model)
+    assert not torch.equal(traced(x), model(x))
+
+
 def test_it_is_copied_pickled_differentiated_compiled_and_exported():
     model, given = net(), batches()
     threshold_(model, given, density=0.2)

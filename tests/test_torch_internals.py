@@ -219,6 +219,15 @@ def test_is_batched_gradient():
     assert inside == [False, True]
 
 
+def test_backward_number():
+    numbers, x = [], torch.ones(3, requires_grad=True)
+    x.register_hook(lambda grad: numbers.append(internals.backward_number()))
+    for _ in range(2):
+        x.sum().backward()
+    assert len({*numbers, internals.backward_number()}) == 3
+    assert internals.backward_number() == -1
+
+
 def test_in_backward():
     inside = []
     x = torch.ones(3, requires_grad=True)

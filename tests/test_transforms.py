@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from sparseout import Sparseout, Sparseout2d, sparseout
+from sparseout import Sparseout, Sparseout2d, set_q_, sparseout
+from sparseout.baselines import GaussianDropout, KWinners, bridgeout_, shakeout_
 
 VARIANTS = [
     {"q": q, "gradient": gradient, "scale": scale}
@@ -252,3 +253,22 @@ def test_fx_traces_the_layers(training):
     expected = model(x)
     torch.manual_seed(1)
     assert torch.equal(traced(x), expected)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Sparseout(0.5, 1.0), GaussianDropout(), bridgeout_(nn.Linear(8, 8)), shakeout_(nn.Linear(8, 8)), KWinners(3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_in_a_graph_of_fx_a_layer_stays_a_layer(layer):
+    model, x = nn.Sequential(nn.Linear(8, 8), layer), torch.randn(4, 8)
+    traced = torch.fx.symbolic_trace(model)
+    for module in (model, traced):
+        torch.manual_seed(1)
+        module.outputs = module(x).detach()
+    assert torch.equal(traced.outputs, model.outputs)
+    assert torch.equal(traced.eval()(x), model.eval()(x))  # traced in training, and no noise for all that
+    assert type(traced.get_submodule("1")) is type(layer)
+    if isinstance(layer, Sparseout):
+        set_q_(traced, 2.5)
+        assert traced.get_submodule("1").q == 2.5

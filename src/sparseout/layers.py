@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sparseout._utils.tracing import as_step
 from sparseout._utils.validation import check_bool, check_scalar, expected
 from sparseout.functional import (
     Gradient,
@@ -88,6 +89,8 @@ class Sparseout(nn.Module):
         self.shared_dims = check_dims(shared_dims)
 
     def forward(self, input: Tensor) -> Tensor:
+        if (step := as_step(self, input)) is not None:
+            return step  # type: ignore[return-value]
         return sparseout(
             input,
             self.p,
@@ -148,7 +151,7 @@ def _shape(input: Tensor) -> str:
     return f"{input.dim()} dims" if input.is_nested else f"shape {tuple(input.shape)}"
 
 
-# What looks at the input is one step of a graph to torch.fx, which traces with stand-ins for tensors.
+# What looks at the input is one step of a graph also where torch.fx, which has stand-ins for tensors, traces the layer.
 for _name in ("sparseout", "_channel_dims"):
     fx.wrap(_name)
 

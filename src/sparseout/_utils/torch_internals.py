@@ -176,7 +176,12 @@ def is_batched_gradient(grad: Tensor) -> bool:
 
 def in_backward() -> bool:
     """Whether autograd's backward runs in this thread, as it does when a checkpoint computes its forward again."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_number() != -1
+
+
+def backward_number() -> int:
+    """The number of the backward pass that runs in this thread, another one for each; -1 if none does."""
+    return torch._C._current_graph_task_id()
 
 
 def outside_compiler(function: Callable[..., None], caller: Callable[..., Any]) -> Callable[..., None]:

@@ -44,6 +44,20 @@ def trace(module: nn.Module, training: bool = True, method: str = "forward") -> 
         return None
 
 
+def as_step(module: nn.Module, x: Any) -> fx.Proxy | None:
+    """The result of `module(x)` as one step of the graph, where torch.fx traces a model that `module` is in; else None.
+
+    As for torch's own layers: the graph calls the layer, in the mode and with the arguments that it has then.
+    """
+    if not isinstance(x, fx.Proxy) or not isinstance(x.tracer, fx.Tracer):
+        return None
+    try:
+        path = x.tracer.path_of_module(module)
+    except NameError:
+        return None
+    return x.tracer.create_proxy("call_module", path, (x,), {}) if path else None
+
+
 def source(module: nn.Module) -> list[tuple[Callable[..., Any], ast.AST]]:
     """Forward and the methods it calls, those of torch excepted: each function with its syntax tree."""
     trees: list[tuple[Callable[..., Any], ast.AST]] = []

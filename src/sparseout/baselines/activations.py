@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.activations import unit_dim as dim_of_units
 from sparseout._utils.torch_internals import readable
+from sparseout._utils.tracing import as_step
 from sparseout._utils.validation import check_int, expected
 from sparseout.baselines.rows import check_count, map_rows
 
@@ -115,10 +116,10 @@ fx.wrap("statistical_topk")
 
 def _above(x: Tensor, k: float | Tensor, dim: int) -> Tensor:
     dims = tuple(range(dim, x.dim()))
-    if x.numel() == 0:  # also an example of a nested tensor
+    count = math.prod(x.shape[dim:])
+    if count == 0:  # also in an example of a nested tensor; without rows there is nothing to ask the compiler
         return x
     if isinstance(k, int):
-        count = math.prod(x.shape[dim:])
         if k >= count:
             raise ValueError(expected("k", f"less than {count}, the units that compete", k))
         k = k / count
@@ -173,6 +174,8 @@ class StatisticalTopK(nn.Module):
         self._tracker = UnitTracker(self, unit_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (step := as_step(self, x)) is not None:
+            return step  # type: ignore[return-value]
         given = self._tracker.unit_dim
         dim = given if given is None or isinstance(given, int) else self._tracker.dim("", self, x)
         return statistical_topk(x, self.k, unit_dim=dim)

@@ -101,7 +101,7 @@ class BridgeoutLinear(_Bridgeout, nn.Linear):
         if input.is_nested:
             return with_parts(input, [self(part) for part in input.unbind()])
         rows = input.reshape(-1, self.in_features)
-        weights = perturbed(self.weight, self.p, self.q, len(rows))
+        weights = perturbed(self.weight, self.p, self.q, rows.shape[0])
         out = torch.bmm(weights, rows.unsqueeze(-1)).view(*input.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
@@ -110,15 +110,15 @@ class BridgeoutConv2d(_Bridgeout, nn.Conv2d):
     """A Conv2d after :func:`sparseout.baselines.bridgeout_`."""
 
     def _for_each(self, input: Tensor) -> Tensor:
-        if input.dim() == 3:  # without a batch there is one example
+        if input.dim() == 3 or input.shape[0] == 0:  # without a batch there is one example, or none
             return self._product(input, perturbed(self.weight, self.p, self.q), self.bias)
         x, padding = input, self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, padding_sizes(self), mode=self.padding_mode), (0, 0)
-        weights = perturbed(self.weight, self.p, self.q, len(x)).flatten(0, 1)
-        groups = self.groups * len(x)
+        weights = perturbed(self.weight, self.p, self.q, x.shape[0]).flatten(0, 1)
+        groups = self.groups * x.shape[0]
         out = F.conv2d(x.flatten(0, 1), weights, None, self.stride, padding, self.dilation, groups)
-        out = out.view(len(x), self.out_channels, *out.shape[1:])
+        out = out.view(x.shape[0], self.out_channels, *out.shape[1:])
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparseout._utils.torch_internals import is_sharded, readable
+from sparseout._utils.tracing import as_step
 from sparseout._utils.validation import check_probability, check_scalar, expected
 from sparseout.baselines.rows import with_parts
 from sparseout.functional import check_dims, normalise_dims
@@ -46,6 +47,8 @@ def gaussian_dropout(
     dims = normalise_dims(check_dims(shared_dims), x.dim())
     if not training or (not isinstance(number, Tensor) and number == 0):
         return x
+    if not x.is_floating_point():
+        raise TypeError(expected("x", "a floating-point tensor", x.dtype))
     if x.is_nested:
         if 0 in dims:
             raise ValueError(expected("shared_dims", "dims within the examples of a nested tensor", shared_dims))
@@ -99,6 +102,8 @@ class GaussianDropout(nn.Module):
         self.p, self.shared_dims = _checked(p), check_dims(shared_dims)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (step := as_step(self, x)) is not None:
+            return step  # type: ignore[return-value]
         return gaussian_dropout(x, self.p, self.training, shared_dims=self.shared_dims)
 
     def extra_repr(self) -> str:

@@ -14,15 +14,20 @@ from torch import Tensor, nn
 
 from sparseout._utils.activations import UnitDim, UnitTracker
 from sparseout._utils.torch_internals import (
+    backward_number,
     checkpoint_number,
+    dispatch_mode_active,
     in_backward,
+    is_recorded,
     is_transformed,
+    may_be_empty,
     may_be_recomputed,
     outside_transforms,
     readable,
     transforms_active,
     without_transforms,
 )
+from sparseout._utils.tracing import as_step
 from sparseout._utils.validation import check_int, check_number, check_positive, expected
 from sparseout.baselines.rows import check_count, map_rows
 
@@ -108,16 +113,19 @@ class KWinners(nn.Module):
             self.register_buffer("duty_cycle", torch.zeros(units or 0, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        if (step := as_step(self, x)) is not None:
+            return step  # type: ignore[return-value]
         if x.dim() == 0:
             raise ValueError(expected("x", "of at least one dim and one unit", "shape ()"))
         return map_rows(x, self._unit_dim(x), self._keep)
 
     def _keep(self, parts: list[Tensor], dim: int) -> list[Tensor]:
-        return [torch.where(won, part, 0.0) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
+        zero: Any = 0.0 if parts[0].is_floating_point() else 0  # whole numbers stay whole
+        return [torch.where(won, part, zero) for won, part in zip(self._winners(parts, dim), parts, strict=True)]
 
     def _unit_dim(self, x: Tensor) -> int:
         units, plain = len(self.duty_cycle), self._tracker.unit_dim is None and not x.is_nested
-        if plain and x.dim() in (4, 5) and x.shape[-1] == units != x.shape[1]:
+        if plain and x.dim() in (4, 5) and x.shape[1] != units == x.shape[-1]:
             return x.dim() - 1
         return self._tracker.dim("", self, x)
 
@@ -140,8 +148,9 @@ class KWinners(nn.Module):
         name = "k" if self.training or self.k_eval is None else "k_eval"
         k, now = readable(self.k), readable(getattr(self, name))
         if self.boost:
-            share = _share(k, competing)
-            rows = rows * (self.boost * (share - duty_cycle)).exp().repeat_interleave(competing // units)
+            exponent = self.boost * (_share(k, competing) - duty_cycle)
+            exponent = exponent - (exponent.amax(0) - _MAX_EXPONENT).clamp(min=0)  # only differences matter
+            rows = rows * exponent.exp().repeat_interleave(competing // units)
         if isinstance(now, Tensor):
             winners: Tensor = torch.ops.sparseout.winners(rows, now)
             return winners
@@ -149,7 +158,9 @@ class KWinners(nn.Module):
 
     def _count(self, won: Sequence[Tensor]) -> None:
         """Move the duty cycles."""
-        if transforms_active() and not is_transformed(self.duty_cycle):  # for all examples of a vmap together
+        together = transforms_active() and not is_transformed(self.duty_cycle)  # all examples of a vmap
+        watched = not torch.compiler.is_compiling() and dispatch_mode_active()  # as by selective checkpointing
+        if together or (watched and not is_recorded(won)):
             with outside_transforms():
                 return self._move([without_transforms(mask).flatten(0, -2) for mask in won])
         return self._move(won)
@@ -157,12 +168,18 @@ class KWinners(nn.Module):
     @torch.no_grad()
     def _move(self, won: Sequence[Tensor]) -> None:
         units = len(self.duty_cycle)
-        positions = sum(mask.numel() for mask in won) // units
-        if positions:
-            wins = [mask.view(mask.shape[0], units, -1).sum((0, 2), dtype=torch.float32) for mask in won]
-            share = torch.stack(wins).sum(0).to(self.duty_cycle) / positions
-            move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
-            self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
+        positions: Any = sum(mask.numel() for mask in won) // units
+        maybe_none = all(map(may_be_empty, won))  # to the compiler, which may not know
+        if maybe_none and not torch.compiler.is_compiling():
+            return
+        by_unit = [mask.view(mask.shape[0], units, mask.shape[1] // units) for mask in won]
+        wins = [mask.sum((0, 2), dtype=torch.float32) for mask in by_unit]
+        share = torch.stack(wins).sum(0).to(self.duty_cycle)
+        share = share / (torch.sym_max(positions, 1) if maybe_none else positions)
+        if maybe_none:
+            share = torch.where(share.any(), share, self.duty_cycle)
+        move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
+        self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.duty_cycle
@@ -188,6 +205,9 @@ class KWinners(nn.Module):
     def extra_repr(self) -> str:
         more = f", k_eval={self.k_eval}" if self.k_eval is not None else ""
         return f"k={self.k!s}{more}, boost={self.boost}, momentum={self.momentum}"
+
+
+_MAX_EXPONENT = 40.0  # e^40 = 2e17 times any activation is still a number
 
 
 def _top(rows: Tensor, count: int) -> Tensor:
@@ -224,11 +244,13 @@ class _Past:
     """The duty cycles by which forwards under a checkpoint chose, for when backward computes them again.
 
     A forward is known by the sums of what it was given. Of equal ones those of the latest checkpoint are the first to
-    be computed again, in their order where it is known which checkpoint they are of (not with `use_reentrant=True`).
+    be computed again, in their order where it is known which checkpoint they are of (not with `use_reentrant=True`),
+    in each backward once. They are kept until the next forward, for a second backward through the same graph.
     """
 
     def __init__(self) -> None:
-        self._forwards: deque[tuple[Tensor, Tensor, int | None]] = deque(maxlen=256)
+        # sums, duty cycles, the checkpoint, and the latest backward that computed it again
+        self._forwards: deque[tuple[Tensor, Tensor, int | None, int | None]] = deque(maxlen=256)
         number = next(_numbers)
         _pasts[number] = self
         with torch.inference_mode(False):
@@ -241,23 +263,28 @@ class _Past:
         if _is_compiled():
             used: Tensor = torch.ops.sparseout.used_duty_cycle(self._ticket, duty_cycle, _sums(rows))
             return used
-        return self.find(_sums(rows), duty_cycle) if in_backward() or may_be_recomputed() else duty_cycle
+        if not (in_backward() or may_be_recomputed()) or is_recorded(rows) or is_transformed(duty_cycle):
+            return duty_cycle
+        with outside_transforms():
+            return self.find(_sums([without_transforms(row).flatten(0, -2) for row in rows]), duty_cycle)
 
     def find(self, sums: Tensor, duty_cycle: Tensor) -> Tensor:
         """The same, by the sums of the rows; what is there is kept for another time, or taken if this is it."""
         if not in_backward():
             if may_be_recomputed():
-                self._forwards.append((sums, duty_cycle.clone(), checkpoint_number()))
+                kept = [forward for forward in self._forwards if forward[3] is None]
+                kept.append((sums, duty_cycle.clone(), checkpoint_number(), None))
+                self._forwards = deque(kept, maxlen=256)
             return duty_cycle
-        equal = [index for index, (known, *_) in enumerate(self._forwards) if torch.equal(known, sums)]
+        this = backward_number()
+        equal = [i for i, (known, *_, by) in enumerate(self._forwards) if by != this and torch.equal(known, sums)]
         if not equal:
             return duty_cycle
         number = self._forwards[equal[-1]][2]
         mates = [index for index in equal if number is not None and self._forwards[index][2] == number]
         index = min(mates, default=equal[-1])
-        duty_cycle = self._forwards[index][1]
-        del self._forwards[index]
-        return duty_cycle
+        self._forwards[index] = (*self._forwards[index][:3], this)
+        return self._forwards[index][1]
 
     def __reduce__(self) -> Any:
         return _Past, ()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.activations import unit_dim as dim_of_units
-from sparseout._utils.validation import check_number, check_positive, expected
+from sparseout._utils.validation import check_int, check_number, check_positive, expected, type_name
 
 EPS = 1e-3
 
@@ -32,7 +32,7 @@ def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | N
         A 0-d tensor, in the unit of x to the power q.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range; for an x without dims.
         TypeError: for an argument of another type.
 
     Example:
@@ -43,7 +43,7 @@ def lq_penalty(x: Tensor, q: float = 1.0, eps: float = EPS, *, unit_dim: int | N
     Source: Glorot, Bordes & Bengio (2011), Deep sparse rectifier neural networks, section 3.3, at q = 1 and without
     the smoothing.
     """
-    return lq_term(x, check_positive("q", q), check_positive("eps", eps), dim_of_units(x, unit_dim))
+    return lq_term(x, check_positive("q", q), check_positive("eps", eps), _checked_dim(x, unit_dim))
 
 
 def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) -> Tensor:
@@ -77,14 +77,25 @@ def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) 
     over batches there); Lee, Ekanadham & Ng (2008), Sparse deep belief net model for visual area V2, which has the
     squared difference in place of the divergence.
     """
-    return kl_term(x, check_target(target), dim_of_units(x, unit_dim))
+    return kl_term(x, check_target(target), _checked_dim(x, unit_dim))
+
+
+def _checked_dim(x: Any, unit_dim: int | None) -> int:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else type_name(x)))
+    dim = dim_of_units(x, None if unit_dim is None else check_int("unit_dim", unit_dim))
+    if not -x.ndim <= dim < x.ndim:
+        name, wanted = ("unit_dim", f"in [{-x.ndim}, {x.ndim - 1}]") if x.ndim else ("x", "of at least one dim")
+        raise ValueError(expected(name, wanted, unit_dim if x.ndim else "a 0-d tensor"))
+    return dim
 
 
 def lq_term(x: Tensor, q: float, eps: float, dim: int, copy: bool = False) -> Tensor:
     """`lq_penalty` with checked arguments; with `copy`, x may be overwritten before backward."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
     rows = max(1, x.numel() // max(1, x.shape[dim]))
-    terms: Tensor = (wide.square() + eps**2) ** (q / 2) - eps**q
+    small = wide.new_full((), max(eps, torch.finfo(wide.dtype).tiny))
+    terms: Tensor = torch.hypot(wide, small) ** q - small**q  # whose squares neither overflow nor vanish
     return terms.sum() / rows
 
 
@@ -98,7 +109,7 @@ def kl_term(x: Tensor, target: float, dim: int) -> Tensor:
         got = f"some from {low.item():g} to {high.item():g}"
         raise ValueError(expected("x", "activations from 0 to 1, as of a sigmoid, for the KL penalty", got))
     limits = torch.finfo(wide.dtype)
-    mean = wide.flatten(0, -2).mean(0).clamp(limits.tiny, 1 - limits.eps)
+    mean = wide.reshape(-1, wide.shape[-1]).mean(0).clamp(limits.tiny, 1 - limits.eps)
     inactive = (1 - target) * ((1 - target) / (1 - mean)).log()
     divergence: Tensor = target * (target / mean).log() + inactive
     return divergence.sum()

@@ -11,6 +11,7 @@ from sparseout._utils.class_swap import forward_replaced, restore_class_, swap_c
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import check_model
 from sparseout._utils.torch_internals import conv_forward
+from sparseout._utils.tracing import as_step
 from sparseout._utils.validation import expected
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -24,6 +25,8 @@ class NoisyWeights(nn.Module):
     p: float
 
     def forward(self, input: Tensor) -> Tensor:
+        if (step := as_step(self, input)) is not None:
+            return step  # type: ignore[return-value]
         return self._noisy(input) if self.training and self.p else super().forward(input)
 
     def _noisy(self, input: Tensor) -> Tensor:

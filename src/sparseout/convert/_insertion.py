@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
@@ -146,7 +146,7 @@ class PerturbOutput:
         return self._perturb(type(module).__name__, output)
 
     def _perturb(self, name: str, output: Any) -> Any:
-        if isinstance(output, Tensor):
+        if isinstance(output, (Tensor, fx.Proxy)):
             return self.layer(output)
         if isinstance(output, tuple) and output:
             first = self._perturb(name, output[0])

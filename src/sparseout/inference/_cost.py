@@ -70,7 +70,8 @@ class CostReport(RecordSequence):
             for line in lines
         ]
         title = f"Multiplications per example, means over {self.examples:,}:"
-        return "\n".join([title, *text, *(f"not counted: {name}, {why}" for name, why in self.uncounted.items())])
+        uncounted = (f"not counted: {name or '(model)'}, {why}" for name, why in self.uncounted.items())
+        return "\n".join([title, *text, *uncounted])
 
 
 def cost(model: nn.Module, batches: Collection[Any]) -> CostReport:

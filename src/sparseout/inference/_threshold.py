@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparseout._utils.activations import counted_rows
 from sparseout._utils.compiler import reset_compiler
@@ -179,10 +179,11 @@ class Threshold:
 
 
 def _shrink(x: Any, value: float) -> Any:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        return x
-    if x.is_nested and x.layout is torch.strided:  # torch has no such function of these
-        return torch.nested.as_nested_tensor([F.hardshrink(part, value) for part in x.unbind()])
+    if not isinstance(x, fx.Proxy):  # which stands for a tensor, of a type that is not known
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        if x.is_nested and x.layout is torch.strided:  # torch has no such function of these
+            return torch.nested.as_nested_tensor([F.hardshrink(part, value) for part in x.unbind()])
     return F.hardshrink(x, value)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sparseout._utils.torch_internals import outside_transforms, transforms_active, without_transforms
 from sparseout._utils.validation import check_int, expected, type_name
 from sparseout.measures._functions import (
     MEASURES,
@@ -98,9 +99,17 @@ class Streaming:
         self._state: dict[str, Tensor] = {}
 
     def update(self, x: Tensor) -> None:
-        """Add a chunk."""
+        """Add a chunk; inside `vmap` the samples of all examples."""
         check_tensor(x, self.unit_dim, "unit_dim")
-        x = x.detach().movedim(self.unit_dim, -1)
+        dim = self.unit_dim % x.ndim - x.ndim  # from the last, so that it holds without vmap as well
+        x = x.detach()
+        if transforms_active():
+            with outside_transforms():
+                return self._update(without_transforms(x), dim)
+        return self._update(x, dim)
+
+    def _update(self, x: Tensor, dim: int) -> None:
+        x = x.movedim(dim, -1)
         self._add(self._chunk(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])), "x")
 
     def merge(self, other: "Streaming") -> None:

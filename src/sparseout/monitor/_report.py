@@ -37,7 +37,7 @@ class SparsityReport(RecordSequence):
       n samples (not positions);
     - activations that are NaN or infinite;
     - several calls of one module in a step, at one width, which share a record;
-    - modules that were never called, or only in steps that were not watched;
+    - modules that were never called, or only in steps that were not watched or without a floating-point tensor;
     - activations whose leading dims were not those of the :class:`sparseout.row_mask` in force: all rows were counted.
 
     `norms` holds the figures of the batch norms, `steps` the window, `silent` the modules that were never called,
@@ -86,7 +86,8 @@ class SparsityReport(RecordSequence):
                 "Estimate the statistics again without noise: sparseout.recalibrate_norm_."
             )
         if any(total for _, total in self.steps.values()):
-            for start, unseen in (("Never called", self.silent), ("Called only in steps not watched", self.skipped)):
+            uncounted = "Called only in steps not watched, or without a floating-point tensor of at least one dim"
+            for start, unseen in (("Never called", self.silent), (uncounted, self.skipped)):
                 if unseen:
                     sentences.append(f"{start}: {_listed([_name(name) for name in unseen])}.")
         if self.unmasked:
