@@ -51,7 +51,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert status_of("bench", "--quick", "--device", "cpu", "--out", str(folder)) == 0
     (path,) = folder.glob("*-quick.json")
     found = json.loads(path.read_text())
-    assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name])
+    assert sorted(os.listdir(folder)) == sorted(["bench.md", path.name, path.with_suffix(".png").name])
     rows = {(row["case"], row["implementation"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"]) == 3 * 12 + 9 + (2 * 3 + 2) + (9 + 5 + 2 * 3) + 9
     failed = {implementation for (_, implementation), row in rows.items() if "failed" in row}

@@ -1,8 +1,8 @@
-"""The page of a benchmark is that of its rows."""
+"""The page and the picture of a benchmark are those of its rows."""
 
 import pytest
 from bench_rows import record
-from sparseout_experiments.bench import page, store
+from sparseout_experiments.bench import page, plot, store
 
 
 def test_the_page_says_what_the_rows_say():
@@ -37,7 +37,24 @@ def test_missing_gpu_rows_are_said_with_the_command_that_makes_them():
 def test_devices_live_side_by_side(tmp_path):
     for one in (record(), record("cuda", "A GPU")):
         store.save(one, tmp_path)
-    assert page.write(tmp_path).read_text().count("\n## ") == 2
+    assert [path.name for path in page.write(tmp_path)] == ["bench.md", "a-gpu.png", "some-cpu.png"]
+    text = (tmp_path / "bench.md").read_text()
+    assert text.count("\n## ") == 2
+    assert all(f"]({name}.png)" in text for name in ("a-gpu", "some-cpu"))
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("a-gpu", "some-cpu"))
+
+
+def test_the_picture_shows_every_ratio_but_the_baselines(monkeypatch):
+    drawn = []
+    whole = plot.Axes.errorbar
+
+    def errorbar(self, x, y, xerr, **options):
+        drawn.extend(zip(x, *xerr, strict=True))
+        return whole(self, x, y, xerr=xerr, **options)
+
+    monkeypatch.setattr(plot.Axes, "errorbar", errorbar)
+    plot.picture(record())
+    assert sorted(drawn) == [pytest.approx((r, 0.1 * r, 0.1 * r)) for r in (0.456, 1.237, 33.33)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Presentation of files of rows: a page from its template, and ratios for the terminal."""
+"""Presentation of files of rows: a page from its template, a picture for every device, and ratios for the terminal."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sparseout_experiments.bench import store
+from sparseout_experiments.bench import plot, store
 from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record, grouped
@@ -24,10 +24,22 @@ _TITLES = {
 }
 
 
-def write(folder: Path) -> Path:
-    """Write the page of all files of rows in `folder`; return its path. Raises NotRows where one cannot be read."""
-    atomic_files.write(folder / PAGE, page(read(folder), str(folder)))
-    return folder / PAGE
+def write(folder: Path) -> list[Path]:
+    """Write the page of all files of rows in `folder`, and a picture for each; return their paths.
+
+    Raises NotRows where a file cannot be read.
+    """
+    records = read(folder)
+    pictures = {picture_path(record, folder): plot.picture(record) for record in records}
+    for path, picture in pictures.items():
+        atomic_files.write(path, picture)
+    atomic_files.write(folder / PAGE, page(records, str(folder)))
+    return [folder / PAGE, *pictures]
+
+
+def picture_path(record: Record, folder: Path = Path()) -> Path:
+    """The picture of a record, beside its rows."""
+    return record.path(folder).with_suffix(".png")
 
 
 def read(folder: Path) -> list[Record]:
@@ -38,7 +50,7 @@ def read(folder: Path) -> list[Record]:
 def page(records: Sequence[Record], folder: str) -> str:
     """The page with a section for every device."""
     tables = {"grouped": grouped, "overview": _overview, "detail": _detail, "layouts": _layouts, "details": _details}
-    texts = {"heading": heading, "size": size, "count": count, "failures": _failures}
+    texts = {"heading": heading, "size": size, "count": count, "failures": _failures, "picture_path": picture_path}
     return pages.rendered(__package__, "page.md.j2", records=records, folder=folder, **tables, **texts)
 
 

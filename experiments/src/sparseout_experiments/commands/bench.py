@@ -25,14 +25,14 @@ def bench(
     only: Annotated[
         Any, typer.Option(**reading(Literal["operation", "model", "alternatives"]), help="Measure one part.")
     ] = None,
-    render: Annotated[bool, typer.Option("--render", help="Measure nothing: the page from the rows.")] = False,
-    out: Annotated[Path, typer.Option(**reading(Folder), help="Where rows and page go.")] = Path("bench"),
+    render: Annotated[bool, typer.Option("--render", help="Measure nothing: page and pictures from the rows.")] = False,
+    out: Annotated[Path, typer.Option(**reading(Folder), help="Where rows, page and pictures go.")] = Path("bench"),
 ) -> None:
     """Measure time and memory of Sparseout, of what does the same, and of whole models, against Dropout.
 
     On two processor cores it takes some ten minutes, or one with --quick. Writes the rows as JSON under the device's
-    name after every case, and at the end bench.md with those of every device in the folder. Cases that the file has
-    are not measured again: a run that was interrupted goes on when it is started again.
+    name after every case, and at the end bench.md with those of every device in the folder, and a picture of each.
+    Cases that the file has are not measured again: a run that was interrupted goes on when it is started again.
     """
     import torch
 
@@ -47,7 +47,7 @@ def bench(
     try:
         with atomic_files.prepared(folder):
             if render:
-                wrote(console, [page.write(folder)])
+                wrote(console, page.write(folder))
                 return
             todo = cases.cases(device, quick, only or "")
             page.read(folder)  # what cannot be read is to be known before the work, not after it
@@ -63,7 +63,7 @@ def bench(
     except store.NotRows as error:
         fail(str(error), FAILED)
     page.show(console, record)
-    wrote(console, [record.path(folder), written])
+    wrote(console, [record.path(folder), *written])
 
 
 def _measure(record: "Record", todo: "Sequence[Case]", folder: Path) -> None:
