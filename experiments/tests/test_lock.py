@@ -1,7 +1,6 @@
 """The lock on a run's folder: one owner at a time, freed by death."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -61,45 +60,8 @@ def test_a_dead_owner_holds_nothing(tmp_path, owner):
     begun = time.monotonic()
     with lock.locked(tmp_path / "run", wait=True):
         assert time.monotonic() - begun < 5
-        assert json.loads((tmp_path / "run/.lock").read_text())[1] == os.getpid()
+        assert f"process {os.getpid()} on " in (tmp_path / "run/.lock").read_text()
     assert not (tmp_path / "run").exists()  # nothing was written there
-
-
-def test_who_waits_goes_on_when_the_owner_has_ended(tmp_path, owner, monkeypatch):
-    waits = []
-
-    def free(seconds):
-        waits.append(seconds)
-        os.kill(owner.pid, signal.SIGINT)  # which leaves the with-block
-        owner.wait()
-
-    monkeypatch.setattr(lock.time, "sleep", free)
-    with lock.locked(tmp_path / "run", wait=True):
-        pass
-    assert len(waits) == 1
-
-
-@pytest.mark.parametrize(("age", "free"), [(0.0, False), (lock.STALE + 5, True)])
-def test_an_owner_on_another_machine_lives_as_long_as_it_touches_the_file(tmp_path, age, free):
-    (tmp_path / ".lock").write_text(json.dumps(["elsewhere", 1]))
-    os.utime(tmp_path / ".lock", (time.time() - age,) * 2)
-    if free:
-        with lock.locked(tmp_path):
-            pass
-        assert not tmp_path.exists()
-    else:
-        with pytest.raises(RunError, match="process 1 on elsewhere"), lock.locked(tmp_path):
-            pass
-
-
-def test_the_file_is_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
-    with lock.locked(tmp_path):
-        os.utime(tmp_path / ".lock", (0, 0))
-        deadline = time.monotonic() + 5
-        while (tmp_path / ".lock").stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert (tmp_path / ".lock").stat().st_mtime > 0
 
 
 def test_never_two_owners(tmp_path):

@@ -26,9 +26,10 @@ _SETTINGS = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.memory.monitor-interval": "2s",
+    # How often the worker of one run may die; a run goes on from its checkpoint.
+    "distributed.scheduler.allowed-failures": 15,
 }
 Train = Callable[[str, dict[str, Any], Path], None]
-ATTEMPTS = 4  # of a job; in each of them its worker may die as often as the scheduler allows, 4 times by default
 AHEAD = 2  # jobs for each worker that are given ahead, so that a worker that joins finds one
 
 
@@ -67,7 +68,7 @@ class Cluster:
 
     def __init__(self, workers: int, train: Train, scheduler: str | None = None) -> None:
         self._workers, self._train, self._address = workers, train, scheduler
-        self._jobs: dict[Future[Any], tuple[Job, int, float]] = {}
+        self._jobs: dict[Future[Any], tuple[Job, float]] = {}
 
     def __enter__(self) -> Self:
         for name in ("distributed", *logging.root.manager.loggerDict):
@@ -122,7 +123,7 @@ class Cluster:
     def running(self) -> int:
         return min(len(self._jobs), self.workers)
 
-    def start(self, job: Job, attempt: int = 1) -> None:
+    def start(self, job: Job) -> None:
         """Give a job to the cluster. One for a GPU goes to a worker that has the resource ``GPU``.
 
         Raises ClusterError where there are workers and none has it: the job would wait for ever.
@@ -135,22 +136,19 @@ class Cluster:
                 f'{len(workers)} without: start one for each device with --resources "GPU=1"'
             )
         future = self._client.submit(_perform, self._train, job, pure=False, resources=resources)
-        self._jobs[future] = (job, attempt, time.monotonic())
+        self._jobs[future] = (job, time.monotonic())
         self._ended.add(future)
 
     def wait(self) -> Outcome:
-        while True:
-            future = next(self._ended)
-            job, attempt, started = self._jobs.pop(future)
-            seconds = time.monotonic() - started
-            if future.status in ("cancelled", "lost"):
-                raise ClusterError("the scheduler is gone: runs that have ended are kept, and the same command goes on")
-            error = future.exception() if future.status == "error" else None
-            if not isinstance(error, KilledWorker):
-                return Outcome(job, None if error is None else str(error) or type(error).__name__, None, seconds)
-            if attempt == ATTEMPTS:
-                return Outcome(job, None, "its worker died again and again", seconds)
-            self.start(job, attempt + 1)
+        future = next(self._ended)
+        job, started = self._jobs.pop(future)
+        seconds = time.monotonic() - started
+        if future.status in ("cancelled", "lost"):
+            raise ClusterError("the scheduler is gone: runs that have ended are kept, and the same command goes on")
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker):
+            return Outcome(job, None, "its worker died again and again", seconds)
+        return Outcome(job, None if error is None else str(error) or type(error).__name__, None, seconds)
 
 
 @contextmanager
