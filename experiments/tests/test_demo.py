@@ -12,7 +12,6 @@ from small import status_of
 from sparseout_experiments import demo
 from sparseout_experiments.commands import app
 from sparseout_experiments.config import record, resolve
-from sparseout_experiments.data import digits
 from sparseout_experiments.demo import Options, plan, report
 from sparseout_experiments.models import Autoencoder
 from sparseout_experiments.studies.engine import jobs
@@ -26,15 +25,6 @@ TINY = ["demo", "--epochs", "1", "--seeds", "2", "--q", "1,3", "--q", "2"]
 
 def found(options: Options, folder: Path) -> Results:
     return demo.run(plan(options, folder), "", lambda done, name: None)
-
-
-def test_the_digits_are_split_once_and_for_all() -> None:
-    data = digits()
-    assert data.train.shape == (1347, 64)
-    assert data.test.shape == (450, 64)
-    assert torch.equal(data.train, digits().train)
-    assert 0 == data.train.min() < data.train.max() == 1
-    assert torch.cat(data).unique(dim=0).shape[0] == 1797  # no digit twice: none is trained and tested on
 
 
 def test_every_setting_is_run_on_every_seed(tmp_path: Path) -> None:

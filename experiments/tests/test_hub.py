@@ -92,8 +92,11 @@ def test_what_is_packed_is_to_be_unpacked(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (["cat", "dog"], "move the files for it to '{0}/test', and the others to '{0}/train', with the folders of"),
-        (["train/cat", "train/dog"], "only train: add the folder '{0}/test'"),
+        (["cat", "dog"], "or put the files for it into the folder '{0}/test', and the others into such as '{0}/train'"),
+        (
+            ["train/cat", "train/dog"],
+            "only train: add test-00000-of-00001.parquet to the others, or put the files for it into",
+        ),
         (["Train/cat", "training/dog"], "holds both 'Train' and 'training': keep one of them"),
     ],
 )

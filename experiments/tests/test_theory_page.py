@@ -243,20 +243,13 @@ def test_what_does_not_hold_is_told(tmp_path, capsys, monkeypatch):
     assert "**no**" in (tmp_path / "page.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("# A page\n", "which has none"),
-        ("<!-- begin: other -->\n<!-- end: other -->\n", "with 'other'"),
-        ("<!-- begin: summary -->\nno end\n", "with 'summary'"),
-    ],
-)
-def test_a_page_that_is_not_ours_is_known_before_the_work(text, words, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("text", ["# A page\n", "<!-- begin: summary -->\nno end\n"])
+def test_a_page_that_is_not_ours_is_known_before_the_work(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(theory, "run", lambda *_: pytest.fail("it ran"))
     file = tmp_path / "page.md"
     file.write_text(text)
     assert status_of("theory", "--results", str(tmp_path), "--page", str(file)) == 2
-    assert re.search(rf"expected `--page` to be a page with blocks.*{words}", capsys.readouterr().err)
+    assert "expected `--page` to be a page with blocks" in capsys.readouterr().err
     assert file.read_text() == text
 
 

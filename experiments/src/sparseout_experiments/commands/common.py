@@ -147,6 +147,13 @@ def reading(type_: Any, read: Callable[[str], Any] | None = None) -> dict[str, A
     }
 
 
+def reading_list(type_: Any) -> dict[str, Any]:
+    """`reading` of several values with commas between them, each once."""
+    read = reader(type_)
+    options = reading(type_, lambda text: list({repr(value): value for value in map(read, text.split(","))}.values()))
+    return options | {"metavar": f"{options['metavar']},..."}
+
+
 def fail(sentence: str, status: int = USAGE) -> NoReturn:
     """End with a sentence and a status."""
     show_message(sentence, last=True)

@@ -7,19 +7,15 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import Field
 from rich.console import Console
 
 from sparseout_experiments.cli import importing
-from sparseout_experiments.commands.common import INTERRUPTED, counting, fail, reading, wrote
+from sparseout_experiments.commands.common import INTERRUPTED, counting, fail, reading, reading_list, wrote
 from sparseout_experiments.demo import Gradient, Options, Scale, plan, run
 from sparseout_experiments.message import expected
-from sparseout_experiments.option_types import Count, Folder, Positive, Probability, Requirement, reader
+from sparseout_experiments.option_types import Count, Folder, NonNegative, Positive, Probability, Requirement
 from sparseout_experiments.training import atomic_files
 
-_Exponent = Annotated[
-    float, Field(ge=0, allow_inf_nan=False), Requirement("finite numbers >= 0, separated by commas", "LIST")
-]
 _Scales = Annotated[
     Literal["paper", "matched", "both"] | Positive,
     Requirement("paper, matched, both or a finite number > 0", "paper|matched|both|NUMBER"),
@@ -32,14 +28,10 @@ _LEGEND = (
 )
 
 
-def _exponents(text: str) -> list[float]:
-    return [reader(_Exponent)(part.strip()) for part in text.split(",")]
-
-
 def demo(
     q: Annotated[
         list[Any] | None,
-        typer.Option(**reading(_Exponent, _exponents), help="Exponents. [default: 1,1.5,2,2.5,3]"),
+        typer.Option(**reading_list(NonNegative), help="Exponents. [default: 1,1.5,2,2.5,3]"),
     ] = None,
     p: Annotated[float, typer.Option(**reading(Probability), help="Drop probability.")] = 0.5,
     seeds: Annotated[int, typer.Option(**reading(Count), help="How many seeds.")] = 3,

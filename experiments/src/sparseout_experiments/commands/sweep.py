@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sparseout_experiments.commands.common import FAILED, SCHEDULER, about, counting_runs, ending, fail, reading, wrote
+from sparseout_experiments.commands.common import (
+    FAILED,
+    SCHEDULER,
+    about,
+    counting_runs,
+    ending,
+    fail,
+    reading_list,
+    wrote,
+)
 from sparseout_experiments.commands.help import add, group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
 from sparseout_experiments.message import expected
-from sparseout_experiments.option_types import reader
 from sparseout_experiments.options import TASKS
 
 if TYPE_CHECKING:
@@ -35,13 +43,8 @@ def _options(task: str) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
     yield "dry_run", (bool, option("--dry-run", help="Print the plan and train nothing."), False)
     for name, entry in options_of(task).items():
         if name != "seed":
-            common = reading(entry.type, _list_of(reader(entry.type))) | {"show_default": False, "help": entry.help}
-            common["metavar"] += ",..."
+            common = reading_list(entry.type) | {"show_default": False, "help": entry.help}
             yield name, (Any, option(flag_name(name), rich_help_panel=entry.group, **common), None)
-
-
-def _list_of(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: list({repr(value): value for value in map(read, text.split(","))}.values())
 
 
 def _sweep(

@@ -1,16 +1,7 @@
 """Data for the experiments."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class Split(NamedTuple):
-    """Rows to train on and rows to measure on."""
-
-    train: Tensor
-    test: Tensor
 
 
 def shuffled_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -20,9 +11,3 @@ def shuffled_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     digits = load_digits()
     rows = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
     return torch.tensor(digits.images / 16, dtype=torch.float32)[rows], torch.tensor(digits.target).long()[rows]
-
-
-def digits(test: int = 450, seed: int = 0) -> Split:
-    """The digits as rows of 64 pixels."""
-    pixels = shuffled_digits(seed)[0].flatten(1)
-    return Split(pixels[test:], pixels[:test])

@@ -68,7 +68,10 @@ def load(source: str, wanted: Sequence[str] = ("train", "test"), *, name: str | 
         splits.setdefault(_split_called(split), splits.pop(split))
     if missing := [split for split in wanted if split not in splits]:
         lacks = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
-        how = _how_to_add(missing[0], folder, bool(folders)) if local else "take another data set"
+        split, other = missing[0], "train" if missing[0] != "train" else "test"
+        places = f"into the folder {str(folder / split)!r}, and the others into such as {str(folder / other)!r}"
+        added = f"add {split}-00000-of-00001.parquet to the others, or put the files for it {places}"
+        how = added if local else "take another data set"
         raise DataError(f"{lacks}: {how}")
     return splits
 
@@ -120,19 +123,6 @@ def _check_classes(folder: Path) -> None:
 def _split_called(name: str) -> str:
     """The split that a name means, or an empty text."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), "")
-
-
-def _how_to_add(split: str, folder: Path, folders: bool) -> str:
-    """Advice on a split that a folder lacks."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    if any(path.suffix == ".parquet" for path in files):
-        return f"add its file, such as {split}-00000-of-00001.parquet"
-    if folders:
-        return f"add the folder {str(folder / split)!r}"
-    other = "train" if split != "train" else "test"
-    homes = f"{str(folder / split)!r}, and the others to {str(folder / other)!r}"
-    classes = ", with the folders of their classes" if any(path.parent != folder for path in files) else ""
-    return f"move the files for it to {homes}{classes}"
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -56,7 +56,7 @@ def load(
     these are. Classes that some splits lack are named in `notes`.
 
     Args:
-        source: `digits` (those of scikit-learn, 8 x 8, of which 450 are for testing: the same as in `data.digits`),
+        source: `digits` (those of scikit-learn, 8 x 8, of which 450 are for testing),
             `mnist`, `cifar10` or `cifar100`; a folder that exists; or an id of the Hugging Face hub.
         train_size: keep the first so many of the shuffled rest, so that a smaller part lies within a larger one.
         valid_size: how many to hold out; by default the validation split, or a tenth of the training pictures. They

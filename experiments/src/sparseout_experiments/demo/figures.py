@@ -10,7 +10,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from sparseout_experiments.demo import Scale
 from sparseout_experiments.demo.report import Row, group_name, mean, row_name
 from sparseout_experiments.studies.engine.plots import canvas, points, references
-from sparseout_experiments.studies.engine.style import COLOURS, DOTS, image, style
+from sparseout_experiments.studies.engine.style import COLOURS, DOTS, png, style
 
 
 class _Curve(NamedTuple):
@@ -37,7 +37,7 @@ def picture(rows: Sequence[Row], scales: Sequence[Scale]) -> bytes:
         _cost(right, curves, others)
         left.set_title("The dial: sparsity against q")
         right.set_title("What turning it costs")
-        return image(figure, "png", dpi=180)
+        return png(figure, dpi=180)
 
 
 def _q(row: Row) -> float:

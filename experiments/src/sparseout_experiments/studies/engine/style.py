@@ -68,13 +68,8 @@ def style(background: str = COLOURS["card"]) -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE | {"figure.facecolor": background})
 
 
-def image(figure: Figure, kind: str, **options: Any) -> bytes:
-    """A figure as the content of a file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
 def png(figure: Figure, dpi: int = 160) -> bytes:
     """A figure as PNG, the same for the same numbers."""
-    return image(figure, "png", dpi=dpi, metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()

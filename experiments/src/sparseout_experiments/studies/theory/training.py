@@ -14,7 +14,7 @@ from torch import Tensor
 import sparseout
 from sparseout import theory
 from sparseout.functional import Gradient
-from sparseout_experiments.data import digits
+from sparseout_experiments.data import shuffled_digits
 
 P = 0.5
 IMAGES, INPUTS, UNITS, HIDDEN = 128, 16, 16, 32
@@ -29,7 +29,7 @@ GRADIENTS: tuple[Gradient, ...] = ("exact", "detached")
 
 def images(count: int = IMAGES) -> Tensor:
     """So many digits as 16 numbers each, of mean 0 and, over all, variance 1."""
-    pixels = digits().train[:count].double()
+    pixels = shuffled_digits()[0][450:].flatten(1)[:count].double()
     centred = pixels - pixels.mean(0)
     left, size, right = torch.linalg.svd(centred, full_matrices=False)
     right = right[:INPUTS]
