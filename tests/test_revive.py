@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import sparseout
 from sparseout import Sparseout, SparsityController, SparsityMonitor, revive_
+from sparseout.inference import compact, sparse_linear_
 
 DEAD = (1, 4, 5)
 
@@ -330,3 +332,17 @@ def test_nothing_dead_and_wrong_arguments():
         assert str(caught.value) == text
     assert "sparseout" in sparseout.revive_.__module__
     assert math.isfinite(report[0]["hoyer"])
+
+
+def test_sharded_layers_are_left_even_while_they_are_whole(process_group):
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(8, 4)
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[0].bias[1] = -1
+    fully_shard(model)
+    with SparsityMonitor(model) as monitor:
+        model.eval()(x)
+    assert type(model[0].weight) is nn.Parameter  # after a pass without backward, and lost with the next
+    assert revive_(model, monitor.report()).left.keys() == {"1"}
+    assert not compact(model, [x]).chains
+    assert sparse_linear_(model, [x]).skipped == {"0": "its weight is sharded", "2": "its weight is sharded"}

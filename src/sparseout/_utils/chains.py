@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparseout._utils.class_swap import forward_replaced
 from sparseout._utils.dataflow import Flow, Step, Value, flows, is_shape, reads_no_units
 from sparseout._utils.hooks import DeadHook, Hook
-from sparseout._utils.modules import named_modules, own_parameters, unwrapped
+from sparseout._utils.modules import named_modules, own_parameters, sharded_modules, unwrapped
 from sparseout._utils.torch_internals import call_hooks, gradient_hooks, has_parameter_hooks
 from sparseout._utils.unit_steps import (
     LAYERS,
@@ -130,7 +130,7 @@ class _Facts:
     """Facts about the modules of a model whatever the graph: names, parameters in common, hooks."""
 
     def __init__(self, model: nn.Module, names: dict[nn.Module, str]) -> None:
-        self.model, self.names = model, names
+        self.model, self.names, self.sharded = model, names, sharded_modules(model)
         self.owners: dict[int, list[str]] = defaultdict(list)
         for module, name in names.items():
             for key, parameter in own_parameters(module).items():
@@ -146,6 +146,8 @@ class _Facts:
             return f"{name} has hooks, which may read its units"
         if forward_replaced(module):
             return f"{name} has another forward on the object"
+        if module in self.sharded and own_parameters(module):
+            return f"{name} has parameters that are sharded"
         if module_kind(module) == "layer" and "weight" not in own_parameters(module):
             return f"the weight of {name} is no parameter of it"
         for parameter in own_parameters(module).values():

@@ -9,7 +9,7 @@ from torch.nn.modules import activation
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from sparseout._utils.torch_internals import DROPOUT_BASE, own_children
+from sparseout._utils.torch_internals import DROPOUT_BASE, is_part_of_fsdp, own_children
 from sparseout._utils.validation import expected, type_name
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -53,6 +53,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module by each of its names in the user's model: names without wrappers, at any depth."""
     return _named("", unwrapped(model), ())
+
+
+def sharded_modules(model: nn.Module) -> set[nn.Module]:
+    """The modules whose parameters FullyShardedDataParallel or `fully_shard` has, which are whole for a while only."""
+    parts = (module for module in model.modules() if hasattr(module, "set_requires_gradient_sync"))
+    return {module for part in parts for module in part.modules()} | set(filter(is_part_of_fsdp, model.modules()))
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

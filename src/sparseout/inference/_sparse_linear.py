@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from sparseout._utils.class_swap import forward_replaced, swap_class_
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.hooks import Hooks
-from sparseout._utils.modules import Modules, named_modules, own_parameters, select
+from sparseout._utils.modules import Modules, named_modules, own_parameters, select, sharded_modules
 from sparseout._utils.torch_internals import call_hooks
 from sparseout.inference._batches import call, check_batches, check_rows, check_runs, evaluation
 from sparseout.inference._sparse_product import Break, column_major, sparse_product
@@ -104,6 +104,7 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         return report
     chosen = select(linears, modules, "Linear layers")
     reasons = {name: _why_not(name, layer, everything, modules is not None) for name, layer in chosen.items()}
+    reasons |= {name: "its weight is sharded" for name, layer in chosen.items() if layer in sharded_modules(model)}
     recorded = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
     if not any(inputs.numbers for inputs in recorded.values()):
         check_rows(batches)
