@@ -21,20 +21,27 @@ INLINE uint16_t to_float16(float f) { /* to nearest even */
     return (uint16_t)(sign | (bits >= 0x47800000 ? huge : bits < 0x38800000 ? denormal : normal));
 }
 
-/* 2^(e log2 a + log2_scale), with e and log2_scale in two parts. a is m 2^k, m from sqrt 1/2 to sqrt 2. What 12 bits of
-   e and the 8 of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of
-   itself. The polynomials are minimax fits, off by 2.6e-8 and 1.9e-9 of themselves, summed in pairs, which wait less
-   for each other. Not `careful`, it is for normal numbers and results; where both serve they give the same bits. */
-INLINE float power_float(float a, float e_high, float e_low, float scale_high, float scale_low, int careful) {
-    const float to_whole = 0x1.8p23f; /* added it rounds to a whole number, which then is in the lowest bits */
+/* scale |x|^e is 2^(e log2 a + log2 scale) in three steps, each a loop of its own in cpu.c: the steps of one element wait
+   for each other, and a processor that sees all of them at once has no room for the next elements meanwhile.
+   a is m 2^k, m from sqrt 1/2 to sqrt 2, and log2 m a polynomial in z = (m - 1) / (m + 1). What 12 bits of e and the 8
+   of k give is exact and kept apart from the rest, so that the result is off by few units of 2^-24 of itself. The
+   polynomials are minimax fits, off by 1.3e-8 and 1.9e-9 of themselves, summed in pairs, which wait less for each other.
+   Not `careful`, these are for normal numbers and results; where both serve they give the same bits. */
+INLINE float split_float(float a, float *k, int careful) { /* z and k */
     int denormal = careful && a < 0x1p-126f;
     uint32_t bits = as_bits(denormal ? a * 0x1p24f : a) - 0x3F3504F3; /* of sqrt 1/2 */
-    float k = (float)((int32_t)bits >> 23) - (denormal ? 24.0f : 0.0f);
-    float s = as_float((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
-    float s2 = s * s, s4 = s2 * s2;
-    float log2_m = s * ((1.4426950f - 0.72134733f * s) + s2 * (0.48091063f - 0.36070368f * s)
-                 + s4 * ((0.28791624f - 0.23894481f * s) + s2 * (0.21571563f - 0.20726982f * s) + s4 * 0.12583704f));
-    float high = e_high * k + scale_high, low = e_high * log2_m + (e_low * (k + log2_m) + scale_low);
+    float m = as_float((bits & 0x007FFFFF) + 0x3F3504F3);
+    *k = (float)((int32_t)bits >> 23) - (denormal ? 24.0f : 0.0f);
+    return (m - 1.0f) / (m + 1.0f);
+}
+INLINE float log2_float(float z, float k, float *low, const Power *p) { /* of scale |x|^e, without `low` */
+    float z2 = z * z;
+    float log2_m = z * ((2.88539004f + z2 * 0.961798847f) + z2 * z2 * (0.576714337f + z2 * 0.4317379f));
+    *low = (float)p->e * log2_m + ((float)p->e_low * k + (float)p->log2_low);
+    return (float)p->e_high * k + (float)p->log2_high;
+}
+INLINE float exp2_float(float high, float low, int careful) {
+    const float to_whole = 0x1.8p23f; /* added it rounds to a whole number, which then is in the lowest bits */
     float sum = high + low;
     float shifted = (!careful ? sum : sum < -250.0f ? -250.0f : sum > 250.0f ? 250.0f : sum) + to_whole;
     float r = (high - (shifted - to_whole)) + low;
@@ -42,15 +49,17 @@ INLINE float power_float(float a, float e_high, float e_low, float scale_high, f
     float r2 = r * r;
     float power = 1.0f + r * ((0.69314718f + r * 0.24022646f)
                 + r2 * ((0.055503286f + r * 0.0096184891f) + r2 * (0.0013399931f + r * 0.00015345812f)));
-    int32_t whole = (int32_t)(as_bits(shifted) - as_bits(to_whole));
-    int32_t half = careful ? whole >> 1 : 0; /* two factors, since 2^whole may be no float */
-    if (careful) power *= as_float((uint32_t)(half + 127) << 23);
+    if (!careful) return as_float(as_bits(power) + (as_bits(shifted) << 23));
+    int32_t whole = (int32_t)(as_bits(shifted) - as_bits(to_whole)), half = whole >> 1;
+    power *= as_float((uint32_t)(half + 127) << 23); /* two factors, since 2^whole may be no float */
     return power * as_float((uint32_t)(whole - half + 127) << 23);
 }
-INLINE double power_double(double a, double e_high, double e_low, double scale_high, double scale_low, int careful) {
-    (void)careful;
-    return exp2((e_high + e_low) * log2(a) + (scale_high + scale_low));
+INLINE double split_double(double a, double *k, int careful) { (void)careful; *k = 0; return a; }
+INLINE double log2_double(double a, double k, double *low, const Power *p) {
+    *low = k;
+    return p->e * log2(a) + (p->log2_high + p->log2_low);
 }
+INLINE double exp2_double(double high, double low, int careful) { (void)careful; (void)low; return exp2(high); }
 
 /* a^(-1/2) or a^(-1/4), at a third of the time of square roots and a quotient: halving or quartering the bits, which
    are nearly a logarithm, gives y to 4%, and the polynomial (1 - h)^(-1/2) or ^(-1/4) in the error h of its power the

@@ -37,7 +37,7 @@ typedef struct { /* what does not change from call to call; cpu.py has its twin 
 } Plan;
 
 typedef struct { /* scale |x|^e: e and log2 scale each in two parts, of which the products with 12 bits are exact */
-    double e_high, e_low, log2_high, log2_low, scale, at_zero, at_infinity;
+    double e, e_high, e_low, log2_high, log2_low, scale, at_zero, at_infinity;
     int quarters /* 4 e, or OTHER */, moderate /* no step overflows or vanishes where the result does not */;
 } Power;
 enum { OTHER = 99 };
@@ -58,13 +58,20 @@ typedef struct {
 #include "arithmetic.c"
 #include "mask.c"
 
+/* The next block is fetched meanwhile: the hardware would begin to, anew in each block, when that is read. One tensor
+   at a time, since a processor waits where too many lines are on their way. */
+INLINE void fetch(const void *tensor, int64_t element, int size) {
+    const char *from = (const char *)tensor + element * size;
+    for (int line = 0; line < BLOCK * size; line += 64) __builtin_prefetch(from + line, 0, 2);
+}
+
 static Power power_of(double e, double log2_scale, double at_zero) {
     int near = fabs(log2_scale) <= 10;
     int quarters = e == 0 || (4 * e == floor(4 * e) && e >= -0.5 && near && (e <= 1 || (e <= 1.5 && log2_scale >= 0)));
     double scale = exp2(log2_scale), whole = rint(log2_scale);
     if (e > 0x1p33) e = 0x1p33; /* which takes every number but 1 to 0 or infinity already */
     double high = (double)as_float(as_bits((float)e) & 0xFFFFF000), at_infinity = e > 0 ? INFINITY : e < 0 ? 0 : scale;
-    return (Power){.e_high = high, .e_low = e - high, .log2_high = whole, .log2_low = log2_scale - whole,
+    return (Power){.e = e, .e_high = high, .e_low = e - high, .log2_high = whole, .log2_low = log2_scale - whole,
                    .scale = scale, .at_zero = at_zero, .at_infinity = at_infinity,
                    .quarters = quarters ? (int)(4 * e) : OTHER, .moderate = quarters || (near && fabs(e) <= 0.875)};
 }
@@ -92,11 +99,11 @@ static void range(int64_t begin, int64_t end, void *call) {
     const Call *c = call;
     int wide = c->plan->dtype == FLOAT64;
     int64_t first = begin * c->part, last = end * c->part < c->n ? end * c->part : c->n;
-    Place place = place_of(first, c->plan);
+    Index index = index_of(first, c->plan);
     for (int64_t start = first, step = c->sums ? c->part : BLOCK; start < last; start += step) {
         int64_t n = last - start < step ? last - start : step;
         if (c->sums) (wide ? sums_double : sums_float)(c, start, n, c->sums + start / step);
-        else (wide ? block_double : block_float)(c, &place, start, (int)n);
+        else (wide ? block_double : block_float)(c, &index, start, (int)n);
     }
 }
 
@@ -169,19 +176,24 @@ INLINE int NAME(loop)(REAL *restrict out, const REAL *x, const REAL *factor, con
     const REAL top = 1 + limit, bottom = 1 - limit;
     const int limited = careful || (how > 3 && how != OTHER); /* see sparseout_run */
     BITS least = ~(BITS)0, most = 0;
+    REAL s[BLOCK], low[BLOCK];
+    if (how == OTHER) {
+        for (int i = 0; i < n; i++) s[i] = NAME(split)(ABS(x[i]), &low[i], careful);
+        for (int i = 0; i < n; i++) s[i] = NAME(log2)(s[i], low[i], &low[i], &p);
+        for (int i = 0; i < n; i++) s[i] = NAME(exp2)(s[i], low[i], careful);
+    } else for (int i = 0; i < n; i++) s[i] = scale * NAME(quarters)(ABS(x[i]), how, careful);
     for (int i = 0; i < n; i++) {
-        REAL a = ABS(x[i]), s = how != OTHER ? scale * NAME(quarters)(a, how, careful) : NAME(power)(
-            a, (REAL)p.e_high, (REAL)p.e_low, (REAL)p.log2_high, (REAL)p.log2_low, careful);
+        REAL a = ABS(x[i]), power = s[i];
         BITS bits = NAME(bits_of)(a);
         most = bits > most ? bits : most;
         least = bits - 1 < least ? bits - 1 : least; /* that of 0 is the largest of all */
-        if (careful) s = a < infinity ? s : a == a ? (REAL)p.at_infinity : a;
-        s = a == 0 ? at_zero : s;
+        if (careful) power = a < infinity ? power : a == a ? (REAL)p.at_infinity : a;
+        power = a == 0 ? at_zero : power;
         if (xi) {
-            REAL slope = 1 + s * xi[i];
+            REAL slope = 1 + power * xi[i];
             if (limited) slope = slope < bottom ? bottom : top < slope ? top : slope;
             out[i] = factor[i] * slope;
-        } else out[i] = s;
+        } else out[i] = power;
     }
     return least < NAME(bits_of)(TINY) - 1 || most >= NAME(bits_of)(infinity);
 }
@@ -200,27 +212,26 @@ TARGETS static void NAME(raise)(REAL *s, const REAL *x, int n, const Power *p) {
     NAME(powers)(s, x, NULL, NULL, 0, n, p);
 }
 
-TARGETS static void NAME(block)(const Call *c, Place *place, int64_t start, int n) {
+TARGETS static void NAME(block)(const Call *c, Index *index, int64_t start, int n) {
     const Plan *p = c->plan;
     REAL xi[BLOCK + LANES], x_wide[BLOCK], factor_wide[BLOCK], out_wide[BLOCK];
     const int size = p->dtype == FLOAT64 ? 8 : p->dtype == FLOAT32 ? 4 : 2;
     const REAL limit = p->what == VALUE ? (REAL)INFINITY : (REAL)p->limit;
     const REAL *x = NAME(load)(x_wide, c->x, start, n, p->dtype), *factor = x;
     REAL *out = size == 2 ? out_wide : (REAL *)c->out + start;
-    /* The next block is fetched meanwhile: the hardware would begin to, anew in each block, when that is read. */
-    for (int64_t at = (start + BLOCK) * size, end = at + BLOCK * size; at < end; at += 64) { /* a line of a cache */
-        __builtin_prefetch((const char *)c->x + at, 0, 2);
-        __builtin_prefetch((const char *)c->out + at, 1, 2);
-        if (c->grad) __builtin_prefetch((const char *)c->grad + at, 0, 2);
+    fetch(c->x, start + BLOCK, size);
+    NAME(noise)(xi, p, c->key, index, n);
+    if (p->what == GRADIENT) {
+        factor = NAME(load)(factor_wide, c->grad, start, n, p->dtype);
+        fetch(c->grad, start + BLOCK, size);
     }
-    NAME(noise)(xi, p, c->key, place, n);
-    if (p->what == GRADIENT) factor = NAME(load)(factor_wide, c->grad, start, n, p->dtype);
     if (p->what == SLOPE) { for (int i = 0; i < n; i++) factor_wide[i] = 1; factor = factor_wide; }
     if (c->is_sum) {
         REAL s[BLOCK];
         NAME(raise)(s, x, n, &c->power);
         for (int i = 0; i < n; i++) out[i] = x[i] + (x[i] < 0 ? -s[i] : s[i]) * xi[i];
     } else NAME(powers)(out, x, factor, xi, limit, n, &c->power);
+    fetch(c->out, start + BLOCK, size);
     if (p->dtype == BFLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_bfloat16((float)out[i]);
     if (p->dtype == FLOAT16) for (int i = 0; i < n; i++) ((uint16_t *)c->out)[start + i] = to_float16((float)out[i]);
 }

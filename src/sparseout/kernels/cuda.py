@@ -31,7 +31,7 @@ def supports(x: Tensor, shared_dims: Sequence[int]) -> bool:
 
 def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     """Sparseout of `x` if there is no `grad`, else `grad` times the slope at x: the ops of `ops`."""
-    seed, p, floats, rest, shared_dims, exact, _ = noise  # a p that is a tensor was read before
+    seed, p, floats, params_tensor, shared_dims, exact, _ = noise  # a p that is a tensor was read before
     grad, x = None if grad is None else grad.contiguous(), x.contiguous()  # the kernel knows no strides
     out = torch.empty_like(x)
     shape, dims = tuple(x.shape), tuple(shared_dims)
@@ -39,7 +39,7 @@ def launch(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     programs = -(-x.numel() // arguments["TILE"])
     with _device_of(x):
         if programs:
-            kernels.sparseout[(programs,)](out, grad, x, seed, rest, **arguments)
+            kernels.sparseout[(programs,)](out, grad, x, seed, params_tensor, **arguments)
     return out
 
 

@@ -17,29 +17,36 @@ INLINE void NAME(draw)(REAL *xi, const Plan *p, uint64_t key, int64_t first, int
     else for (int i = 0; i < n; i++) xi[i] = u.wide[skipped + i] >= threshold ? kept : -1;
 }
 
-/* xi of the n elements from `place` on, which moves behind them, and of up to LANES - 1 more that nobody reads. */
-INLINE void NAME(noise)(REAL *xi, const Plan *p, uint64_t key, Place *place, int n) {
-    REAL once[BLOCK + LANES];
-    int64_t *at = place->at, row = p->sizes[0];
+/* xi of one draw, in which the compiler has no vectors to fill. */
+INLINE REAL NAME(draw_one)(const Plan *p, uint64_t key, int64_t number) {
+    union { uint64_t word; int16_t narrow[4]; int32_t wide[2]; } u;
+    int64_t each = p->bits == 16 ? 4 : 2;
+    u.word = mix(key + (uint64_t)(number / each + 1) * GOLDEN);
+    int32_t draw = each == 4 ? u.narrow[number % each] : u.wide[number % each];
+    return draw >= p->threshold ? (REAL)p->kept : -1;
+}
+
+/* xi of the n elements from `index` on, which moves behind them, and of up to LANES - 1 more that nobody reads. */
+INLINE void NAME(noise)(REAL *xi, const Plan *p, uint64_t key, Index *index, int n) {
+    int64_t *at = index->at, row = p->sizes[0];
     for (int i = 0; i < n;) {
-        int64_t first = 0, wanted = p->repeat == 1 ? n - i : (place->used + n - i - 1) / p->repeat + 1;
-        int64_t rows = p->runs < 2 || p->repeat > 1 || at[0] ? 0 : at[1] < i / row ? at[1] : i / row;
-        if (rows) { /* before these lie rows with the same draws */
+        int64_t rows = p->runs < 2 || p->repeat > 1 || at[0] ? 0 : at[1] < i / row ? at[1] : i / row, first = 0;
+        for (int run = 0; run < p->runs; run++) first += at[run] * p->steps[run];
+        if (p->repeat > 1) {
+            REAL once = NAME(draw_one)(p, key, first);
+            int times = (int)(p->repeat - index->repeat < n - i ? p->repeat - index->repeat : n - i);
+            for (int k = 0; k < times; k += LANES) for (int l = 0; l < LANES; l++) xi[i + k + l] = once;
+            i += times; index->repeat += times;
+            if (index->repeat == p->repeat) index->repeat = 0, at[0]++;
+        } else if (rows) { /* before these lie rows with the same draws */
             if (rows > p->sizes[1] - at[1]) rows = p->sizes[1] - at[1];
             int count = (int)(rows * row < n - i ? rows * row : n - i);
             memcpy(xi + i, xi + i - rows * row, (size_t)count * sizeof(REAL));
             i += count; at[0] = count % row; at[1] += count / row;
         } else {
-            int count = (int)(row - at[0] < wanted ? row - at[0] : wanted);
-            for (int run = 0; run < p->runs; run++) first += at[run] * p->steps[run];
-            NAME(draw)(p->repeat == 1 ? xi + i : once, p, key, first, count);
-            if (p->repeat == 1) i += count, at[0] += count;
-            else for (int j = 0; j < count; j++) {
-                int times = (int)(p->repeat - place->used < n - i ? p->repeat - place->used : n - i);
-                for (int k = 0; k < times; k += LANES) for (int l = 0; l < LANES; l++) xi[i + k + l] = once[j];
-                i += times; place->used += times;
-                if (place->used == p->repeat) place->used = 0, at[0]++;
-            }
+            int count = (int)(row - at[0] < n - i ? row - at[0] : n - i);
+            NAME(draw)(xi + i, p, key, first, count);
+            i += count; at[0] += count;
         }
         for (int run = 0; run < p->runs - 1; run++) if (at[run] == p->sizes[run]) at[run] = 0, at[run + 1]++;
     }
@@ -47,15 +54,13 @@ INLINE void NAME(noise)(REAL *xi, const Plan *p, uint64_t key, Place *place, int
 
 #else
 
-typedef struct { int64_t at[64], used; } Place; /* of an element: its index along each run, and among the repeats */
+typedef struct { int64_t at[64], repeat; } Index; /* of an element: along each run, and among those with its draw */
 
-
-INLINE Place place_of(int64_t element, const Plan *p) {
-    Place place;
-    int64_t rest = element / p->repeat;
-    place.used = element % p->repeat;
-    for (int run = 0; run < p->runs; run++) { place.at[run] = rest % p->sizes[run]; rest /= p->sizes[run]; }
-    return place;
+INLINE Index index_of(int64_t element, const Plan *p) {
+    Index index = {.repeat = element % p->repeat};
+    element /= p->repeat;
+    for (int run = 0; run < p->runs; element /= p->sizes[run++]) index.at[run] = element % p->sizes[run];
+    return index;
 }
 
 INLINE uint64_t mix(uint64_t z) { /* SplitMix64 */

@@ -20,7 +20,7 @@ dispatcher would cost more than a small tensor does. The first row is ordinary d
 an autograd rule gives a silent zero tangent there, or an error.
 
 Every function here takes an x of any strides: the result has the memory format that `torch.empty_like` gives it, and
-the mask follows that memory. See `params.NoiseParams` for `floats` and `rest`.
+the mask follows that memory. See `params.NoiseParams` for `floats` and `params_tensor`.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def apply(
     if not untouched and torch_internals.transforms_active():
         z = reference.sparseout(x, _noise(x, seed, p, shared_dims), *params, exact)
         return z if isinstance(p, float) else z * (p != 1)  # as Dropout has it, which a float 1 is left to
-    floats, rest = params.pack(x.device, reference.compute_dtype(x.dtype))
+    floats, params_tensor = params.pack(x.device, reference.compute_dtype(x.dtype))
     differentiated = x.requires_grad and torch.is_grad_enabled()
     keeps_slope = (
         differentiated
         and isinstance(p, float)
         and not exact
-        and _is_product(x, p, floats, rest)
+        and _is_product(x, p, floats, params_tensor)
         and x.dtype == reference.compute_dtype(x.dtype)  # or the slope that is kept would be rounded
         and not torch_internals.is_tracing()  # a traced program runs in either grad mode, and must not depend on it
     )
@@ -102,7 +102,7 @@ def apply(
         return x * slope
     run: Any = torch.ops.sparseout.forward if not untouched else _run_eager if differentiated else _forward
     arguments = (p, None) if isinstance(p, float) else (_NO_P, p.clone())  # backward has forward's, wherever p is moved
-    y: Tensor = run(x, seed, arguments[0], floats, rest, shared_dims, exact, arguments[1])
+    y: Tensor = run(x, seed, arguments[0], floats, params_tensor, shared_dims, exact, arguments[1])
     return y
 
 
@@ -130,9 +130,9 @@ def _is_slope_finite(dtype: torch.dtype, p: float, q: float, scale_unit: float, 
     return reference.limit(reference.compute_dtype(dtype), p, q, scale_unit, amplitude) == math.inf
 
 
-def _is_product(x: Tensor, p: float, floats: Sequence[float], rest: Tensor | None) -> bool:
+def _is_product(x: Tensor, p: float, floats: Sequence[float], params_tensor: Tensor | None) -> bool:
     """Whether y is computed as x times its slope, with gradients or without: the two must be the same bits."""
-    return rest is None and x.is_cpu and _is_slope_finite(x.dtype, p, *floats)
+    return params_tensor is None and x.is_cpu and _is_slope_finite(x.dtype, p, *floats)
 
 
 _is_slope_finite_cached = functools.lru_cache(maxsize=1024)(_is_slope_finite)  # the compiler warns of caches
@@ -228,7 +228,7 @@ def _compute(grad: Tensor | None, x: Tensor, noise: NoiseArguments) -> Tensor:
     xi = _noise(x, noise.seed, noise.p, noise.shared_dims)
     if grad is not None:
         return (grad * reference.slope(x, xi, *noise.params, noise.exact)).to(x.dtype).contiguous()
-    if _is_product(x, noise.p, noise.floats, noise.rest):
+    if _is_product(x, noise.p, noise.floats, noise.params_tensor):
         wide = x.to(reference.compute_dtype(x.dtype))
         return (wide * reference.slope(wide, xi, *noise.params, exact=False)).to(x.dtype)
     return reference.value(x, xi, *noise.params)
@@ -258,13 +258,13 @@ torch.library.register_fake("sparseout::noise", lambda seed, p, shape, dtype: se
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact, p_tensor = inputs
-    ctx.save_for_backward(x, seed, rest, p_tensor)
+    x, seed, ctx.p, ctx.floats, params_tensor, ctx.shared_dims, ctx.exact, p_tensor = inputs
+    ctx.save_for_backward(x, seed, params_tensor, p_tensor)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, seed, rest, p_tensor = ctx.saved_tensors
-    noise = NoiseArguments(seed, ctx.p, ctx.floats, rest, ctx.shared_dims, ctx.exact, p_tensor)
+    x, seed, params_tensor, p_tensor = ctx.saved_tensors
+    noise = NoiseArguments(seed, ctx.p, ctx.floats, params_tensor, ctx.shared_dims, ctx.exact, p_tensor)
     return _gradient(grad, x, noise), *(None for _ in noise)
 
 

@@ -55,20 +55,20 @@ class NoiseParams(NamedTuple):
         return float(q), float(scale_unit), float(amplitude)
 
     def pack(self, device: torch.device, dtype: torch.dtype) -> tuple[list[float], Tensor | None]:
-        """The two arguments of an op: what is a float, and the rest."""
+        """The two arguments of an op: what is a float, and one tensor of the others."""
         if all(isinstance(value, float) for value in self):
             return list(self), None  # type: ignore[arg-type]
         floats = [value for value in self[:1] if isinstance(value, float)]
-        rest = [
+        others = [
             value if isinstance(value, Tensor) else torch.full((), value, device=device, dtype=dtype)
             for value in self.to(device, dtype)[len(floats) :]
         ]
-        return floats, torch.stack(rest)
+        return floats, torch.stack(others)
 
     @classmethod
-    def unpack(cls, floats: Sequence[float], rest: Tensor | None) -> NoiseParams:
+    def unpack(cls, floats: Sequence[float], params_tensor: Tensor | None) -> NoiseParams:
         """The inverse of `pack`."""
-        return cls(*floats) if rest is None else cls(*floats, *rest.unbind())
+        return cls(*floats) if params_tensor is None else cls(*floats, *params_tensor.unbind())
 
 
 class NoiseArguments(NamedTuple):
@@ -80,12 +80,12 @@ class NoiseArguments(NamedTuple):
     seed: Tensor
     p: float
     floats: Sequence[float]
-    rest: Tensor | None
+    params_tensor: Tensor | None
     shared_dims: Sequence[int]
     exact: bool
     p_tensor: Tensor | None = None
 
     @property
     def params(self) -> NoiseParams:
-        """What `floats` and `rest` hold."""
-        return NoiseParams.unpack(self.floats, self.rest)
+        """What `floats` and `params_tensor` hold."""
+        return NoiseParams.unpack(self.floats, self.params_tensor)
