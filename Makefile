@@ -32,14 +32,17 @@ lint: .venv/.dev
 types: .venv/.dev
 	.venv/bin/mypy
 
+# By file, so that what the tests of one share is made once.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+
 # The operation a second time without the native kernel, as where there was no compiler.
 test: lint types
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n 2
-	OMP_NUM_THREADS=1 SPARSEOUT_BACKEND=torch .venv/bin/python -m pytest -m "not slow" -n 2 -q $(OPERATION)
+	$(PYTEST) -m "not slow"
+	SPARSEOUT_BACKEND=torch $(PYTEST) -m "not slow" -q $(OPERATION)
 
 test-slow: .venv/.dev
 	@tools/browser
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2
+	$(PYTEST) -m slow
 
 test-all: test test-slow
 

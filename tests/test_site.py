@@ -215,8 +215,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found:
 
 @pytest.mark.slow
 @needs_chromium
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_every_page_in_a_browser(pages, host, tab, width, scheme):
     wrong = {}
     for name in set(pages) - {"404.html"}:

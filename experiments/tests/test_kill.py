@@ -16,7 +16,7 @@ from sparseout_experiments.training import run_folder
 
 MOMENTS = ("training", "saving", "anywhere")
 LONGER: dict[str, dict[str, Any]] = {
-    "autoencoder": {"epochs": 150},
+    "autoencoder": {"epochs": 100},
     "image": {"epochs": 15},
     "awd": {"epochs": 40},
 }  # a few seconds
@@ -83,7 +83,7 @@ def kill(kind: str, folder: Path, moment: str, life: float, chance: random.Rando
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("autoencoder", 12), ("image", 3), ("awd", 3)])
+@pytest.mark.parametrize(("kind", "kills"), [("autoencoder", 8), ("image", 2), ("awd", 2)])
 def test_killed_again_and_again(kind: str, kills: int, tmp_path: Path) -> None:
     took = finished(kind, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
@@ -100,6 +100,6 @@ def test_killed_again_and_again(kind: str, kills: int, tmp_path: Path) -> None:
     assert differences(whole, outcome(folder)) == []
     assert done == sorted(done)
     assert 0 < done[-1] < whole["result"]["steps"]
-    if kills > 10:
-        assert len(set(done)) > 5  # it was at many places
+    if kills > 3:
+        assert len(set(done)) > 4  # it was at many places
         assert "killed while saving" in how

@@ -11,18 +11,37 @@ import time
 
 import psutil
 import pytest
+from small import status_of
+from sparseout_experiments import config
+from sparseout_experiments.studies.engine import cluster as clusters
+from sparseout_experiments.studies.engine.sweep import grid
+from sparseout_experiments.training.loop import perform
 
-GRID = [
-    *("autoencoder", "--q", "1,1.5,2,2.5,3", "--method", "sparseout,bridgeout", "--seeds", "5", "--units", "16"),
-    *("--epochs", "5", "--checkpoint-minutes", "0", "--device", "cpu", "--workers", "2"),
+SWEPT = {"method": ["sparseout", "bridgeout"], "q": [1.0, 1.5, 2.0, 2.5, 3.0]}  # in the order of their folders' names
+EPOCHS, SEEDS = 5, 2
+SAME = {"units": 16, "epochs": EPOCHS, "checkpoint_minutes": 0.0, "device": "cpu"}
+OPTIONS = [
+    f"--{name.replace('_', '-')}={','.join(map(str, values)) if isinstance(values, list) else values}"
+    for name, values in (SWEPT | SAME).items()
 ]
-EPOCHS, RUNS = 5, 50
-FEWER = ("--seeds", "1")  # 10 of them
+GRID = ["autoencoder", *OPTIONS, "--workers", "2"]
+FEWER = ("--seeds", "1")  # 10 of 20
 DASK = [sys.executable, "-m", "dask"]
 
 
 def sweep(out, *more):
-    command = [sys.executable, "-m", "sparseout_experiments", "sweep", *GRID, *more, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "sparseout_experiments",
+        "sweep",
+        *GRID,
+        "--seeds",
+        str(SEEDS),
+        *more,
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -73,24 +92,27 @@ def workers_of(process):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    """What the runs of the sweep find, each for itself and in this process."""
     out = tmp_path_factory.mktemp("undisturbed")
-    status, said = end(sweep(out))
-    assert status == 0, said
+    options = SWEPT | {name: [value] for name, value in SAME.items()}
+    jobs = grid("autoencoder", options, SEEDS, out).values()
+    for job in jobs:
+        perform(config.resolve(job.task, job.options), job.folder)
     found = results(out)
-    assert len(found) == RUNS
+    assert len(found) == len(jobs) == 20
     return found
 
 
 @pytest.mark.slow
 def test_workers_and_the_command_killed(undisturbed, tmp_path):
     moment = random.Random(0)
-    workers, commands = 10, 2  # to kill
+    workers, commands = 3, 1  # to kill
     process = sweep(tmp_path)
     begun = 0
     while process.poll() is None:
         time.sleep(moment.uniform(0.2, 1.0))
         ended = len(list(tmp_path.glob("*/result.json")))
-        if commands and ended > begun + 10:
+        if commands and ended > begun + 4:
             process, commands, begun = again(process, tmp_path), commands - 1, ended
         elif workers and ended > begun and len(alive := workers_of(process)) == 2:
             min(alive, key=psutil.Process.create_time).kill()  # in turn: the one that was not replaced last
@@ -128,22 +150,29 @@ def cluster():
         process.communicate()
 
 
+def those_of(undisturbed, out):
+    found = results(out)
+    assert len(found) == 10
+    return {name: undisturbed[name] for name in found} == found
+
+
 @pytest.mark.slow
 def test_separate_processes_one_of_which_is_killed_for_good(undisturbed, cluster, tmp_path):
     _, workers, address = cluster
-    process = sweep(tmp_path, "--scheduler", address)
+    given = (*FEWER, "--scheduler", address)
+    process = sweep(tmp_path, *given)
+    wait_for(tmp_path, 2, process)
+    process = again(process, tmp_path, *given)
     wait_for(tmp_path, 5, process)
-    process = again(process, tmp_path, "--scheduler", address)
-    wait_for(tmp_path, 12, process)
     children = psutil.Process(workers[0].pid).children(recursive=True)
     workers[0].kill()
     for child in children:
         child.kill()
-    wait_for(tmp_path, 18, process)
-    process = again(process, tmp_path, "--scheduler", address)
+    wait_for(tmp_path, 7, process)
+    process = again(process, tmp_path, *given)
     status, said = end(process)
     assert status == 0, said
-    assert results(tmp_path) == undisturbed
+    assert those_of(undisturbed, tmp_path)
     assert not list(tmp_path.rglob(".lock*"))
 
 
@@ -162,15 +191,14 @@ def test_a_scheduler_that_goes_away_is_said_and_nothing_is_lost(undisturbed, clu
     assert 2 <= len(list(tmp_path.glob("*/result.json"))) < 10
     status, said = end(sweep(tmp_path, *FEWER))
     assert status == 0, said
-    found = results(tmp_path)
-    assert len(found) == 10
-    assert found == {name: undisturbed[name] for name in found}
+    assert those_of(undisturbed, tmp_path)
 
 
-@pytest.mark.slow
-def test_no_scheduler_at_the_address(tmp_path):
-    status, said = end(sweep(tmp_path / "new", "--scheduler", "tcp://127.0.0.1:9"), 120)
-    assert status == 1
+def test_no_scheduler_at_the_address(tmp_path, monkeypatch, capsys):
+    patient = clusters.Client
+    monkeypatch.setattr(clusters, "Client", lambda address, timeout: patient(address, timeout=timeout / 10))
+    assert status_of("sweep", *GRID, "--scheduler", "tcp://127.0.0.1:9", "--out", str(tmp_path / "new")) == 1
+    said = capsys.readouterr().err
     assert "expected `--scheduler` to be the address of a Dask scheduler, but got 'tcp://127.0.0.1:9'" in said
     assert "Traceback" not in said
     assert not (tmp_path / "new").exists()

@@ -62,7 +62,7 @@ def test_without_matched_noise_the_record_shows_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_out_of_reach_is_a_warning_of_the_result(tmp_path: Path) -> None:
-    found = run(tmp_path, "autoencoder", target_sparsity=0.95, q_min=2.4, epochs=40, train_size=400)
+    found = run(tmp_path, "autoencoder", target_sparsity=0.95, q_min=2.4, epochs=20)
     told = [warning for warning in found["warnings"] if "out of reach" in warning]
     assert len(told) == 1
     assert "q has been at its lower bound, 2.4, for 50 updates" in told[0]

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,9 @@ def test_the_images_are_uncorrelated_components():
 
 
 @pytest.mark.slow
-def test_all_of_it(tmp_path):
+def test_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "sparse_code", partial(training.sparse_code, sweeps=20))
+    monkeypatch.setattr(training, "by_penalty", partial(training.by_penalty, iterations=20))
     heard: list[str] = []
     found = theory.run(tmp_path, heard.append, steps=40, long=60)
     assert len(heard) == theory.PARTS

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,8 +172,8 @@ def peak(steps):
     run(text.with_suffix(""), "language", epochs=1, method="dropout", **changed)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-tenth = peak(30)
-print(peak(300) - tenth)
+tenth = peak(10)
+print(peak(100) - tenth)
 """
 
 
@@ -181,7 +182,7 @@ def test_memory_does_not_grow_with_the_steps_of_an_epoch(tmp_path: Path) -> None
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", _PEAKS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths})
-    assert float(done.stdout) < 200, done.stderr  # MB; a tensor kept for every step, and it is over 1000
+    assert float(done.stdout) < 200, done.stderr  # MB; the scores of every step kept, and it is over 500
 
 
 def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:
@@ -257,7 +258,9 @@ def test_bf16(kind: str, tmp_path: Path) -> None:
 # the compiler's own, where it enters again behind the LSTM, which it leaves out
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("kind", ["autoencoder", "image", "awd", "transformer"])
-def test_compiled(kind: str, tmp_path: Path) -> None:
+def test_compiled(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind != "autoencoder":  # the others are traced whole, for which a compiler that takes a minute is not needed
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     # dropped words are drawn elsewhere in compiled code
     without_words = {"embedding_drop": 0.0} if kind == "awd" else {}
     same: dict[str, Any] = {"method": "none", "epochs": 1, **without_words, **WELL_POSED.get(kind, {})}

@@ -1,7 +1,6 @@
 """Two processes on a CPU train as one with the doubled batch does."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -102,20 +101,16 @@ def test_a_killed_pair_goes_on(tmp_path: Path) -> None:
     first, second = (state["streams"]["noise"][0] for state in whole["state"]["processes"])
     assert not torch.equal(first, second)
     folder = tmp_path / "killed"
-    chance = random.Random(0)
-    done = [0]
-    for _ in range(2):
-        saved = changed(folder / run_folder.CHECKPOINT)
-        process = started("language", folder, "--resume", **options)
-        while process.poll() is None and not saved():
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.3))
-        kill(process)
-        state, told = run_folder.load(folder)
-        assert (state is not None, told) == (True, "")
-        done.append(state["steps"] if state else 0)
-    assert done == sorted(set(done))
-    assert done[-1] < whole["result"]["steps"]
+    saved = changed(folder / run_folder.CHECKPOINT)
+    process = started("language", folder, **options)
+    while process.poll() is None and not saved():
+        time.sleep(0.001)
+    time.sleep(0.2)
+    kill(process)
+    state, told = run_folder.load(folder)
+    assert state is not None
+    assert told == ""
+    assert 0 < state["steps"] < whole["result"]["steps"]
     with pytest.raises(RunError, match=r"was started with 2 processes, not 1: resume it with as many$"):
         run(folder, "language", **options)
     pair("language", folder, "--resume", **options)

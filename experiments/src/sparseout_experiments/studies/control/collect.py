@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,16 @@ class Record:
     data: str
     config: dict[str, Any]  # the options on which all runs agree
 
-    @property
+    @cached_property
     def finished(self) -> pd.DataFrame:
         return self.frame[self.frame["status"] == "finished"]
 
-    @property
+    @cached_property
     def analysed(self) -> pd.DataFrame:
         """Those of them that are no trial of tuning."""
         return self.finished[self.finished["role"] != "tuning"]
 
-    @property
+    @cached_property
     def failed(self) -> pd.DataFrame:
         return self.frame[self.frame["status"] == "failed"]
 
