@@ -141,6 +141,14 @@ def test_how_far_the_larger_budget_has_come():
     assert ["no", "one", "two", "three", "four", "five"].index(claim[1]) == whole
 
 
+def test_how_closely_a_short_training_meets_its_targets():
+    rows = json.loads((ROOT / "results/targets-short.json").read_text())["rows"]
+    off = [abs(row["last_tenth"] - row["target"]) for row in rows if row["target"] is not None]
+    assert max(off) <= 0.01
+    assert f"[met all {len(off)} targets]" in text("docs/how-to/target.md")
+    assert f"to {max(off):.4f} over the last 20" in text("docs/how-to/target.md")
+
+
 def test_where_more_noise_makes_the_lstm_denser():
     rows = json.loads((ROOT / "results/targets-language.json").read_text())["rows"]
     hoyer = {row["value"]: row["hoyer"] for row in rows if row["knob"] == "p" and row["target"] is None}
