@@ -131,7 +131,7 @@ def _plan(
         if constants:
             chosen = sorted(constants)
             constant_values = torch.stack([constants[unit] for unit in chosen])
-            revivals.append(_Revival(path.chain, torch.tensor(chosen), constant_values))
+            revivals.append(_Revival(path.chain, torch.tensor(chosen, device="cpu"), constant_values))
     return revivals
 
 
@@ -145,7 +145,8 @@ class _Path:
     def constant(self, start: Value) -> Tensor | None:
         """The input of the consumer from each unit if that is 0 at `start`; None if its bias cannot stand for it."""
         layer = self.chain.producers[0]
-        known: dict[Value, Tensor] = {start: torch.zeros(self.chain.units, dtype=weight(layer).dtype)}
+        zeros = torch.zeros(self.chain.units, dtype=weight(layer).dtype, device="cpu")
+        known: dict[Value, Tensor] = {start: zeros}
         for step in self.steps:
             inputs = [known[x] for x in step.inputs if x in known]
             if not inputs or step.output in known:
@@ -293,7 +294,7 @@ def _replace_incoming(revival: _Revival, optimizer: Any) -> None:
 def _clear_outgoing(revival: _Revival, optimizer: Any) -> None:
     layer, block = revival.chain.consumer, revival.chain.block
     parameter, dim = weight(layer), in_dim(layer)
-    units = (revival.units[:, None] * block + torch.arange(block)).flatten().to(parameter.device)
+    units = (revival.units[:, None] * block + torch.arange(block, device="cpu")).flatten().to(parameter.device)
     if revival.constant.any():
         constant = revival.constant.repeat_interleave(block).to(parameter.device, torch.float64)
         columns = parameter.index_select(dim, units).double().movedim(dim, -1)  # (outputs, ..., units)

@@ -93,8 +93,8 @@ class ActivityPenalty:
         check(strength=strength, q=q, eps=eps, target=target, unit_dim=unit_dim, warmup=warmup)
         self.strength: Any = strength  # a controller puts tensors there
         self.q, self.eps, self.target, self.unit_dim, self.warmup = q, eps, target, unit_dim, warmup
-        with torch.inference_mode(False):
-            self._steps = torch.zeros(1, dtype=torch.int64)  # a tensor, as compiled code would guard on a number
+        with torch.inference_mode(False):  # a tensor, as compiled code would guard on a number
+            self._steps = torch.zeros(1, dtype=torch.int64, device="cpu")
         if modules is None:
             modules = list(strength) if isinstance(strength, Mapping) else _activations
         self._sites = choose(model, modules)
@@ -153,7 +153,7 @@ class ActivityPenalty:
                 wanted = "called in the vmap or grad that the model ran in"
                 raise RuntimeError(expected("penalty.loss()", wanted, "called after it"))
         if not terms:
-            return torch.zeros(())
+            return torch.zeros((), device="cpu")
         total = torch.stack(terms).sum()
         if self.warmup:
             total = total * torch.ops.sparseout.warmup_factor(self._steps, self.warmup)
@@ -218,7 +218,7 @@ class ActivityPenalty:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the attributes of a copy, or those of the first version, which had fewer."""
         new = {"_units": UnitTracker(nn.Identity(), state["unit_dim"]), "_hooks": Hooks(), "_warned": False}
-        new |= {"warmup": 0, "_steps": torch.zeros(1, dtype=torch.int64)}
+        new |= {"warmup": 0, "_steps": torch.zeros(1, dtype=torch.int64, device="cpu")}
         vars(self).update(new | state | {"_terms": [], "_recomputed": [], "_attached": False, "_without_grad": set()})
 
 
@@ -241,7 +241,9 @@ _library.impl("warmup_factor", lambda steps, warmup: (steps / warmup).clamp(max=
 torch.library.register_fake(
     "sparseout::warmup_factor", lambda steps, warmup: steps.new_empty((), dtype=torch.float32), lib=_library
 )
-torch.library.register_fake("sparseout::in_backward", lambda term: torch.empty((), dtype=torch.bool), lib=_library)
+torch.library.register_fake(
+    "sparseout::in_backward", lambda term: torch.empty((), dtype=torch.bool, device="cpu"), lib=_library
+)
 
 
 def _activations(name: str, module: nn.Module) -> bool:

@@ -128,7 +128,7 @@ def proven(chain: Chain, ranges: ChainRanges, removed_columns: dict[nn.Module, T
             step_inputs = [bounds[value] for value in step.inputs if value in bounds]
             last = _of_step(step, step_inputs) if len(step_inputs) == len(step.inputs) else None
         if last is None:
-            return torch.zeros(chain.units, dtype=torch.bool)
+            return torch.zeros(chain.units, dtype=torch.bool, device="cpu")
         bounds[step.output] = last
     assert last is not None
     return (last.constant | ((last.low == 0) & (last.high == 0))).cpu()

@@ -39,7 +39,8 @@ def measure_break_even(column: Tensor, bias: Tensor | None) -> tuple[Break, ...]
         low, high = 0, len(candidates)  # the best is one of candidates[low:high]
         while high - low > 1:
             middle = (low + high) // 2
-            x = torch.rand(rows, column.shape[1], generator=generator).lt(candidates[middle]).to(column.dtype)
+            draws = torch.rand(rows, column.shape[1], generator=generator, device="cpu")
+            x = draws.lt(candidates[middle]).to(column.dtype)
             if _gains(x, column, bias):
                 low = middle
             else:

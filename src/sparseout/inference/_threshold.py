@@ -266,7 +266,7 @@ class _Counts:
         bin_ = int((below - (1 - density)).abs().argmin())
         if bin_ == 0 or density >= 1:
             return 0.0
-        upper = torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32).view(torch.float32)
+        upper = torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32, device="cpu").view(torch.float32)
         return float(upper)
 
 

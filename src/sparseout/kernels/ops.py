@@ -324,7 +324,7 @@ class _Native(torch.autograd.Function):
         if plain and not torch.is_grad_enabled():  # nobody asks for a derivative of this derivative
             return cpu.run(cpu.GRADIENT, grad, x, *ctx.arguments), None
         seed, p, params, shared_dims, exact = ctx.arguments
-        noise = NoiseArguments(torch.tensor(seed), p, list(params), None, shared_dims, exact)
+        noise = NoiseArguments(torch.tensor(seed, device="cpu"), p, list(params), None, shared_dims, exact)
         return _gradient(grad, x, noise), None
 
 

@@ -88,7 +88,7 @@ def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 def norm_moments(rows: Tensor, samples: int) -> dict[str, Tensor]:
     """Sums that mean and variance of each unit are made from, with the number of rows and of samples."""
-    counts = torch.tensor([len(rows), samples], dtype=torch.float64)
+    counts = torch.tensor([len(rows), samples], dtype=torch.float64, device="cpu")
     return {"counts": counts.to(rows.device), "sum": rows.double().sum(0), "square": rows.double().square().sum(0)}
 
 
