@@ -14,6 +14,7 @@ from torch import nn
 import sparseout
 from conftest import needs_compiler
 from sparseout import Sparseout, convert_dropout_, insert_after_, revert_, set_q_
+from sparseout.baselines import KWinners
 
 
 def net():
@@ -210,6 +211,13 @@ def test_a_traced_graph_has_what_was_inserted():
     traced = torch.fx.symbolic_trace(model)
     assert sorted(traced(x).unique().tolist()) == [0.0, 2.0]
     assert torch.equal(traced.eval()(x), x)
+
+
+def test_a_traced_graph_has_what_was_inserted_after_a_layer_of_ours_once():
+    model, x = nn.Sequential(KWinners(0.5, units=100, boost=0)), torch.ones(2, 100)
+    insert_after_(model, KWinners, p=0.5, q=2.0)
+    traced = torch.fx.symbolic_trace(model)
+    assert sorted(traced(x).unique().tolist()) == [0.0, 2.0]
 
 
 def test_inserted_and_converted_together():

@@ -119,7 +119,7 @@ CROSSED: list[dict[float, float | None]] = [{1.0: 0.5, 3.0: 0.7}, {1.0: 0.7, 3.0
         (made_up(RISING), "the code rises, from 0.40 to 0.90"),
         (made_up(FALLING, RISING), "over live units it rises, from 0.40 to 0.90."),
         (made_up(CROSSED), "has no clear direction"),
-        (made_up(FALLING[:1]), "the code goes, from 0.89 to 0.40, by -0.245 per unit"),
+        (made_up(FALLING[:1]), "the code changes, from 0.89 to 0.40, by -0.245 per unit"),
         (made_up([curve | {1.0: None} for curve in FALLING]), "As q goes from 2 to 3"),  # at 1 all codes are zero
         (made_up([*FALLING[:2], FALLING[2] | {3.0: None}]), "from 0.90 to 0.40"),  # of two seeds
         (made_up([{2.0: 0.6}]), ""),

@@ -92,7 +92,10 @@ def test_what_is_packed_is_to_be_unpacked(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (["cat", "dog"], "or put the files for it into the folder '{0}/test', and the others into such as '{0}/train'"),
+        (
+            ["cat", "dog"],
+            "or put the files for it into the folder '{0}/test', and the others into one such as '{0}/train'",
+        ),
         (
             ["train/cat", "train/dog"],
             "only train: add test-00000-of-00001.parquet to the others, or put the files for it into",

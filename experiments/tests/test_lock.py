@@ -86,6 +86,16 @@ def test_a_folder_that_another_removes_as_it_is_made(tmp_path, monkeypatch):
     assert not failures
 
 
+def test_it_is_given_back_though_its_file_cannot_be_removed(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Read-only"), lock.locked(tmp_path / "run"):
+        patched.setattr(Path, "unlink", refuse)
+    with lock.locked(tmp_path / "run"):
+        pass
+
+
 @pytest.mark.parametrize("folder", ["file", "file/run", "gone", "gone/run", "/dev/null"])
 def test_a_folder_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").touch()

@@ -49,13 +49,24 @@ def as_step(module: nn.Module, x: Any) -> fx.Proxy | None:
 
     As for torch's own layers: the graph calls the layer, in the mode and with the arguments that it has then.
     """
+    path = _path(module, x)
+    return x.tracer.create_proxy("call_module", path, (x,), {}) if path else None
+
+
+def is_step(module: nn.Module, output: Any) -> bool:
+    """Whether the output is a step of a graph in which the module is called, and with it its hooks."""
+    path = _path(module, output)
+    return path is not None and (output.node.op, output.node.target) == ("call_module", path)
+
+
+def _path(module: nn.Module, x: Any) -> str | None:
+    """The path of the module in the model that torch.fx traces with x; None where it traces none, or not this one."""
     if not isinstance(x, fx.Proxy) or not isinstance(x.tracer, fx.Tracer):
         return None
     try:
-        path = x.tracer.path_of_module(module)
+        return x.tracer.path_of_module(module)
     except NameError:
         return None
-    return x.tracer.create_proxy("call_module", path, (x,), {}) if path else None
 
 
 def source(module: nn.Module) -> list[tuple[Callable[..., Any], ast.AST]]:

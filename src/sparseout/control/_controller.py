@@ -35,15 +35,15 @@ class SparsityController:
     moved on its natural scale x: q itself, the logarithm of a strength or of k, the logarithm of p / (1 - p). A knob
     that makes activations denser as it rises is moved once in `every` steps by
 
-    .. math:: x \leftarrow x + K\,(e_t - e_{t-1} + e_t / T)
+    .. math:: x \leftarrow x + K\,(e_t - e_{t-1} + e_t / T) + v_t
 
     and other knobs the other way. e is the excess of sparsity over the target, measured since the last update, as an
     exponential moving average of weight 1/4. This is a proportional-integral law in velocity form: the first term
-    responds to a change at once, the second removes the remaining error; inside the dead-band only the first acts. An
-    update moves x by at most `max_step`, and by half of that towards sparser activations while far from the target,
-    since units that die do not recover. The same constants serve all knobs. In the first 8 updates the knob moves back
-    and forth by 2% of its range: where the measure responds at once, as to k, rather than in the course of training, K
-    and T are lowered accordingly. K is halved whenever steps back and forth show it to be too large.
+    responds to a change at once; the second, left out inside the dead-band, removes the remaining error. v is the
+    average step of some 40 updates, at most a quarter of `max_step`: it keeps up with a network that works against the
+    knob. An update moves x by at most `max_step`, and by half of that towards sparser activations while far from the
+    target, since dead units do not recover. In the first 8 updates the knob moves back and forth by 2% of its range:
+    where the measure responds at once, as to k, K and T are lowered accordingly. K is halved where it proves too large.
 
     **Where it measures**: at the input of Sparseout and Dropout layers, at the output of k-winners layers, where a
     penalty penalises, and where a knob of your own says; as means over samples of the measure over units.

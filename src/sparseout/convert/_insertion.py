@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from sparseout._utils.compiler import reset_compiler
 from sparseout._utils.modules import Filter, check_model, named_modules, resolve_filter, select
 from sparseout._utils.torch_internals import own_children, remove_call_hooks
+from sparseout._utils.tracing import is_step
 from sparseout._utils.validation import expected, type_name
 from sparseout.convert._report import ConversionReport
 from sparseout.functional import Gradient, Scale
@@ -141,7 +142,7 @@ class PerturbOutput:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if _NAME not in own_children(module) and not module.training:
+        if (_NAME not in own_children(module) and not module.training) or is_step(module, output):
             return output
         return self._perturb(type(module).__name__, output)
 

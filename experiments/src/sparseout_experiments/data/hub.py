@@ -69,7 +69,7 @@ def load(source: str, wanted: Sequence[str] = ("train", "test"), *, name: str | 
     if missing := [split for split in wanted if split not in splits]:
         lacks = f"{source!r} has no split named {missing[0]!r}, only {', '.join(splits)}"
         split, other = missing[0], "train" if missing[0] != "train" else "test"
-        places = f"into the folder {str(folder / split)!r}, and the others into such as {str(folder / other)!r}"
+        places = f"into the folder {str(folder / split)!r}, and the others into one such as {str(folder / other)!r}"
         added = f"add {split}-00000-of-00001.parquet to the others, or put the files for it {places}"
         how = added if local else "take another data set"
         raise DataError(f"{lacks}: {how}")

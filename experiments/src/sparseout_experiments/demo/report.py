@@ -83,7 +83,7 @@ def verdict(results: Results, scale: Scale) -> str:
     (slope, means), (of_live, live) = changes.values()
 
     def way(slope: Interval) -> str:
-        return "goes" if math.isnan(slope.half) else _WAYS[direction(slope)]
+        return "changes" if math.isnan(slope.half) else _WAYS[direction(slope)]
 
     ends, live = ([f"{values.iloc[end]:.2f}" for end in (0, -1)] for values in (means, live))
     return (

@@ -45,8 +45,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is given back: who waits for this file then makes another
-        os.close(taken)
+        try:
+            path.unlink(missing_ok=True)  # before it is given back: who waits for this file then makes another
+        finally:
+            os.close(taken)
         atomic_files.remove_empty(new)
 
 

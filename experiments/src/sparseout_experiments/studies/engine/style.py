@@ -34,7 +34,7 @@ DASHES: Any = (0, (4, 2))
 DOTS: Any = (0, (1.2, 1.6))
 
 STYLE: dict[Any, Any] = {
-    "figure.facecolor": "none",
+    "figure.facecolor": COLOURS["card"],
     "axes.facecolor": "none",
     "axes.edgecolor": COLOURS["muted"],
     "axes.labelcolor": COLOURS["ink"],
@@ -58,14 +58,12 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 10,
     "lines.linewidth": 1.7,
     "lines.markersize": 6.5,
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "sparseout",  # the same numbers give the same file
 }
 
 
-def style(background: str = COLOURS["card"]) -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """The style as a with-block, in which figures are both made and written."""
-    return mpl.rc_context(STYLE | {"figure.facecolor": background})
+    return mpl.rc_context(STYLE)
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
