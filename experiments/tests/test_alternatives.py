@@ -211,7 +211,7 @@ def test_what_the_page_says_of_the_newer_methods_on_mnist() -> None:
     assert all(-0.085 < change < -0.065 for (_, level), change in warm.items() if level == 0.8)
     errors = 1000 * comparison.errors_at(0.6, runs, "hoyer")
     higher = statistics.t_interval(errors.loc["statistical_topk"] - errors.loc["sparseout"])
-    assert f"{higher.mean:.2f} ± {higher.half:.2f}" == "0.96 ± 0.28"
+    assert f"{higher.mean:.2f} ± {higher.half:.2f}" == "0.96 ± 0.29"
     topk = runs[runs["method"] == "statistical_topk"]
     least = topk[topk["setting"] == 0.05].mean(numeric_only=True)
     assert (f"{least['dead']:.0%}", f"{least['density']:.2f}") == ("79%", "0.20")
@@ -236,7 +236,7 @@ def test_its_costs_are_those_of_the_benchmark() -> None:
 
 
 def test_bold_are_the_least_and_what_is_level_with_it() -> None:
-    """On MNIST at 0.7 four methods: the penalty and k-winners are higher by 0.17 ± 0.13 and 0.17 ± 0.16."""
+    """On MNIST at 0.7 four methods: the penalty and k-winners are higher by 0.19 ± 0.15 and 0.19 ± 0.12."""
     found = comparison.against_least(frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
     assert {name for name, p in found.items() if p > comparison.SIGNIFICANT} == {
         "sparseout",
@@ -244,7 +244,7 @@ def test_bold_are_the_least_and_what_is_level_with_it() -> None:
         "kwinners",
         "l1_warmup",
     }
-    assert found["penalty"] == pytest.approx(0.157, abs=0.01)
+    assert found["penalty"] == pytest.approx(0.139, abs=0.01)
     text = (ROOT / "docs/comparison.md").read_text()
     assert "| kwinners | - | - | 9.3 ± 0.1 | **11.8 ± 0.1** | **16.6 ± 0.2** |" in text
     assert "dead, over 450 samples" in text
