@@ -97,9 +97,7 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_goes_on_from_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "SEEDS", (0, 1))
     page, results = tmp_path / "page.md", tmp_path / "results"
     page.write_text(EMPTY)
@@ -107,10 +105,7 @@ def test_it_goes_on_from_its_results_and_repeats_what_they_have_no_density_of(
     study.reproduce(alternatives.STUDY, first, results, page, 1, train=fake_train)
     whole = results / "alternatives-small-digits.json"
     text, content = page.read_text(), json.loads(whole.read_text())
-    for row in content["rows"]:
-        if row["method"] == "penalty":
-            del row["density"]
-    content["rows"] = [row for row in content["rows"] if row["method"] != "relu2"]
+    content["rows"] = [row for row in content["rows"] if row["method"] not in ("penalty", "relu2")]
     complete = whole.read_text()
     whole.write_text(json.dumps(content))
 
@@ -189,12 +184,11 @@ def test_what_the_page_says_of_the_newer_methods_on_digits() -> None:
     squared = means.loc[("relu2", 0)]
     at = comparison.errors_at(squared["hoyer"], runs, "hoyer").loc["sparseout"].mean()
     assert squared["mse"] == pytest.approx(at, rel=0.1)
-    dense = alternatives.with_density(record)
-    plain = dense[dense["method"] == "none"]["density"].mean()
+    plain = means.loc[("none", 0)]["density"]
     assert squared["hoyer"] > 1.5 * means.loc[("none", 0)]["hoyer"]
     assert squared["density"] == pytest.approx(plain, abs=0.03)
     for level in (0.25, 0.4, 0.55):
-        order = comparison.errors_at(level, dense, "density").mean(axis=1)
+        order = comparison.errors_at(level, runs, "density").mean(axis=1)
         assert order["kwinners"] < order["penalty"] < order["sparseout"]
 
 
@@ -212,6 +206,9 @@ def test_what_the_page_says_of_the_newer_methods_on_mnist() -> None:
     errors = 1000 * comparison.errors_at(0.6, runs, "hoyer")
     higher = statistics.t_interval(errors.loc["statistical_topk"] - errors.loc["sparseout"])
     assert f"{higher.mean:.2f} ± {higher.half:.2f}" == "0.96 ± 0.29"
+    dense = {level: 1000 * comparison.errors_at(level, runs, "density").mean(axis=1) for level in (0.1, 0.2)}
+    shown = [f"{dense[level][method]:.1f}" for method in ("kwinners", "penalty", "sparseout") for level in dense]
+    assert shown == ["15.3", "10.4", "19.7", "11.8", "19.4", "12.0"]
     topk = runs[runs["method"] == "statistical_topk"]
     least = topk[topk["setting"] == 0.05].mean(numeric_only=True)
     assert (f"{least['dead']:.0%}", f"{least['density']:.2f}") == ("79%", "0.20")

@@ -1,6 +1,5 @@
 """The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,7 @@ class Alternatives(Study):
                 frame = frame_of(record)
                 parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
                 drawn[f"alternatives-{name}"] = figures.price(frame, MEASURES)
-                if len(dense := with_density(record)):
-                    drawn[f"alternatives-{name}-density"] = figures.density(dense)
+                drawn[f"alternatives-{name}-density"] = figures.density(frame)
             pages.write_images(page, drawn)
         atomic_files.write(page, pages.filled(text, parts))
 
@@ -103,14 +101,14 @@ STUDY = Alternatives()
 
 
 def _measured(record: Mapping[str, Any], wanted: Iterable[Run]) -> dict[Run, dict[str, Any]]:
-    """The runs among those wanted that a file has, but for those from before it had densities."""
+    """The runs among those wanted that a file has."""
     rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
-    known = [(run, rows.get((run.method, run.setting, run.seed), {})) for run in wanted]
+    known = [(run, rows.get((run.method, run.setting, run.seed))) for run in wanted]
     return {
         run: {name: row[name] for name in _NUMBERS}
         | {"config": record["config"], "environment": record["environments"][row["environment"]]}
         for run, row in known
-        if row.get("density") is not None
+        if row is not None
     }
 
 
@@ -124,20 +122,13 @@ def _text(page: Path, data: Iterable[str]) -> str:
 
 
 def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs of a record; what is undefined, or was not measured in its day, is nan."""
+    """The runs of a record; what is undefined is nan."""
     return pd.DataFrame(record["rows"]).astype(dict.fromkeys(("setting", "mse", *MEASURES, "density"), float))
-
-
-def with_density(record: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs whose density is known."""
-    return frame_of(record).dropna(subset=["density"])
 
 
 def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of a data set."""
-    name, config, p_values, dense = record["data"], record["config"], against_least(runs), with_density(record)
-    groups = dense.groupby(["method", "setting"], dropna=False)["density"]
-    densities = {(method, str(setting)): group.mean() for (method, setting), group in groups}  # nan is not equal to nan
+    name, config, p_values = record["data"], record["config"], against_least(runs)
     tables = []
     for measure, units in MEASURES.items():
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -164,7 +155,6 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
             for number, environment in enumerate(record["environments"])
             if len(made := runs[runs["environment"] == number])
         ],
-        "with_density": len(dense),
         "samples": config.get("test_size") or {"digits": 450, "mnist": 10_000}[name],
         "levels": LEVELS,
         "tables": tables,
@@ -174,9 +164,8 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
                 "setting": "" if setting != setting else f"{record['methods'][method]['knob']} = {setting:g}",
                 "hoyer": t_interval(group["hoyer"]),
                 "hoyer_live": t_interval(group["hoyer_live"]),
-                "density": densities.get((method, str(setting)), math.nan),
                 "error": t_interval(1000 * group["mse"]),
-                **group[["dead", "undefined", "seconds"]].mean(),
+                **group[["density", "dead", "undefined", "seconds"]].mean(),
             }
             for (method, setting), group in runs.groupby(["method", "setting"], sort=False, dropna=False)
         ],
