@@ -29,7 +29,7 @@ WITH_CODE = [
 
 # Says where the output of each block begins.
 MARK = "--- the next block ---"
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w.]*\w)")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?(?![\w.]*\w)")
 KNOB = re.compile(r"(?<=\bq = )\d\.\d+")  # wanders by a tenth where a sparsity does by a hundredth
 
 
@@ -88,6 +88,7 @@ def assert_alike(shown, printed):
 def test_numbers_that_differ_are_seen():
     assert_alike("Hoyer 0.430, dead 16", "Hoyer  0.431, dead 17")
     assert_alike("q = 1.34, hoyer 0.65", "q = 1.42, hoyer 0.65")
+    assert_alike("strength = 9.29e-05, target 0.2", "strength = 0.000116, target 0.2")
     with pytest.raises(AssertionError):
         assert_alike("q = 1.34, hoyer 0.65", "q = 1.52, hoyer 0.65")
     for wrong in ("Hoyer 0.46, dead 16", "Hoyer 0.43, dead 25", "Gini 0.43, dead 16", "Hoyer 0.43, dead 16\nmore"):
