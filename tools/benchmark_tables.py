@@ -114,7 +114,7 @@ def rewrite(path: Path, start: str, end: str, text: str) -> None:
 
 TABLES: list[tuple[str, str, str, Callable[[Record], str]]] = [
     ("README.md", "## What it costs\n\n", '"Matched" is a `scale`', cost),
-    ("docs/comparison.md", "and peak memory at width 1024:\n\n", "At width 1024 Sparseout costs", alternatives),
+    ("docs/comparison.md", "and peak memory at width 1024:\n\n", "In these steps Sparseout takes", alternatives),
 ]
 
 
