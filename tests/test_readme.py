@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_its_figures_are_those_of_the_benchmark():
     for implementation, cells, _ in lines:
         expected = [ratios.get((column, implementation), "") for column in columns]
         assert [cell.strip() for cell in cells.strip("|").split("|")] == expected
+
+
+def test_the_tables_of_costs_are_those_that_the_tool_writes():
+    tool = runpy.run_path(str(ROOT / "tools/benchmark_tables.py"))
+    for name, start, end, write in tool["TABLES"]:
+        table, *rest = (ROOT / name).read_text(encoding="utf-8").split(start)[1].split(end)
+        assert rest
+        assert table == write(tool["newest"]())
 
 
 def test_what_watching_costs_is_what_was_measured():

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparseout._utils.modules import is_fully_sharded
 from sparseout._utils.torch_internals import is_part_of_fsdp
 from sparseout._utils.validation import expected, type_name
 
@@ -35,7 +36,7 @@ def data_parallel_group(model: nn.Module) -> Group | None:
         if type(module).__name__ == "FullyShardedDataParallel":
             hybrid = "HYBRID" in str(module.sharding_strategy)  # of several groups, which together are the world
             return None if hybrid else module.process_group
-        if hasattr(module, "set_requires_gradient_sync"):  # of fully_shard
+        if is_fully_sharded(module):
             mesh = next((p.device_mesh for p in module.parameters() if hasattr(p, "device_mesh")), None)
             if mesh is not None and mesh.ndim == 1:
                 return mesh.get_group()

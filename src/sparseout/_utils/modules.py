@@ -55,10 +55,15 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return _named("", unwrapped(model), ())
 
 
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` was called on this module."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
 def sharded_modules(model: nn.Module) -> set[nn.Module]:
     """The modules whose parameters FullyShardedDataParallel or `fully_shard` has, which are whole for a while only."""
-    parts = (module for module in model.modules() if hasattr(module, "set_requires_gradient_sync"))
-    return {module for part in parts for module in part.modules()} | set(filter(is_part_of_fsdp, model.modules()))
+    of_fsdp = set(filter(is_part_of_fsdp, model.modules()))
+    return of_fsdp.union(*(part.modules() for part in filter(is_fully_sharded, model.modules())))
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -80,6 +80,20 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_floating(name: str, value: Any) -> None:
+    """Raise TypeError unless it is a floating-point tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type_name(value)
+        raise TypeError(expected(name, "a floating-point tensor", got))
+
+
+def check_dim(name: str, dim: int, ndim: int) -> int:
+    """A dim of a tensor with `ndim` of them, of which there is one at least; raises ValueError for another."""
+    if not -ndim <= dim < ndim:
+        raise ValueError(expected(name, f"in [{-ndim}, {ndim - 1}]", dim))
+    return dim
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of the `choices`. ValueError if it is none of them."""
     if value not in choices:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from sparseout._utils.torch_internals import is_sharded, readable
 from sparseout._utils.tracing import as_step
-from sparseout._utils.validation import check_probability, check_scalar, expected
+from sparseout._utils.validation import check_floating, check_probability, check_scalar, expected
 from sparseout.baselines.rows import with_parts
 from sparseout.functional import check_dims, normalise_dims
 from sparseout.kernels.mask import variance
@@ -47,8 +47,7 @@ def gaussian_dropout(
     dims = normalise_dims(check_dims(shared_dims), x.dim())
     if not training or (not isinstance(number, Tensor) and number == 0):
         return x
-    if not x.is_floating_point():
-        raise TypeError(expected("x", "a floating-point tensor", x.dtype))
+    check_floating("x", x)
     if x.is_nested:
         if 0 in dims:
             raise ValueError(expected("shared_dims", "dims within the examples of a nested tensor", shared_dims))

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 import torch
@@ -240,6 +240,15 @@ def _is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
+class _Forward(NamedTuple):
+    """A forward under a checkpoint."""
+
+    sums: Tensor  # of the rows that it was given
+    duty_cycle: Tensor  # by which it chose
+    checkpoint: int | None
+    backward: int | None = None  # the latest that computed it again
+
+
 class _Past:
     """The duty cycles by which forwards under a checkpoint chose, for when backward computes them again.
 
@@ -249,8 +258,7 @@ class _Past:
     """
 
     def __init__(self) -> None:
-        # sums, duty cycles, the checkpoint, and the latest backward that computed it again
-        self._forwards: deque[tuple[Tensor, Tensor, int | None, int | None]] = deque(maxlen=256)
+        self._forwards: deque[_Forward] = deque(maxlen=256)
         number = next(_numbers)
         _pasts[number] = self
         with torch.inference_mode(False):
@@ -272,19 +280,19 @@ class _Past:
         """The same, by the sums of the rows; what is there is kept for another time, or taken if this is it."""
         if not in_backward():
             if may_be_recomputed():
-                kept = [forward for forward in self._forwards if forward[3] is None]
-                kept.append((sums, duty_cycle.clone(), checkpoint_number(), None))
+                kept = [forward for forward in self._forwards if forward.backward is None]
+                kept.append(_Forward(sums, duty_cycle.clone(), checkpoint_number()))
                 self._forwards = deque(kept, maxlen=256)
             return duty_cycle
-        this = backward_number()
-        equal = [i for i, (known, *_, by) in enumerate(self._forwards) if by != this and torch.equal(known, sums)]
+        past, this = self._forwards, backward_number()
+        equal = [i for i, known in enumerate(past) if known.backward != this and torch.equal(known.sums, sums)]
         if not equal:
             return duty_cycle
-        number = self._forwards[equal[-1]][2]
-        mates = [index for index in equal if number is not None and self._forwards[index][2] == number]
+        number = past[equal[-1]].checkpoint
+        mates = [index for index in equal if number is not None and past[index].checkpoint == number]
         index = min(mates, default=equal[-1])
-        self._forwards[index] = (*self._forwards[index][:3], this)
-        return self._forwards[index][1]
+        past[index] = past[index]._replace(backward=this)
+        return past[index].duty_cycle
 
     def __reduce__(self) -> Any:
         return _Past, ()

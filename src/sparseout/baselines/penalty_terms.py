@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseout._utils.activations import unit_dim as dim_of_units
-from sparseout._utils.validation import check_int, check_number, check_positive, expected, type_name
+from sparseout._utils.validation import check_dim, check_floating, check_int, check_number, check_positive, expected
 
 EPS = 1e-3
 
@@ -81,13 +81,11 @@ def kl_penalty(x: Tensor, target: float = 0.05, *, unit_dim: int | None = None) 
 
 
 def _checked_dim(x: Any, unit_dim: int | None) -> int:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else type_name(x)))
+    check_floating("x", x)
+    if x.ndim == 0:
+        raise ValueError(expected("x", "of at least one dim", "a 0-d tensor"))
     dim = dim_of_units(x, None if unit_dim is None else check_int("unit_dim", unit_dim))
-    if not -x.ndim <= dim < x.ndim:
-        name, wanted = ("unit_dim", f"in [{-x.ndim}, {x.ndim - 1}]") if x.ndim else ("x", "of at least one dim")
-        raise ValueError(expected(name, wanted, unit_dim if x.ndim else "a 0-d tensor"))
-    return dim
+    return check_dim("unit_dim", dim, x.ndim)
 
 
 def lq_term(x: Tensor, q: float, eps: float, dim: int, copy: bool = False) -> Tensor:

@@ -104,7 +104,8 @@ def sparse_linear_(model: nn.Module, batches: Iterable[Any], *, modules: Modules
         return report
     chosen = select(linears, modules, "Linear layers")
     reasons = {name: _why_not(name, layer, everything, modules is not None) for name, layer in chosen.items()}
-    reasons |= {name: "its weight is sharded" for name, layer in chosen.items() if layer in sharded_modules(model)}
+    sharded = sharded_modules(model)
+    reasons |= {name: "its weight is sharded" for name, layer in chosen.items() if layer in sharded}
     recorded = _inputs(model, batches, [layer for name, layer in chosen.items() if reasons[name] is None])
     if not any(inputs.numbers for inputs in recorded.values()):
         check_rows(batches)

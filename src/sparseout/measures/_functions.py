@@ -21,7 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import check_bool, check_int, check_positive, expected, type_name
+from sparseout._utils.validation import (
+    check_bool,
+    check_dim,
+    check_floating,
+    check_int,
+    check_positive,
+    expected,
+)
 
 __all__ = ["MEASURES", "density", "gini", "hoyer", "kurtosis", "sparsity", "treves_rolls"]
 
@@ -105,13 +112,11 @@ def rows_of(x: Tensor, dim: int, eps: float, relative: bool) -> tuple[Rows, Tens
 
 
 def check_tensor(x: Tensor, dim: int, name: str = "dim") -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(expected("x", "a floating-point tensor", x.dtype if isinstance(x, Tensor) else type_name(x)))
+    check_floating("x", x)
     check_int(name, dim)
     if x.ndim == 0:
         raise ValueError(expected("x", "a tensor of at least one dimension", "a 0-d one"))
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(expected(name, f"in [{-x.ndim}, {x.ndim - 1}]", dim))
+    check_dim(name, dim, x.ndim)
 
 
 def check_eps(eps: float, relative: bool) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseout._utils.validation import check_int, expected, type_name
+from sparseout._utils.validation import check_floating, check_int, expected, type_name
 from sparseout.functional import Scale, check_p, check_q, check_scale, sparseout
 from sparseout.kernels import reference
 from sparseout.kernels.mask import variance
@@ -257,9 +257,7 @@ def _theta(
     if not isinstance(family, Family):
         raise TypeError(expected("family", "a Family, such as theory.GAUSSIAN", type_name(family)))
     for name, value in (("features", features), ("weight", weight)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type_name(value)
-            raise TypeError(expected(name, "a floating-point tensor", got))
+        check_floating(name, value)
     if isinstance(bias, bool) or not isinstance(bias, (int, float, Tensor)):
         raise TypeError(expected("bias", "a number or a tensor", type_name(bias)))
     if features.dim() == 0:

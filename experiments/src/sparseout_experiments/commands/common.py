@@ -1,6 +1,8 @@
 """What the commands share: reading values, progress, and how they fail."""
 
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -152,6 +154,11 @@ def reading_list(type_: Any) -> dict[str, Any]:
     read = reader(type_)
     options = reading(type_, lambda text: list({repr(value): value for value in map(read, text.split(","))}.values()))
     return options | {"metavar": f"{options['metavar']},..."}
+
+
+def command_line() -> str:
+    """The command as it was given, to repeat it."""
+    return shlex.join(["sparseout", *sys.argv[1:]])
 
 
 def fail(sentence: str, status: int = USAGE) -> NoReturn:

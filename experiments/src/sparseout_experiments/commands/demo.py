@@ -1,7 +1,5 @@
 """The command `demo`."""
 
-import shlex
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -10,7 +8,15 @@ import typer
 from rich.console import Console
 
 from sparseout_experiments.cli import importing
-from sparseout_experiments.commands.common import INTERRUPTED, counting, fail, reading, reading_list, wrote
+from sparseout_experiments.commands.common import (
+    INTERRUPTED,
+    command_line,
+    counting,
+    fail,
+    reading,
+    reading_list,
+    wrote,
+)
 from sparseout_experiments.demo import Gradient, Options, Scale, plan, run
 from sparseout_experiments.message import expected
 from sparseout_experiments.option_types import Count, Folder, NonNegative, Positive, Probability, Requirement
@@ -71,8 +77,7 @@ def _run(options: Options, folder: Path) -> None:
     with TemporaryDirectory() as work:
         jobs = plan(options, Path(work))
         with counting("run", len(jobs), now="reading the digits") as show:
-            command = shlex.join(["sparseout", *sys.argv[1:]])
-            results = run(jobs, command, lambda done, name: show(done, 0.0, name))
+            results = run(jobs, command_line(), lambda done, name: show(done, 0.0, name))
     rows, console = report.settings(results), Console()
     atomic_files.write(folder / "demo.png", figures.picture(rows, options.scales))
     written = [folder / "demo.png", *page.write(results, folder)]

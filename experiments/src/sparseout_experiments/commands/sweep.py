@@ -1,8 +1,6 @@
 """The commands `sweep TASK` and `report`: every combination of options, on a cluster, and the page of what came out."""
 
 import os
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from sparseout_experiments.commands.common import (
     FAILED,
     SCHEDULER,
     about,
+    command_line,
     counting_runs,
     ending,
     fail,
@@ -59,10 +58,9 @@ def _sweep(
         if dry_run:
             _show_plan(jobs, seeds, workers, console)
             return
-    command = shlex.join(["sparseout", *sys.argv[1:]])
     try:
         with ending(), counting_runs() as show:
-            sweep.perform(jobs, out, workers, scheduler, command, show)
+            sweep.perform(jobs, out, workers, scheduler, command_line(), show)
     finally:
         _write([out], out, console)
 

@@ -27,12 +27,10 @@ class Dial:
         value = rows["setting"].map(chosen) if p == "own" else of_q_2 if p == "common" else p
         of_dial = (rows["q"] == 2) | (rows["scale"] == scale) & (rows["gradient"] == gradient)
         self.q, self.rows = record.grid.q, rows[of_dial & (rows["value"] == value)]
-        self._of: dict[float, pd.DataFrame] = {}
+        self._of = dict(list(self.rows.groupby("q")))  # asked for every measure, and slow to select
 
     def of(self, q: float) -> pd.DataFrame:
-        if q not in self._of:  # asked for every measure, and slow to select
-            self._of[q] = self.rows[self.rows["q"] == q]
-        return self._of[q]
+        return self._of.get(q, self.rows[:0])
 
     def curve(self, measure: str) -> Curve:
         return {q: dict(zip(self.of(q)["seed"], self.of(q)[measure], strict=True)) for q in self.q}
