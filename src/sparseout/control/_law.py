@@ -15,6 +15,7 @@ TRIAL_UPDATES = 8
 LEAST_TIME = 3.0  # integral time where the measure responds at once: that of the moving average of the error
 TRIAL_ERRORS = 2  # standard errors that a response has to be from 0 to count
 DRIFT_TIME = 40  # updates over which steps are averaged into the drift
+OPPOSED_DRIFT_TIME = 10  # the same while the drift moves the knob away from the target: it is out of date
 MAX_DRIFT = 1 / 4  # of the largest step
 
 NATURAL: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
@@ -64,13 +65,16 @@ class Law(NamedTuple):
         x_{t+1} &= \mathrm{clip}(x_t + \mathrm{clip}(K (e_t - e_{t-1}) + i_t + v_t, -s_t, s), l, h) \\
         i_t &= [\,|e_t| > d\,]\, K e_t / T', \qquad s_t = s / 2 \text{ if } i_t < -s / 2 \text{, else } s \\
         1 / K &= 1 / K_{\max} + r, \qquad T' = \max(T K / K_{\max}, 3) \\
-        v_{t+1} &= \mathrm{clip}(v_t + (x_{t+1} - x_t - v_t) / 40, -s / 4, s / 4)
+        v_{t+1} &= \mathrm{clip}(v_t + (x_{t+1} - x_t - v_t) / T_v, -s / 4, s / 4), \\
+        T_v &= 10 \text{ if } v_t e_t < 0 \text{, else } 40
 
     with x the knob's position on its natural scale, with which activations become denser, (l, h) `ends`,
     :math:`K_{\max}` `largest_gain`, T `integral_time` in updates, d `deadband` and s `max_step`. r is the `response`:
     by how much the measure falls at once for a unit of x; 0 where the knob acts through training. Far from the target
     the way to sparser activations is taken at most half as fast as that to denser ones, since units that die do not
-    come back; near it both are alike, so that noise in the measure moves the knob neither way.
+    come back; near it both are alike, so that noise in the measure moves the knob neither way. v, the `drift`, is the
+    average step, which is what a knob needs that has to move all the time; where it moves the knob away from the target
+    it is averaged over fewer steps, since by then it is out of date.
     """
 
     largest_gain: float
@@ -105,10 +109,11 @@ class Law(NamedTuple):
         fastest = self.max_step / (2 if integral < -self.max_step / 2 else 1)
         return _clip(x + _clip(gain * change + integral + drift, -fastest, self.max_step), *self.ends)
 
-    def drift(self, drift: float, step: float) -> float:
-        """v_{t+1} from v_t and x_{t+1} - x_t."""
+    def drift(self, drift: float, step: float, error: float) -> float:
+        """v_{t+1} from v_t, x_{t+1} - x_t and e_t."""
         largest = MAX_DRIFT * self.max_step
-        return _clip(drift + (step - drift) / DRIFT_TIME, -largest, largest)
+        time = OPPOSED_DRIFT_TIME if drift * error < 0 else DRIFT_TIME
+        return _clip(drift + (step - drift) / time, -largest, largest)
 
 
 class Swing:

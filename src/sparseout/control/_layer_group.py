@@ -217,7 +217,7 @@ class LayerGroup:
         x = self.axis.x(self.value) - (step * trial_side(self.trials, first) if self.trials else 0.0)
         if self.trials >= TRIAL_UPDATES or not step:
             before, x = x, law.next(x, error, change, self.response, self.drift)
-            self.drift = law.drift(self.drift, x - before)
+            self.drift = law.drift(self.drift, x - before, error)
             if self.swing.update(x - before, law.max_step):
                 self.response += 1 / law.gain(self.response)  # half the gain
         else:
