@@ -5,15 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 from sparseout_experiments.studies import control as study
-from sparseout_experiments.studies.control import collect
+from sparseout_experiments.studies.control import collect, figures
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
 from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import style
 
 ROOT = Path(__file__).parents[2]
 TASKS = tuple(BUDGETS["small"])
+
+
+def blank(monkeypatch: pytest.MonkeyPatch, made: bool = False) -> None:
+    """Leave figures unpainted, which takes most of the time of a page; and empty, unless they are to be `made`."""
+    monkeypatch.setattr(style, "png", lambda *_: b"")
+    for name in ("panels", "overview", "networks", "curves") if not made else ():
+        monkeypatch.setattr(figures, name, lambda *_: Figure())
 
 
 def save(tmp_path: Path, ledger: Ledger, task: Task = "autoencoder", budget: str = "small") -> Record:

@@ -15,6 +15,7 @@ from sparseout_experiments.studies.alternatives import BUDGETS, comparison, fram
 from sparseout_experiments.studies.alternatives.grid import METHODS, WITHOUT_KNOB
 from sparseout_experiments.studies.alternatives.grid import runs as runs_of
 from sparseout_experiments.studies.engine import pages, statistics, study
+from study_pages import blank
 from study_rows import ENVIRONMENT, Inline, write_result
 from typer.testing import CliRunner
 
@@ -90,6 +91,7 @@ def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch
     assert text.count("| relu2 |") == 1
     assert "96 runs, 2 seeds, 3 minutes" in text
     again = tmp_path / "page.md"
+    blank(monkeypatch, made=True)
     alternatives.STUDY.render(tmp_path / "results", again)
     assert again.read_text() == text
     with pytest.raises(ValueError, match=r"with <!-- begin: b --> and <!-- end: b -->, but got one without"):

@@ -11,15 +11,15 @@ from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
 from sparseout_experiments.studies.control.runner import Ledger
-from sparseout_experiments.studies.engine import style
+from study_pages import blank
 from study_rows import ledger_of
 
 TASKS = tuple(BUDGETS["medium"])
 
 
 @pytest.fixture(autouse=True)
-def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(style, "png", lambda *_: b"")
+def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank(monkeypatch, made="figures" in request.node.name or "interrupted" in request.node.name)
 
 
 def ledger(task: Task, seeds: int = 5, effect: float = 1.0) -> Ledger:

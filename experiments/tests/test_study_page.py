@@ -12,18 +12,10 @@ from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, Setting, Task
-from sparseout_experiments.studies.engine import style
 from study_pages import TASKS, raw, render, save, shown, tables
 from study_rows import ledger_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(autouse=True)
-def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not painted, which would take most of the time, where a test is not about them."""
-    if "figures" not in request.node.name:
-        monkeypatch.setattr(style, "png", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +64,7 @@ def test_every_row_of_a_table_is_in_the_results(whole: tuple[Path, str], task: T
 
 def test_every_number_of_the_contrasts_is_scipys(whole: tuple[Path, str]) -> None:
     folder, text = whole
+    found = {task: raw(folder, task) for task in TASKS}
     for _, task, said, slope, ends, effect, span, margin, n, word in tables(text, "Every contrast"):
         metric = GRIDS[task].metric  # type: ignore[index]
         mean = "last" if "at the last epoch" in said else "mean"
@@ -87,7 +80,7 @@ def test_every_number_of_the_contrasts_is_scipys(whole: tuple[Path, str]) -> Non
                 [
                     next(
                         row["test"][metric] if what == metric else row[mean][what]
-                        for row in raw(folder, task)  # type: ignore[arg-type]
+                        for row in found[task]  # type: ignore[index]
                         if (row["q"], row["seed"]) == (q, seed)
                         and row["role"] in role
                         and (q == 2 or (row["scale"], row["gradient"]) == (wanted, gradient))

@@ -18,6 +18,7 @@ from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.cluster import Job, Outcome
 from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped
+from study_pages import blank
 from study_rows import Inline, fake_train, result_of
 
 HERE = Path(__file__).parent
@@ -30,6 +31,11 @@ def reproduce(tmp_path: Path, train: Any = fake_train, tasks: tuple[str, ...] = 
     )
     assert isinstance(found, Ledger)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank(monkeypatch)
 
 
 @pytest.fixture

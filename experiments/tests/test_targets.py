@@ -11,6 +11,7 @@ from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.jobs import Progress, StudyStopped
 from sparseout_experiments.studies.targets import grid, training
+from study_pages import blank
 from study_rows import ENVIRONMENT, Inline, write_result
 from typer.testing import CliRunner
 
@@ -66,7 +67,8 @@ def test_targets_lie_in_the_range_that_fixed_values_reach(tmp_path: Path) -> Non
     assert (tmp_path / "docs/images/targets-autoencoder.png").stat().st_size > 10_000
 
 
-def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank(monkeypatch, made=True)
     first = reproduce(tmp_path)
     assert reproduce(tmp_path) == first
     assert {path.read_text() for path in (tmp_path / "work").rglob("calls")} == {"x"}
@@ -78,7 +80,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
         reproduce(tmp_path)
 
 
-def test_a_target_that_is_missed_is_said(tmp_path: Path) -> None:
+def test_a_target_that_is_missed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank(monkeypatch, made=True)
     record = reproduce(tmp_path)
     row = next(row for row in record["rows"] if row["measure"] == "density" and row["seed"] == 1)
     row["density"] = row["target"] - 0.011

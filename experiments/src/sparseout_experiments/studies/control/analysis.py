@@ -6,7 +6,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.dial import Curve, Dial, PChoice
+from sparseout_experiments.studies.control.dial import Curve, Dial, PChoice, cached_dial
 from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, HOYER_MARGIN, SEEDS, Task, grid_of
 from sparseout_experiments.studies.engine.statistics import (
     Interval,
@@ -116,7 +116,7 @@ def post_hoc(budget: str) -> list[Contrast]:
 
 def dial_of(contrast: Contrast, record: Record) -> Dial:
     """The runs that a contrast compares."""
-    return Dial(record, contrast.scale, contrast.gradient, contrast.p)
+    return cached_dial(record, contrast.scale, contrast.gradient, contrast.p)
 
 
 def evaluate(contrast: Contrast, record: Record | None) -> ContrastResult:
@@ -206,7 +206,7 @@ def identity(records: Iterable[Record]) -> Identity:
 
 def none_is_best(record: Record) -> bool | None:
     """Whether "none" beats every q at matched noise on validation data; None where there is nothing to compare."""
-    rows, dial = record.analysed, Dial(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
+    rows, dial = record.analysed, cached_dial(record, "matched", "detached", "own" if record.grid.tuned else 0.5)
     none, others = rows[rows["method"] == "none"], [dial.of(q) for q in dial.q]
     if none.empty or any(runs.empty for runs in others):
         return None

@@ -24,7 +24,7 @@ _NUMBERS = ("metric", "valid", *_LAST, "undefined", *(f"last_{name}" for name in
 _OTHER_COLUMNS = ("best_epoch", "digest", "device", "warnings", "curve")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """One task at one budget.
 

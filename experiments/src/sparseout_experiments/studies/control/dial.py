@@ -1,7 +1,7 @@
 """The dial: runs that differ in q and seed alone, and how their measures change with q."""
 
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import pandas as pd
@@ -69,6 +69,12 @@ class Dial:
     def trend(self, measure: str) -> str:
         change = self.change(measure)
         return "goes" if math.isnan(change.half) else _TRENDS[direction(change)]
+
+
+@lru_cache(256)  # selecting rows is slow, and figures, contrasts and sentences ask for the same dials
+def cached_dial(record: Record, scale: str, gradient: str, p: PChoice) -> Dial:
+    """The dial of these runs, made once."""
+    return Dial(record, scale, gradient, p)
 
 
 def collapsed(rows: pd.DataFrame) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, collapsed, mean
+from sparseout_experiments.studies.control.dial import COLLAPSED, PChoice, cached_dial, collapsed, mean
 from sparseout_experiments.studies.control.grid import GRIDS
 from sparseout_experiments.studies.engine.plots import canvas, points, references
 from sparseout_experiments.studies.engine.statistics import Interval
@@ -50,7 +50,7 @@ def plain(record: Record, method: str, p: PChoice) -> pd.DataFrame:
     """The analysed runs of "none" or of Dropout, which q = 2 is."""
     if method == "none":
         return record.analysed[record.analysed["method"] == "none"]
-    return Dial(record, "matched", "detached", p).of(2.0)
+    return cached_dial(record, "matched", "detached", p).of(2.0)
 
 
 def panels(record: Record, name: str) -> Figure:
@@ -204,7 +204,7 @@ def _placed(record: Record, scale: str, gradient: str, p: PChoice) -> dict[float
     """The runs by q; the paper's scale is run at each setting's own p alone, since its noise differs anyhow."""
     if scale not in record.grid.scales:
         return {}
-    dial = Dial(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
+    dial = cached_dial(record, scale, gradient, "own" if scale == "paper" and p == "common" else p)
     return {q: runs for q in dial.q if len(runs := dial.of(q))}
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sparseout_experiments.studies.control import analysis, figures
 from sparseout_experiments.studies.control.analysis import Contrast, ContrastResult, contrasts, post_hoc
 from sparseout_experiments.studies.control.collect import Record
-from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, mean
+from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, cached_dial, mean
 from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TITLE, Setting, Value, settings
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.study import Page
@@ -71,7 +71,7 @@ class Task:
         self.none_is_best = analysis.none_is_best(self.complete)
 
     def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> Dial:
-        return Dial(self.complete, scale, gradient, p)
+        return cached_dial(self.complete, scale, gradient, p)
 
     @property
     def seeds(self) -> set[int]:

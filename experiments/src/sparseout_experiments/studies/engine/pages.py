@@ -4,6 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,7 @@ def rendered(package: str, template: str, **values: Any) -> str:
     `percent`, `interval`, `short` (as with `:g`), `listed` and `range` of several numbers. `one_line` joins lines, and
     `cell` makes any text fit a table. A name without a value is an error.
     """
-    environment = _environment(package)
-    environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "short": "{:g}".format}
-    environment.filters |= {"listed": listed, "range": spread, "one_line": _one_line, "cell": _cell}
-    return wrapped(environment.get_template(template).render(values))
+    return wrapped(_environment(package).get_template(template).render(values))
 
 
 def html(package: str, template: str, **values: Any) -> str:
@@ -37,9 +35,13 @@ def html(package: str, template: str, **values: Any) -> str:
     return _environment(package, autoescape=True).get_template(template).render(values)
 
 
+@cache  # and with it the compiled templates
 def _environment(package: str, autoescape: bool = False) -> Environment:
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=PackageLoader(package, ""), autoescape=autoescape, **options)
+    environment = Environment(loader=PackageLoader(package, ""), autoescape=autoescape, **options)
+    environment.filters |= {"fixed": fixed, "percent": percent, "interval": interval, "short": "{:g}".format}
+    environment.filters |= {"listed": listed, "range": spread, "one_line": _one_line, "cell": _cell}
+    return environment
 
 
 def fixed(value: float | None, digits: int, signed: bool = False) -> str:
