@@ -32,8 +32,8 @@ lint: .venv/.dev
 types: .venv/.dev
 	.venv/bin/mypy
 
-# By file, so that what the tests of one share is made once.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+# By file, so that what the tests of one share is made once. Bytecode is kept, that of tests too.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 2 --dist loadfile
 
 # The operation a second time without the native kernel, as where there was no compiler.
 test: lint types

@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import architectures
@@ -17,6 +18,10 @@ needs_symbols = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
     reason="sizes as symbols were tried with the compiler of torch 2.13 alone",
 )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: a million objects that no collection needs to go through
 
 
 @pytest.fixture(autouse=True)

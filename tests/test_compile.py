@@ -26,16 +26,19 @@ def value_and_gradient(f, x, *args):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_equals_eager_for_a_seed_tensor(backend, dynamic):
-    variants = list(itertools.product((0.5, 1.5, torch.tensor(1.3)), ("detached", "exact"), (None, 0.5, "matched")))
+    qs, scales = enumerate((0.5, 1.5, torch.tensor(1.3))), enumerate((None, 0.5, "matched"))
+    variants = [  # every two of their values meet
+        (q, ("detached", "exact")[(i + j) % 2], beta) for (i, q), (j, beta) in itertools.product(qs, scales)
+    ]
     if backend == "inductor" or dynamic:  # slow to compile
-        variants = variants[::5]
+        variants = [variants[at] for at in (0, 5, 7)]  # every value is there
 
     def f(x, seed):  # one graph, as each takes half a second
         pairs = zip(x.unbind(), variants, strict=True)
         return torch.stack([sparseout(x, 0.3, q, gradient=how, scale=beta, seed=seed) for x, (q, how, beta) in pairs])
 
     compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend=backend)
-    for shape in ((6, 7), (9, 5)):
+    for shape in ((6, 7), (9, 5)) if dynamic else ((6, 7),):
         x = torch.randn(len(variants), *shape).relu()
         for seed in (torch.tensor(3), torch.tensor(2**40)):
             eager, other = value_and_gradient(f, x, seed), value_and_gradient(compiled, x, seed)

@@ -47,7 +47,7 @@ def test_the_target_is_met_by_every_knob(kind: str, measure: str, target: float)
     probe = next(batches(1, 512))
     controller = SparsityController(model, target, measure, knob=knob, every=2, probe=probe)
     start = list(controller.values.values())
-    train(model, penalty, controller, 400)
+    train(model, penalty, controller, 240)
     value = torch.tensor(list(controller._groups[0].reach.recent)[-10:]).mean().item()
     assert value == pytest.approx(target, abs=0.01)
     assert list(controller.values.values()) != start

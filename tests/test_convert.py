@@ -151,7 +151,7 @@ def test_copies_and_pickles_can_be_reverted(q):
 def test_compiled_before_and_after():
     x = torch.rand(64, 6)
     model = net()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.manual_seed(0)
     dropped = compiled(x)
     convert_dropout_(compiled, q=torch.tensor(1.0), p=1.0)

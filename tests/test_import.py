@@ -11,7 +11,6 @@ import pytest
 PROBE = """
 import json, sys
 import torch
-import torch._dynamo, torch.testing  # imported lazily by torch itself
 ours = set(sys.modules) | set(sys.stdlib_module_names)
 found = {}
 
@@ -20,7 +19,13 @@ def note(name):
     found[name] = sorted(new - set(sys.stdlib_module_names) - {"torch", "sparseout"})
 
 import sparseout
+from sparseout._utils.torch_internals import compiler_loaded
 note("alone")
+found["compiler"] = [compiler_loaded()]
+torch.compile(lambda x: x, backend="eager")(torch.ones(1))
+found["compiler"].append(compiler_loaded())
+import torch.testing
+ours |= set(sys.modules)  # what torch itself imports lazily
 model = torch.nn.Sequential(torch.nn.ReLU())
 with sparseout.SparsityMonitor(model) as monitor:
     model(torch.randn(3, 4))
@@ -51,6 +56,10 @@ def probed():
 
 def test_nothing_optional_is_imported_and_no_device_touched(probed):
     assert (probed["alone"], probed["integrations"], probed["device"]) == ([], [], False)
+
+
+def test_the_compiler_is_loaded_when_something_is_compiled(probed):
+    assert probed["compiler"] == [False, True]
 
 
 def test_a_report_needs_nothing_optional(probed):

@@ -25,8 +25,7 @@ def test_inference_mode_and_training_mix():
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("method", [False, True])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("before", "method"), [(False, True), (True, False)])
 def test_compiled(before, method):
     model = nn.Sequential(OrderedDict(linear=nn.Linear(6, 8), act=nn.ReLU(), noise=Sparseout(0.5), head=nn.ReLU()))
     if method:

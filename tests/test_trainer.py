@@ -1,6 +1,7 @@
 """The callback for the Trainer of transformers, in a Trainer: what is logged, how q goes on, what is left."""
 
 import json
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -146,26 +147,45 @@ def interrupted(folder, how):
     trainer(folder, callback, record, save_strategy="steps", save_steps=5).train()
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The callback of a training that nothing stopped, and its record."""
+    callback = controlled()
+    record = Record(callback)
+    trainer(tmp_path_factory.mktemp("whole"), callback, record).train()
+    return callback, record
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The checkpoint of a training that ended after it, once for each way to end."""
+
+    @cache
+    def checkpoint_of(how):
+        folder = tmp_path_factory.mktemp("stopped")
+        stop(interrupted, how, folder)
+        return folder / "checkpoint-5"
+
+    return checkpoint_of
+
+
 @pytest.mark.parametrize(
     ("how", "restored"),
     [("an exception", False), ("an exception", True), pytest.param("a kill", False, marks=pytest.mark.slow)],
 )
-def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
-    unbroken = controlled()
-    whole = Record(unbroken)
-    trainer(tmp_path / "whole", unbroken, whole).train()
+def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path, unbroken, stopped):
+    unbroken, whole = unbroken
     moves = {one - other for one, other in pairwise(whole.q.values())} - {0.0}
     assert len(moves) == 4
     assert max(map(abs, moves)) < 0.045  # not one that is cut off at 0.05, and would be the same whatever is lost
-    stop(interrupted, how, tmp_path)
     callback = controlled()
     rest = Record(callback)
-    again = trainer(tmp_path / "rest", callback, rest, restore_callback_states_from_checkpoint=restored)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    again = trainer(tmp_path, callback, rest, restore_callback_states_from_checkpoint=restored)
+    again.train(resume_from_checkpoint=str(stopped(how)))
     assert rest.q == {step: q for step, q in whole.q.items() if step > 5}
     used = [one for one in again.callback_handler.callbacks if isinstance(one, SparsityCallback)]
     assert (used == [callback]) is not restored  # the Trainer makes a new one from what the checkpoint has
-    names = {tag for tag in scalars(tmp_path / "rest") if "sparsity" in tag and not tag.endswith("/q")}
+    names = {tag for tag in scalars(tmp_path) if "sparsity" in tag and not tag.endswith("/q")}
     assert names == {f"train/sparsity/{ACT}/{name}" for name in SEEN}
     found, wanted = (plain(one._session.state()) for one in (used[0], unbroken))
     assert rounded(found) == rounded(wanted) if how == "a kill" else found == wanted
@@ -173,10 +193,8 @@ def test_resumed_q_goes_on_as_if_nothing_had_happened(how, restored, tmp_path):
     assert hooks(again.model) == 0
 
 
-def test_the_checkpoint_has_the_state_as_json(tmp_path):
-    callback = controlled()
-    trainer(tmp_path, callback, save_strategy="steps", save_steps=4).train()
-    saved = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["stateful_callbacks"]
+def test_the_checkpoint_has_the_state_as_json(stopped):
+    saved = json.loads((stopped("an exception") / "trainer_state.json").read_text())["stateful_callbacks"]
     arguments = saved["SparsityCallback"]["args"]
     assert arguments["modules"] == [ACT]
     assert arguments["control"] == {**CONTROL, "bounds": [1.0, 4.0]}
@@ -203,13 +221,12 @@ def test_a_checkpoint_of_a_training_without_it(tmp_path):
     assert record.q[6] == 2.5 != record.q[8]
 
 
-def test_a_checkpoint_of_other_layers_is_refused_and_nothing_is_left(tmp_path):
-    trainer(tmp_path, controlled(), save_strategy="steps", save_steps=3, max_steps=3).train()
+def test_a_checkpoint_of_other_layers_is_refused_and_nothing_is_left(tmp_path, stopped):
     model = gpt()
     says = rf"^expected `state` to be one of the layers transformer.drop, but got {NOISE}$"
     again = trainer(tmp_path, SparsityCallback(0.6, control={"modules": ["transformer.drop"]}), model=model)
     with pytest.raises(ValueError, match=says):
-        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        again.train(resume_from_checkpoint=str(stopped("an exception")))
     assert hooks(model) == 0
 
 

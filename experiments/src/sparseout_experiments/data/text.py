@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -128,9 +129,7 @@ def _parts(source: str) -> Sequence[Lines]:
     if path.is_file():
         return [_lines(path)]
     if source == "topics":
-        from pydoc_data.topics import topics
-
-        return _topics(topics)
+        return _help_texts()
     if source.lower() in _TREEBANK:
         raise hub.DataError(_GET_TREEBANK)
     if path.suffix == ".txt":
@@ -182,6 +181,13 @@ def _rows(texts: Iterable[str | None]) -> Iterator[str]:
     """A row may be a line, as in WikiText, or a document of many."""
     for text in texts:
         yield from (text or "").removesuffix("\n").split("\n")
+
+
+@cache  # finding their words takes longer than a short training
+def _help_texts() -> list[list[str]]:
+    from pydoc_data.topics import topics
+
+    return _topics(topics)
 
 
 def _topics(topics: dict[str, str]) -> list[list[str]]:

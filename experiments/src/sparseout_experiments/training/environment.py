@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages}
 
 
+@cache  # what is imported does not change
 def _revision() -> str | None:
     """The commit of this source, with a + where files differ from it; None outside a repository."""
 
