@@ -1,5 +1,6 @@
 """The file of rows of a benchmark survives a kill, and rows of other environments are not mixed in."""
 
+import json
 import os
 
 import pytest
@@ -104,3 +105,30 @@ def test_a_processor_without_a_name_has_that_of_its_kind(text, tmp_path, monkeyp
     monkeypatch.setattr(environment.platform, "processor", lambda: "")
     monkeypatch.setattr(environment.platform, "machine", lambda: "riscv64")
     assert environment.processor() == "riscv64"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"environment": {}},
+        {"environment": None},
+        {"environment": {"device": {"name": 3}}},
+        {"rows": [{}]},
+        {"rows": [3]},
+        {"rows": None},
+        {"rows": [{"case": "a", "section": "operation"}]},
+    ],
+)
+def test_rows_that_are_not_whole_are_one_sentence(damage, tmp_path, capfd):
+    (tmp_path / FILE).write_text(json.dumps({"kind": store.KIND, "environment": HERE, "rows": []} | damage))
+    assert status_of("bench", "--render", "--out", str(tmp_path)) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"sparseout: {tmp_path}")
+    assert (error.count("\n"), " does not hold " in error) == (1, True)
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_a_folder_in_the_place_of_rows_is_named(tmp_path, capfd):
+    (tmp_path / FILE).mkdir()
+    assert status_of("bench", "--render", "--out", str(tmp_path)) == 1
+    assert capfd.readouterr().err == f"sparseout: {tmp_path / FILE} does not hold rows of sparseout bench\n"

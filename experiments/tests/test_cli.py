@@ -1,5 +1,6 @@
 """The command line: its commands and their errors, help, completion, interrupts."""
 
+import errno
 import io
 import os
 import re
@@ -109,6 +110,23 @@ def test_files_are_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_what_cannot_be_written_is_named_and_not_the_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        atomic_files.write(tmp_path / "a", "")
+    assert refused.value.filename == str(tmp_path / "a")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as refused:
+        atomic_files.write(tmp_path / "b", "")
+    assert refused.value.filename == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
@@ -162,8 +180,8 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     monkeypatch.setattr("sparseout_experiments.commands.common._EVERY", 0.0)
     assert status_of(*arguments("language", epochs=2), "--out", str(tmp_path / "run")) == 0
     lines = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"sparseout: 0:00:\d\d  epoch 1/2  loss [\d.]+  0:00:\d\d left", lines[1]), lines
-    last = r"sparseout: 0:00:\d\d  epoch 2/2  loss [\d.]+  perplexity [\d.]+  Hoyer 0.\d\d  dead \d+%  0:00:00 left"
+    assert re.fullmatch(r"sparseout: 0:\d\d:\d\d  epoch 1/2  loss [\d.]+  0:\d\d:\d\d left", lines[1]), lines
+    last = r"sparseout: 0:\d\d:\d\d  epoch 2/2  loss [\d.]+  perplexity [\d.]+  Hoyer 0.\d\d  dead \d+%  0:00:00 left"
     assert re.fullmatch(last, lines[-1]), lines
 
 

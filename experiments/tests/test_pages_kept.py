@@ -1,7 +1,9 @@
 """Pages are those of the results, and no page and no file of results is replaced by an emptier one."""
 
+import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import status_of
@@ -54,6 +56,36 @@ def test_a_page_is_not_rendered_from_nothing(
     assert (page.read_text() if page.exists() else None) == before
     assert not (tmp_path / "nowhere").exists()
     assert not (tmp_path / "images").exists()
+
+
+FILES = {"control": "control-small-image", "alternatives": "alternatives-small-digits", "theory": "theory"}
+FILES |= {"targets": "targets-short", "revival": "revival-autoencoder", "payoff": "payoff-digits"}
+
+
+@pytest.mark.parametrize("study", PAGES)
+@pytest.mark.parametrize(
+    "damage", [{"rows": [3]}, {"rows": None}, {"environments": [3], "environment": 3}, {"task": [], "path": []}, "deep"]
+)
+def test_a_page_is_not_rendered_from_damaged_results(
+    study: str, damage: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "png", lambda *_: b"")
+    results = json.loads((ROOT / "results" / f"{FILES[study]}.json").read_text())
+    if study == "theory" and "rows" in damage:
+        damage = {"checks": damage["rows"]}
+    if study == "alternatives" and "task" in damage:
+        damage = {"data": []}
+    text = 100_000 * "[" if damage == "deep" else json.dumps(results | damage)
+    (tmp_path / f"{FILES[study]}.json").write_text(text)
+    page = tmp_path / "page.md"
+    before = (ROOT / "docs" / PAGES[study]).read_text() if study in ("alternatives", "theory") else None
+    if before is not None:
+        page.write_text(before)
+    command = [study] if study == "theory" else ["reproduce", study]
+    assert status_of(*command, "--render", "--results", str(tmp_path), "--page", str(page)) == 2
+    error = capfd.readouterr().err
+    assert (error.count("\n"), f"{tmp_path}" in error, " does not hold " in error) == (1, True, True), error
+    assert (page.read_text() if page.exists() else None) == before
 
 
 @pytest.mark.parametrize("study", [control.STUDY, targets.STUDY])

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from browser import CHROMIUM, browser
+from small import status_of
 from sparseout_experiments import config
 from sparseout_experiments.studies.engine import frame, report, sweep
 from study_rows import trained
@@ -59,6 +60,65 @@ def test_the_small_file_gives_the_page_again(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold results of sparseout report"):
         frame.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"runs": runs} for runs in ([], {}, [{}], [3])),
+        *({"metric": metric} for metric in ("mse", [])),
+        *({name: []} for name in ("swept", "common", "layers", "curves", "fixed")),
+        {"layers": {"another": {}}},
+        {"curves": {"q=1.0_seed=0": [{"a": 1}]}},
+        {"environments": [3]},
+        {"environments": None},
+        {"fixed": {"hoyer": "high"}},
+        {"fixed": {"status": "odd"}},
+        {"more": 1},
+    ],
+)
+def test_a_small_file_that_is_something_else(changed, whole_file, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(whole_file | changed))
+    with pytest.raises(ValueError, match="is not a complete file of sparseout report"):
+        frame.load(tmp_path / "report.json")
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    frame.save(made(folder, {"q": [1.0]}, seeds=1), folder / "report.json")
+    frame.load(folder / "report.json")
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["report.html", "table.tex", "sweep.csv", "report.json", "demo.png"])
+def test_files_of_others_are_left_alone(name, tmp_path, capfd, monkeypatch):
+    made(tmp_path / "runs", {"q": [1.0]}, seeds=1)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / name).write_text("mine")
+    monkeypatch.setattr("sparseout_experiments.studies.engine.jobs.train", None)
+    monkeypatch.setattr("sparseout_experiments.studies.engine.sweep.Cluster", None)
+    commands = [
+        ["demo"],
+        *([["report", str(tmp_path / "runs")], ["sweep", "autoencoder"]] if name != "demo.png" else []),
+    ]
+    for command in commands:
+        assert status_of(*command, "--out", str(tmp_path / "thesis")) == 2
+        wanted = f"'{tmp_path / 'thesis'}', whose {name} is not of a report"
+        sentence = f"sparseout: expected `--out` to be a folder without it, or that of a report, but got {wanted}\n"
+        assert capfd.readouterr().err == sentence
+    assert [(path.name, path.read_text()) for path in (tmp_path / "thesis").iterdir()] == [(name, "mine")]
+
+
+def test_files_of_a_report_are_made_again(whole_file, tmp_path):
+    (tmp_path / "table.tex").write_text("")
+    (tmp_path / "report.json").write_text(json.dumps(whole_file))
+    report.check(tmp_path)
+    for name in ("sweep.json", "config.toml"):  # whatever lies in the folder of a sweep or of a run
+        (tmp_path / "report.json").write_text("")
+        (tmp_path / name).touch()
+        report.check(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_an_unfinished_sweep_with_failures_says_so(tmp_path):

@@ -132,7 +132,7 @@ def read(path: Path, task: str, named: Named = lambda name: name) -> dict[str, A
     except OSError as error:
         reason = f"{str(path)!r} ({error.strerror})"
         raise ValueError(expected(named("config"), "a file that can be read", reason)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(expected(named("config"), "a file in TOML", f"{str(path)!r} ({error})")) from None
     if options.pop("task", task) != task:
         raise ValueError(expected(named("config"), f"a file for the task {task}", repr(str(path))))
@@ -145,7 +145,7 @@ def of_folder(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any
         saved_task = tomllib.loads((folder / FILE).read_text(encoding="utf-8")).get("task")
         values = read(folder / FILE, str(saved_task))
         resolve(str(saved_task), values)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / FILE} is not that of a run ({error}): start another folder") from None
     if task not in (None, saved_task):
         raise ValueError(f"the run in {folder} has task = {saved_task!r}, not {task!r}: start another folder")

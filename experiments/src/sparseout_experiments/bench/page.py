@@ -12,6 +12,7 @@ from sparseout_experiments.bench.cases import BUSY, count, size
 from sparseout_experiments.bench.measure import Row
 from sparseout_experiments.bench.store import Record, grouped
 from sparseout_experiments.studies.engine import pages
+from sparseout_experiments.studies.engine.results import shown
 from sparseout_experiments.training import atomic_files
 
 PAGE = "bench.md"
@@ -30,10 +31,12 @@ def write(folder: Path) -> list[Path]:
     Raises NotRows where a file cannot be read.
     """
     records = read(folder)
-    pictures = {picture_path(record, folder): plot.picture(record) for record in records}
+    with shown(folder, store.KIND, store.NotRows):
+        pictures = {picture_path(record, folder): plot.picture(record) for record in records}
+        text = page(records, str(folder))
     for path, picture in pictures.items():
         atomic_files.write(path, picture)
-    atomic_files.write(folder / PAGE, page(records, str(folder)))
+    atomic_files.write(folder / PAGE, text)
     return [folder / PAGE, *pictures]
 
 

@@ -18,6 +18,7 @@ from sparseout_experiments.bench.cases import PLANS, Case, cores
 from sparseout_experiments.bench.measure import Row, measure
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import processor, versions
+from sparseout_experiments.training.run_folder import UNREADABLE
 
 KIND = "sparseout bench"
 
@@ -74,12 +75,14 @@ def source() -> str:
 def load(path: Path) -> Record:
     """A record from its file. Raises NotRows where the file is none."""
     try:
-        record = json.loads(path.read_text())
-        if record["kind"] != KIND:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["kind"] != KIND:
             raise KeyError
-        return Record(record["environment"], record["rows"])
-    except (ValueError, KeyError, TypeError) as error:
+        record = Record(content["environment"], content["rows"])
+        _ = record.quick, record.path(path.parent), record.cases  # without these it is none
+    except UNREADABLE as error:
         raise NotRows(f"{path} does not hold rows of {KIND}") from error
+    return record
 
 
 def save(record: Record, folder: Path) -> None:

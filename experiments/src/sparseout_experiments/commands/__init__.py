@@ -39,7 +39,8 @@ def _usage(error: Any) -> str:
     """Error about a command line: what is wrong, what there is instead, and where to read on."""
     sentence, context = error.format_message().strip().rstrip("."), error.ctx
     if isinstance(error, typer.BadParameter) and error.message.startswith("expected") and error.param is not None:
-        return f"expected `{error.param.opts[0]}`{error.message.removeprefix('expected')}"
+        name = error.param.opts[0] if error.param.param_type_name == "option" else str(error.param.metavar).rstrip(".")
+        return f"expected `{name}`{error.message.removeprefix('expected')}"
     if context is None:
         return f"{sentence}."
     if close := getattr(error, "possibilities", None):  # typer finds --foo close to --out

@@ -63,6 +63,8 @@ def demo(
     try:
         with atomic_files.prepared(out):
             _run(options, out)
+    except ValueError as error:  # files of others in the folder
+        fail(str(error))
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
     except KeyboardInterrupt:
@@ -74,6 +76,7 @@ def _run(options: Options, folder: Path) -> None:
         from sparseout_experiments.demo import figures, report
         from sparseout_experiments.studies.engine import report as page
 
+    page.check(folder, "demo.png")
     with TemporaryDirectory() as work:
         jobs = plan(options, Path(work))
         with counting("run", len(jobs), now="reading the digits") as show:

@@ -187,20 +187,20 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     rows = [f"{measures['rows']:,.0f}" for measures in result["sparsity"].values()]
     over = " to ".join(dict.fromkeys((rows[0], rows[-1]))) if rows else "0"
     console.print(f"Dead: active in none of {over} rows; fewer rows have more dead units.\n", highlight=False)
-    test, valid = (f"{times * result[part][metric]:.4g}{unit}" for part in ("test", "valid"))
+    test, valid = (_number(result[part][metric], times, unit=unit) for part in ("test", "valid"))
     summary = f"{metric} {test} on test data ({valid} on validation data)"
     if "error_as_trained" in result["test"]:
-        summary += f"; {times * result['test']['error_as_trained']:.4g}{unit} with batch norm as trained"
+        summary += f"; {_number(result['test']['error_as_trained'], times, unit=unit)} with batch norm as trained"
     summary += f"; epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, "
     lines = [f"{summary}{result['seconds']:.0f} s" + ", ended by its budget" * (result["stopped_by"] == "budget")]
     if "control" in result:
         control = result["control"]
         hoyer = math.nan if control["hoyer"] is None else control["hoyer"]
         knob = next(name for name in ("q", "p", "strength", "k") if name in control)
-        met = (
-            f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}, at {knob} = {control[knob]:.3g}"
-        )
-        power = f"{control['noise_least']:.2f} to {control['noise_most']:.2f} of Dropout's"
+        at = f"at {knob} = {_number(control[knob], form='.3g')}"
+        met = f"Hoyer {hoyer:.3f} in training, where the target is {control['target']:g}, {at}"
+        least, most = (_number(control[f"noise_{end}"], form=".2f") for end in ("least", "most"))
+        power = f"{least} to {most} of Dropout's"
         noise = f"; power of the noise {power}" if knob in ("q", "p") else ""
         lines.append(f"{met}; means over the last tenth{noise}")
         missed = hoyer - control["target"]
@@ -209,3 +209,8 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
             lines.append(f"Note: the target is missed by {missed:+.3f}; {late}.")
     for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None, times: float = 1.0, form: str = ".4g", unit: str = "") -> str:
+    """A number of a result, in which what is not finite is null."""
+    return "-" if value is None else format(times * value, form) + unit

@@ -17,6 +17,7 @@ from sparseout_experiments.commands.common import (
     counting_runs,
     ending,
     fail,
+    reading,
     reading_list,
     wrote,
 )
@@ -24,7 +25,9 @@ from sparseout_experiments.commands.help import add, group
 from sparseout_experiments.commands.run import flag_name
 from sparseout_experiments.config import FILE, options_of
 from sparseout_experiments.message import expected
+from sparseout_experiments.option_types import Count, Folder
 from sparseout_experiments.options import TASKS
+from sparseout_experiments.training import atomic_files
 
 if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.cluster import Job
@@ -35,9 +38,9 @@ app = group("Train every combination of options with several seeds, and write a 
 def _options(task: str) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
     """The options of a task's command: one of a run takes a list."""
     option = typer.Option
-    yield "out", (Path | None, option(metavar="FOLDER", help=f"[default: runs/sweep-{task}]"), None)
-    yield "seeds", (int, option(metavar="N", min=1, help="Seeds of each setting, from 0 on."), 5)
-    yield "workers", (int, option(metavar="N", min=1, help="Runs at a time."), os.cpu_count() or 1)
+    yield "out", (Path | None, option(**reading(Folder), help=f"[default: runs/sweep-{task}]"), None)
+    yield "seeds", (Any, option(**reading(Count), help="Seeds of each setting, from 0 on."), 5)
+    yield "workers", (Any, option(**reading(Count), help="Runs at a time."), os.cpu_count() or 1)
     yield "scheduler", (str | None, SCHEDULER, None)
     yield "dry_run", (bool, option("--dry-run", help="Print the plan and train nothing."), False)
     for name, entry in options_of(task).items():
@@ -50,6 +53,7 @@ def _sweep(
     task: str, out: Path | None, seeds: int, workers: int, scheduler: str | None, dry_run: bool, **options: Any
 ) -> None:
     out, given = out or Path("runs") / f"sweep-{task}", {k: v for k, v in options.items() if v is not None}
+    from sparseout_experiments.studies.engine import report as page
     from sparseout_experiments.studies.engine import sweep
 
     console = Console()
@@ -58,11 +62,13 @@ def _sweep(
         if dry_run:
             _show_plan(jobs, seeds, workers, console)
             return
-    try:
-        with ending(), counting_runs() as show:
-            sweep.perform(jobs, out, workers, scheduler, command_line(), show)
-    finally:
-        _write([out], out, console)
+        page.check(out)
+    with ending(), atomic_files.prepared(out):
+        try:
+            with ending(), counting_runs() as show:
+                sweep.perform(jobs, out, workers, scheduler, command_line(), show)
+        finally:
+            _write([out], out, console)
 
 
 for _task in TASKS:
@@ -85,8 +91,14 @@ def _show_plan(jobs: "Mapping[str, Job]", seeds: int, workers: int, console: Con
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of a run, of a sweep, or of several.")],
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where it goes. [default: the first]")] = None,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            **reading(Folder) | {"metavar": "FOLDER...", "autocompletion": None},
+            help="Of a run, of a sweep, or of several.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(**reading(Folder), help="Where it goes. [default: the first]")] = None,
 ) -> None:
     """Write the page of runs that there are: report.html, sweep.csv and table.tex.
 
@@ -121,6 +133,8 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
         return False
     try:
         wrote(console, page.write(runs, out))
+    except ValueError as error:
+        fail(str(error))
     except OSError as error:
         fail(f"{error.filename} cannot be written ({error.strerror})", FAILED)
     return True

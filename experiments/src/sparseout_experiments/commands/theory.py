@@ -25,6 +25,7 @@ def theory(
     page that is not there is made without its prose. Fails if a statement does not hold.
     """
     from sparseout_experiments.studies import theory as checking
+    from sparseout_experiments.studies.engine.results import shown
 
     try:
         with atomic_files.prepared(results, page.parent):
@@ -32,7 +33,8 @@ def theory(
             if not render:
                 _compute(results)
             record = checking.load(results)
-            written = checking.render(record, page)
+            with shown(checking.path_of(results), checking.KIND):
+                written, checks = checking.render(record, page), checking.checks_of(record)
     except OSError as error:
         fail(f"{error.filename} cannot be read or written ({error.strerror})", FAILED)
     except ValueError as error:  # no results, or a page without our blocks
@@ -40,7 +42,6 @@ def theory(
     except KeyboardInterrupt:
         fail("interrupted while the page was being made; with --render it is made from the results", INTERRUPTED)
     wrote(Console(), [checking.path_of(results), *written])
-    checks = checking.checks_of(record)
     if failed := [check for check in checks if not check.holds]:
         for check in failed:
             typer.echo(f"{check.of}: {check.measured:.4g} is not in [{check.least:.4g}, {check.most:.4g}]")

@@ -49,6 +49,10 @@ def write(path: Path, content: str | bytes) -> None:
     try:
         write_synced(temporary, content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
+    except OSError as error:
+        # what people know: not the temporary file, and where the disk is full the folder
+        error.filename = str(path if error.filename else path.parent)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

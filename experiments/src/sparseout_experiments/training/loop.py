@@ -70,7 +70,7 @@ def perform(
                 withdraw.callback(run_folder.withdraw, folder)
         accelerator.wait_for_everyone()
         if (folder / run_folder.RESULT).exists():
-            return run_folder.result(folder)
+            return run_folder.result(folder, config)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
                 run = _Run(config, folder, accelerator, on_progress)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, model_validator
 
 from sparseout_experiments.config import FILE, write
 from sparseout_experiments.message import expected
-from sparseout_experiments.options import Config
+from sparseout_experiments.options import TASKS, Config
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import environment
 from sparseout_experiments.training.lock import LOCK
@@ -76,7 +76,7 @@ def begin(folder: Path, config: Config, resume: bool) -> bool:
 def _check_same(folder: Path, config: Config) -> None:
     try:
         before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{folder / CONFIG} cannot be read ({error}): start another folder") from None
     for name, was, now in _differing(before, config):
         raise RunError(
@@ -87,8 +87,12 @@ def _check_same(folder: Path, config: Config) -> None:
 
 def check_options(folder: Path, before: dict[str, Any] | None, config: Config) -> None:
     """Raise RunError where a checkpoint was written by a run with other options; older ones do not say."""
+    _check_options(folder / CHECKPOINT, before, config)
+
+
+def _check_options(path: Path, before: dict[str, Any] | None, config: Config) -> None:
     for name, was, now in _differing(before, config) if before else ():
-        what = f"{folder / CHECKPOINT} is of a run with {name} = {was!r}, not {now!r}"
+        what = f"{path} is of a run with {name} = {was!r}, not {now!r}"
         raise RunError(f"{what}: put this run's own in its place, or start another folder")
 
 
@@ -127,7 +131,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict):
             break
@@ -219,27 +223,25 @@ def read_json(path: Path, model: type[BaseModel] | None = None) -> dict[str, Any
             model.model_validate(record)
         elif not isinstance(record, dict):
             raise TypeError
-    except (OSError, ValueError, TypeError) as error:  # pydantic's and JSON's errors are ValueErrors
+    except UNREADABLE as error:
         raise RunError(f"{path} cannot be read ({type(error).__name__}): remove it to start over") from None
     return record
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """The result of the run in a folder. Raises RunError where the file is something else."""
-    return read_json(folder / RESULT, _Result)
-
-
+# What reading a file of JSON or TOML raises for one that is something else: errors of these and of pydantic are
+# ValueErrors, and nesting that is too deep is a RecursionError.
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 MEASURES = ("hoyer", "hoyer_live", "gini", "treves_rolls", "density", "kurtosis")  # of a module
-_COUNTS = ("units", "dead_units", "rows", "undefined_rows")
-_OF_CONTROL = {"target", "hoyer", "noise_least", "noise_most"}
+_COUNTS = ("dead_units", "undefined_rows")
 
 
-class _Result(BaseModel):
-    """What is read of a result; older ones have it too."""
+class Result(BaseModel):
+    """What a page reads of a result; older ones have it too."""
 
     status: Literal["finished"]
     task: str
     config: dict[str, Any]
+    environment: dict[str, Any] = {}
     metric: str
     epochs: int
     steps: int
@@ -251,16 +253,57 @@ class _Result(BaseModel):
     mean: dict[str, float | None]
     sparsity: dict[str, dict[str, float | None]]  # of each module
     warnings: list[str]
-    control: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _of_task(self) -> Self:
+        from sparseout_experiments.tasks import shown_as
+
+        if self.task not in TASKS or self.config.get("task") != self.task or self.metric != shown_as(self.task)[0]:
+            raise ValueError("the task is another")
+        if self.metric not in self.valid or self.metric not in self.test:
+            raise ValueError("the metric is missing")
+        return self
+
+
+class _Control(BaseModel):
+    """What is shown of a target; of the knobs, the one that was moved."""
+
+    target: float
+    hoyer: float | None
+    noise_least: float | None
+    noise_most: float | None
+    q: float | None = None
+    p: float | None = None
+    strength: float | None = None
+    k: float | None = None
+
+    @model_validator(mode="after")
+    def _moved(self) -> Self:
+        if not self.model_fields_set & {"q", "p", "strength", "k"}:
+            raise ValueError("there is no knob")
+        return self
+
+
+class _Shown(Result):
+    """What the command shows besides."""
+
+    control: _Control | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         for measures in self.sparsity.values():
             if not measures.keys() >= set(MEASURES) or any(measures.get(name) is None for name in _COUNTS):
                 raise ValueError("a module lacks measures")
-        if self.control is not None and not self.control.keys() >= _OF_CONTROL:
-            raise ValueError("the record of the target lacks entries")
+            if not measures.get("units") or not measures.get("rows"):
+                raise ValueError("a module has no units or no rows")
         return self
+
+
+def result(folder: Path, config: Config) -> dict[str, Any]:
+    """The result of this run in its folder. Raises RunError where the file is something else, or another run's."""
+    found = read_json(folder / RESULT, _Shown)
+    _check_options(folder / RESULT, {k: v for k, v in found["config"].items() if v is not None}, config)
+    return found
 
 
 def plain(value: Any) -> Any:

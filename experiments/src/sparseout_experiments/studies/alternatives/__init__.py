@@ -87,7 +87,7 @@ class Alternatives(Study):
         records = files.present(self.load_all(results), results, self.name)
         text = _text(page, records)
         parts, drawn = {}, {}
-        with style():
+        with style(), files.shown(results, self.kind):
             for name, record in records.items():
                 frame = frame_of(record)
                 parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))

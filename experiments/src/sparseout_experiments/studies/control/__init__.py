@@ -55,7 +55,7 @@ class Control(Study):
 
         records = [record for record in collect.load_all(results) if len(record.frame)]
         runs = sum(len(record.frame) for record in files.present(records, results, self.name))
-        self.write(page, runs, lambda: made(records))
+        self.write(results, page, runs, lambda: made(records))
 
 
 STUDY = Control()

@@ -6,9 +6,10 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import results as files
@@ -114,7 +115,7 @@ def _read(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     """One run as its folder shows it. Raises RunError where a file in it is something else."""
     try:
         return _run(folder, planned)
-    except (LookupError, TypeError, AttributeError, ValueError, ImportError) as error:
+    except (*run_folder.UNREADABLE, ImportError) as error:
         name = type(error).__name__
         raise run_folder.RunError(
             f"the files in {folder} are not those of a run ({name}): give another folder, or move it away"
@@ -131,22 +132,19 @@ def _run(folder: Path, planned: Mapping[str, Any] | None) -> dict[str, Any]:
     if (folder / run_folder.FAILURE).exists():
         failure = run_folder.read_json(folder / run_folder.FAILURE)
         row |= {"status": "failed", "reason": str(failure["reason"])}
-        environment = failure.get("environment")
     elif (folder / run_folder.RESULT).exists():
-        result = run_folder.read_json(folder / run_folder.RESULT)
+        result = run_folder.read_json(folder / run_folder.RESULT, run_folder.Result)
         metric, times, _ = shown_as(result["task"])
         options, layers, environment = result["config"], result["sparsity"], result["environment"]
         row |= {"status": "finished", "seconds": result["seconds"]}
         row |= {name: result["mean"][name] for name in ("dead", "undefined")}
         row |= {"metric": _times(result["test"][metric], times), "valid": _times(result["valid"][metric], times)}
         row |= {name: mean([values[name] for values in layers.values()]) for name in MEASURES}
-    curve = []
-    if "task" in options:
-        metric, times, _ = shown_as(options["task"])
-        curve = [
-            {"epoch": line["epoch"], "metric": _times(line["valid"][metric], times), "hoyer": line["mean"]["hoyer"]}
-            for line in run_folder.metrics(folder)
-        ]
+    metric, times, _ = shown_as(options["task"])
+    curve = [
+        {"epoch": line["epoch"], "metric": _times(line["valid"][metric], times), "hoyer": line["mean"]["hoyer"]}
+        for line in run_folder.metrics(folder)
+    ]
     return {"row": row, "options": options, "layers": layers, "environment": environment, "curve": curve}
 
 
@@ -165,16 +163,60 @@ def save(results: Results, path: Path) -> None:
     files.save(path, content)
 
 
+_Number = float | None
+# A run in such a file, beside its options.
+_Row = create_model(
+    "_Row",
+    run=str,
+    status=Literal["finished", "failed", "unfinished", "planned"],
+    reason=str,
+    **dict.fromkeys((*NUMBERS, "seconds"), _Number),  # type: ignore[call-overload]
+)
+
+
+class _Point(BaseModel):
+    """An epoch of a run."""
+
+    epoch: int
+    metric: _Number
+    hoyer: _Number
+
+
+class _File(BaseModel):
+    """Such a file."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: str
+    task: str
+    metric: tuple[str, str]
+    swept: dict[str, list[Any]]
+    common: dict[str, Any]
+    layers: dict[str, dict[str, dict[str, _Number]]]
+    curves: dict[str, list[_Point]]
+    environments: list[dict[str, Any]]
+    command: str
+    fixed: dict[str, Any]
+    runs: list[dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rows(self) -> Self:
+        names = {_Row.model_validate(self.fixed | run).run for run in self.runs}
+        if not names >= self.layers.keys() | self.curves.keys():
+            raise ValueError("a run is missing")
+        return self
+
+
 def load(path: Path) -> Results:
     """The results in such a file. Raises ValueError for one that is none."""
     content = files.load(path, KIND)
     try:
-        fixed, runs = content.pop("fixed"), content.pop("runs")
-        del content["kind"]
-        frame = pd.DataFrame([{**fixed, **run} for run in runs])
-        return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
-    except (LookupError, TypeError) as error:
+        _File.model_validate(content)
+    except ValidationError as error:
         raise ValueError(f"{path} is not a complete file of {KIND}") from error
+    fixed, runs = content.pop("fixed"), content.pop("runs")
+    del content["kind"]
+    frame = pd.DataFrame([{**fixed, **run} for run in runs])
+    return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:

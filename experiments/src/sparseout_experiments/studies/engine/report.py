@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pandas as pd
 import plotly.express as px
 from plotly.offline import get_plotlyjs
 
+from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import pages
-from sparseout_experiments.studies.engine.frame import Results, plain, save
+from sparseout_experiments.studies.engine.frame import Results, load, plain, save
 from sparseout_experiments.studies.engine.style import COLOURS, CYCLE, DARK
-from sparseout_experiments.training import atomic_files
+from sparseout_experiments.studies.engine.sweep import PLAN
+from sparseout_experiments.training import atomic_files, run_folder
+
+FILES = ("report.json", "report.html", "sweep.csv", "table.tex")
 
 SHOWN = 24  # settings that one plot shows
 LONGEST = 40  # characters of a name in a plot
@@ -27,16 +32,32 @@ _LOOK = {  # seven symbols and eight colours: 56 series that differ
 }
 
 
+def check(folder: Path, *others: str) -> None:
+    """Raise ValueError for a folder with files called as ours, or as `others`, that no command of ours has written."""
+    there = [name for name in (*FILES, *others) if os.path.lexists(folder / name)]
+    if not there or any((folder / name).exists() for name in (PLAN, run_folder.CONFIG)):
+        return
+    try:
+        load(folder / FILES[0])
+    except ValueError:
+        got = f"{str(folder)!r}, whose {there[0]} is not of a report"
+        raise ValueError(expected("--out", "a folder without it, or that of a report", got)) from None
+
+
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write ``report.html``, what it is made from, a CSV and a LaTeX table; return their paths."""
+    """Write ``report.html``, what it is made from, a CSV and a LaTeX table; return their paths.
+
+    Raises ValueError as `check` does.
+    """
+    check(folder)
     atomic_files.prepare(folder)
     settings = results.settings()
-    paths = [folder / name for name in ("report.html", "report.json", "sweep.csv", "table.tex")]
-    atomic_files.write(paths[0], page(results, settings))
-    save(results, paths[1])
-    atomic_files.write(paths[2], results.frame.to_csv(index=False))
-    atomic_files.write(paths[3], latex(results, settings))
-    return paths
+    kept, *paths = (folder / name for name in FILES)
+    contents = [page(results, settings), results.frame.to_csv(index=False), latex(results, settings)]
+    save(results, kept)  # first: it says that the others are ours
+    for path, content in zip(paths, contents, strict=True):
+        atomic_files.write(path, content)
+    return [*paths, kept]
 
 
 def page(results: Results, settings: pd.DataFrame | None = None) -> str:

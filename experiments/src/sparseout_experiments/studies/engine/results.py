@@ -1,9 +1,12 @@
 """Files of results: JSON in which every entry of a list has a line of its own, so that a diff shows what changed."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from jinja2 import TemplateError
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.training import atomic_files, run_folder
@@ -53,9 +56,20 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["kind"] != kind:
             raise KeyError
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except run_folder.UNREADABLE as error:
         raise ValueError(f"{path} does not hold results of {kind}") from error
     return content
+
+
+@contextmanager
+def shown(path: Path, kind: str, refused: type[ValueError] = ValueError) -> Iterator[None]:
+    """A block that shows what a file, or those of a folder, hold: raises `refused` where that is not whole."""
+    try:
+        yield
+    except (*run_folder.UNREADABLE, ArithmeticError, TemplateError) as error:
+        if isinstance(error, OSError):  # of what is written
+            raise
+        raise refused(f"{path} does not hold whole results of {kind} ({type(error).__name__})") from error
 
 
 def check_options(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -106,7 +106,9 @@ class Study:
         budget = request.budget if request.budget in self.budgets else ""
         replaced = [self.path(results, task, budget) for task in request.names]
         kept = [self.load(path) for path in self.paths(results).values() if path not in replaced]
-        pages.check(page, self.title, self.most_runs(request) + sum(map(self.count, kept)))
+        with files.shown(results, self.kind):
+            count = sum(map(self.count, kept))
+        pages.check(page, self.title, self.most_runs(request) + count)
 
     def store(self, results: Path, content: Mapping[str, Any], task: str, budget: str = "") -> None:
         files.save(self.path(results, task, budget), {"kind": self.kind, **content})
@@ -123,15 +125,18 @@ class Study:
         Raises ValueError where there are none, for a file that holds something else, and as `write` does.
         """
         records = files.present(self.load_all(results), results, self.name)
-        self.write(page, sum(map(self.count, records.values())), lambda: self.page(records))
+        with files.shown(results, self.kind):
+            count = sum(map(self.count, records.values()))
+        self.write(results, page, count, lambda: self.page(records))
 
-    def write(self, page: Path, runs: int, made: Callable[[], Page]) -> None:
+    def write(self, results: Path, page: Path, runs: int, made: Callable[[], Page]) -> None:
         """Write what is made of so many runs. Raises ValueError where the page is another, or shows more of them."""
         from sparseout_experiments.studies.engine.style import style  # matplotlib takes a second to import
 
         pages.check(page, self.title, runs)
         with style():
-            text, figures = made()
+            with files.shown(results, self.kind):
+                text, figures = made()
             pages.write_images(page, figures)
         pages.write(page, text, runs)
 
