@@ -299,10 +299,11 @@ class _Shown(Result):
         return self
 
 
-def result(folder: Path, config: Config) -> dict[str, Any]:
-    """The result of this run in its folder. Raises RunError where the file is something else, or another run's."""
+def result(folder: Path, config: Config | None = None) -> dict[str, Any]:
+    """The result in a run's folder. Raises RunError where it is something else, or of a run with other options."""
     found = read_json(folder / RESULT, _Shown)
-    _check_options(folder / RESULT, {k: v for k, v in found["config"].items() if v is not None}, config)
+    if config is not None:
+        _check_options(folder / RESULT, {k: v for k, v in found["config"].items() if v is not None}, config)
     return found
 
 
