@@ -12,7 +12,8 @@ from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, Setting, Task
-from study_pages import TASKS, raw, render, save, shown, tables
+from sparseout_experiments.studies.engine import style
+from study_pages import TASKS, blank, raw, render, save, shown, tables
 from study_rows import ledger_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -122,7 +123,9 @@ def test_the_verdicts_stand_at_the_top_and_in_their_table(whole: tuple[Path, str
     assert places == sorted(places)
 
 
-def test_figures_are_there_and_are_the_same_for_the_same_results(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_figures_are_there_and_are_the_same_for_the_same_results(
+    whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, text = whole
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert [Path(picture).stem.removeprefix("control-small-") for picture in pictures] == [
@@ -132,13 +135,15 @@ def test_figures_are_there_and_are_the_same_for_the_same_results(whole: tuple[Pa
         "image-overview",
         "language-overview",
     ]
-    for task in TASKS:
-        save(tmp_path, ledger_of(task), task)
+    assert all((folder / "docs" / picture).read_bytes().startswith(PNG) for picture in pictures)
+    autoencoder, image, _ = (save(tmp_path, ledger_of(task), task).complete for task in TASKS)
+    with style.style():  # one of each kind
+        again = {"image-overview": style.png(figures.overview(image))}
+        again["autoencoder-dead"] = style.png(figures.panels(autoencoder, "dead"))
+    for name, content in again.items():
+        assert content == (folder / "docs/images" / f"control-small-{name}.png").read_bytes()
+    blank(monkeypatch)
     assert render(tmp_path) == text
-    for picture in pictures:
-        content = (folder / "docs" / picture).read_bytes()
-        assert content.startswith(PNG)
-        assert content == (tmp_path / "docs" / picture).read_bytes()
 
 
 def test_the_tables_in_the_text_have_the_means_of_the_runs(whole: tuple[Path, str]) -> None:
