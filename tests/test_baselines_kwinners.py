@@ -155,6 +155,15 @@ def test_a_layer_born_in_inference_mode_trains():
     layer(torch.ones(1, 2, requires_grad=True)).sum().backward()
 
 
+def test_a_layer_in_shared_memory_trains():
+    layer = KWinners(1, momentum=0.5).share_memory()
+    layer(torch.tensor([[1.0, 3.0, 2.0]]))  # makes the duty cycles
+    assert layer.duty_cycle.tolist() == [0.0, 0.5, 0.0]
+    loaded = KWinners(1).share_memory()
+    loaded.load_state_dict(layer.state_dict())
+    assert loaded.duty_cycle.tolist() == [0.0, 0.5, 0.0]
+
+
 def test_a_boost_beyond_the_dtype_still_prefers_the_largest():
     x = torch.tensor([[1.0, 3.0, 2.0]])
     assert KWinners(1, boost=1000.0)(x).tolist() == [[0.0, 3.0, 0.0]]

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from conftest import needs_compiler
+from sparseout import insert_after_
 from sparseout.baselines import ActivityPenalty, kl_penalty, lq_penalty
 
 
@@ -55,6 +56,20 @@ def test_it_adds_up_the_layers_and_forgets():
     assert not [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
     model(x)
     assert penalty.loss().item() == 0
+
+
+class GELUActivation(nn.Module):
+    """Of transformers, which has classes of its own: no nn.GELU."""
+
+    def forward(self, x):
+        return nn.functional.gelu(x)
+
+
+def test_activations_of_other_libraries_are_penalised_with_noise_after_them_too():
+    model = nn.Sequential(nn.Linear(4, 6), GELUActivation(), nn.Linear(6, 6), nn.Tanh())
+    assert list(ActivityPenalty(model).sites) == ["1", "3"]
+    insert_after_(model, GELUActivation, p=0.5, q=1.0)
+    assert list(ActivityPenalty(model).sites) == ["1", "3"]
 
 
 def test_each_layer_its_own_strength():

@@ -153,9 +153,13 @@ def test_tensors_keep_their_dtype_and_identity_when_the_module_is_cast():
     layer = nn.Sequential(Sparseout(0.3, q, seed=seed)).half().double().bfloat16()[0]
     assert layer.q is q
     assert layer.seed is seed
-    moved = copy.deepcopy(layer).to("meta")
-    assert moved.q.device.type == moved.seed.device.type == "meta"
-    assert moved.q.dtype == torch.float32
+    on_meta = copy.deepcopy(layer).to("meta")  # whose values would be lost there
+    assert on_meta(torch.ones(2, device="meta")).is_meta
+    assert (on_meta.to_empty(device="cpu").q.item(), on_meta.seed.item()) == (1.5, 1)
+    with torch.device("meta"):
+        born_there = Sparseout(0.3, torch.tensor(1.5))
+    with pytest.raises(RuntimeError, match="expected `q` to be a tensor with a value"):
+        born_there.to_empty(device="cpu")
 
 
 def test_a_tensor_q_can_be_moved_in_place():

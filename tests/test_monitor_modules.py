@@ -84,15 +84,25 @@ class FooActivation(nn.Module):
         return x
 
 
+class GELUTanh(FooActivation):
+    """A name that activations have, as in transformers."""
+
+
+class SwiGLU(nn.Sequential):
+    """A block of that name, with layers in it, is none."""
+
+
 def test_sites_by_default():
     act = nn.ReLU()
     model = nn.Sequential(
         nn.Linear(2, 2), act, nn.Dropout(), Sparseout2d(), nn.Softmax(1), FooActivation(), act, nn.AlphaDropout()
     )
+    model.extend([GELUTanh(), SwiGLU(nn.Identity())])
     with SparsityMonitor(model) as monitor:
         model.eval()(torch.rand(3, 2, 4, 2))
     population = [r for r in monitor.report() if r["axis"] == "population"]
     expected = [("1", "output"), ("2", "input"), ("3", "input"), ("5", "output"), ("7", "input")]
+    expected += [("8", "output")]
     assert [(r["module"], r["tensor"]) for r in population] == expected
     assert population[0]["rows"] == 2 * 3 * 4 * 2  # shared, so called twice
 

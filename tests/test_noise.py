@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import threading
 
 import pytest
 import torch
@@ -183,6 +184,29 @@ def test_after_an_error_the_flag_is_as_before():
     noise_(model, True)
     with pytest.raises(AttributeError):
         model("x")
+    assert not model.training
+
+
+def test_threads_that_share_a_model_do_not_see_each_others_flag():
+    def forward(x):
+        if threading.current_thread() is thread:
+            first.set()
+            second.wait(0.05)  # until the other call is inside too, which it may not be
+        else:
+            second.set()
+            thread.join()
+        seen.append(model.training)
+        return x
+
+    seen, first, second = [], threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: model(X))
+    model = nn.Dropout(0.5).eval()
+    model.forward = forward
+    noise_(model, True)
+    thread.start()
+    first.wait()
+    model(X)
+    assert seen == [True, True]
     assert not model.training
 
 

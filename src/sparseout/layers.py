@@ -117,14 +117,18 @@ class Sparseout(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # Tensors for q and seed move with the module but keep their dtype, and stay out of the state_dict.
+        # Tensors for q and seed move with the module but keep their dtype, and stay out of the state_dict. So nothing
+        # would give them back what they lose on the meta device, where a model goes for `functional_call`.
         for name in ("q", "seed"):
             value = getattr(self, name)
-            if isinstance(value, Tensor):
-                moved = value.to(fn(value).device)
+            if isinstance(value, Tensor) and (device := fn(value).device).type != "meta":
+                if value.is_meta:
+                    wanted = "a tensor with a value, made with device='cpu' where the default device is meta"
+                    raise RuntimeError(expected(name, wanted, "one on the meta device"))
+                moved = value.to(device)
                 try:
                     value.data = moved  # another layer, or whoever moves q, may hold the same tensor
-                except RuntimeError:  # to and from meta tensors it must be a new one
+                except RuntimeError:  # on some devices it must be a new one
                     setattr(self, name, moved)
         return self
 

@@ -1,5 +1,6 @@
 """Modules of a model: their names without wrappers, those that an argument `modules` selects, and hook points."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,8 @@ _NO_UNITS = ("MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftma
 ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
     getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS
 )
+# Names of classes without children, but for noise: GELUActivation, GELUTanh, QuickGELU, HardSwish, SwiGLU.
+_NAMED_ACTIVATION = re.compile("(activation|[a-z]lu|swish|mish|tanh|sigmoid)$", re.IGNORECASE)
 
 # Wrappers: torch.compile, FSDP1 and activation checkpointing hold the module under a private name; others are known by
 # their class, those of other libraries by the name of their class.
@@ -142,8 +145,13 @@ def is_noise(module: nn.Module) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether it is an activation module: of torch, or of this library, which says so itself."""
-    return isinstance(module, ACTIVATIONS) or getattr(module, "_is_activation", False)
+    """Whether it is an activation module: of torch, of this library, which says so itself, or one by its name.
+
+    Such are those of transformers and timm, and many of a model's own.
+    """
+    if isinstance(module, ACTIVATIONS) or getattr(module, "_is_activation", False):
+        return True
+    return bool(_NAMED_ACTIVATION.search(type(module).__name__)) and all(map(is_noise, module.children()))
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
@@ -177,8 +185,7 @@ def _matches(candidates: Mapping[str, nn.Module], item: Any, wanted: str, noun: 
 
 
 def _default(module: nn.Module) -> bool:
-    leaf = next(module.children(), None) is None
-    return is_activation(module) or is_noise(module) or (leaf and type(module).__name__.endswith("Activation"))
+    return is_activation(module) or is_noise(module)
 
 
 def such_as(names: Collection[str], near: str = "") -> str:

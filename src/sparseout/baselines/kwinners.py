@@ -62,7 +62,8 @@ class KWinners(nn.Module):
         boost: :math:`\beta`, a finite number >= 0; at 0 there is no boost.
         momentum: :math:`\mu`, the weight of the newest batch, in (0, 1].
         units: number of units (channels of a map), each of which has a duty cycle. None: as the first input has; the
-            buffer is empty until then, and compiled code breaks there once.
+            buffer is empty until then, and compiled code breaks there once; what copies or shares buffers before that,
+            such as ``AveragedModel(use_buffers=True)``, needs the number.
         unit_dim: where the units lie, if not along the last dim, or along dim 1 of a 4-d or 5-d input: -1 for the maps
             (N, H, W, units) that a Linear makes, unless `units` tells; 1 for sequences (N, units, L). Also a function
             of a name (""), the layer and its input, for a layer that meets both.
@@ -133,7 +134,7 @@ class KWinners(nn.Module):
         """The mask of the winners in tensors with units along `dim`: what precedes it are rows, the rest competes."""
         units = parts[0].shape[dim]
         if self.duty_cycle.numel() == 0:
-            self.duty_cycle.resize_(units).zero_()
+            self._resize_(units)
         if len(self.duty_cycle) != units:
             raise ValueError(expected("x", f"an input of {len(self.duty_cycle)} units, as before", f"one of {units}"))
         rows = [part.detach().reshape(math.prod(part.shape[:dim]), math.prod(part.shape[dim:])) for part in parts]
@@ -181,6 +182,9 @@ class KWinners(nn.Module):
         move = torch.ops.sparseout.moved_duty_cycle if _is_compiled() else _moved
         self.duty_cycle.copy_(move(self.duty_cycle, share, self.momentum))
 
+    def _resize_(self, units: int) -> None:  # torch's own crashes where memory is shared
+        self.duty_cycle.set_(self.duty_cycle.new_zeros(units).untyped_storage(), 0, (units,), (1,))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.duty_cycle
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -193,7 +197,7 @@ class KWinners(nn.Module):
         loaded = state_dict.get(key)
         if isinstance(loaded, Tensor):
             if 0 in (loaded.numel(), self.duty_cycle.numel()):
-                self.duty_cycle.resize_(loaded.shape)
+                self._resize_(loaded.numel())
             if _is_half(loaded.dtype):
                 state_dict[key] = loaded.float()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -43,7 +43,7 @@ class ActivityPenalty:
         model: the module that is run.
         modules: what to watch: a function (name, module) -> bool, or a collection of dotted names or of types, each at
             its output (its first floating-point tensor), dropout-like layers at their input. By default all activation
-            modules, or those that `strength` names.
+            modules, of torch or by the name of their class, or those that `strength` names.
         strength: :math:`\lambda`, a finite number >= 0 in units of the loss over those of the penalty, for all modules;
             or {dotted name: number}, one for each watched module.
         q: exponent of the L_q^q penalty; 1 if neither `q` nor `target` is given.

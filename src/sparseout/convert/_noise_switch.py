@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import warnings
+from threading import RLock
 from typing import Any
 
 import torch
@@ -92,6 +93,13 @@ class NoiseSwitch:
         self.module = module
         self.inner: Any = vars(module).get("forward")  # another's, such as that of accelerate's hooks
         self.enabled: bool | None = None
+        self._lock = RLock()  # a thread would take what another has set for the module's own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     @property
     def follows_class(self) -> bool:
@@ -104,6 +112,12 @@ class NoiseSwitch:
         return inspect.signature(self._forward())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or self.enabled is None:
+            return self._run(args, kwargs)
+        with self._lock:
+            return self._run(args, kwargs)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
         module = self.module
         before = {name: getattr(module, name) for name in self._attributes()}
         for name, value in self._attributes().items():

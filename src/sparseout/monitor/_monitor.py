@@ -37,9 +37,9 @@ class SparsityMonitor:
     r"""Measures how sparse the activations of a model are, separately in training and in evaluation.
 
     Use it in a with-block, or call :meth:`attach` and :meth:`detach`; then :meth:`report`. It watches the outputs of
-    activation modules (softmax and attention are not among them) and the inputs of Sparseout and Dropout layers, on
-    every `every`-th step. Nothing is read from the device before a report (except the lengths of jagged tensors), and
-    nothing is left on the model after `detach`.
+    activation modules, of torch or by the name of their class (softmax and attention are not among them), and the
+    inputs of Sparseout and Dropout layers, on every `every`-th step. Nothing is read from the device before a report
+    (except the lengths of jagged tensors), and nothing is left on the model after `detach`.
 
     **A step** is one call of the model. All calls of a module in it count; if there are several the report says so,
     since one record covers them all. If only submodules are called, as training frameworks do, a step lasts until the
