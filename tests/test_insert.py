@@ -10,8 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 import sparseout
 from conftest import needs_compiler
-from sparseout import Sparseout, convert_dropout_, insert_after_, revert_, set_q_
-from sparseout.baselines import KWinners
+from sparseout import Sparseout, SparsityMonitor, convert_dropout_, insert_after_, revert_, revive_, set_q_
+from sparseout.baselines import ActivityPenalty, KWinners, lq_penalty
+from sparseout.inference import compact
+from sparseout.measures import hoyer
 
 
 def net():
@@ -44,6 +46,39 @@ def test_evaluation_and_reverting_restore_the_outputs():
     assert torch.equal(seeded(model, x), expected)
     assert [set(vars(module)) for module in model.modules()] == before
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("first", ["noise", "observers"])
+def test_observers_see_the_output_without_the_noise(first):
+    model, x, seen = nn.Sequential(nn.Linear(6, 20), nn.ReLU()), torch.rand(8, 6), []
+    code = model(x)
+    penalty, monitor = ActivityPenalty(model, strength=1.0), SparsityMonitor(model, ["1"])
+    observe = [penalty.attach, monitor.attach]
+    insert = [
+        lambda: insert_after_(model, nn.ReLU, p=0.5, q=1.0),
+        lambda: model[1].register_forward_hook(lambda module, args, output: seen.append(output)),
+    ]
+    for step in insert + observe if first == "noise" else observe + insert:
+        step()
+    y = model(x)
+    assert not torch.equal(y, code)
+    assert seen[0] is y
+    assert penalty.loss().item() == pytest.approx(lq_penalty(code, 1.0).item())
+    assert monitor.report()[0]["hoyer"] == pytest.approx(hoyer(code).mean().item())
+
+
+def test_dead_units_under_inserted_noise_are_revived_and_removed():
+    model, x = net(), torch.rand(40, 6)
+    model[0].bias.data.fill_(5.0)[:3] = -50.0
+    insert_after_(model, nn.ReLU, p=0.5, q=1.0)
+    y = model.eval()(x)
+    plan = compact(model, [x])
+    with SparsityMonitor(model) as monitor:
+        model(x)
+    done = revive_(model, monitor.report())
+    assert (done.revived, done.left) == ({"0": (0, 1, 2)}, {})
+    torch.testing.assert_close(model(x), y)
+    assert str(plan).startswith("Compaction: 3 of 20 hidden units go")
 
 
 def test_training_mode_set_q_and_other_hooks():

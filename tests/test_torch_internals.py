@@ -72,6 +72,14 @@ def test_call_hooks_and_remove_call_hooks():
     assert len(calls[1]) == 1
 
 
+def test_run_before():
+    calls, layer = [], nn.Linear(2, 2)
+    handles = {name: layer.register_forward_hook(lambda *_, name=name: calls.append(name)) for name in "abcd"}
+    internals.run_before(layer, handles["d"], lambda hook: hook.__kwdefaults__["name"] == "b")
+    layer(torch.ones(1, 2))
+    assert calls == ["a", "d", "b", "c"]
+
+
 @pytest.mark.parametrize("name", ["register_full_backward_hook", "register_full_backward_pre_hook"])
 def test_gradient_hooks(name):
     layer = nn.Linear(2, 2)

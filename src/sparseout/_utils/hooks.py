@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
-from sparseout._utils.torch_internals import compiler_loaded, in_backward, is_recorded, outside_compiler
+from sparseout._utils.torch_internals import (
+    compiler_loaded,
+    in_backward,
+    is_recorded,
+    outside_compiler,
+    run_before,
+)
 
 _is_uncounted: ContextVar[bool] = ContextVar("sparseout_uncounted", default=False)
 
@@ -104,8 +110,14 @@ class Hooks:
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after(self, module: nn.Module, function: Callable[..., None], *arguments: Any, always: bool = False) -> None:
-        """Call `function` after every call of `module`; with `always` also after an error, then without an output."""
-        self._handles.append(module.register_forward_hook(self._hook_type(function, *arguments), always_call=always))
+        """Call `function` after every call of `module`, and before noise is added to its output.
+
+        With `always` also after an error, then without an output, and last.
+        """
+        handle = module.register_forward_hook(self._hook_type(function, *arguments), always_call=always)
+        if not always:
+            run_before(module, handle, lambda hook: getattr(hook, "_is_noise", False))
+        self._handles.append(handle)
 
     def remove(self) -> None:
         """Remove all hooks."""

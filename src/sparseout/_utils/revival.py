@@ -16,7 +16,7 @@ from sparseout._utils.dataflow import Flow, Step, Value, flows, values_in
 from sparseout._utils.distributed import Group, all_gather, is_distributed
 from sparseout._utils.modules import named_modules, own_parameters
 from sparseout._utils.outcome_table import aligned, outcome_rows
-from sparseout._utils.torch_internals import shallow_copy
+from sparseout._utils.torch_internals import call_hooks, shallow_copy
 from sparseout._utils.unit_steps import in_dim, out_dim, spatial_dims, step_kind, weight
 from sparseout._utils.validation import expected, type_name
 
@@ -109,7 +109,8 @@ def _plan(
     for measured, units in dead.items():
         if measured.name not in modules:
             raise ValueError(expected("report", "one of this model", f"one with a module {measured.name!r}"))
-        values = [value for flow in graphs for value in _values_of(flow, modules[measured.name], measured.tensor)]
+        module, tensor = _place(modules, measured)
+        values = [value for flow in graphs for value in _values_of(flow, module, tensor)]
         fitting = [path for path in paths if path.chain.units == measured.units]
         inside = [(path, value) for value in values for path in fitting if value in path.values]
         for path, value in inside:
@@ -219,6 +220,15 @@ def _path(chain: Chain, graphs: Iterable[Flow]) -> _Path | None:
                         waiting += [] if source.module in chain.producers else source.inputs
                 return _Path(chain, [s for s in flow.steps if s in inside], step.inputs[0])
     return None
+
+
+def _place(modules: Mapping[str, nn.Module], measured: MeasuredUnits) -> tuple[nn.Module, str]:
+    """The module and tensor that were measured: what noise in a hook is given is the output of the hook's module."""
+    module = modules[measured.name]
+    for owner in modules.values():
+        if any(getattr(hook, "layer", None) is module for hook in call_hooks(owner)):
+            return owner, "output"
+    return module, measured.tensor
 
 
 def _values_of(flow: Flow, module: nn.Module, tensor: str) -> list[Value]:

@@ -17,6 +17,7 @@ from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.nn.modules import batchnorm, dropout
 from torch.utils import _python_dispatch, _pytree
+from torch.utils.hooks import RemovableHandle
 
 DROPOUT_BASE: type[nn.Module] = dropout._DropoutNd  # of nn.Dropout, 1d, 2d, 3d, AlphaDropout and FeatureAlphaDropout
 BatchNormBase = batchnorm._BatchNorm  # of nn.BatchNorm1d, 2d, 3d and SyncBatchNorm
@@ -59,6 +60,16 @@ def remove_call_hooks(module: nn.Module, cls: type) -> bool:
             module._forward_pre_hooks_with_kwargs.pop(key, None)
             removed = True
     return removed
+
+
+def run_before(module: nn.Module, handle: RemovableHandle, is_last: Callable[[Any], bool]) -> None:
+    """Put the hook of this handle, which runs after calls, before the first that `is_last` chooses."""
+    hooks = module._forward_hooks
+    keys = list(hooks)
+    first = next((index for index, key in enumerate(keys) if is_last(hooks[key])), len(keys))
+    for key in keys[first:]:
+        if key != handle.id:
+            hooks.move_to_end(key)  # type: ignore[attr-defined]  # an OrderedDict
 
 
 def has_parameter_hooks(parameter: nn.Parameter) -> bool:

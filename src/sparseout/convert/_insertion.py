@@ -138,6 +138,9 @@ class PerturbOutput:
     children. That module has noise if it is in training mode and the layer was.
     """
 
+    _is_noise = True  # what observes the module sees its output without it
+    per_unit = True  # compaction and revival look through it
+
     def __init__(self, layer: Sparseout) -> None:
         self.layer = layer
 
