@@ -109,20 +109,25 @@ def sparseout(
     Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3, and the code
     published with it; ``"exact"`` and ``scale`` are this library's.
     """
+    # Calls that can have no effect are left out: on small tensors the time of the host is all there is.
     if isinstance(p, Tensor):
         p = readable(check_scalar("p", p))
     moved = isinstance(p, Tensor)
     if not moved:
         check_p(p)
     check_q(q)
-    check_bool("inplace", inplace)
+    if inplace is not False:
+        check_bool("inplace", inplace)
     check_gradient(gradient)
-    check_scale(scale)
-    check_seed(seed)
-    dims = check_dims(shared_dims)
+    if scale is not None:
+        check_scale(scale)
+    if seed is not None:
+        check_seed(seed)
+    dims = check_dims(shared_dims) if shared_dims != () else ()
     if not isinstance(input, Tensor):
         raise TypeError(expected("input", "a tensor", type_name(input)))
-    dims = normalise_dims(dims, input.dim())
+    if dims:
+        dims = normalise_dims(dims, input.dim())
     if not training or (not moved and p == 0):
         return input
     if input.dtype not in _DTYPES:

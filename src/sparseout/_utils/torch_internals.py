@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.nn.modules import batchnorm, dropout
@@ -24,6 +26,7 @@ BatchNormBase = batchnorm._BatchNorm  # of nn.BatchNorm1d, 2d, 3d and SyncBatchN
 DispatchMode = _python_dispatch.TorchDispatchMode
 tree_leaves = _pytree.tree_leaves
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
@@ -90,7 +93,7 @@ def conv_forward(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor |
 
 def transforms_active() -> bool:
     """Whether a functorch transform (vmap, grad, jvp, ...) or a level of forward-mode differentiation is open."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_untouched(x: Tensor) -> bool:
@@ -100,20 +103,20 @@ def is_untouched(x: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()  # first, as the compiler would have to follow the others
-        or type(x) not in (Tensor, nn.Parameter)
-        or torch._C._are_functorch_transforms_active()
+        or type(x) not in _PLAIN
+        or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_tracing()
+        or _len_torch_dispatch_stack()
+        or _is_tracing()
         or x.is_neg()  # the dispatcher takes care of these three: what is to be negated, ...
         or x._is_zerotensor()  # the zeros that autograd passes on without writing them down, ...
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)  # and what a transform that is over has left
+        or is_functorch_wrapped_tensor(x)  # and what a transform that is over has left
     )
 
 
 def dispatch_mode_active() -> bool:
     """Whether a `TorchDispatchMode` sees every operation: fake tensors, `make_fx`, a counter of FLOPs."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return _len_torch_dispatch_stack() > 0
 
 
 def is_tracing() -> bool:
@@ -151,7 +154,7 @@ def outside_transforms() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_python_dispatch._disable_current_modes())
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             stack.enter_context(pyfunctorch.temporarily_clear_interpreter_stack())
         yield
 
@@ -159,7 +162,7 @@ def outside_transforms() -> Iterator[None]:
 def without_transforms(x: Tensor) -> Tensor:
     """The values of `x` for all examples of a vmap, whose dims come first; for use in `outside_transforms`."""
     functorch, batch_dims = torch._C._functorch, []
-    while functorch.is_functorch_wrapped_tensor(x):
+    while is_functorch_wrapped_tensor(x):
         batch_dims.append(functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1)
         x = functorch.get_unwrapped(x)
     front = 0
@@ -172,7 +175,7 @@ def without_transforms(x: Tensor) -> Tensor:
 
 def is_transformed(x: Tensor) -> bool:
     """Whether `x` is of a functorch transform, after whose end it is dead."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return is_functorch_wrapped_tensor(x)
 
 
 def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -182,7 +185,7 @@ def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 def is_batched_gradient(grad: Tensor) -> bool:
     """Whether `grad` holds many gradients at once, as `is_grads_batched=True` passes them to a backward."""
-    return torch._C._functorch.is_legacy_batchedtensor(grad)
+    return is_legacy_batchedtensor(grad)
 
 
 def in_backward() -> bool:
