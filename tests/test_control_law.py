@@ -64,8 +64,10 @@ def test_the_plant_is_as_sparse_as_it_says() -> None:
         assert measures.hoyer(plant.rows(hoyer)).mean().item() == pytest.approx(hoyer, abs=1e-5)
 
 
-@pytest.mark.parametrize("target", [0.35, 0.45, 0.6, 0.7])
-@pytest.mark.parametrize("lag", [2.0, 20.0, 50.0])
+@pytest.mark.parametrize(
+    ("target", "lag"),
+    [(0.35, 2.0), (0.35, 50.0), (0.45, 20.0), (0.45, 50.0), (0.6, 2.0), (0.6, 20.0), (0.7, 20.0), (0.7, 50.0)],
+)
 def test_the_target_is_met_and_kept_without_oscillation(target: float, lag: float) -> None:
     plant = Plant(lag=lag)
     controller = SparsityController(plant, target, every=1)
@@ -79,8 +81,7 @@ def test_the_target_is_met_and_kept_without_oscillation(target: float, lag: floa
     assert max(abs(hoyer - target) for hoyer, _ in found) <= abs(found[0][0] - target) + 0.01
 
 
-@pytest.mark.parametrize(("slope", "target"), [(-0.0015, 0.4), (0.0015, 0.6)])
-@pytest.mark.parametrize("lag", [20.0, 50.0])
+@pytest.mark.parametrize(("slope", "target", "lag"), [(-0.0015, 0.4, 50.0), (0.0015, 0.6, 20.0)])
 def test_the_target_is_met_while_the_sparsity_changes_by_itself(slope: float, target: float, lag: float) -> None:
     plant = Plant(lag=lag)
     controller = SparsityController(plant, target, every=1)
@@ -301,7 +302,7 @@ def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
     def run(mode: str) -> tuple[SparsityController, dict[str, float]]:
         model = Plant(lag=2)
         controller = SparsityController(model, 0.6, every=2, mode=mode)
-        for step in range(600):
+        for step in range(400):
             model()
             if step % 4 == 3:  # in evaluation it is denser by 0.1
                 layer = model.noise[0].eval()
