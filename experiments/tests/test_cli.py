@@ -185,6 +185,18 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert re.fullmatch(last, lines[-1]), lines
 
 
+def test_an_output_that_is_full_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert status_of("--help") == 1
+    assert capfd.readouterr().err == "sparseout: the output cannot be written (No space left on device)\n"
+
+
 def test_what_a_terminal_in_ascii_cannot_show_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))

@@ -31,6 +31,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("autoencoder", "scale", 0, SCALE),
     ("autoencoder", "scale", True, SCALE),
     ("autoencoder", "seed", -1, "a whole number >= 0"),
+    ("autoencoder", "split_seed", 2**64, "a whole number >= 0 and < 2^64"),
     ("autoencoder", "epochs", 0, "a whole number >= 1"),
     ("autoencoder", "epochs", "1.5", "a whole number >= 1"),
     ("autoencoder", "epochs", "inf", "a whole number >= 1"),

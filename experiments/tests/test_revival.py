@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sparseout_experiments.studies import revival
 from sparseout_experiments.studies.engine import study
-from sparseout_experiments.studies.engine.jobs import StudyStopped
+from sparseout_experiments.studies.engine.jobs import StudyStopped, train_own
 from sparseout_experiments.studies.revival import ARMS, training
+from sparseout_experiments.training.lock import RunError, locked
 from study_rows import ENVIRONMENT, Inline, write_result
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +76,17 @@ def test_a_failed_run_ends_it_in_a_sentence(tmp_path: Path) -> None:
 def test_the_results_are_whole() -> None:
     for record in revival.STUDY.load_all(ROOT / "results").values():
         assert {(row["arm"], row["seed"]) for row in record["rows"]} == {(a, s) for a in ARMS for s in range(5)}
+
+
+def test_a_run_is_trained_once_by_one_process_at_a_time(tmp_path: Path) -> None:
+    calls = []
+
+    def run() -> dict[str, Any]:
+        with pytest.raises(RunError, match="is being trained by process"), locked(tmp_path):
+            pass
+        calls.append(1)
+        return {"error": 0}
+
+    train_own(run, {}, tmp_path)
+    train_own(run, {}, tmp_path)  # as the process that waited does
+    assert calls == [1]

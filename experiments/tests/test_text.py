@@ -4,8 +4,11 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 import torch
+from small import options
 from sparseout_experiments.data import hub, text
 from sparseout_experiments.data.hub import DataError
+from sparseout_experiments.tasks import DistributedContext, build
+from sparseout_experiments.training.rng import Rng
 
 
 def written(folder, pattern="{}.txt", **texts):
@@ -225,3 +228,26 @@ def test_a_mark_of_the_byte_order_is_no_part_of_the_first_word(tmp_path):
     (tmp_path / "a.txt").write_text("the cat\n" * 20, encoding="utf-8-sig")
     found = text.load(str(tmp_path / "a.txt"))
     assert found.vocabulary[found.train[0]] == "the"
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_a_part_of_one_word_has_nothing_to_predict(part):
+    with pytest.raises(DataError, match=f"The {part} part of 'topics' has one word and nothing to predict"):
+        build(options("language", **{f"{part}_size": 1}), Rng(0), DistributedContext(torch.device("cpu")))
+
+
+def test_wikitext_as_it_is_packed(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{name}.tokens").write_text(f"a {name} a\n")
+    corpus = text.load(str(tmp_path))
+    assert [len(part) for part in corpus[1:]] == [4, 4, 4]
+    (tmp_path / "wiki.valid.tokens").unlink()
+    with pytest.raises(DataError, match=r"has no file 'wiki.valid.tokens': put it there"):
+        text.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("tokens", "shape"), [(2, (2, 1)), (19, (2, 9)), (45, (4, 10))])
+def test_short_parts_are_read_in_fewer_columns(tokens, shape):
+    config = options("language", valid_size=tokens, test_size=tokens, batch=1)
+    task = build(config, Rng(0), DistributedContext(torch.device("cpu")))
+    assert [tuple(task.parts[name].shape) for name in ("valid", "test")] == [shape, shape]

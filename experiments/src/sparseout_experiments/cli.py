@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -39,6 +40,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         show_message("interrupted", last=True)
         status = INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename:  # not that of standard output
+            raise
+        show_message(f"the output cannot be written ({error.strerror})", last=True)
+        if args is None:  # what is left of it would be tried again as the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 1
     finally:
         if before is not None:
             # the process ends now, in its own time; or the program that called goes on

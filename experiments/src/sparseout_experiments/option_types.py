@@ -47,6 +47,7 @@ Fraction = Annotated[_Finite, Field(ge=0, le=1), Requirement("a number >= 0 and 
 Sparsity = Annotated[_Finite, Field(gt=0, lt=1), Requirement("a number > 0 and < 1")]
 _Integer = Annotated[int, BeforeValidator(_whole)]
 Seed = Annotated[_Integer, Field(ge=0), Requirement("a whole number >= 0", "N")]
+TorchSeed = Annotated[_Integer, Field(ge=0, lt=2**64), Requirement("a whole number >= 0 and < 2^64", "N")]
 Count = Annotated[_Integer, Field(ge=1), Requirement("a whole number >= 1", "N")]
 AtLeast2 = Annotated[_Integer, Field(ge=2), Requirement("a whole number >= 2", "N")]
 AtLeast3 = Annotated[_Integer, Field(ge=3), Requirement("a whole number >= 3", "N")]

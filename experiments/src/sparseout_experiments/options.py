@@ -37,7 +37,7 @@ class Data(BaseModel):
         None, "Hold out so many for validation.", shown="a tenth of train, or what the set has"
     )
     test_size: types.Count | None = option(None, "Test on only so many.")
-    split_seed: types.Seed = option(0, "Seed of the split into training and validation.")
+    split_seed: types.TorchSeed = option(0, "Seed of the split into training and validation.")
 
     def sizes(self) -> dict[str, Any]:
         """Sizes of the parts of a data set, as `data.images.load` takes it."""

@@ -107,8 +107,9 @@ def _run(task: str | None, *, out: Path | None, resume: bool, config: Path | Non
     except (MemoryError, RuntimeError) as error:
         import torch
 
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
-            raise  # a CPU has no exception of its own for it
+        cpu = ("allocate memory", "Storage size calculation overflowed")  # it has no exception of its own for it
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(text in str(error) for text in cpu):
+            raise
         fail("out of memory: make the network or the batch smaller", FAILED)
     except KeyboardInterrupt:
         kept = "--resume goes on with the run" if (folder / FILE).exists() else "nothing was written"

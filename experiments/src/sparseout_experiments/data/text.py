@@ -22,8 +22,8 @@ SIZES = ("train_size", "valid_size", "test_size")
 # name -> id on the hub and the configuration there
 _ON_HUB = {"wikitext-2": ("Salesforce/wikitext", "wikitext-2-v1")}
 
-# how a folder may name its three files; the first is that of the preprocessed Penn Treebank
-_FILES = ("ptb.{}.txt", "{}.txt")
+# how a folder may name its three files; the first is that of the preprocessed Penn Treebank, the second WikiText's own
+_FILES = ("ptb.{}.txt", "wiki.{}.tokens", "{}.txt")
 _NAMED = (("train",), ("valid", "validation", "val", "dev"), ("test",))
 _TREEBANK = ("ptb", "penn-treebank", "penn treebank")
 _GET_TREEBANK = (
@@ -64,8 +64,9 @@ def load(
     Args:
         source: "topics", the help texts that ship with Python (they differ between its versions); "wikitext-2" or
             the id of another data set of the hub with a column of text; a folder laid out like one, or with
-            `ptb.train.txt`, `ptb.valid.txt`, `ptb.test.txt`, or with the same names without `ptb.`; or one text file,
-            of which the first 80% of tokens are for training and the last 10% for testing.
+            `ptb.train.txt`, `ptb.valid.txt`, `ptb.test.txt`, with the same names without `ptb.`, or with
+            `wiki.train.tokens` and so on; or one text file, of which the first 80% of tokens are for training and the
+            last 10% for testing.
         train_size: keep only the first so many tokens of train; `valid_size` and `test_size` likewise.
         words: most words of the vocabulary, `<unk>` and `<eos>` among them.
 

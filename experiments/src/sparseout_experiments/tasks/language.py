@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparseout.baselines import ActivityPenalty
 from sparseout_experiments import options
 from sparseout_experiments.data import text
+from sparseout_experiments.data.hub import DataError
 from sparseout_experiments.methods import METHODS
 from sparseout_experiments.models import LanguageModel, Transformer
 from sparseout_experiments.tasks import base
@@ -41,7 +42,10 @@ class Predict(Task):
     def __init__(self, config: options.Language, rng: Rng, context: DistributedContext) -> None:
         self._config, self._rng = config, rng
         corpus = text.load(config.data, **config.model_dump(include={*text.SIZES, "words"}))
-        batches = {"train": config.batch * context.processes, "valid": EVALUATED, "test": EVALUATED}
+        if short := [name for name in ("train", "valid", "test") if len(getattr(corpus, name)) < 2]:
+            raise DataError(f"The {short[0]} part of {config.data!r} has one word and nothing to predict: take more")
+        batches = {name: min(EVALUATED, len(getattr(corpus, name)) // 2) for name in ("valid", "test")}
+        batches = {"train": config.batch * context.processes, **batches}
         columns = {name: text.columns(getattr(corpus, name), batch) for name, batch in batches.items()}
         self.data = base.fingerprint(columns)
         columns["train"] = base.local_shard(columns["train"].t(), context).t()

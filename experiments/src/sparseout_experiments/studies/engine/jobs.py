@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, is_cancelled
 from sparseout_experiments.training import run_folder
+from sparseout_experiments.training.lock import locked
 
 Name = TypeVar("Name", bound=Hashable)
 # Options that say where and how a run works, and not what it computes.
@@ -49,16 +50,19 @@ def train(task: str, options: dict[str, Any], folder: Path) -> None:
 def train_own(run: Callable[[], dict[str, Any]], options: dict[str, Any], folder: Path, *packages: str) -> None:
     """Train one run of a study with a training of its own: what `run` finds is the result, written once it is whole.
 
-    `packages` are those whose versions matter besides torch's.
+    Where another process trains it, its end is waited for, and nothing is done if it has left a result. `packages` are
+    those whose versions matter besides torch's.
     """
     from sparseout_experiments.training.environment import environment, one_thread
 
-    start = time.perf_counter()
-    with one_thread():
-        result = run()
-    result |= {"config": options, "environment": environment(*packages)}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / run_folder.RESULT, result | {"seconds": time.perf_counter() - start})
+    with locked(folder, wait=True):
+        if (folder / run_folder.RESULT).exists():
+            return
+        start = time.perf_counter()
+        with one_thread():
+            result = run()
+        result |= {"config": options, "environment": environment(*packages)}
+        run_folder.write_json(folder / run_folder.RESULT, result | {"seconds": time.perf_counter() - start})
 
 
 class _Cancelled(Exception):
