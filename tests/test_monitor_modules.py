@@ -145,6 +145,7 @@ def named():
         ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int, a mapping .*, but got a float"),
         ({"measures": ["hoyr"]}, ValueError, "expected `measures` to be among hoyer"),
         ({"measures": "hoyer"}, TypeError, "expected `measures` to be a sequence of names, but got 'hoyer'"),
+        ({"measures": 1}, TypeError, "expected `measures` to be a sequence of names, but got 1"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -20,6 +20,7 @@ GINI = "expected `axis` to be 'population' for gini, but got 'lifetime'"
     [
         ({"measures": ("hoyer", "l1")}, ValueError, f"expected `measures` to be among {KINDS}, but got 'l1'"),
         ({"measures": "hoyer"}, TypeError, "expected `measures` to be a sequence of names, but got 'hoyer'"),
+        ({"measures": 1}, TypeError, "expected `measures` to be a sequence of names, but got 1"),
         ({"relative": 1}, TypeError, "expected `relative` to be a bool, but got an int"),
         ({"axis": "time"}, ValueError, "expected `axis` to be 'population' or 'lifetime', but got 'time'"),
         ({"unit_dim": 1.0}, TypeError, "expected `unit_dim` to be an int, but got a float"),

@@ -123,7 +123,7 @@ def sparseout(
         check_scale(scale)
     if seed is not None:
         check_seed(seed)
-    dims = check_dims(shared_dims) if shared_dims != () else ()
+    dims = check_dims(shared_dims)
     if not isinstance(input, Tensor):
         raise TypeError(expected("input", "a tensor", type_name(input)))
     if dims:
@@ -204,11 +204,11 @@ def check_seed(seed: Any) -> int | Tensor | None:
 
 def check_dims(dims: Any) -> tuple[int, ...]:
     """Check the dims along which a draw is shared, as far as that is possible without an input."""
-    if dims == ():
-        return ()
     wanted = "a sequence of different ints"
     if not isinstance(dims, (tuple, list)):
         raise TypeError(expected("shared_dims", wanted, type_name(dims)))
+    if not dims:
+        return ()
     for dim in dims:
         if not is_int(dim):
             raise TypeError(expected("shared_dims", wanted, f"one with {type_name(dim)} in it"))

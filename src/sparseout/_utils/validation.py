@@ -96,7 +96,7 @@ def check_dim(name: str, dim: int, ndim: int) -> int:
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of the `choices`. ValueError if it is none of them."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         *first, last = map(repr, choices)
         raise ValueError(expected(name, f"{', '.join(first)} or {last}", repr(value)))
-    return value  # type: ignore[no-any-return]
+    return value

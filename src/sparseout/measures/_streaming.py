@@ -75,10 +75,10 @@ class Streaming:
         relative: bool = False,
         unit_dim: int = -1,
     ) -> None:
-        if isinstance(measures, str):
+        if isinstance(measures, str) or not isinstance(measures, Iterable):
             raise TypeError(expected("measures", "a sequence of names", repr(measures)))
         names = tuple(measures)
-        if unknown := [name for name in names if name not in MEASURES]:
+        if unknown := [name for name in names if not isinstance(name, str) or name not in MEASURES]:
             raise ValueError(expected("measures", f"among {', '.join(MEASURES)}", repr(unknown[0])))
         if axis not in ("population", "lifetime"):
             raise ValueError(expected("axis", "'population' or 'lifetime'", repr(axis)))

@@ -115,7 +115,9 @@ class SparsityMonitor:
     ) -> None:
         check_model(model)
         check_int("every", every, 1)
-        self.measures = measures if isinstance(measures, str) else tuple(measures)
+        self.measures = (
+            tuple(measures) if isinstance(measures, Iterable) and not isinstance(measures, str) else measures
+        )
         Streaming(self.measures, eps=eps, relative=relative)  # says what is wrong with them
         self.every, self.unit_dim, self.eps, self.relative = every, unit_dim, eps, relative
         self._given, self._model = model, unwrapped(model)  # the wrappers know their process group
