@@ -248,6 +248,14 @@ def test_training_mirrors_what_has_a_colour_unless_told(tmp_path, monkeypatch, c
     assert task.notes == (() if given else (said,))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (40, 4)])
+def test_pictures_that_are_low_or_narrow_are_moved_by_less(tmp_path, size):
+    source = make(tmp_path, numbered(12, size), numbered(4, size))
+    config = resolve("image", {"data": source, "depth": 10, "width": 1, "batch": 4, "device": "cpu"})
+    task = build(config, Rng(0), DistributedContext(torch.device("cpu")))
+    assert task.loss(task.objective, task.plan()[0]).isfinite()
+
+
 def test_links_to_the_folders_of_classes_are_followed(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "linked" / split).mkdir(parents=True)

@@ -42,8 +42,8 @@ class Classify(Task):
             for name in ("train", "valid", "test")
         }
         self.data = base.fingerprint({name: part.pixels for name, part in self.parts.items()})
-        channels, size = data.train.pixels.shape[1:3]
-        self._pad = max(1, size // 8)
+        channels, *size = data.train.pixels.shape[1:]
+        self._pad = min(max(1, size[0] // 8), min(size) - 1)
         self._flip = images.coloured(data.train) if config.flip is None else config.flip
         self.notes = data.notes
         if config.augment and config.flip is None:  # digits and signs are another thing in a mirror, or nothing
