@@ -1,7 +1,6 @@
 """Pages by template: numbers filled in, prose wrapped."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,11 @@ from sparseout_experiments.studies.engine.statistics import Interval
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "made_up_study").mkdir()
-    (tmp_path / "made_up_study" / "__init__.py").touch()
+    name = f"study_of_{tmp_path.name}"  # of each test: the templates of a package are compiled once
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "made_up_study", raising=False)
-    return "made_up_study"
+    return name
 
 
 def rendered(package: str, tmp_path: Path, template: str, **values: object) -> str:
