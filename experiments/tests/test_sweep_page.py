@@ -1,6 +1,7 @@
 """The page of a sweep: what it says, in files and in a real browser, also of hostile names and of a part."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -73,7 +74,7 @@ def test_the_small_file_gives_the_page_again(tmp_path):
         {"environments": [3]},
         {"environments": None},
         {"fixed": {"hoyer": "high"}},
-        {"fixed": {"status": "odd"}},
+        {"runs": [{"run": "q=1.0_seed=0", "status": "odd", "reason": ""}]},
         {"more": 1},
     ],
 )
@@ -81,6 +82,12 @@ def test_a_small_file_that_is_something_else(changed, whole_file, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(whole_file | changed))
     with pytest.raises(ValueError, match="is not a complete file of sparseout report"):
         frame.load(tmp_path / "report.json")
+
+
+def test_the_file_that_the_site_shows_is_read():
+    results = frame.load(Path(__file__).parents[2] / "results/sweep-digits.json")
+    assert "undefined" not in results.frame  # it is older than that number
+    assert report.page(results).count("<html") == 1
 
 
 @pytest.fixture(scope="module")

@@ -164,13 +164,13 @@ def save(results: Results, path: Path) -> None:
 
 
 _Number = float | None
-# A run in such a file, beside its options.
+# A run in such a file, beside its options. Older files lack some of the numbers.
 _Row = create_model(
     "_Row",
-    run=str,
-    status=Literal["finished", "failed", "unfinished", "planned"],
-    reason=str,
-    **dict.fromkeys((*NUMBERS, "seconds"), _Number),  # type: ignore[call-overload]
+    run=(str, ...),
+    status=(Literal["finished", "failed", "unfinished", "planned"], ...),
+    reason=(str, ...),
+    **dict.fromkeys((*NUMBERS, "seconds"), (_Number, None)),  # type: ignore[call-overload]
 )
 
 
