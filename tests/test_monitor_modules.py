@@ -92,17 +92,37 @@ class SwiGLU(nn.Sequential):
     """A block of that name, with layers in it, is none."""
 
 
+class GEGLU(FooActivation):
+    """A block whose weights are its own is none either."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 4))
+
+
+class DynamicTanh(FooActivation):
+    """A norm."""
+
+
+class TLU(FooActivation):
+    """An activation with a threshold for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+
 def test_sites_by_default():
     act = nn.ReLU()
     model = nn.Sequential(
         nn.Linear(2, 2), act, nn.Dropout(), Sparseout2d(), nn.Softmax(1), FooActivation(), act, nn.AlphaDropout()
     )
-    model.extend([GELUTanh(), SwiGLU(nn.Identity())])
+    model.extend([GELUTanh(), SwiGLU(nn.Identity()), GEGLU(), DynamicTanh(), TLU()])
     with SparsityMonitor(model) as monitor:
         model.eval()(torch.rand(3, 2, 4, 2))
     population = [r for r in monitor.report() if r["axis"] == "population"]
     expected = [("1", "output"), ("2", "input"), ("3", "input"), ("5", "output"), ("7", "input")]
-    expected += [("8", "output")]
+    expected += [("8", "output"), ("12", "output")]
     assert [(r["module"], r["tensor"]) for r in population] == expected
     assert population[0]["rows"] == 2 * 3 * 4 * 2  # shared, so called twice
 

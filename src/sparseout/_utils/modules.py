@@ -22,8 +22,9 @@ _NO_UNITS = ("MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftma
 ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
     getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS
 )
-# Names of classes without children, but for noise: GELUActivation, GELUTanh, QuickGELU, HardSwish, SwiGLU.
-_NAMED_ACTIVATION = re.compile("(activation|[a-z]lu|swish|mish|tanh|sigmoid)$", re.IGNORECASE)
+# Names of classes without children, but for noise: GELUActivation, GELUTanh, QuickGELU, HardSwish, SwiGLU. DynamicTanh
+# takes the place of a layer norm.
+_NAMED_ACTIVATION = re.compile("(activation|[a-z]lu|swish|mish|(?<!dynamic)tanh|sigmoid)$", re.IGNORECASE)
 
 # Wrappers: torch.compile, FSDP1 and activation checkpointing hold the module under a private name; others are known by
 # their class, those of other libraries by the name of their class.
@@ -147,11 +148,13 @@ def is_noise(module: nn.Module) -> bool:
 def is_activation(module: nn.Module) -> bool:
     """Whether it is an activation module: of torch, of this library, which says so itself, or one by its name.
 
-    Such are those of transformers and timm, and many of a model's own.
+    Such are those of transformers and timm, and many of a model's own. What has a matrix of weights is a layer.
     """
     if isinstance(module, ACTIVATIONS) or getattr(module, "_is_activation", False):
         return True
-    return bool(_NAMED_ACTIVATION.search(type(module).__name__)) and all(map(is_noise, module.children()))
+    if not _NAMED_ACTIVATION.search(type(module).__name__) or not all(map(is_noise, module.children())):
+        return False
+    return all(sum(size > 1 for size in weight.shape) < 2 for weight in own_parameters(module).values())
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
