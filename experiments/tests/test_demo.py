@@ -164,6 +164,7 @@ def test_a_full_disk_is_one_sentence(
     monkeypatch.setattr("sparseout_experiments.studies.engine.report.write", full)
     assert status_of("demo", "--epochs", "1", "--seeds", "1", "--q", "2", "--out", str(tmp_path)) == 2
     assert capfd.readouterr().err.strip().endswith("(No space left on device)")
+    assert os.listdir(tmp_path) == []  # no picture without a report, beside which the next demo would not write
 
 
 def test_extremes_are_reported_and_not_fatal(tmp_path: Path) -> None:

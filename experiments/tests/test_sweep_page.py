@@ -70,11 +70,11 @@ def test_the_small_file_gives_the_page_again(tmp_path):
         *({"metric": metric} for metric in ("mse", [])),
         *({name: []} for name in ("swept", "common", "layers", "curves", "fixed")),
         {"layers": {"another": {}}},
-        {"curves": {"q=1.0_seed=0": [{"a": 1}]}},
+        {"curves": {"seed=0": [{"a": 1}]}},
         {"environments": [3]},
         {"environments": None},
         {"fixed": {"hoyer": "high"}},
-        {"runs": [{"run": "q=1.0_seed=0", "status": "odd", "reason": ""}]},
+        {"runs": [{"run": "seed=0", "status": "odd", "reason": ""}]},
         {"more": 1},
     ],
 )

@@ -82,9 +82,9 @@ def _run(options: Options, folder: Path) -> None:
         with counting("run", len(jobs), now="reading the digits") as show:
             results = run(jobs, command_line(), lambda done, name: show(done, 0.0, name))
     rows, console = report.settings(results), Console()
-    atomic_files.write(folder / "demo.png", figures.picture(rows, options.scales))
-    written = [folder / "demo.png", *page.write(results, folder)]
+    picture, written = figures.picture(rows, options.scales), page.write(results, folder)
+    atomic_files.write(folder / "demo.png", picture)  # after the report, which says that it is ours
     console.print(report.table(rows))
     for text in (_LEGEND.format(options.seeds), *(report.verdict(results, scale) for scale in options.scales)):
         console.print(text + "\n" * bool(text), highlight=False)
-    wrote(console, written)
+    wrote(console, [folder / "demo.png", *written])
