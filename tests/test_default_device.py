@@ -1,5 +1,7 @@
 """Tensors of the library's own are where the model is, whatever torch's default device: here one without values."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,9 @@ from torch import nn
 from sparseout import Sparseout, SparsityController, SparsityMonitor, recalibrate_norm_, revive_
 from sparseout.baselines import ActivityPenalty, GaussianDropout, KWinners, StatisticalTopK, bridgeout_, shakeout_
 from sparseout.inference import _sparse_timing, compact, cost, threshold_
+from sparseout.kernels import seeds
+
+META = {"device": "meta"}
 
 
 def net(*more):
@@ -71,3 +76,13 @@ def test_inference(elsewhere, monkeypatch):
         assert threshold_(smooth, [x], density=0.5).records[0]["density"] == pytest.approx(0.5, abs=0.1)
         assert _sparse_timing.measure_break_even(torch.rand(4, 8, device="cpu").t(), None)
     assert model[0].out_features == 7
+
+
+def test_a_seed_is_drawn_where_factories_are_patched(monkeypatch):
+    """As accelerate's init_empty_weights(include_buffers=True) does, on a thread that draws its first seed."""
+    monkeypatch.setattr(seeds, "_local", threading.local())
+    monkeypatch.setattr(torch, "empty", lambda *args, empty=torch.empty, **other: empty(*args, **other | META))
+    torch.manual_seed(0)
+    number = seeds.number(None)
+    torch.manual_seed(0)
+    assert number == seeds.tensor(None, torch.device("cpu")).item()

@@ -37,7 +37,8 @@ def noise_(model: nn.Module, enabled: bool | None) -> None:
     ``noise_(model.eval(), True)`` is for Monte-Carlo passes, in which batch norm and all else stays in evaluation;
     ``noise_(model.train(), False)`` for training without noise. ``train()`` and ``eval()`` do not change it, nor do
     copying and pickling; flags, parameters and the keys of ``state_dict()`` stay as they are. Monitor and controller
-    go by the flags: a Monte-Carlo pass in evaluation counts as evaluation.
+    go by the flags: a Monte-Carlo pass in evaluation counts as evaluation. Threads that share a model take turns in
+    what is switched.
 
     Switched are Sparseout layers, whether built, converted or inserted; ``nn.Dropout`` of every kind and classes
     derived from it; layers without children whose class name contains drop or noise, such as ``DropPath``;

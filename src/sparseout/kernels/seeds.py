@@ -28,9 +28,9 @@ def number(seed: Seed) -> int:
     """The seed that `tensor` would give on the CPU, as an int, at half the time: nothing is traced here."""
     if seed is None:
         if (cell := getattr(_local, "cell", None)) is None:  # made here, where no mode is active
+            memory = ctypes.c_int64()  # read sooner than by `item`
             with torch.inference_mode(False):  # or it could not be written to outside
-                drawn = torch.empty((), dtype=torch.int64, device="cpu")
-            cell = _local.cell = drawn, ctypes.c_int64.from_address(drawn.data_ptr())  # read sooner than by `item`
+                cell = _local.cell = torch.frombuffer(memory, dtype=torch.int64), memory
         cell[0].random_(_LEAST, _END)
         return cell[1].value
     return seed.item() if isinstance(seed, Tensor) else _signed(seed)  # type: ignore[return-value]
