@@ -95,9 +95,9 @@ class SwiGLU(nn.Sequential):
 class GEGLU(FooActivation):
     """A block whose weights are its own is none either."""
 
-    def __init__(self):
+    def __init__(self, weight):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(2, 4))
+        self.weight = weight
 
 
 class DynamicTanh(FooActivation):
@@ -117,7 +117,8 @@ def test_sites_by_default():
     model = nn.Sequential(
         nn.Linear(2, 2), act, nn.Dropout(), Sparseout2d(), nn.Softmax(1), FooActivation(), act, nn.AlphaDropout()
     )
-    model.extend([GELUTanh(), SwiGLU(nn.Identity()), GEGLU(), DynamicTanh(), TLU()])
+    model.extend([GELUTanh(), SwiGLU(nn.Identity()), GEGLU(nn.Parameter(torch.ones(2, 4))), DynamicTanh(), TLU()])
+    model.append(GEGLU(nn.UninitializedParameter()))
     with SparsityMonitor(model) as monitor:
         model.eval()(torch.rand(3, 2, 4, 2))
     population = [r for r in monitor.report() if r["axis"] == "population"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules import activation
+from torch.nn.parameter import is_lazy
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -154,7 +155,8 @@ def is_activation(module: nn.Module) -> bool:
         return True
     if not _NAMED_ACTIVATION.search(type(module).__name__) or not all(map(is_noise, module.children())):
         return False
-    return all(sum(size > 1 for size in weight.shape) < 2 for weight in own_parameters(module).values())
+    weights = own_parameters(module).values()
+    return not any(is_lazy(weight) or sum(size > 1 for size in weight.shape) > 1 for weight in weights)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:

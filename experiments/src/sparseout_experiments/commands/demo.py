@@ -63,8 +63,6 @@ def demo(
     try:
         with atomic_files.prepared(out):
             _run(options, out)
-    except ValueError as error:  # files of others in the folder
-        fail(str(error))
     except OSError as error:
         fail(expected("--out", "a folder that can be written", f"{str(out)!r} ({error.strerror})"))
     except KeyboardInterrupt:
@@ -76,7 +74,10 @@ def _run(options: Options, folder: Path) -> None:
         from sparseout_experiments.demo import figures, report
         from sparseout_experiments.studies.engine import report as page
 
-    page.check(folder, "demo.png")
+    try:
+        page.check(folder, "demo.png")
+    except ValueError as error:
+        fail(str(error))
     with TemporaryDirectory() as work:
         jobs = plan(options, Path(work))
         with counting("run", len(jobs), now="reading the digits") as show:
