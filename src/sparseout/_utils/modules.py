@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules import activation
-from torch.nn.parameter import is_lazy
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from sparseout._utils.torch_internals import DROPOUT_BASE, is_part_of_fsdp, own_children
