@@ -128,7 +128,7 @@ def _write(folders: list[Path], out: Path, console: Console) -> bool:
     except RunError as error:
         fail(str(error), FAILED)
     except ValueError as error:
-        if folders[0].is_file() or any(folder.rglob(FILE) for folder in folders if folder.is_dir()):
+        if folders[0].is_file() or any(path for folder in folders for path in folder.rglob(FILE)):
             fail(str(error))
         return False
     try:
