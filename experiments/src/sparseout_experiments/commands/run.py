@@ -206,7 +206,7 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         lines.append(f"{met}; means over the last tenth{noise}")
         missed = hoyer - control["target"]
         if not abs(missed) <= MISSED and not any("out of reach" in warning for warning in result["warnings"]):
-            late = f"{knob} was still on its way: give it more --epochs"
+            late = "training ended before it was met: give it more --epochs"
             lines.append(f"Note: the target is missed by {missed:+.3f}; {late}.")
     for line in (*lines, *(f"Note: {warning}." for warning in result["warnings"]), f"Wrote {folder}/result.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
