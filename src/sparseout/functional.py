@@ -219,8 +219,6 @@ def check_dims(dims: Any) -> tuple[int, ...]:
 
 def normalise_dims(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """The dims as numbers >= 0, in order."""
-    if not dims:
-        return dims
     for dim in dims:
         if not -ndim <= dim < ndim:
             raise ValueError(expected("shared_dims", f"dims of a {ndim}-d input", dims))

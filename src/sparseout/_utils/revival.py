@@ -109,7 +109,7 @@ def _plan(
     for measured, units in dead.items():
         if measured.name not in modules:
             raise ValueError(expected("report", "one of this model", f"one with a module {measured.name!r}"))
-        module, tensor = _place(modules, measured)
+        module, tensor = _measured_tensor(modules, measured)
         values = [value for flow in graphs for value in _values_of(flow, module, tensor)]
         fitting = [path for path in paths if path.chain.units == measured.units]
         inside = [(path, value) for value in values for path in fitting if value in path.values]
@@ -222,7 +222,7 @@ def _path(chain: Chain, graphs: Iterable[Flow]) -> _Path | None:
     return None
 
 
-def _place(modules: Mapping[str, nn.Module], measured: MeasuredUnits) -> tuple[nn.Module, str]:
+def _measured_tensor(modules: Mapping[str, nn.Module], measured: MeasuredUnits) -> tuple[nn.Module, str]:
     """The module and tensor that were measured: what noise in a hook is given is the output of the hook's module."""
     module = modules[measured.name]
     for owner in modules.values():

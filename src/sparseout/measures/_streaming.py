@@ -91,6 +91,11 @@ class Streaming:
         self.reset()
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures."""
+        return self._names
+
+    @property
     def _table(self) -> dict[str, Measure]:  # its functions cannot be pickled
         return {name: MEASURES[name] for name in self._names}
 

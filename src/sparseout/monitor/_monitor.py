@@ -115,10 +115,7 @@ class SparsityMonitor:
     ) -> None:
         check_model(model)
         check_int("every", every, 1)
-        self.measures = (
-            tuple(measures) if isinstance(measures, Iterable) and not isinstance(measures, str) else measures
-        )
-        Streaming(self.measures, eps=eps, relative=relative)  # says what is wrong with them
+        self.measures = Streaming(measures, eps=eps, relative=relative).measures  # checked there
         self.every, self.unit_dim, self.eps, self.relative = every, unit_dim, eps, relative
         self._given, self._model = model, unwrapped(model)  # the wrappers know their process group
         self._units = UnitTracker(self._model, unit_dim)

@@ -16,6 +16,7 @@ import torch
 import sparseout
 from sparseout_experiments.bench.cases import PLANS, Case, cores
 from sparseout_experiments.bench.measure import Row, measure
+from sparseout_experiments.studies.engine import results
 from sparseout_experiments.training import atomic_files
 from sparseout_experiments.training.environment import processor, versions
 from sparseout_experiments.training.run_folder import UNREADABLE
@@ -75,9 +76,7 @@ def source() -> str:
 def load(path: Path) -> Record:
     """A record from its file. Raises NotRows where the file is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["kind"] != KIND:
-            raise KeyError
+        content = results.load(path, KIND)
         record = Record(content["environment"], content["rows"])
         _ = record.quick, record.path(path.parent), record.cases  # without these it is none
     except UNREADABLE as error:

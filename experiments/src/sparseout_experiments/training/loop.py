@@ -305,7 +305,7 @@ class _Run:
             self._report(0.0, note=damage)
 
     def _load(self, state: dict[str, Any]) -> None:
-        run_folder.check_options(self.folder, state.get("options"), self.config)
+        run_folder.check_options(self.folder / run_folder.CHECKPOINT, state.get("options"), self.config)
         if len(state["processes"]) != self.context.processes:
             count = f"{len(state['processes'])} processes, not {self.context.processes}"
             raise RunError(f"the run in {self.folder} was started with {count}: resume it with as many")

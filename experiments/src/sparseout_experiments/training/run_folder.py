@@ -85,12 +85,8 @@ def _check_same(folder: Path, config: Config) -> None:
         )
 
 
-def check_options(folder: Path, before: dict[str, Any] | None, config: Config) -> None:
-    """Raise RunError where a checkpoint was written by a run with other options; older ones do not say."""
-    _check_options(folder / CHECKPOINT, before, config)
-
-
-def _check_options(path: Path, before: dict[str, Any] | None, config: Config) -> None:
+def check_options(path: Path, before: dict[str, Any] | None, config: Config) -> None:
+    """Raise RunError where a file was written by a run with other options; older checkpoints do not say."""
     for name, was, now in _differing(before, config) if before else ():
         what = f"{path} is of a run with {name} = {was!r}, not {now!r}"
         raise RunError(f"{what}: put this run's own in its place, or start another folder")
@@ -303,7 +299,7 @@ def result(folder: Path, config: Config | None = None) -> dict[str, Any]:
     """The result in a run's folder. Raises RunError where it is something else, or of a run with other options."""
     found = read_json(folder / RESULT, _Shown)
     if config is not None:
-        _check_options(folder / RESULT, {k: v for k, v in found["config"].items() if v is not None}, config)
+        check_options(folder / RESULT, {k: v for k, v in found["config"].items() if v is not None}, config)
     return found
 
 
