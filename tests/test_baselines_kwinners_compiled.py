@@ -37,6 +37,7 @@ def run(layer, inputs, calls, backward=True):
 @needs_compiler
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.slow
 def test_the_same_in_compiled_code(reentrant, whole):
     layer, x = KWinners(1, boost=1, momentum=0.5, units=2), torch.tensor([[1.0, 0.9]], requires_grad=True)
 

@@ -65,6 +65,7 @@ def test_compiled_whole_with_checkpoints_it_is_the_same():
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which the compiler looks at
+@pytest.mark.slow
 def test_blocks_compiled_one_by_one_in_a_checkpoint_count_once():
     model, x = network(), torch.randn(8, 4)
     model[4].p = 0.0

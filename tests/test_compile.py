@@ -25,6 +25,7 @@ def value_and_gradient(f, x, *args):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_compiled_equals_eager_for_a_seed_tensor(backend, dynamic):
     qs, scales = enumerate((0.5, 1.5, torch.tensor(1.3))), enumerate((None, 0.5, "matched"))
     variants = [  # every two of their values meet

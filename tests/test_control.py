@@ -179,6 +179,7 @@ def test_a_state_follows_the_model_to_its_device() -> None:
 
 
 @pytest.mark.parametrize("measure", ["hoyer", "hoyer_live", "density"])
+@pytest.mark.slow
 def test_compiled_code_measures_alike_and_never_recompiles(measure: str) -> None:
     compiled = 0
 

@@ -150,6 +150,7 @@ def test_a_copy_keeps_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own, of a second block
+@pytest.mark.slow
 def test_wrappers_inside_the_model_do_not_change_names() -> None:
     def blocks() -> nn.Sequential:
         torch.manual_seed(0)

@@ -142,6 +142,7 @@ NOISY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("knob", NOISY)
+@pytest.mark.slow
 def test_p_and_k_move_without_recompilation_and_are_floats_again(knob: str) -> None:
     counter = CompileCounter()
     layers = copy.deepcopy(NOISY[knob])

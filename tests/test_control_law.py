@@ -82,6 +82,7 @@ def test_the_target_is_met_and_kept_without_oscillation(target: float, lag: floa
 
 
 @pytest.mark.parametrize(("slope", "target", "lag"), [(-0.0015, 0.4, 50.0), (0.0015, 0.6, 20.0)])
+@pytest.mark.slow
 def test_the_target_is_met_while_the_sparsity_changes_by_itself(slope: float, target: float, lag: float) -> None:
     plant = Plant(lag=lag)
     controller = SparsityController(plant, target, every=1)
@@ -298,6 +299,7 @@ def test_from_a_collapse_q_rises_and_it_is_said() -> None:
     assert controller.measured == {"0": None}
 
 
+@pytest.mark.slow
 def test_a_target_is_met_in_evaluation_where_that_is_asked_for() -> None:
     def run(mode: str) -> tuple[SparsityController, dict[str, float]]:
         model = Plant(lag=2)

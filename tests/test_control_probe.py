@@ -129,6 +129,7 @@ def test_between_evaluations_training_steers_with_the_offset_last_seen() -> None
     assert hoyer + 0.05 == pytest.approx(0.6, abs=0.005)
 
 
+@pytest.mark.slow
 def test_noise_in_the_measure_moves_q_neither_way() -> None:
     draw, layer, hoyer, seen = torch.Generator().manual_seed(0), Sparseout(q=2.5), 0.5, []
     controller = SparsityController(layer, 0.6, every=1)

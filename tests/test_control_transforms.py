@@ -56,6 +56,7 @@ def moved(model: nn.Module, run: Callable | None = None) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.slow
 def test_what_a_checkpoint_computes_again_is_not_counted(reentrant: bool) -> None:
     wanted = moved(Twice())
     assert moved(Twice(reentrant)) == wanted

@@ -290,6 +290,7 @@ def test_counts_have_no_gradient():
     assert not density(x).requires_grad
 
 
+@pytest.mark.slow
 def test_meta_vmap_and_compile():
     x = sparse_data(3, 4, 5, dtype=torch.float32)
     x[0, 0] = 0

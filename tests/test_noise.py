@@ -227,6 +227,7 @@ def test_monitor_and_controller_go_by_the_flags():
 
 @needs_compiler
 @pytest.mark.parametrize("make", [NOISY["dropout"], NOISY["sparseout"], NOISY["converted"], NOISY["gaussian"]])
+@pytest.mark.slow
 def test_compiled(make):
     model = nn.Sequential(nn.Linear(8, 8), make()).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

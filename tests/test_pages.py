@@ -19,7 +19,12 @@ PAGES = {
 }
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = {name: FENCED.findall(text) for name, text in PAGES.items()}
-SLOW = ("README.md", "docs/tutorial.md", "docs/how-to/target.md")
+SLOW = (
+    "README.md",
+    "docs/tutorial.md",
+    "docs/theory.md",
+    *(f"docs/how-to/{name}.md" for name in ("convert", "deploy", "target")),
+)
 EXACT = ("docs/theory.md",)  # nothing is trained, so that every digit is the same
 ELSEWHERE = ("docs/how-to/frameworks.md",)  # run by test_readme.py, which reads what is logged
 WITH_CODE = [

@@ -281,6 +281,7 @@ def test_a_batch_that_vmap_takes_apart_is_whole_to_the_mask():
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
+@pytest.mark.slow
 def test_the_block_is_around_compiled_code():
     model, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU()).requires_grad_(False), torch.randn(4, 3, 5)
     compiled = torch.compile(model, backend="eager")

@@ -233,6 +233,7 @@ def test_export_of_an_evaluated_model_shows_no_trace():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.slow
 def test_onnx_of_an_evaluated_model_shows_no_trace():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

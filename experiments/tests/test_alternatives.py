@@ -73,6 +73,7 @@ def test_errors_are_compared_at_equal_sparsity() -> None:
     assert comparison.errors_at(0.5, runs, "hoyer").loc["b"].tolist() == pytest.approx([1.0, math.nan], nan_ok=True)
 
 
+@pytest.mark.slow
 def test_the_page_is_filled_and_the_rest_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.md").write_text(EMPTY)
     monkeypatch.setattr(grid, "SEEDS", (0, 1))

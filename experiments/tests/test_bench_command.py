@@ -87,6 +87,7 @@ def test_the_whole_command(tiny, tmp_path, capfd):
     assert ((folder / "bench.md").read_text(), path.read_text()) == before
 
 
+@pytest.mark.slow
 def test_one_half_and_an_interrupt(tiny, tmp_path, capfd, monkeypatch):
     whole, calls = store.measure, []
 

@@ -84,6 +84,7 @@ def test_the_options_reach_the_run(scale: demo.Scale, tmp_path: Path) -> None:
         assert {name: got[name] for name in wanted} == wanted
 
 
+@pytest.mark.slow
 def test_sparsity_falls_with_q(tmp_path: Path) -> None:
     """The claim of the picture, at reduced size."""
     results = found(Options(q=(1.0, 3.0), epochs=5), tmp_path)
@@ -130,6 +131,7 @@ def test_says_what_the_numbers_say(results: Results, says: str) -> None:
     assert says.lower() in said.lower() if says else said == ""
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_what_the_files_hold(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
     result = CliRunner().invoke(app, [*TINY, "--out", str(folder)])

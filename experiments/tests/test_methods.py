@@ -162,6 +162,7 @@ def test_the_penalty_is_on_every_place_that_is_measured(kind: str) -> None:
     torch.testing.assert_close(with_ - without, 0.5 * sum(baselines.lq_penalty(x) for x in seen), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shakeout_without_its_constant_is_dropout_bit_for_bit(tmp_path: Path) -> None:
     for kind, fewer in (("autoencoder", {}), ("image", {"train_size": 88})):
         run(tmp_path / kind / "dropout", kind, method="dropout", **fewer)

@@ -26,6 +26,7 @@ def some_of(folder: Path, runs: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "theory"])
 def test_a_page_is_that_of_the_results(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "png", lambda *_: b"")  # figures are made and not painted, which takes most of the time
@@ -112,6 +113,7 @@ def stop(task: str, options: object, folder: Path) -> None:
     raise RuntimeError("no disk")
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_leaves_fuller_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "Cluster", Inline)
     results, page = some_of(tmp_path / "results", 40), tmp_path / "page.md"

@@ -17,6 +17,7 @@ from study_pages import TASKS, blank, raw, render, save, shown, tables
 from study_rows import ledger_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

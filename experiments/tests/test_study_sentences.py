@@ -69,6 +69,7 @@ def test_a_figure_shows_the_numbers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_part_of_the_study_makes_a_page_too(tmp_path: Path) -> None:
     trials = {run: result for run, result in ledger_of("image").results.items() if run.role == "tuning"}
     save(tmp_path, Ledger(trials), "image")
@@ -228,6 +229,7 @@ def test_where_the_chosen_p_differ_the_common_one_has_a_line_of_its_own(tmp_path
     assert own[7] != common[7] == f"{rows['metric'].mean():.1f}"
 
 
+@pytest.mark.slow
 def test_a_record_is_described_by_what_was_run_and_not_by_the_grid_of_today(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

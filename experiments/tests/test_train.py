@@ -92,6 +92,7 @@ def place() -> tasks.DistributedContext:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_sparseout_at_2_is_dropout_bit_for_bit(kind: str, tmp_path: Path) -> None:
     run(tmp_path / "dropout", kind, method="dropout", **FEWER[kind])
     run(tmp_path / "two", kind, method="sparseout", q=2, **FEWER[kind])
@@ -102,6 +103,7 @@ def test_sparseout_at_2_is_dropout_bit_for_bit(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_runs_at_different_q_share_first_weights_and_batches(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

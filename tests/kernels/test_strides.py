@@ -156,6 +156,7 @@ class Selecting(nn.Module):
 
 
 @pytest.mark.parametrize("settings", SETTINGS[1:4])
+@pytest.mark.slow
 def test_compiled_and_exported_with_rows_that_depend_on_data(settings):
     model = Selecting(Sparseout(0.4, seed=SEED, **settings))
     x, masks = torch.randn(7, 3, 5), [torch.arange(7) % 3 > 0, torch.zeros(7).bool(), torch.ones(7).bool()]
