@@ -26,7 +26,7 @@ from sparseout.kernels import containers, ops
 Gradient = Literal["detached", "exact"]
 Scale = float | Literal["matched"] | None
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def sparseout(
@@ -109,18 +109,19 @@ def sparseout(
     Source: Khan & Stavness (2019), Sparseout: Controlling Sparsity in Deep Networks, section 3, and the code
     published with it; ``"exact"`` and ``scale`` are this library's.
     """
-    # Calls that can have no effect are left out: on small tensors the time of the host is all there is.
-    if isinstance(p, Tensor):
-        p = readable(check_scalar("p", p))
-    moved = isinstance(p, Tensor)
-    if not moved:
-        check_p(p)
-    check_q(q)
+    # What is as usual is let through without a call: on small tensors the time of the host is all there is.
+    moved = False
+    if type(p) is not float or not 0 <= p <= 1:
+        p = readable(check_scalar("p", p)) if isinstance(p, Tensor) else p
+        moved = isinstance(p, Tensor)
+        p = p if moved else check_p(p)
+    if type(q) is not float or not 0 <= q < math.inf:
+        q = check_q(q)
     if inplace is not False:
         check_bool("inplace", inplace)
     check_gradient(gradient)
     if scale is not None:
-        check_scale(scale)
+        scale = check_scale(scale)
     if seed is not None:
         check_seed(seed)
     dims = check_dims(shared_dims)
@@ -137,10 +138,12 @@ def sparseout(
     is_dropout = seed is None and not moved and not isinstance(q, Tensor) and q == 2
     if is_dropout and (dropout := _torch_dropout(input, dims, inplace)):
         return dropout(input, p, True, inplace)
-    if inplace:
-        kept = input.clone() if input.requires_grad and torch.is_grad_enabled() else input
-        return input.copy_(_perturb(kept, p, q, gradient, scale, dims, seed))
-    return _perturb(input, p, q, gradient, scale, dims, seed)
+    plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
+    apply = ops.apply if plain else containers.apply
+    if not inplace:
+        return apply(input, seed, p, q, scale, dims, gradient == "exact")
+    kept = input.clone() if input.requires_grad and torch.is_grad_enabled() else input
+    return input.copy_(apply(kept, seed, p, q, scale, dims, gradient == "exact"))
 
 
 # One check for each argument, without an input, for everything that takes arguments of these names.
@@ -148,15 +151,11 @@ def sparseout(
 
 def check_p(p: Any) -> float:
     """Check the probability that the mask is 0."""
-    if type(p) is float and 0 <= p <= 1:  # the usual case, at a tenth of the time
-        return p
     return check_number("p", p, "a number between 0 and 1", lambda p: 0 <= p <= 1)
 
 
 def check_q(q: Any) -> float | Tensor:
     """Check the exponent."""
-    if type(q) is float and 0 <= q < math.inf:
-        return q
     if isinstance(q, Tensor):
         return check_scalar("q", q)
     if not is_number(q):
@@ -248,19 +247,3 @@ def _feature_dropout(input: Tensor, p: float, training: bool, inplace: bool) -> 
 def _unbatched_dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
     y = _feature_dropout(input.unsqueeze(0), p, training, inplace).squeeze(0)
     return input if inplace else y
-
-
-def _perturb(
-    input: Tensor,
-    p: float | Tensor,
-    q: float | Tensor,
-    gradient: Gradient,
-    scale: Scale,
-    dims: tuple[int, ...],
-    seed: int | Tensor | None,
-) -> Tensor:
-    q = q if isinstance(q, Tensor) else float(q)
-    plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
-    apply = ops.apply if plain else containers.apply
-    p = p if isinstance(p, Tensor) else float(p)
-    return apply(input, seed, p, q, scale, dims, gradient == "exact")
