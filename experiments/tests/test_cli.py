@@ -227,12 +227,27 @@ def wait_for(happened: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
-def test_ctrl_c_while_torch_is_imported_is_one_sentence() -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_while_torch_is_imported_is_one_sentence(number: signal.Signals, status: int) -> None:
     process = command_line("demo")
     wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "sparseout: interrupted\n")
+    assert (process.returncode, out, err) == (status, "", "sparseout: interrupted\n")
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_terminated_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    process = command_line("demo", "--out", str(tmp_path / "demo"))
+    wait_for(lambda: any((tmp_path / "temporary").rglob("result.json")))
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert err.endswith("sparseout: interrupted, and nothing was written\n")
+    assert not any((tmp_path / "temporary").iterdir())
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow

@@ -15,27 +15,32 @@ TYPE_CHECKING = False  # typing takes a while to import, in which Ctrl-C would b
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # by Ctrl-C; what `kill`, `timeout` or a batch system ends has 143, as a shell counts
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: int = signal.SIGINT
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status.
 
-    Ctrl-C ends it with one sentence whenever it comes: at once while modules are imported, which an exception could
-    leave half made; then by an exception, so that the command says what it keeps; at once if it comes a second time.
+    Ctrl-C or SIGTERM ends it with one sentence whenever it comes: at once while modules are imported, which an
+    exception could leave half made; then by an exception, so that the command says what it keeps; at once if it comes a
+    second time.
     """
     if args is None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that a terminal in ASCII cannot show, as on stderr
-    before = None
+    global _received
+    _received = signal.SIGINT
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may handle signals
-        before = signal.signal(signal.SIGINT, _exit)
+        before = _handle(_exit)
     try:
         from sparseout_experiments.commands import invoke
 
-        if before is not None:
-            signal.signal(signal.SIGINT, _interrupt)
+        if before:
+            _handle(_interrupt)
         status = invoke(args)
     except KeyboardInterrupt:
         show_message("interrupted", last=True)
@@ -48,27 +53,34 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     finally:
-        if before is not None:
-            # the process ends now, in its own time; or the program that called goes on
-            signal.signal(signal.SIGINT, signal.SIG_IGN if args is None else before)
-    sys.exit(status)
+        for number, handler in before.items():
+            # the process ends now, in its own time, which SIGTERM may still end; or the program that called goes on
+            signal.signal(number, signal.SIG_IGN if args is None and number == signal.SIGINT else handler)
+    sys.exit(128 + _received if status == INTERRUPTED else status)
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A block that imports: Ctrl-C ends the command at once there, as `main` says."""
+    """A block that imports: an interrupt ends the command at once there, as `main` says."""
     ours = signal.getsignal(signal.SIGINT) is _interrupt
     if ours:
-        signal.signal(signal.SIGINT, _exit)
+        _handle(_exit)
     try:
         yield
     finally:
         if ours:
-            signal.signal(signal.SIGINT, _interrupt)
+            _handle(_interrupt)
+
+
+def _handle(handler: Any) -> dict[int, Any]:
+    """Have both signals handled so; returns how they were."""
+    return {number: signal.signal(number, handler) for number in _SIGNALS}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGINT, _exit)
+    global _received
+    _received = number
+    _handle(_exit)
     raise KeyboardInterrupt
 
 
@@ -76,7 +88,7 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     # not by print, which may be what was interrupted
     cursor = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
     os.write(2, cursor + (b"" if has_ended() else b"sparseout: interrupted\n"))
-    os._exit(INTERRUPTED)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":
