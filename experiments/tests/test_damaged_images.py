@@ -49,12 +49,41 @@ def empty_split(folder):
     (folder / "test").mkdir()
 
 
+def two_classes(folder):
+    for split in ("train", "test"):
+        for name in "ab":
+            (folder / split / name).mkdir(parents=True)
+            for n, array in enumerate(numbered(6)):
+                (folder / split / name / f"{n}.png").write_bytes(png(array)["bytes"])
+
+
+def empty_class(folder):
+    two_classes(folder)
+    (folder / "train" / ".cache").mkdir()  # of no class
+    (folder / "train" / "c").mkdir()
+    (folder / "train" / "c" / ".DS_Store").touch()
+
+
+def link_to_an_empty_class(folder):
+    two_classes(folder)
+    (folder / "elsewhere").mkdir()
+    (folder / "test" / "c").symlink_to(folder / "elsewhere")
+
+
+def link_to_nothing(folder):
+    two_classes(folder)
+    (folder / "test" / "b" / "6.png").symlink_to(folder / "gone.png")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (no_class, "write it as integers or texts"),
         (lambda folder: no_class(folder, "int64", (4, 4)), "has pictures of one class only"),
         (empty_split, "The folder .*test' is empty: put the files of its split there"),
+        (empty_class, "The folder .*train/c' is empty: put the files of its class there, or remove it"),
+        (link_to_an_empty_class, "The folder .*test/c' is empty"),
+        (link_to_nothing, "test/b/6.png' is a link to a file that is not there: bring it back, or remove the link"),
         (broken_sizes, "should be of one size, but there are 4 x 4 and 4 x 5: resize them"),
         (broken_columns, "one column of classes .*, but has the columns picture, label: write it as"),
         (broken_depth, "more than 8 bits a channel .*: convert the pictures to 8 bits first"),

@@ -90,12 +90,23 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _patterns(folder: Path) -> list[str]:
-    """Patterns for the files below a folder, also behind links to folders, which `**` does not follow."""
+    """Patterns for the files below a folder, also behind links to folders, which `**` does not follow.
+
+    Raises DataError for what `datasets` would pass over: an empty folder in it, or a link to nothing.
+    """
+    top = folder.absolute()
+    links = [Path(at, name) for at, folders, _ in os.walk(top) for name in folders if Path(at, name).is_symlink()]
     roots: set[Path] = set()
-    for at, folders, names in os.walk(folder.absolute()):
-        roots |= {Path(at, name) for name in folders if Path(at, name).is_symlink()}
-        if names:
-            roots.add(folder.absolute())
+    for root in (top, *links):
+        for at, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if name[0] != "."]
+            seen = [os.path.join(at, name) for name in names if name[0] != "."]
+            if lost := [path for path in seen if not os.path.exists(path)]:
+                raise DataError(f"{lost[0]!r} is a link to a file that is not there: bring it back, or remove the link")
+            if seen:
+                roots.add(root)
+            elif not folders and Path(at) != top:
+                raise DataError(f"The folder {at!r} is empty: put the files of its class there, or remove it")
     return [f"{glob.escape(str(path))}/**" for path in sorted(roots)]
 
 
