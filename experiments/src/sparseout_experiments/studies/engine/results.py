@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
+from jinja2 import UndefinedError
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.training import atomic_files, run_folder
@@ -66,7 +66,7 @@ def shown(path: Path, kind: str, refused: type[ValueError] = ValueError) -> Iter
     """A block that shows what a file, or those of a folder, hold: raises `refused` where that is not whole."""
     try:
         yield
-    except (*run_folder.UNREADABLE, ArithmeticError, TemplateError) as error:
+    except (*run_folder.UNREADABLE, ArithmeticError, UndefinedError) as error:
         if isinstance(error, OSError):  # of what is written
             raise
         raise refused(f"{path} does not hold whole results of {kind} ({type(error).__name__})") from error
