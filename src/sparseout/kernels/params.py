@@ -43,7 +43,8 @@ class NoiseParams(NamedTuple):
         if isinstance(q, Tensor):
             beta = torch.where(q == 2, 1.0, torch.where(q < 4, beta, 0.0))  # 0 fits nowhere
         fits = (beta > 2.0**-limit) & (beta < 2.0**limit)
-        return NoiseParams(q, torch.where(fits, 1.0, unit), torch.where(fits, beta, amplitude))
+        one = torch.ones_like(beta)  # two floats would be chosen between in the default dtype
+        return NoiseParams(q, torch.where(fits, one, unit), torch.where(fits, beta, amplitude))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> NoiseParams:
         """The same with its tensors on this device and of this dtype."""
