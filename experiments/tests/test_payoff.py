@@ -5,21 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from sparseout_experiments.data import images
 from sparseout_experiments.studies import payoff
 from sparseout_experiments.studies.engine import study
 from sparseout_experiments.studies.engine.study import Request
-from sparseout_experiments.studies.payoff import STEERED, TARGETS, TASKS, Run, training, transformer
+from sparseout_experiments.studies.payoff import STEERED, TARGETS, training, transformer
 from study_rows import ENVIRONMENT, Inline, write_result
 
-SMALL = training.Task("Digits", 64, 2, 64, None, 450, (0,))
+SMALL = training.Task("Digits", 64, 2, 64, None, 450)
 
 
 @pytest.mark.parametrize(("method", "target"), [("none", None), ("sparseout", 0.3), ("penalty", 0.1), ("topk", 0.1)])
 def test_a_training_at_small_size(monkeypatch: pytest.MonkeyPatch, method: str, target: float | None) -> None:
     monkeypatch.setitem(training.TASKS, "digits", SMALL)
     monkeypatch.setattr(training, "timed", lambda networks, test: {name: {"1": 1.0, "64": 1.0} for name in networks})
-    found = training.run("digits", images.load("digits", valid_size=100), method, target, 0)
+    found = training.run("digits", "digits", method, target, 0)
     assert 0 < found["density"] < 1
     assert found["parameters"] == 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
     assert found["macs_dense"] == 64 * 64 * 2 + 64 * 10
@@ -89,7 +88,7 @@ def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "7 processes waiting for its cores" in text
     assert (tmp_path / "docs/images/payoff-digits.png").stat().st_size > 5000
     assert (tmp_path / "docs/images/payoff-minilm.png").stat().st_size > 5000
-    seeds = len(TASKS["digits"].seeds)
+    seeds = len(training.SEEDS)
     assert len(payoff.STUDY.plan(request, payoff.STUDY.ledger())) == seeds * (2 + len(STEERED) * len(TARGETS)) + 1
     with pytest.raises(ValueError, match="made from"):
         payoff.STUDY.check(Request(("minilm",), tmp_path / "work"), tmp_path / "none", page)
@@ -97,7 +96,10 @@ def test_the_page_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_runs_are_told_apart() -> None:
     request = Request(("digits",), Path("work"), sources={"digits": "folder"})
-    jobs = [run.job(request) for run in payoff.STUDY.plan(request, payoff.STUDY.ledger())]
+    plan = payoff.STUDY.plan(request, payoff.STUDY.ledger())
+    jobs = list(plan.values())
     assert len({job.folder for job in jobs}) == len(jobs)
     assert jobs[0].options["data"] == "folder"
-    assert str(Run("digits", "penalty", 0.1, 1)) == "digits: penalty to 0.1, seed 1"
+    assert plan["digits: penalty to 0.1, seed 1"].options == {
+        "data": "folder", "method": "penalty", "target": 0.1, "seed": 1,
+    }  # fmt: skip

@@ -1,7 +1,8 @@
 """What studies with a training of their own share: a network, a training step, and the sparsity in evaluation."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -23,22 +24,35 @@ def perceptron(
     return nn.Sequential(*modules, linear(*last))
 
 
-def step(
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    penalty: baselines.ActivityPenalty | None,
-    controller: sparseout.SparsityController | None,
-) -> list[str]:
-    """One step down the loss and the penalty, and one of the controller; returns what the controller warns of."""
-    optimizer.zero_grad()
-    (loss if penalty is None else loss + penalty.loss()).backward()
-    optimizer.step()
-    if controller is None:
-        return []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        controller.step()
-    return [str(warning.message) for warning in caught]
+@contextmanager
+def steered(
+    model: nn.Module, optimizer: torch.optim.Optimizer, penalty: baselines.ActivityPenalty | None, target: float | None,
+    measure: str, **control: Any,
+) -> Iterator[tuple[Callable[[Tensor], list[str]], sparseout.SparsityController | None]]:  # fmt: skip
+    """A block with a penalty and, given a target, a controller: yields the step of all three, and the controller.
+
+    The step goes down the loss and the penalty, and returns what the controller warns of.
+    """
+    with ExitStack() as attached:
+        if penalty is not None:
+            attached.enter_context(penalty)
+        controller = None
+        if target is not None:
+            controller = sparseout.SparsityController(model, target, measure, **control)
+            attached.callback(controller.detach)
+
+        def step(loss: Tensor) -> list[str]:
+            optimizer.zero_grad()
+            (loss if penalty is None else loss + penalty.loss()).backward()
+            optimizer.step()
+            if controller is None:
+                return []
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                controller.step()
+            return [str(warning.message) for warning in caught]
+
+        yield step, controller
 
 
 @torch.no_grad()

@@ -114,8 +114,9 @@ class Study:
         files.save(self.path(results, task, budget), {"kind": self.kind, **content})
 
     def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
+        jobs = self.plan(request, ledger)
         for task in request.names:
-            of_task = {run: result for run, result in ledger.results.items() if run.task == task}
+            of_task = {name: ledger.results[name] for name, job in jobs.items() if job.task == task}
             environments = files.distinct(result["environment"] for result in of_task.values())
             self.store(results, {"task": task, "environments": environments, **self.content(task, of_task)}, task)
 
@@ -178,8 +179,6 @@ def reproduce(
         return study.plan(request, ledger)
 
     def write() -> None:
-        order = [*plan(), *ledger.results]  # of the plan, whatever ended first
-        ledger.results = {name: ledger.results[name] for name in order if name in ledger.results}
         study.save(request, ledger, results)
         study.render(results, page)
 

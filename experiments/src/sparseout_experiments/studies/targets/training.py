@@ -17,7 +17,7 @@ from sparseout import baselines
 from sparseout_experiments.data import shuffled_digits, text
 from sparseout_experiments.models import LanguageModel
 from sparseout_experiments.studies.engine.jobs import train_own
-from sparseout_experiments.studies.engine.networks import measured, perceptron, population, step
+from sparseout_experiments.studies.engine.networks import measured, perceptron, population, steered
 from sparseout_experiments.studies.targets.grid import KNOBS, TASKS, Task
 
 P, Q = 0.5, 1.5  # of Sparseout, where they are not the knob
@@ -130,26 +130,19 @@ def run(
     model = plant.model
     penalty = None
     if knob == "strength":
-        penalty = baselines.ActivityPenalty(model, list(plant.sites), strength=start, q=1.0).attach()
-    controller = None
-    if measure is not None and target is not None:
-        moved: Any = {"strength": penalty, "threshold": ThresholdKnob(model)}.get(knob, knob)
-        controller = sparseout.SparsityController(
-            model, target, measure, knob=moved, probe=plant.probe, every=task.every, bounds=task.bounds.get(knob)
-        )
+        penalty = baselines.ActivityPenalty(model, list(plant.sites), strength=start, q=1.0)
+    moved: Any = {"strength": penalty, "threshold": ThresholdKnob(model)}.get(knob, knob)
+    control = {"knob": moved, "probe": plant.probe, "every": task.every, "bounds": task.bounds.get(knob)}
     optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
     course, messages = [], []
-    for number in range(1, task.steps + 1):
-        inputs, outputs = next(plant.batches)
-        messages += step(plant.loss(model(inputs), outputs), optimizer, penalty, controller)
-        if controller is not None and number % task.every == 0:
-            value_now = fmean(controller.values.values())
-            course.append([number, value_now, fmean(m for m in controller.measured.values() if m is not None)])
-    result = {"value": start if controller is None else course[-1][1], "course": course, "messages": messages}
-    if controller is not None:
-        controller.detach()
-    if penalty is not None:
-        penalty.detach()
+    with steered(model, optimizer, penalty, target, measure or "", **control) as (step, controller):
+        for number in range(1, task.steps + 1):
+            inputs, outputs = next(plant.batches)
+            messages += step(plant.loss(model(inputs), outputs))
+            if controller is not None and number % task.every == 0:
+                value_now = fmean(controller.values.values())
+                course.append([number, value_now, fmean(m for m in controller.measured.values() if m is not None)])
+    result = {"value": course[-1][1] if course else start, "course": course, "messages": messages}
     report = measured(model, list(plant.sites), plant.test)
     return result | {name: population(report, name) for name in ("hoyer", "density")}
 
