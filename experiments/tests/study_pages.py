@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from sparseout_experiments.studies import control as study
 from sparseout_experiments.studies.control import collect, figures
-from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.collect import Ledger, Record
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
-from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import style
 
 ROOT = Path(__file__).parents[2]

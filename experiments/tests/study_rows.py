@@ -7,8 +7,8 @@ from typing import Any
 
 from sparseout_experiments import config
 from sparseout_experiments.studies.control import grid
+from sparseout_experiments.studies.control.collect import Ledger
 from sparseout_experiments.studies.control.grid import GRIDS, Run, Task
-from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine.cluster import Job, Outcome, Train
 from sparseout_experiments.training import run_folder
 
@@ -122,8 +122,8 @@ class Inline:
         try:
             self._train(*job)
         except Exception as error:
-            return Outcome(job, str(error), None, 0.0)
-        return Outcome(job, None, None, 0.0)
+            return Outcome(job, str(error), None)
+        return Outcome(job, None, None)
 
 
 def ledger_of(task: Task, budget: str = "small", effect: float = 1.0, seeds: int = 5) -> Ledger:

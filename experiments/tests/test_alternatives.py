@@ -128,7 +128,9 @@ def test_it_goes_on_from_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for row in content["rows"]:
         row.pop("hoyer", None)
     whole.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"digits.json does not hold results of sparseout alternatives$"):
+    with pytest.raises(
+        ValueError, match=r"digits.json does not hold whole results of sparseout alternatives \(KeyError\)$"
+    ):
         alternatives.STUDY.recorded(again, results)
 
 

@@ -9,7 +9,7 @@ import pytest
 from small import status_of
 from sparseout_experiments.studies import control, targets
 from sparseout_experiments.studies.control import collect
-from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.control.collect import Ledger
 from sparseout_experiments.studies.engine import study, style
 from sparseout_experiments.studies.engine.jobs import StudyStopped
 from study_rows import Inline, ledger_of

@@ -7,8 +7,8 @@ import torch
 from sparseout_experiments import config
 from sparseout_experiments.studies import control
 from sparseout_experiments.studies.control import grid
+from sparseout_experiments.studies.control.collect import Ledger
 from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, SEEDS, TUNING_SEED, Run, Setting, Task, Value
-from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.study import Request
 from study_rows import ledger_of

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from sparseout_experiments.studies.control import grid
-from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.collect import Ledger, Record
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.figures import overview, panels
 from sparseout_experiments.studies.control.grid import GRIDS, Value
-from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine.style import COLOURS
 from study_pages import ROOT, TASKS, blank, flat, render, save, shown, tables
 from study_rows import ledger_of, result_of

@@ -22,11 +22,10 @@ from sparseout_experiments.studies.control.analysis import (
     none_is_best,
     post_hoc,
 )
-from sparseout_experiments.studies.control.collect import Record
+from sparseout_experiments.studies.control.collect import Ledger, Record
 from sparseout_experiments.studies.control.dial import COLLAPSED, Curve, Dial
 from sparseout_experiments.studies.control.grid import SEEDS, Setting, Task, Value
 from sparseout_experiments.studies.control.page import Task as OfPage
-from sparseout_experiments.studies.control.runner import Ledger
 from study_rows import ledger_of, result_of
 
 C1 = Contrast("C1", "autoencoder", "hoyer", "matched", "detached", 0.5, True)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.message import expected
-from sparseout_experiments.studies.alternatives import figures
 from sparseout_experiments.studies.alternatives.comparison import (
     LEVELS,
     MEASURES,
@@ -21,12 +23,26 @@ from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
+from sparseout_experiments.studies.engine.plots import points
 from sparseout_experiments.studies.engine.statistics import t_interval
 from sparseout_experiments.studies.engine.study import Request, Study
-from sparseout_experiments.studies.engine.style import style
+from sparseout_experiments.studies.engine.style import COLOURS, style
 from sparseout_experiments.training import atomic_files
 
 _NUMBERS = ("mse", *MEASURES, "dead", "undefined", "density", "best_epoch", "seconds")  # of a run
+_LOOKS = {
+    "none": (COLOURS["ink"], "*"),
+    "dropout": ("#8a8f98", "o"),
+    "gaussian": ("#56b4e9", "v"),
+    "sparseout": (COLOURS["second"], "o"),
+    "bridgeout": ("#009e73", "s"),
+    "shakeout": ("#cc79a7", "^"),
+    "penalty": (COLOURS["first"], "D"),
+    "l1_warmup": ("#e69f00", "d"),
+    "kwinners": ("#7a5195", "P"),
+    "statistical_topk": ("#8c510a", "X"),
+    "relu2": ("#4d9221", "p"),
+}
 TITLES = {"digits": "Digits (8 x 8)", "mnist": "MNIST"}
 
 
@@ -37,31 +53,24 @@ class Alternatives(Study):
     ledger = Ledger
 
     def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-        return {run: run.job(request.work, request.sources) for run in runs(request.budget, request.names)}
+        return {run: self.job(run, request) for run in runs(request.budget, request.names)}
+
+    def job(self, run: Run, request: Request) -> Job:
+        return run.job(request.work, request.sources)
 
     def check(self, request: Request, results: Path, page: Path) -> None:
         """Raise ValueError for a page that has no place for these results."""
         _text(page, request.names)
 
-    def recorded(self, request: Request, results: Path) -> dict[Run, dict[str, Any]]:
-        """The runs that the files of results have with all measures, as a ledger wants them.
-
-        Raises ValueError for a file of something else, or of runs with other options than the budget's.
-        """
-        known: dict[Run, dict[str, Any]] = {}
-        for name in request.names:
-            path = self.path(results, name, request.budget)
-            if not path.exists():
-                continue
-            record = self.load(path)
-            try:
-                measured = _measured(record, runs(request.budget, [name]))
-            except (LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} does not hold results of {self.kind}") from error
-            for run in measured:
-                files.check_options(path, record["config"], Ledger().wanted(run.job(request.work, {})))
-            known |= measured
-        return known
+    def runs_of(self, request: Request, record: Mapping[str, Any]) -> dict[Run, dict[str, Any]]:
+        """Those that have all measures."""
+        rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
+        return {
+            run: {name: row[name] for name in _NUMBERS}
+            | {"config": record["config"], "environment": record["environments"][row["environment"]]}
+            for run in runs(request.budget, [record["data"]])
+            if (row := rows.get((run.method, run.setting, run.seed))) is not None
+        }
 
     def save(self, request: Request, ledger: Ledger[Run], results: Path) -> None:
         for name in request.names:
@@ -91,25 +100,13 @@ class Alternatives(Study):
             for name, record in records.items():
                 frame = frame_of(record)
                 parts[f"alternatives-{name}"] = pages.rendered(__package__, "part.md.j2", **summary(record, frame))
-                drawn[f"alternatives-{name}"] = figures.price(frame, MEASURES)
-                drawn[f"alternatives-{name}-density"] = figures.density(frame)
+                drawn[f"alternatives-{name}"] = price(frame)
+                drawn[f"alternatives-{name}-density"] = density(frame)
             pages.write_images(page, drawn)
         atomic_files.write(page, pages.filled(text, parts))
 
 
 STUDY = Alternatives()
-
-
-def _measured(record: Mapping[str, Any], wanted: Iterable[Run]) -> dict[Run, dict[str, Any]]:
-    """The runs among those wanted that a file has."""
-    rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
-    known = [(run, rows.get((run.method, run.setting, run.seed))) for run in wanted]
-    return {
-        run: {name: row[name] for name in _NUMBERS}
-        | {"config": record["config"], "environment": record["environments"][row["environment"]]}
-        for run, row in known
-        if row is not None
-    }
 
 
 def _text(page: Path, data: Iterable[str]) -> str:
@@ -182,3 +179,46 @@ def _row(run: Run, result: dict[str, Any], environments: list[dict[str, Any]]) -
     identity = {"method": run.method, "setting": run.setting, "seed": run.seed}
     numbers = {name: result[name] for name in _NUMBERS}
     return identity | numbers | {"environment": environments.index(result["environment"])}
+
+
+def price(runs: pd.DataFrame) -> Figure:
+    """Error against sparsity, a panel a measure, a line a method, a point a setting."""
+    figure = Figure((9.2, 4.6), layout="constrained")
+    for axes, (measure, units) in zip(figure.subplots(1, 2, sharey=True), MEASURES.items(), strict=True):
+        _draw(axes, runs, measure)
+        axes.set_xlabel(f"Hoyer sparsity, {units}")
+        axes.label_outer()
+    return _finished(figure)
+
+
+def density(runs: pd.DataFrame) -> Figure:
+    """Error against density, a line a method, a point a setting."""
+    figure = Figure((6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, runs, "density")
+    axes.set_xlabel("density: the fraction of units that are not 0")
+    return _finished(figure)
+
+
+def _draw(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
+    for method, (colour, marker) in _LOOKS.items():
+        settings = [group for _, group in runs[runs["method"] == method].groupby("setting", dropna=False)]
+        if settings:
+            points(
+                axes,
+                [t_interval(list(group[measure])) for group in settings],
+                [t_interval(list(1000 * group["mse"])) for group in settings],
+                color=colour, marker=marker, markersize=9 if method == "none" else 5.5, linewidth=1.3, elinewidth=0.8,
+                label=method,
+            )  # fmt: skip
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finished(figure: Figure) -> Figure:
+    first = figure.axes[0]
+    first.set_ylabel("test MSE x 1000")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure

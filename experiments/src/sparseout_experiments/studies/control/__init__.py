@@ -1,12 +1,12 @@
 """The control study of docs/protocol.md: what is run, what is kept of it, and the page of its results."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sparseout_experiments.message import expected
-from sparseout_experiments.studies.control import collect, grid, runner
+from sparseout_experiments.studies.control import collect, grid
 from sparseout_experiments.studies.control.grid import BUDGETS, Run, Task
-from sparseout_experiments.studies.control.runner import Ledger
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.study import Request, Study
@@ -16,7 +16,7 @@ class Control(Study):
     """The runs of the protocol, which a budget may have of several tasks."""
 
     name, kind, tasks, budgets = "control", collect.KIND, grid.TASKS, tuple(BUDGETS)
-    title, ledger, all_must_finish = grid.TITLE, Ledger, False
+    title, ledger, all_must_finish = grid.TITLE, collect.Ledger, False
 
     def plan(self, request: Request, ledger: Any) -> dict[Run, Job]:
         """The jobs that are known. Tuning comes first; what it does not decide fills the time until its last trial.
@@ -24,14 +24,14 @@ class Control(Study):
         Then seed by seed: what is interrupted has compared all settings of all tasks on the seeds it did.
         """
         runs = [run for task in _tasks(request) for run in ledger.plan(request.budget, task)]
-        return {
-            run: Job(
-                grid.RUN_AS.get(run.task, run.task),
-                grid.options(run, request.budget, request.sources, request.common),
-                runner.folder_of(run, request.budget, request.work),
-            )
-            for run in sorted(runs, key=lambda run: (run.role != "tuning", run.seed))
-        }
+        return {run: self.job(run, request) for run in sorted(runs, key=lambda run: (run.role != "tuning", run.seed))}
+
+    def job(self, run: Run, request: Request) -> Job:
+        return Job(
+            grid.RUN_AS.get(run.task, run.task),
+            grid.options(run, request.budget, request.sources, request.common),
+            request.work / request.budget / run.task / run.key,
+        )
 
     def total(self, request: Request, ledger: Any) -> int:
         """Number of runs there will be: tuning decides how many follow."""
@@ -42,9 +42,10 @@ class Control(Study):
     def most_runs(self, request: Request) -> int:
         return sum(grid.count(request.budget, task)[1] for task in _tasks(request))
 
-    def recorded(self, request: Request, results: Path) -> dict[Run, dict[str, Any]]:
-        by_task = (collect.recorded(results, request.budget, task) for task in _tasks(request))
-        return {run: result for of_task in by_task for run, result in of_task.items()}
+    def runs_of(self, request: Request, record: Mapping[str, Any]) -> dict[Run, dict[str, Any]]:
+        shared = {name: record[name] for name in ("config", "environments")}
+        finished = collect.record_of(record).finished["run"]
+        return {run: row | shared for run, row in zip(finished, record["rows"], strict=True)}
 
     def save(self, request: Request, ledger: Any, results: Path) -> None:
         for task in _tasks(request):

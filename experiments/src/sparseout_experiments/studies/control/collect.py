@@ -1,7 +1,8 @@
-"""From folders of runs to one small file a task, and back."""
+"""From folders of runs to a ledger, to one small file a task, and back."""
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +13,9 @@ import pandas as pd
 
 from sparseout_experiments.studies.control import grid
 from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
-from sparseout_experiments.studies.control.runner import Ledger
+from sparseout_experiments.studies.engine import jobs
 from sparseout_experiments.studies.engine import results as files
+from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.training import run_folder
 
 _NO_VALUE = Value(None, None)  # type: ignore[arg-type]
@@ -22,6 +24,32 @@ _RUN = ("method", "q", "scale", "gradient", "option", "value", "seed", "role")
 _LAST = ("hoyer", "hoyer_live", "dead")
 _NUMBERS = ("metric", "valid", *_LAST, "undefined", *(f"last_{name}" for name in _LAST), "seconds")
 _OTHER_COLUMNS = ("best_epoch", "digest", "device", "warnings", "curve")
+
+
+class Ledger(jobs.OwnLedger[Run]):
+    """Ledger of the study: ended runs, what tuning chose, and what there is to run.
+
+    The options of the study alone count: a default that changed since is no other run.
+    """
+
+    def note(self, name: Run, job: Job) -> bool:
+        """As the base's; the result also gets its curve, and the measures after the last epoch."""
+        ended = super().note(name, job)
+        if name in self.results:
+            self.results[name] |= _epochs(job.folder, self.results[name]["epochs"])
+        return ended
+
+    def chosen(self, budget: str, task: Task) -> dict[Setting, Value]:
+        """The values that tuning chose, as far as its trials are done."""
+        metric = GRIDS[task].metric
+        scores = [(run, _score(result, metric)) for run, result in self.results.items() if run.task == task]
+        scores += [(run, math.inf) for run in self.failures if run.task == task]
+        return grid.choose(budget, task, scores)
+
+    def plan(self, budget: str, task: Task) -> list[Run]:
+        first = grid.first(budget, task)
+        tuned = all(run in self.results or run in self.failures for run in first)
+        return first + (grid.second(budget, task, self.chosen(budget, task)) if tuned else [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,34 +148,18 @@ def save(results: Path, budget: str, task: Task, ledger: Ledger) -> Path:
 
 def load(path: Path) -> Record:
     """A record from its file. Raises ValueError where the file holds something else."""
-    return _record(path, files.load(path, KIND))
-
-
-def _record(path: Path, content: Mapping[str, Any]) -> Record:
-    try:
-        return Record(
-            **{name: content[name] for name in ("budget", "task", "planned", "environments", "data", "config")},
-            chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in content["chosen"]},
-            frame=_frame_of(content["task"], content["rows"], content["failed"]),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold results of {KIND}") from error
-
-
-def recorded(results: Path, budget: str, task: Task) -> dict[Run, dict[str, Any]]:
-    """The finished runs that a file has, as a ledger wants them; none where there is no file. Failed ones run again.
-
-    Raises ValueError for a file of something else, or of runs with other options than the budget's.
-    """
-    path = path_of(results, budget, task)
-    if not path.exists():
-        return {}
     content = files.load(path, KIND)
-    results_of = dict(zip(_record(path, content).finished["run"], content["rows"], strict=True))
-    for run in results_of:
-        files.check_options(path, content["config"], grid.options(run, budget, {}, {}))
-    shared = {name: content[name] for name in ("config", "environments")}
-    return {run: entry | shared for run, entry in results_of.items()}
+    with files.shown(path, KIND):
+        return record_of(content)
+
+
+def record_of(content: Mapping[str, Any]) -> Record:
+    """A record from what its file holds."""
+    return Record(
+        **{name: content[name] for name in ("budget", "task", "planned", "environments", "data", "config")},
+        chosen={_setting_of(entry): Value(entry["option"], entry["value"]) for entry in content["chosen"]},
+        frame=_frame_of(content["task"], content["rows"], content["failed"]),
+    )
 
 
 def load_all(results: Path) -> list[Record]:
@@ -220,3 +232,20 @@ def _device(result: Mapping[str, Any]) -> str:
     """The device of a run: a GPU that the run was told to leave alone was not used."""
     told = result["config"].get("device", "auto")
     return "gpu" if told != "cpu" and result.get("environment", {}).get("gpu") else "cpu"
+
+
+def _epochs(folder: Path, epochs: int) -> dict[str, Any]:
+    """Measures on validation data after the last epoch, which need not be the one tested, and the losses of all."""
+    lines = run_folder.metrics(folder)
+    if not lines or lines[-1].get("epoch") != epochs or "mean" not in lines[-1]:
+        return {"last": None}  # a run whose curve was tidied away is a result all the same
+    last = {"last": lines[-1]["mean"]}
+    try:
+        return last | {"curve": [[line["train_loss"], line["valid"]["loss"]] for line in lines]}
+    except LookupError:  # of a task that has no loss beside its metric
+        return last
+
+
+def _score(result: Mapping[str, Any], metric: str) -> float:
+    value = result["valid"][metric]
+    return math.inf if value is None or not math.isfinite(value) else float(value)

@@ -71,10 +71,7 @@ class Dial:
         return "goes" if math.isnan(change.half) else _TRENDS[direction(change)]
 
 
-@lru_cache(256)  # selecting rows is slow, and figures, contrasts and sentences ask for the same dials
-def cached_dial(record: Record, scale: str, gradient: str, p: PChoice) -> Dial:
-    """The dial of these runs, made once."""
-    return Dial(record, scale, gradient, p)
+cached_dial = lru_cache(256)(Dial)  # selecting rows is slow, and figures, contrasts and sentences ask for the same
 
 
 def collapsed(rows: pd.DataFrame) -> bool:

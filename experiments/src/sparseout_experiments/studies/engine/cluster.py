@@ -6,7 +6,6 @@ and goes on from its checkpoint; a job that is run twice waits for the folder's 
 
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -51,7 +50,6 @@ class Outcome(NamedTuple):
     job: Job
     problem: str | None  # an error that is not the failure of one run: the rest would meet it too
     lost: str | None  # that its workers died, where they did again and again
-    seconds: float
 
 
 class Cluster:
@@ -68,7 +66,7 @@ class Cluster:
 
     def __init__(self, workers: int, train: Train, scheduler: str | None = None) -> None:
         self._workers, self._train, self._address = workers, train, scheduler
-        self._jobs: dict[Future[Any], tuple[Job, float]] = {}
+        self._jobs: dict[Future[Any], Job] = {}
 
     def __enter__(self) -> Self:
         for name in ("distributed", *logging.root.manager.loggerDict):
@@ -136,19 +134,18 @@ class Cluster:
                 f'{len(workers)} without: start one for each device with --resources "GPU=1"'
             )
         future = self._client.submit(_perform, self._train, job, pure=False, resources=resources)
-        self._jobs[future] = (job, time.monotonic())
+        self._jobs[future] = job
         self._ended.add(future)
 
     def wait(self) -> Outcome:
         future = next(self._ended)
-        job, started = self._jobs.pop(future)
-        seconds = time.monotonic() - started
+        job = self._jobs.pop(future)
         if future.status in ("cancelled", "lost"):
             raise ClusterError("the scheduler is gone: runs that have ended are kept, and the same command goes on")
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
-            return Outcome(job, None, "its worker died again and again", seconds)
-        return Outcome(job, None if error is None else str(error) or type(error).__name__, None, seconds)
+            return Outcome(job, None, "its worker died again and again")
+        return Outcome(job, None if error is None else str(error) or type(error).__name__, None)
 
 
 @contextmanager

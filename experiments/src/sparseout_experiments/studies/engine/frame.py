@@ -1,15 +1,16 @@
 """Results of runs as a DataFrame: a row a run, with its options, its metric, its sparsity, and how it ended."""
 
+import itertools
 import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import ConfigDict, TypeAdapter, create_model
 
 from sparseout_experiments.message import expected
 from sparseout_experiments.studies.engine import results as files
@@ -22,6 +23,16 @@ from sparseout_experiments.training.run_folder import MEASURES
 KIND = "sparseout report"
 POINTS = 50  # of a run's training that a file keeps
 NUMBERS = ("metric", "valid", *MEASURES, "dead", "undefined")  # of a run, that have a mean over seeds
+_Number = float | None
+# A run in a file, beside its options, and an epoch of it. Older files lack some of the numbers.
+_Row = create_model(
+    "_Row",
+    run=(str, ...),
+    status=(Literal["finished", "failed", "unfinished", "planned"], ...),
+    reason=(str, ...),
+    **dict.fromkeys((*NUMBERS, "seconds"), (_Number, None)),  # type: ignore[call-overload]
+)
+_Epoch = create_model("_Epoch", epoch=(int, ...), metric=(_Number, ...), hoyer=(_Number, ...))
 
 
 @dataclass
@@ -42,15 +53,16 @@ class Results:
         command: the command that repeats them, if it is known.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     task: str
     metric: tuple[str, str]
     frame: pd.DataFrame
     swept: dict[str, list[Any]]
     common: dict[str, Any]
-    layers: dict[str, dict[str, dict[str, Any]]]
+    layers: dict[str, dict[str, dict[str, _Number]]]
     curves: dict[str, list[dict[str, Any]]]
-    environments: list[dict[str, Any]] = field(default_factory=list)
-    command: str = ""
+    environments: list[dict[str, Any]]
+    command: str
 
     def settings(self, by: Sequence[str] | None = None) -> pd.DataFrame:
         """A row a setting, over its seeds: means, half of their intervals, and the runs.
@@ -163,60 +175,23 @@ def save(results: Results, path: Path) -> None:
     files.save(path, content)
 
 
-_Number = float | None
-# A run in such a file, beside its options. Older files lack some of the numbers.
-_Row = create_model(
-    "_Row",
-    run=(str, ...),
-    status=(Literal["finished", "failed", "unfinished", "planned"], ...),
-    reason=(str, ...),
-    **dict.fromkeys((*NUMBERS, "seconds"), (_Number, None)),  # type: ignore[call-overload]
-)
-
-
-class _Point(BaseModel):
-    """An epoch of a run."""
-
-    epoch: int
-    metric: _Number
-    hoyer: _Number
-
-
-class _File(BaseModel):
-    """Such a file."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: str
-    task: str
-    metric: tuple[str, str]
-    swept: dict[str, list[Any]]
-    common: dict[str, Any]
-    layers: dict[str, dict[str, dict[str, _Number]]]
-    curves: dict[str, list[_Point]]
-    environments: list[dict[str, Any]]
-    command: str
-    fixed: dict[str, Any]
-    runs: list[dict[str, Any]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _rows(self) -> Self:
-        names = {_Row.model_validate(self.fixed | run).run for run in self.runs}
-        if not names >= self.layers.keys() | self.curves.keys():
-            raise ValueError("a run is missing")
-        return self
-
-
 def load(path: Path) -> Results:
     """The results in such a file. Raises ValueError for one that is none."""
     content = files.load(path, KIND)
     try:
-        _File.model_validate(content)
-    except ValidationError as error:
+        fixed, runs = content.pop("fixed"), content.pop("runs")
+        rows = [{**fixed, **run} for run in runs]
+        names = {_Row.model_validate(row).run for row in rows}
+        metric = tuple(content.pop("metric"))
+        results = Results(metric=metric, frame=pd.DataFrame(rows), **{n: v for n, v in content.items() if n != "kind"})
+        TypeAdapter(Results).validate_python(vars(results))
+        for epoch in itertools.chain.from_iterable(results.curves.values()):
+            _Epoch.model_validate(epoch)
+        if not names or not names >= results.layers.keys() | results.curves.keys():
+            raise ValueError("a run is missing")
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a complete file of {KIND}") from error
-    fixed, runs = content.pop("fixed"), content.pop("runs")
-    del content["kind"]
-    frame = pd.DataFrame([{**fixed, **run} for run in runs])
-    return Results(**content | {"metric": tuple(content["metric"]), "frame": frame})
+    return results
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:

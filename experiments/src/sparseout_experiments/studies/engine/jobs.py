@@ -1,10 +1,12 @@
 """Runs that are wanted: what their folders hold is read, and the rest is trained by a cluster."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseout_experiments.studies.engine.cluster import Cluster, Job, is_cancelled
@@ -194,10 +196,9 @@ def time_left(ledger: Ledger[Name], jobs: Mapping[Name, Job], total: int, worker
     for name, result in ledger.results.items():
         if name in jobs:
             took.setdefault(jobs[name].task, []).append(result["seconds"])
-    every = [seconds for durations in took.values() for seconds in durations]
-    if not every:
+    if not took:
         return math.nan
-    mean = sum(every) / len(every)
-    means = {task: sum(durations) / len(durations) for task, durations in took.items()}
+    mean = fmean(itertools.chain.from_iterable(took.values()))
+    means = {task: fmean(durations) for task, durations in took.items()}
     known = [means.get(job.task, mean) for name, job in jobs.items() if name not in ledger]
     return (sum(known) + (total - len(jobs)) * mean) / max(1, workers)

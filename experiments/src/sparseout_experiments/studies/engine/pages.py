@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RUNS = "<!-- made from {} runs -->"
+_WHOLE = ("|", "!", "#", "<")  # begin lines of tables, pictures, headings and comments, which stay as they are
 
 
 def rendered(package: str, template: str, **values: Any) -> str:
@@ -87,27 +88,25 @@ def _cell(text: str) -> str:
 
 def wrapped(text: str) -> str:
     """Markdown with its prose in lines of 120 characters; tables, pictures and headings stay as they are."""
-    lines_out: list[str] = []
-    part: list[str] = []
-
-    def flush() -> None:
-        joined = " ".join(part)
-        indent = "  " if joined.startswith("- ") else ""
-        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        lines_out.extend(textwrap.wrap(joined, 120, subsequent_indent=indent, **options))
-        part.clear()
-
+    blocks: list[str] = []  # paragraphs, and lines that stand for themselves
+    prose = False
     for line in map(str.strip, text.splitlines()):
-        whole = line[:1] in ("|", "!", "#", "<")
-        if not line or whole or line.startswith("- "):
-            flush()
-        if whole or not line:
-            if line or lines_out[-1:] not in ([], [""]):  # one blank line is enough
-                lines_out.append(line)
-        else:
-            part.append(line)
-    flush()
-    return "\n".join(lines_out).rstrip() + "\n"
+        whole = not line or line.startswith(_WHOLE)
+        if prose and not whole and not line.startswith("- "):
+            blocks[-1] += f" {line}"
+        elif line or blocks[-1:] not in ([], [""]):  # one blank line is enough
+            blocks.append(line)
+        prose = not whole
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return (
+        "\n".join(
+            block
+            if block.startswith(_WHOLE)
+            else textwrap.fill(block, 120, subsequent_indent="  " * block.startswith("- "), **options)
+            for block in blocks
+        ).rstrip()
+        + "\n"
+    )
 
 
 def check(page: Path, title: str, runs: int | None = None) -> None:
