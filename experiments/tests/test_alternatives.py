@@ -1,5 +1,6 @@
 """Every method over its own knob: the plan, the figures at equal sparsity, the files and the page."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,9 +12,8 @@ from benchmark_rows import newest
 from sparseout_experiments import config
 from sparseout_experiments.commands import app
 from sparseout_experiments.studies import alternatives
-from sparseout_experiments.studies.alternatives import BUDGETS, comparison, frame_of, grid
+from sparseout_experiments.studies.alternatives import BUDGETS, frame_of, grid
 from sparseout_experiments.studies.alternatives.grid import METHODS, WITHOUT_KNOB
-from sparseout_experiments.studies.alternatives.grid import runs as runs_of
 from sparseout_experiments.studies.engine import pages, statistics, study
 from study_pages import blank
 from study_rows import ENVIRONMENT, Inline, write_result
@@ -47,18 +47,23 @@ def fake_train(task: str, options: dict[str, Any], folder: Path) -> None:
 
 
 def test_every_method_has_five_settings_and_every_run_its_options() -> None:
-    runs = runs_of("small", ["digits", "mnist"])
+    plans = {budget: grid.plan(budget, ["digits", "mnist"], Path("work"), {}) for budget in BUDGETS}
+    jobs = plans["small"].values()
     assert {len(method.settings) for name, method in METHODS.items() if name not in WITHOUT_KNOB} == {5, 6}
-    assert len(runs) == len(set(map(str, runs))) == 2 * 5 * sum(len(method.settings) for method in METHODS.values())
-    for budget in BUDGETS:
-        for run in runs_of(budget, ["digits", "mnist"]):
-            job = run.job(Path("work"), {})
-            resolved = config.record(config.resolve(job.task, job.options))
-            assert resolved["method"] == run.method
-            if run.setting is not None:
-                assert resolved[METHODS[run.method].knob] == run.setting
-    per_example = {run.job(Path(), {}).options.get("per_example") for run in runs if run.method == "bridgeout"}
-    assert per_example == {True, False}
+    assert len(jobs) == len({job.folder for job in jobs})
+    assert len(jobs) == 2 * 5 * sum(len(method.settings) for method in METHODS.values())
+    settings = set()
+    for name, job in itertools.chain.from_iterable(plan.items() for plan in plans.values()):
+        resolved = config.record(config.resolve(job.task, job.options))
+        method, knob = resolved["method"], METHODS[resolved["method"]].knob
+        setting = resolved[knob] if knob else None
+        assert grid.identity(job.options) == {"method": method, "setting": setting, "seed": resolved["seed"]}
+        shown = f" {knob}={setting:g}" if knob else ""
+        assert name == f"{job.folder.parent.name}: {method}{shown} seed={resolved['seed']}"
+        settings.add((method, setting))
+    assert settings == {(name, setting) for name, method in METHODS.items() for setting in method.settings}
+    bridgeout = [job for job in jobs if job.options["method"] == "bridgeout"]
+    assert {job.options.get("per_example") for job in bridgeout} == {True, False}
 
 
 def test_errors_are_compared_at_equal_sparsity() -> None:
@@ -66,11 +71,11 @@ def test_errors_are_compared_at_equal_sparsity() -> None:
     rows = [(method, *point) for method, some in points.items() for point in some] + [("a", 0, None, 1.0)]
     runs = pd.DataFrame(rows, columns=["method", "seed", "hoyer", "mse"])
     for level, expected in {0.5: (3, 5), 0.8: (2, None), 0.4: (2, 4), 0.39: (None, None), 0.91: (None, None)}.items():
-        found = comparison.errors_at(level, runs, "hoyer")
+        found = alternatives.errors_at(level, runs, "hoyer")
         assert list(found.index) == ["a", "b"]
         wanted = [math.nan if value is None else value for value in expected]
         assert found.loc["a"].tolist() == pytest.approx(wanted, nan_ok=True)
-    assert comparison.errors_at(0.5, runs, "hoyer").loc["b"].tolist() == pytest.approx([1.0, math.nan], nan_ok=True)
+    assert alternatives.errors_at(0.5, runs, "hoyer").loc["b"].tolist() == pytest.approx([1.0, math.nan], nan_ok=True)
 
 
 @pytest.mark.slow
@@ -143,9 +148,9 @@ def test_what_the_page_says_is_what_the_results_show() -> None:
     compared = 0
     for name, record in alternatives.STUDY.load_all(ROOT / "results").items():
         assert len(record["rows"]) == 240
-        for measure in comparison.MEASURES:
-            for level in comparison.LEVELS:
-                found = dict(comparison.errors_at(level, frame_of(record), measure).dropna().mean(axis=1))
+        for measure in alternatives.MEASURES:
+            for level in alternatives.LEVELS:
+                found = dict(alternatives.errors_at(level, frame_of(record), measure).dropna().mean(axis=1))
                 if "sparseout" not in found:
                     continue
                 compared += 1
@@ -169,10 +174,10 @@ def test_what_the_page_says_of_the_newer_methods_on_digits() -> None:
     record = alternatives.STUDY.load_all(ROOT / "results")["digits"]
     runs = frame_of(record)
     compared = 0
-    for measure in comparison.MEASURES:
-        for level in comparison.LEVELS:
-            errors = comparison.errors_at(level, runs, measure)
-            found = comparison.reached(errors, runs).mean(axis=1)
+    for measure in alternatives.MEASURES:
+        for level in alternatives.LEVELS:
+            errors = alternatives.errors_at(level, runs, measure)
+            found = alternatives.reached(errors, runs).mean(axis=1)
             if {"penalty", "l1_warmup"} <= set(found.index):
                 assert found["l1_warmup"] == pytest.approx(found["penalty"], rel=0.02)
                 compared += 1
@@ -187,31 +192,31 @@ def test_what_the_page_says_of_the_newer_methods_on_digits() -> None:
     assert (f"{least['dead']:.0%}", f"{least['density']:.2f}") == ("84%", "0.15")
     assert means.loc["statistical_topk"]["hoyer_live"].max() < 0.3
     squared = means.loc[("relu2", 0)]
-    at = comparison.errors_at(squared["hoyer"], runs, "hoyer").loc["sparseout"].mean()
+    at = alternatives.errors_at(squared["hoyer"], runs, "hoyer").loc["sparseout"].mean()
     assert squared["mse"] == pytest.approx(at, rel=0.1)
     plain = means.loc[("none", 0)]["density"]
     assert squared["hoyer"] > 1.5 * means.loc[("none", 0)]["hoyer"]
     assert squared["density"] == pytest.approx(plain, abs=0.03)
     for level in (0.25, 0.4, 0.55):
-        order = comparison.errors_at(level, runs, "density").mean(axis=1)
+        order = alternatives.errors_at(level, runs, "density").mean(axis=1)
         assert order["kwinners"] < order["penalty"] < order["sparseout"]
 
 
 def test_what_the_page_says_of_the_newer_methods_on_mnist() -> None:
     runs = frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"])
     warm = {}
-    for measure in comparison.MEASURES:
-        for level in comparison.LEVELS:
-            means = comparison.reached(comparison.errors_at(level, runs, measure), runs).mean(axis=1)
+    for measure in alternatives.MEASURES:
+        for level in alternatives.LEVELS:
+            means = alternatives.reached(alternatives.errors_at(level, runs, measure), runs).mean(axis=1)
             if {"penalty", "l1_warmup"} <= set(means.index):
                 warm[measure, level] = means["l1_warmup"] / means["penalty"] - 1
     assert len(warm) == 6
     assert all(abs(change) < 0.02 for (_, level), change in warm.items() if level < 0.8)
     assert all(-0.085 < change < -0.065 for (_, level), change in warm.items() if level == 0.8)
-    errors = 1000 * comparison.errors_at(0.6, runs, "hoyer")
+    errors = 1000 * alternatives.errors_at(0.6, runs, "hoyer")
     higher = statistics.t_interval(errors.loc["statistical_topk"] - errors.loc["sparseout"])
     assert f"{higher.mean:.2f} ± {higher.half:.2f}" == "0.96 ± 0.29"
-    dense = {level: 1000 * comparison.errors_at(level, runs, "density").mean(axis=1) for level in (0.1, 0.2)}
+    dense = {level: 1000 * alternatives.errors_at(level, runs, "density").mean(axis=1) for level in (0.1, 0.2)}
     shown = [f"{dense[level][method]:.1f}" for method in ("kwinners", "penalty", "sparseout") for level in dense]
     assert shown == ["15.3", "10.4", "19.7", "11.8", "19.4", "11.9"]
     topk = runs[runs["method"] == "statistical_topk"]
@@ -239,8 +244,8 @@ def test_its_costs_are_those_of_the_benchmark() -> None:
 
 def test_bold_are_the_least_and_what_is_level_with_it() -> None:
     """On MNIST at 0.7 four methods: the penalty and k-winners are higher by 0.19 ± 0.15 and 0.19 ± 0.12."""
-    found = comparison.against_least(frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
-    assert {name for name, p in found.items() if p > comparison.SIGNIFICANT} == {
+    found = alternatives.against_least(frame_of(alternatives.STUDY.load_all(ROOT / "results")["mnist"]))["hoyer", 0.7]
+    assert {name for name, p in found.items() if p > alternatives.SIGNIFICANT} == {
         "sparseout",
         "penalty",
         "kwinners",

@@ -102,7 +102,7 @@ def made_up(curves: list[dict[float, float | None]], live: list[dict[float, floa
         for seed, (curve, of_live) in enumerate(zip(curves, live or curves, strict=True))
         for q, hoyer in curve.items()
     ]
-    return Results("autoencoder", ("mse", "e-3"), pd.DataFrame(rows), {}, {}, {}, {})
+    return Results("autoencoder", ("mse", "e-3"), pd.DataFrame(rows), {}, {}, {}, {}, [], "")
 
 
 FALLING: list[dict[float, float | None]] = [{1.0: 0.9 + off, 2.0: 0.6, 3.0: 0.4} for off in (-0.01, 0.0, 0.01)]

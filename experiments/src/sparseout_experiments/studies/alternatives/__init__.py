@@ -1,34 +1,33 @@
 """The study of alternatives: every method over its own hyperparameter, on the same autoencoders."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sparseout_experiments.message import expected
-from sparseout_experiments.studies.alternatives.comparison import (
-    LEVELS,
-    MEASURES,
-    SIGNIFICANT,
-    against_least,
-    errors_at,
-    reached,
-)
-from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, WITHOUT_KNOB, Run, runs
+from sparseout_experiments.studies.alternatives import grid
+from sparseout_experiments.studies.alternatives.grid import BUDGETS, METHODS, WITHOUT_KNOB
 from sparseout_experiments.studies.engine import pages, study
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
 from sparseout_experiments.studies.engine.jobs import Ledger
 from sparseout_experiments.studies.engine.plots import points
-from sparseout_experiments.studies.engine.statistics import t_interval
+from sparseout_experiments.studies.engine.statistics import holm, p_value, t_interval
 from sparseout_experiments.studies.engine.study import Request, Study
 from sparseout_experiments.studies.engine.style import COLOURS, style
 from sparseout_experiments.training import atomic_files
 
+SIGNIFICANT = 0.05
+LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8)  # of sparsity, at which errors are compared
+MEASURES = {"hoyer": "all units", "hoyer_live": "live units"}
 _NUMBERS = ("mse", *MEASURES, "dead", "undefined", "density", "best_epoch", "seconds")  # of a run
 _LOOKS = {
     "none": (COLOURS["ink"], "*"),
@@ -52,29 +51,25 @@ class Alternatives(Study):
     name, kind, tasks, budgets = "alternatives", "sparseout alternatives", tuple(TITLES), tuple(BUDGETS)
     ledger = Ledger
 
-    def plan(self, request: Request, ledger: Ledger[Run]) -> dict[Run, Job]:
-        return {run: self.job(run, request) for run in runs(request.budget, request.names)}
-
-    def job(self, run: Run, request: Request) -> Job:
-        return run.job(request.work, request.sources)
+    def plan(self, request: Request, ledger: Ledger[str]) -> dict[str, Job]:
+        return grid.plan(request.budget, request.names, request.work, request.sources)
 
     def check(self, request: Request, results: Path, page: Path) -> None:
         """Raise ValueError for a page that has no place for these results."""
         _text(page, request.names)
 
-    def runs_of(self, request: Request, record: Mapping[str, Any]) -> dict[Run, dict[str, Any]]:
+    def runs_of(self, request: Request, record: Mapping[str, Any]) -> Iterator[tuple[str, Job, dict[str, Any]]]:
         """Those that have all measures."""
         rows = {(row["method"], row["setting"], row["seed"]): row for row in record["rows"]}
-        return {
-            run: {name: row[name] for name in _NUMBERS}
-            | {"config": record["config"], "environment": record["environments"][row["environment"]]}
-            for run in runs(request.budget, [record["data"]])
-            if (row := rows.get((run.method, run.setting, run.seed))) is not None
-        }
+        for name, job in grid.plan(request.budget, [record["data"]], request.work, request.sources).items():
+            if row := rows.get(tuple(grid.identity(job.options).values())):
+                made = {"config": record["config"], "environment": record["environments"][row["environment"]]}
+                yield name, job, {number: row[number] for number in _NUMBERS} | made
 
-    def save(self, request: Request, ledger: Ledger[Run], results: Path) -> None:
+    def save(self, request: Request, ledger: Ledger[str], results: Path) -> None:
         for name in request.names:
-            of_data = {run: ledger.results[run] for run in runs(request.budget, [name])}
+            jobs = grid.plan(request.budget, [name], request.work, request.sources)
+            of_data = {run: ledger.results[run] for run in jobs}
             environments = files.distinct(result["environment"] for result in of_data.values())
             content = {
                 "budget": request.budget,
@@ -84,7 +79,7 @@ class Alternatives(Study):
                     name: {"knob": method.knob, "fixed": dict(method.fixed)} for name, method in METHODS.items()
                 },
                 "environments": environments,
-                "rows": [_row(run, result, environments) for run, result in of_data.items()],
+                "rows": [_row(jobs[run], result, environments) for run, result in of_data.items()],
             }
             self.store(results, content, name, request.budget)
 
@@ -121,6 +116,42 @@ def _text(page: Path, data: Iterable[str]) -> str:
 def frame_of(record: Mapping[str, Any]) -> pd.DataFrame:
     """The runs of a record; what is undefined is nan."""
     return pd.DataFrame(record["rows"]).astype(dict.fromkeys(("setting", "mse", *MEASURES, "density"), float))
+
+
+def errors_at(level: float, runs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The error at a sparsity: a row a method, a column a seed.
+
+    It lies on the straight line between the two settings around that sparsity, and is nan outside of all.
+    """
+    known = runs.dropna(subset=[measure, "mse"]).sort_values(measure)
+    errors = pd.DataFrame(index=list(dict.fromkeys(runs["method"])), columns=sorted(set(runs["seed"])), dtype=float)
+    for (method, seed), group in known.groupby(["method", "seed"]):
+        errors.loc[method, seed] = np.interp(level, group[measure], group["mse"], math.nan, math.nan)
+    return errors
+
+
+def reached(errors: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the errors at a sparsity, the methods with a knob that reach it with every seed that they ran with."""
+    ran = runs.groupby("method")["seed"].nunique()
+    errors = errors.drop(index=WITHOUT_KNOB, errors="ignore")
+    return errors[errors.notna().sum(axis=1) == ran[errors.index]]
+
+
+def against_least(runs: pd.DataFrame) -> dict[tuple[str, float], dict[str, float]]:
+    """By measure and level, the method of least mean error, and the others with the p-value of their difference.
+
+    Differences are taken within seeds, of methods that reach the level with every seed that any has; p-values are
+    corrected by Holm for all of them, over both measures.
+    """
+    p_values: dict[tuple[str, float], dict[str, float]] = {}
+    for measure, level in itertools.product(MEASURES, LEVELS):
+        errors = errors_at(level, runs, measure).drop(index=WITHOUT_KNOB, errors="ignore").dropna()
+        least = errors.loc[errors.mean(axis=1).idxmin()] if len(errors) else None
+        p_values[measure, level] = {str(method): p_value(list(row - least)) for method, row in errors.iterrows()}
+    others = [(key, name) for key, methods in p_values.items() for name, p in methods.items() if p < 1]
+    for (key, name), p in zip(others, holm([p_values[key][name] for key, name in others]), strict=True):
+        p_values[key][name] = p
+    return p_values
 
 
 def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
@@ -169,16 +200,15 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _row(run: Run, result: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(job: Job, result: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
     if "mse" not in result:  # it is not from a file
         result = result | {
             "mse": result["test"]["mse"],
             **result["mean"],
             "density": result["sparsity"]["code"]["density"],
         }
-    identity = {"method": run.method, "setting": run.setting, "seed": run.seed}
     numbers = {name: result[name] for name in _NUMBERS}
-    return identity | numbers | {"environment": environments.index(result["environment"])}
+    return grid.identity(job.options) | numbers | {"environment": environments.index(result["environment"])}
 
 
 def price(runs: pd.DataFrame) -> Figure:

@@ -1,7 +1,7 @@
 """The runs of the study: every method over its own hyperparameter, on the same autoencoders."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,42 +52,23 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training."""
-
-    budget: str
-    data: str
-    method: str
-    setting: float | None
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.data}: {self.key}"
-
-    @property
-    def key(self) -> str:
-        knob = "" if self.setting is None else f" {METHODS[self.method].knob}={self.setting:g}"
-        return f"{self.method}{knob} seed={self.seed}"
-
-    def job(self, work: Path, sources: Mapping[str, str]) -> Job:
-        method, common = METHODS[self.method], dict(BUDGETS[self.budget][self.data])
-        per_example = common.pop("per_example")
-        options = {**common, **method.fixed, "method": self.method, "seed": self.seed}
-        options["data"] = sources.get(self.data, options["data"])
-        if self.method == "bridgeout":
-            options["per_example"] = per_example
-        if self.setting is not None:
-            options[method.knob] = self.setting
-        return Job("autoencoder", options, work / self.budget / self.data / self.key.replace(" ", "_"))
-
-
-def runs(budget: str, data: Sequence[str]) -> list[Run]:
+def plan(budget: str, data: Iterable[str], work: Path, sources: Mapping[str, str]) -> dict[str, Job]:
     """Every run, seed by seed, so that what is interrupted has compared all methods on the seeds it did."""
-    return [
-        Run(budget, dataset, name, setting, seed)
-        for dataset in data
-        for seed in SEEDS
-        for name, method in METHODS.items()
-        for setting in method.settings
-    ]
+    jobs = {}
+    for dataset, seed, (name, method) in itertools.product(data, SEEDS, METHODS.items()):
+        given = {**BUDGETS[budget][dataset], **method.fixed, "method": name, "seed": seed}
+        given["data"] = sources.get(dataset, given["data"])
+        if name != "bridgeout":
+            del given["per_example"]
+        for setting in method.settings:
+            knob = "" if setting is None else f" {method.knob}={setting:g}"
+            key = f"{name}{knob} seed={seed}"
+            options = given if setting is None else given | {method.knob: setting}
+            jobs[f"{dataset}: {key}"] = Job("autoencoder", options, work / budget / dataset / key.replace(" ", "_"))
+    return jobs
+
+
+def identity(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Method, setting and seed of a run."""
+    method = options["method"]
+    return {"method": method, "setting": options.get(METHODS[method].knob), "seed": options["seed"]}

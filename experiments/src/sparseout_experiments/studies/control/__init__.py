@@ -1,6 +1,6 @@
 """The control study of docs/protocol.md: what is run, what is kept of it, and the page of its results."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,7 @@ class Control(Study):
         Then seed by seed: what is interrupted has compared all settings of all tasks on the seeds it did.
         """
         runs = [run for task in _tasks(request) for run in ledger.plan(request.budget, task)]
-        return {run: self.job(run, request) for run in sorted(runs, key=lambda run: (run.role != "tuning", run.seed))}
-
-    def job(self, run: Run, request: Request) -> Job:
-        return Job(
-            grid.RUN_AS.get(run.task, run.task),
-            grid.options(run, request.budget, request.sources, request.common),
-            request.work / request.budget / run.task / run.key,
-        )
+        return {run: _job(run, request) for run in sorted(runs, key=lambda run: (run.role != "tuning", run.seed))}
 
     def total(self, request: Request, ledger: Any) -> int:
         """Number of runs there will be: tuning decides how many follow."""
@@ -42,10 +35,10 @@ class Control(Study):
     def most_runs(self, request: Request) -> int:
         return sum(grid.count(request.budget, task)[1] for task in _tasks(request))
 
-    def runs_of(self, request: Request, record: Mapping[str, Any]) -> dict[Run, dict[str, Any]]:
+    def runs_of(self, request: Request, record: Mapping[str, Any]) -> Iterator[tuple[Run, Job, dict[str, Any]]]:
         shared = {name: record[name] for name in ("config", "environments")}
-        finished = collect.record_of(record).finished["run"]
-        return {run: row | shared for run, row in zip(finished, record["rows"], strict=True)}
+        for run, row in zip(collect.record_of(record).finished["run"], record["rows"], strict=True):
+            yield run, _job(run, request), row | shared
 
     def save(self, request: Request, ledger: Any, results: Path) -> None:
         for task in _tasks(request):
@@ -60,6 +53,11 @@ class Control(Study):
 
 
 STUDY = Control()
+
+
+def _job(run: Run, request: Request) -> Job:
+    options = grid.options(run, request.budget, request.sources, request.common)
+    return Job(grid.RUN_AS.get(run.task, run.task), options, request.work / request.budget / run.task / run.key)
 
 
 def _tasks(request: Request) -> list[Task]:

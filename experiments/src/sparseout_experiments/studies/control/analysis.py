@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import Curve, Dial, PChoice, cached_dial
-from sparseout_experiments.studies.control.grid import BUDGETS, GRIDS, HOYER_MARGIN, SEEDS, Task, grid_of
+from sparseout_experiments.studies.control.grid import BUDGETS, DIGITS, GRIDS, HOYER_MARGIN, SEEDS, Task, grid_of
 from sparseout_experiments.studies.engine.statistics import (
     Interval,
     direction,
@@ -65,6 +65,19 @@ class ContrastResult(NamedTuple):
     span: float  # between the largest and the smallest mean, relative where the margin is
     q: tuple[float, ...]
     left_out: tuple[float, ...]  # q's without a defined measure
+    merged: bool = False  # whether it stands for that over live units too, as no unit is dead
+
+    @property
+    def units(self) -> str:
+        """The units that its measure is of; of the metric there are none."""
+        if self.contrast.measure == "metric" or self.merged:
+            return "all = live units" if self.merged else ""
+        return "live units" if self.contrast.measure.endswith("_live") else "all units"
+
+    @property
+    def digits(self) -> int:
+        """How many its numbers get after the point."""
+        return DIGITS[GRIDS[self.contrast.task].metric] if self.contrast.measure == "metric" else 4
 
 
 Claim = Literal["C2", "C3"]

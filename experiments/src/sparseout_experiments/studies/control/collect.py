@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sparseout_experiments.studies.control import grid
-from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Role, Run, Setting, Task, Value
+from sparseout_experiments.studies.control.grid import ALWAYS, BUDGETS, GRIDS, Grid, Run, Setting, Task, Value
 from sparseout_experiments.studies.engine import jobs
 from sparseout_experiments.studies.engine import results as files
 from sparseout_experiments.studies.engine.cluster import Job
@@ -205,17 +205,12 @@ def _setting_of(entry: Mapping[str, Any]) -> Setting:
     return Setting(entry["method"], entry["q"], entry["scale"], entry["gradient"])
 
 
-def _run_of(task: Task, entry: Mapping[str, Any]) -> Run:
-    value = None if entry["option"] is None else Value(entry["option"], entry["value"])
-    role: Role = entry["role"]
-    return Run(task, _setting_of(entry), value, entry["seed"], role)
-
-
 def _frame_of(task: Task, rows: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     metric = GRIDS[task].metric
     table = []
     for entry in (*rows, *failed):
-        run = _run_of(task, entry)
+        value = None if entry["option"] is None else Value(entry["option"], entry["value"])
+        run = Run(task, _setting_of(entry), value, entry["seed"], entry["role"])
         row = {name: entry[name] for name in _RUN} | {"run": run, "setting": run.setting.name}
         if "reason" in entry:
             table.append(row | {"status": "failed", "reason": entry["reason"]})

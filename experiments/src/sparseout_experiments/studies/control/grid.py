@@ -57,6 +57,7 @@ class Grid:
     relative: bool  # whether the margin is a fraction of the metric
 
 
+DIGITS = {"mse": 5, "error": 4, "perplexity": 2}  # of a metric, after the point
 BOTH = ("matched", "paper")
 GRIDS: dict[Task, Grid] = {
     "autoencoder": Grid(

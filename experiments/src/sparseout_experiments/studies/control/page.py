@@ -4,22 +4,21 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sparseout_experiments.studies.control import analysis, figures
-from sparseout_experiments.studies.control.analysis import Contrast, ContrastResult, contrasts, post_hoc
+from sparseout_experiments.studies.control.analysis import ContrastResult, contrasts, post_hoc
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, cached_dial, mean
-from sparseout_experiments.studies.control.grid import GRIDS, SEEDS, TITLE, Setting, Value, settings
+from sparseout_experiments.studies.control.grid import DIGITS, GRIDS, SEEDS, TITLE, Setting, Value, settings
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.study import Page
 
 _NUMBER = r"\d+(?:,\d\d\d)*(?:\.\d+)?"
 _KINDS = 3  # of warnings are shown, the most frequent
-_DIGITS = {"mse": 5, "error": 4, "perplexity": 2}
 
 
 def made(records: Sequence[Record]) -> Page:
@@ -67,7 +66,7 @@ class Task:
         self.record, self.grid, self.images = record, record.grid, dict[str, str]()
         self.complete = record.complete  # what means and figures are of
         self.plain = figures.plain(self.complete, "none", "own")
-        self.digits = _DIGITS[self.grid.metric]
+        self.digits = DIGITS[self.grid.metric]
         self.none_is_best = analysis.none_is_best(self.complete)
 
     def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> Dial:
@@ -145,14 +144,6 @@ class Task:
         return Counter((run.setting.name, str(run.value or ""), reason) for run, reason in runs)
 
 
-class Line(NamedTuple):
-    """The result of a contrast, over which units, and how many digits its numbers get."""
-
-    result: ContrastResult
-    units: str
-    digits: int
-
-
 class Section:
     """Everything at one budget."""
 
@@ -162,7 +153,9 @@ class Section:
         self.identity = analysis.identity(task.record for task in tasks)
         planned = contrasts(budget)
         place = sum(contrast.claim == "C1" and contrast.primary for contrast in planned)
-        self._lines = list(map(self._line, (*planned[:place], *post_hoc(budget), *planned[place:])))
+        ordered = (*planned[:place], *post_hoc(budget), *planned[place:])
+        records = {name: task.record for name, task in self.by_name.items()}
+        self._results = [analysis.evaluate(contrast, records.get(contrast.task)) for contrast in ordered]
 
     def count(self, name: str) -> int:
         """Number of runs that are "planned", "missing", "finished" or "failed"."""
@@ -185,32 +178,32 @@ class Section:
             gpu=True,
         )
 
-    def lines(self, merged: bool = True, **wanted: Any) -> list[Line]:
+    def lines(self, merged: bool = True, **wanted: Any) -> list[ContrastResult]:
         """The contrasts with these fields.
 
         Where no unit is dead, that over live units is that over all, and if they are `merged` it is not repeated.
         """
         lines = []
-        for line in self._lines:
-            contrast = line.result.contrast
+        for line in self._results:
+            contrast = line.contrast
             if any(getattr(contrast, name) != value for name, value in wanted.items()):
                 continue
             task = self.by_name.get(contrast.task)
             if merged and line.units and task and analysis.alive(task.record, contrast):
                 if line.units == "live units":
                     continue
-                line = line._replace(units="all = live units")
+                line = line._replace(merged=True)
             lines.append(line)
         return lines
 
-    def line(self, claim: str, task: str, measure: str, p: PChoice) -> Line:
+    def line(self, claim: str, task: str, measure: str, p: PChoice) -> ContrastResult:
         """The contrast with these fields, at matched noise."""
         return self.lines(False, claim=claim, task=task, measure=measure, scale="matched", p=p)[0]
 
-    def evidence(self, claim: str) -> list[tuple[str, list[Line]]]:
+    def evidence(self, claim: str) -> list[tuple[str, list[ContrastResult]]]:
         """The contrasts that decide a claim, by network: of C1 two in each, over all and over live units."""
         lines = self.lines(claim=claim, primary=True)
-        by_task = itertools.groupby(lines, key=lambda line: line.result.contrast.task)
+        by_task = itertools.groupby(lines, key=lambda line: line.contrast.task)
         return [(task, list(of_task)) for task, of_task in by_task]
 
     def verdict(self, claim: str, post_hoc: str = "") -> str:
@@ -218,24 +211,18 @@ class Section:
         if claim == "C4":
             return self.identity.verdict
         lines = self.lines(False, claim=claim, primary=not post_hoc, post_hoc=post_hoc)
-        return analysis.both(line.result for line in lines)
+        return analysis.both(lines)
 
     @property
-    def undecided(self) -> list[Line]:
+    def undecided(self) -> list[ContrastResult]:
         """The primary contrasts that are undecided although there are numbers."""
-        undecided = [line for line in self.lines(primary=True) if line.result.verdict == "undecided"]
-        return [line for line in undecided if not math.isnan(line.result.ends.half)]
+        undecided = [line for line in self.lines(primary=True) if line.verdict == "undecided"]
+        return [line for line in undecided if not math.isnan(line.ends.half)]
 
     @property
     def counts(self) -> dict[tuple[str, str], Counter[str]]:
         verdicts: dict[tuple[str, str], Counter[str]] = {}
-        for result in (line.result for line in self.lines(primary=False, post_hoc="")):
+        for result in self.lines(primary=False, post_hoc=""):
             if result.slope.n:
                 verdicts.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
         return verdicts
-
-    def _line(self, contrast: Contrast) -> Line:
-        task = self.by_name.get(contrast.task)
-        live = "live units" if contrast.measure.endswith("_live") else "all units"
-        units, digits = ("", _DIGITS[GRIDS[contrast.task].metric]) if contrast.measure == "metric" else (live, 4)
-        return Line(analysis.evaluate(contrast, task.record if task else None), units, digits)

@@ -89,13 +89,30 @@ class Ledger(Generic[Name]):
         return record(resolve(job.task, job.options))
 
     def note(self, name: Name, job: Job) -> bool:
-        """Enter what a run's folder holds, and say whether it has ended. Raises StudyStopped as `outcome_of` does."""
-        result, reason = outcome_of(job.folder, self.wanted(job))
-        if result is not None:
-            self.results[name] = result
-        if reason is not None:
+        """Enter what a run's folder holds, and say whether it has ended.
+
+        Raises StudyStopped where the folder holds a run with other options than are wanted, but for where the data lie
+        and where it was trained, or something else.
+        """
+        path = next(filter(Path.exists, (job.folder / run_folder.RESULT, job.folder / run_folder.FAILURE)), None)
+        if path is None:
+            return False
+        try:
+            record = run_folder.read_json(path)
+            config, reason = dict(record["config"]), str(record["reason"]) if path.name == run_folder.FAILURE else None
+        except (run_folder.RunError, LookupError, TypeError, ValueError):
+            raise StudyStopped(f"{path} cannot be read: remove {job.folder} to repeat the run") from None
+        for option, value in self.wanted(job).items():
+            if option not in ("data", *TECHNICAL) and config.get(option) != value:
+                raise StudyStopped(
+                    f"{job.folder} holds a run with {option} = {config.get(option)} where the study wants {value}: "
+                    "give the study another work folder, or remove this one"
+                )
+        if reason is None:
+            self.results[name] = record
+        else:
             self.failures[name] = reason
-        return name in self
+        return True
 
 
 class OwnLedger(Ledger[Name]):
@@ -103,32 +120,6 @@ class OwnLedger(Ledger[Name]):
 
     def wanted(self, job: Job) -> Mapping[str, Any]:
         return job.options
-
-
-def outcome_of(folder: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
-    """The result of a run, or the reason of its failure, or neither, from its folder.
-
-    Raises StudyStopped where the folder holds a run with other options than `wanted`, but for where the data lie and
-    where it was trained, or something else.
-    """
-    for name in (run_folder.RESULT, run_folder.FAILURE):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            record = run_folder.read_json(path)
-            config = dict(record["config"])
-            reason = str(record["reason"]) if name == run_folder.FAILURE else None
-        except (run_folder.RunError, LookupError, TypeError, ValueError):
-            raise StudyStopped(f"{path} cannot be read: remove {folder} to repeat the run") from None
-        for option, value in wanted.items():
-            if option not in ("data", *TECHNICAL) and config.get(option) != value:
-                raise StudyStopped(
-                    f"{folder} holds a run with {option} = {config.get(option)} where the study wants {value}: give "
-                    "the study another work folder, or remove this one"
-                )
-        return (None, reason) if reason is not None else (record, None)
-    return None, None
 
 
 def look(ledger: Ledger[Name], plan: Callable[[], Mapping[Name, Job]]) -> None:

@@ -1,7 +1,7 @@
 """A study from its runs to its files of results and its page, the same way for every study."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +44,7 @@ class Study:
     """A study, from its runs to its files of results, one a task, and to the page that is made of all of them.
 
     A subclass says what is run (`plan`), what is kept of it (`content`) and how it is shown (`page`), or goes its own
-    way in `check`, `save` and `render`. One that can go on from its files of results alone has `job` and `runs_of` too.
+    way in `check`, `save` and `render`. One that can go on from its files of results alone has `runs_of` too.
     """
 
     name: str
@@ -68,12 +68,8 @@ class Study:
         """Number of runs there may be in the end."""
         return self.total(request, self.ledger())
 
-    def job(self, run: Any, request: Request) -> Job:
-        """The job of a run that `runs_of` has read."""
-        raise NotImplementedError
-
-    def runs_of(self, request: Request, record: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
-        """The finished runs that a file of results has, as a ledger wants them."""
+    def runs_of(self, request: Request, record: Mapping[str, Any]) -> Iterable[tuple[Any, Job, dict[str, Any]]]:
+        """The finished runs that a file of results has, as a ledger wants them, each with its job."""
         raise NotImplementedError
 
     def recorded(self, request: Request, results: Path) -> dict[Any, dict[str, Any]]:
@@ -81,15 +77,15 @@ class Study:
 
         Raises ValueError for a file of something else, or of runs with other options than are wanted.
         """
-        recorded: dict[Any, dict[str, Any]] = {}
+        recorded = {}
         for path in (self.path(results, task, request.budget) for task in request.names):
             if path.exists():
                 record = self.load(path)
                 with files.shown(path, self.kind):
-                    of_file = self.runs_of(request, record)
-                for run in of_file:
-                    files.check_options(path, record["config"], self.ledger().wanted(self.job(run, request)))
-                recorded |= of_file
+                    of_file = list(self.runs_of(request, record))
+                for run, job, result in of_file:
+                    files.check_options(path, record["config"], self.ledger().wanted(job))
+                    recorded[run] = result
         return recorded
 
     def content(self, task: str, results: Mapping[Any, dict[str, Any]]) -> Mapping[str, Any]:

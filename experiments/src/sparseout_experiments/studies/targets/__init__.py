@@ -49,7 +49,15 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     to_target = frame[frame["target"].notna()].copy()
     to_target["tested"] = [row[row["measure"]] - row["target"] for row in to_target.to_dict("records")]
     to_target["off"] = to_target["last_tenth"] - to_target["target"]
-    rows = [_targets(frame, group) for _, group in to_target.groupby(["measure", "knob"], sort=False)]
+    rows: list[dict[str, Any]] = []
+    for (measure, knob), runs in to_target.groupby(["measure", "knob"], sort=False):
+        of_fixed = frame[(frame["knob"] == knob) & frame["target"].isna()].groupby("value")[measure].mean()
+        of_target = runs.groupby("target")["value"].mean()
+        row = {"knob": knob, "measure": measure, "range": (of_fixed.min(), of_fixed.max()), "runs": len(runs)}
+        row |= {"targets": list(of_target.index), "values": list(of_target)}
+        for met, off in (("met", "off"), ("met_tested", "tested")):
+            row |= {met: int((runs[off].abs() <= TOLERANCE).sum()), off: max(runs[off], key=abs)}
+        rows.append(row)
     return study.summary(record, frame) | {
         "name": record["task"],
         "title": TASKS[record["task"]].title,
@@ -63,24 +71,6 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "farthest": to_target["off"].abs().max(),
         "farthest_tested": to_target["tested"].abs().max(),
         "missed": [row for row in to_target.to_dict("records") if max(abs(row["off"]), abs(row["tested"])) > TOLERANCE],
-    }
-
-
-def _targets(frame: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
-    knob, measure = runs["knob"].iloc[0], runs["measure"].iloc[0]
-    fixed = frame[(frame["knob"] == knob) & frame["target"].isna()]
-    means = fixed.groupby("value")[measure].mean()
-    return {
-        "knob": knob,
-        "measure": measure,
-        "range": (means.min(), means.max()),
-        "targets": sorted(runs["target"].unique()),
-        "values": [runs[runs["target"] == target]["value"].mean() for target in sorted(runs["target"].unique())],
-        "met": int((runs["off"].abs() <= TOLERANCE).sum()),
-        "runs": len(runs),
-        "off": max(runs["off"], key=abs),
-        "met_tested": int((runs["tested"].abs() <= TOLERANCE).sum()),
-        "tested": max(runs["tested"], key=abs),
     }
 
 
