@@ -72,6 +72,7 @@ class Alternatives(Study):
             of_data = {run: ledger.results[run] for run in jobs}
             environments = files.distinct(result["environment"] for result in of_data.values())
             content = {
+                "kind": self.kind,
                 "budget": request.budget,
                 "data": name,
                 "config": files.shared([result["config"] for result in of_data.values()]),
@@ -81,7 +82,7 @@ class Alternatives(Study):
                 "environments": environments,
                 "rows": [_row(jobs[run], result, environments) for run, result in of_data.items()],
             }
-            self.store(results, content, name, request.budget)
+            files.save(self.path(results, name, request.budget), content)
 
     def render(self, results: Path, page: Path) -> None:
         """Fill the page from the files of results.
@@ -154,7 +155,7 @@ def against_least(runs: pd.DataFrame) -> dict[tuple[str, float], dict[str, float
     return p_values
 
 
-def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
+def summary(record: dict[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of a data set."""
     name, config, p_values = record["data"], record["config"], against_least(runs)
     tables = []
@@ -169,9 +170,7 @@ def summary(record: Mapping[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
                 least = p_values[measure, level].get(str(method), 0.0) > SIGNIFICANT
                 rows.setdefault(str(method), []).append({"error": error, "least": least})
         tables.append({"units": units, "rows": rows})
-    return study.summary(record, runs) | {
-        "data": name,
-        "title": TITLES[name],
+    return study.summary(record | {"task": name}, runs, TITLES) | {
         "config": config,
         "made_with": [
             # one revision for all needs no names beside it

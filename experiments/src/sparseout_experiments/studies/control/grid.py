@@ -250,15 +250,12 @@ def choose(budget: str, task: Task, scores: Iterable[tuple[Run, float]]) -> dict
 
     A setting one of whose trials has no score is left out until it has; a failed trial counts as infinite.
     """
-    by_setting: dict[Setting, dict[Value, float]] = {}
-    for run, score in scores:
-        if run.role == "tuning" and run.value is not None:
-            by_setting.setdefault(run.setting, {})[run.value] = score
+    of_trial = {(run.setting, run.value): score for run, score in scores if run.role == "tuning"}
     chosen = {}
     for setting in settings(budget, task):
         tried = [value for value in trials(budget, task, setting) if value is not None]
-        scored = by_setting.get(setting, {})
-        if tried and all(value in scored for value in tried) and min(scored.values()) < float("inf"):
+        scored = {value: of_trial[setting, value] for value in tried if (setting, value) in of_trial}
+        if tried and len(scored) == len(tried) and min(scored.values()) < float("inf"):
             chosen[setting] = min(tried, key=scored.__getitem__)
     return chosen
 

@@ -23,6 +23,8 @@ _KINDS = 3  # of warnings are shown, the most frequent
 
 def made(records: Sequence[Record]) -> Page:
     """The page and its figures."""
+    from sparseout_experiments.tasks.image import REESTIMATED  # imports torch
+
     sections = [
         Section(budget, [Task(record) for record in of_budget])
         for budget, of_budget in itertools.groupby(records, key=lambda record: record.budget)
@@ -37,14 +39,7 @@ def made(records: Sequence[Record]) -> Page:
         section.images = add(section.budget, figures.draw_together([task.complete for task in section.tasks]))
         for task in section.tasks:
             task.images = add(f"{section.budget}-{task.record.task}", figures.draw(task.complete))
-    return text(sections), drawn
-
-
-def text(sections: Sequence["Section"]) -> str:
-    """The page as Markdown."""
-    from sparseout_experiments.tasks.image import REESTIMATED  # imports torch
-
-    return pages.rendered(
+    text = pages.rendered(
         __package__,
         "results.md.j2",
         title_of_page=TITLE,
@@ -57,6 +52,7 @@ def text(sections: Sequence["Section"]) -> str:
         grids=GRIDS,
         reestimated=REESTIMATED["test"],
     )
+    return text, drawn
 
 
 class Task:

@@ -123,15 +123,13 @@ class Study:
             count = sum(map(self.count, kept))
         pages.check(page, self.title, self.most_runs(request) + count)
 
-    def store(self, results: Path, content: Mapping[str, Any], task: str, budget: str = "") -> None:
-        files.save(self.path(results, task, budget), {"kind": self.kind, **content})
-
     def save(self, request: Request, ledger: Ledger[Any], results: Path) -> None:
-        jobs = self.plan(request, ledger)
+        plan = self.plan(request, ledger)
         for task in request.names:
-            of_task = {name: ledger.results[name] for name, job in jobs.items() if job.task == task}
+            of_task = {name: ledger.results[name] for name, job in plan.items() if job.task == task}
             environments = files.distinct(result["environment"] for result in of_task.values())
-            self.store(results, {"task": task, "environments": environments, **self.content(task, of_task)}, task)
+            content = {"kind": self.kind, "task": task, "environments": environments, **self.content(task, of_task)}
+            files.save(self.path(results, task), content)
 
     def render(self, results: Path, page: Path) -> None:
         """Make the page and its figures from the files of results.
@@ -155,9 +153,12 @@ class Study:
         pages.write(page, text, runs)
 
 
-def summary(record: Mapping[str, Any], frame: "pd.DataFrame") -> dict[str, Any]:
+def summary(record: Mapping[str, Any], frame: "pd.DataFrame", tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Summary of a task for every page: how many runs and seeds it has, how long these took, and what made them."""
+    name = record["task"]
     return {
+        "name": name,
+        "task": tasks[name],
         "count": len(frame),
         "seeds": frame["seed"].nunique(),
         "minutes": frame["seconds"].sum() / 60 if "seconds" in frame else math.nan,

@@ -89,7 +89,7 @@ class Payoff(study.Study):
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a task for the page."""
-    name, frame = record["task"], pd.json_normalize(record["rows"])
+    frame = pd.json_normalize(record["rows"])
     settings = []
     for (method, target), group in frame.groupby(["method", "target"], sort=False, dropna=False):
         row: dict[str, Any] = {key: t_interval(list(group[key])) for key in ("error", "density")}
@@ -103,10 +103,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         row["sparse_layers"] = float(group["sparse_layers"].map(len).mean())
         row["error_change"] = float((group["error_sparse"] - group["error"]).abs().max())
         settings.append(row)
-    return study.summary(record, frame) | {
-        "name": name,
-        "title": TASKS[name].title,
-        "task": TASKS[name],
+    return study.summary(record, frame, TASKS) | {
         "settings": settings,
         "dense": next(row for row in settings if row["method"] == "none"),
         "missing": [LABELS[method] for method in METHODS if method not in set(frame["method"])],

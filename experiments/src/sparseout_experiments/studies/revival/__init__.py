@@ -42,12 +42,12 @@ class Revival(study.Study):
     def page(self, records: Mapping[str, Mapping[str, Any]]) -> study.Page:
         tasks = [summary(record) for record in records.values()]
         text = pages.rendered(__package__, "page.md.j2", tasks=tasks, setup=training, arms=ARMS)
-        return text, {"revival": course({task["title"]: task["frame"] for task in tasks})}
+        return text, {"revival": course({task["task"].title: task["frame"] for task in tasks})}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a task for the page."""
-    task, frame = TASKS[record["task"]], pd.DataFrame(record["rows"])
+    frame = pd.DataFrame(record["rows"])
     arms = []
     for arm in ARMS:
         runs = frame[frame["arm"] == arm]
@@ -57,15 +57,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         never = frame[frame["arm"] == "never"]
         row |= {f"{name}_gain": within_seeds(runs, never, name) for name in ("live", "error")}
         arms.append(row)
-    return study.summary(record, frame) | {
-        "title": task.title,
-        "error": task.error,
-        "layers": task.layers,
-        "units": task.layers * training.UNITS,
-        "arms": arms,
-        "wrong": "wrong" in frame,
-        "frame": frame,
-    }
+    return study.summary(record, frame, TASKS) | {"arms": arms, "wrong": "wrong" in frame, "frame": frame}
 
 
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,10 +58,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         for met, off in (("met", "off"), ("met_tested", "tested")):
             row |= {met: int((runs[off].abs() <= TOLERANCE).sum()), off: max(runs[off], key=abs)}
         rows.append(row)
-    return study.summary(record, frame) | {
-        "name": record["task"],
-        "title": TASKS[record["task"]].title,
-        "task": TASKS[record["task"]],
+    return study.summary(record, frame, TASKS) | {
         "to_target": to_target,
         "courses": [row for row in to_target.to_dict("records") if row["course"]],
         "rows": sorted(rows, key=lambda row: (row["measure"] != "hoyer", list(KNOBS).index(row["knob"]))),
