@@ -1,7 +1,7 @@
 import pytest
 import torch
 from sparseout_experiments.models import LanguageModel
-from sparseout_experiments.training.averaging import averaged, triggered
+from sparseout_experiments.tasks.language import averaged, triggered
 from torch import nn
 
 

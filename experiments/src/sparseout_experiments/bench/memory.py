@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 from sparseout_experiments.bench.timing import Function
 
 
-class Kept(NamedTuple):
-    """Bytes held from forward to backward; the input's own storage apart, since something else may keep it anyway."""
+def kept(function: Function, x: Tensor) -> tuple[int, int]:
+    """Bytes that autograd saves for `function(x)`, each storage once: those beside the input's, and the input's.
 
-    own: int
-    input: int
-
-
-def kept(function: Function, x: Tensor) -> Kept:
-    """Bytes that autograd saves for `function(x)`, each storage counted once."""
+    The input's own storage stands apart since something else may keep it anyway.
+    """
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -33,7 +28,7 @@ def kept(function: Function, x: Tensor) -> Kept:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         alive.append(function(x))
     shared = storages.pop(x.untyped_storage().data_ptr(), 0)
-    return Kept(sum(storages.values()), shared)
+    return sum(storages.values()), shared
 
 
 def peak(run: Callable[[], object], device: str) -> int | None:

@@ -1,7 +1,7 @@
 """Prediction of the next word by LSTM layers or a transformer, with the noise between layers or in the blocks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,6 @@ from sparseout_experiments.methods import METHODS
 from sparseout_experiments.models import LanguageModel, Transformer
 from sparseout_experiments.tasks import base
 from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task
-from sparseout_experiments.training.averaging import averaged, triggered
 from sparseout_experiments.training.noise import attached, noise
 from sparseout_experiments.training.rng import Rng
 from sparseout_experiments.training.schedules import cosine
@@ -167,3 +166,31 @@ def _model(config: options.Language, words: int, generator: torch.Generator) -> 
 
     dropped = config.model_dump(include={"weight_drop", "embedding_drop"})
     return LanguageModel(*sizes, noise_at, generator, **dropped)
+
+
+def triggered(losses: Sequence[float], patience: int = 5) -> bool:
+    """Whether averaging has begun: once begun, no later loss ends it.
+
+    It begins with the first of the validation losses so far that is above the least of those `patience` and more
+    checks before it, the `patience` losses just before it not looked at. So does the authors' code, and the reading
+    that compares with those last losses instead, as the algorithm was first printed, is by their word a misprint.
+    A loss that is not a number begins nothing.
+
+    Source: Merity, Keskar & Socher (2017), Regularizing and Optimizing LSTM Language Models, section 3 and algorithm 1
+    (NT-ASGD).
+    """
+    checks = range(patience + 1, len(losses))
+    return any(losses[check] > min(losses[: check - patience]) for check in checks)
+
+
+def averaged(model: nn.Module) -> AveragedModel:
+    """The equal average of the weights that `model` has at each call of `update_parameters(model)`; starts with none.
+
+    SGD and this are averaged SGD: `torch.optim.ASGD(t0=0, lambd=0)` is the same average over every step but its
+    first. Weights that are tied in `model` are tied in the average.
+    """
+    average = AveragedModel(model)
+    for module in average.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # a copy's weights no longer lie in the one block that cuDNN reads
+    return average
