@@ -13,14 +13,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sparseout_experiments.cli import INTERRUPTED
+from sparseout_experiments.cli import INTERRUPTED as INTERRUPTED  # one of the statuses
 from sparseout_experiments.message import show_message
 from sparseout_experiments.option_types import choices, reader, requirement
 
 if TYPE_CHECKING:
     from sparseout_experiments.studies.engine.jobs import Progress as Runs
-
-__all__ = ["FAILED", "INTERRUPTED", "SCHEDULER", "USAGE", "fail", "progress_bar", "reading", "wrote"]
 
 USAGE, FAILED = 2, 1
 SCHEDULER = typer.Option(metavar="ADDRESS", help="A Dask scheduler, instead of workers of this machine.")

@@ -16,6 +16,7 @@ from sparseout_experiments.data import text
 from sparseout_experiments.data.hub import DataError
 from sparseout_experiments.methods import METHODS
 from sparseout_experiments.models import LanguageModel, Transformer
+from sparseout_experiments.models.language import State
 from sparseout_experiments.tasks import base
 from sparseout_experiments.tasks.base import DistributedContext, Evaluation, Task
 from sparseout_experiments.training.noise import attached, noise
@@ -24,8 +25,6 @@ from sparseout_experiments.training.schedules import cosine
 
 EVALUATED = 10  # columns of text side by side
 MEASURED = 20_000  # words whose hidden states are measured, the first of a part
-
-State = list[tuple[Tensor, Tensor]]
 
 
 class Predict(Task):
