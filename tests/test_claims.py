@@ -133,12 +133,40 @@ def test_slopes_are_those_of_the_study(page, claim, contrast, places):
     assert re.search(claim, text(page))[1] == f"{float(mean):+.{places}f} ± {float(half):.{places}f}"
 
 
-def test_how_far_the_larger_budget_has_come():
-    whole = min(int(seeds) for seeds in re.findall(r"All runs of (\d) of 5 seeds have ended", text("docs/results.md")))
-    claim = re.search(
-        r"with all of CIFAR-10 and a transformer, (\w+) of five seeds (?:is|are) whole", text("README.md")
+@pytest.mark.parametrize(
+    ("page", "claim", "contrast", "verdict"),
+    [
+        (
+            "docs/experiments.md",
+            "its slope is ",
+            r"C1 [^|]*\|[^|]*\|[^|]*Wide-ResNet, 5 of 5 seeds: all = live units",
+            "supported",
+        ),
+        ("docs/experiments.md", "that of the LSTM ", r"LSTM, 5 of 5 seeds: all = live units", "supported"),
+        ("docs/experiments.md", "in the transformer, ", r"transformer, 5 of 5 seeds: all units", "undecided"),
+        (
+            "docs/limits.md",
+            "in the transformer of `medium` it is ",
+            r"transformer, 5 of 5 seeds: all units",
+            "undecided",
+        ),
+        ("docs/experiments.md", "decided: the slope of the error is ", r"slope of error", ""),
+        ("docs/experiments.md", "that of the perplexity ", r"perplexity[^|]* LSTM, 5 of 5 seeds:", "undecided"),
+        ("docs/experiments.md", "in the LSTM and ", r"perplexity[^|]* transformer, 5 of 5 seeds:", "undecided"),
+    ],
+)
+def test_verdicts_of_the_larger_budget(page, claim, contrast, verdict):
+    larger = text("docs/results.md").partition("## Budget `medium`")[2].partition("## Budget `small`")[0]
+    number = r"([-+]\d\.\d+) ± (\d\.\d+)"
+    word, mean, half = re.search(rf"{contrast} ?(|supported|undecided),? ?{number}", larger).groups()
+    assert word == verdict
+    said = re.search(claim + number, text(page)).groups()
+    assert said == tuple(
+        f"{float(value):.{len(shown.partition('.')[2])}f}" for value, shown in zip((mean, half), said, strict=True)
     )
-    assert ["no", "one", "two", "three", "four", "five"].index(claim[1]) == whole
+    for claim in ("C2", "C3"):
+        assert re.search(rf"\| {claim} [^|]*\| \*\*undecided\*\* ", larger)
+    assert re.search(r"LSTM \| common \| perplexity \|[^\n]*C3 contradicted, secondary", larger)
 
 
 def test_how_closely_a_short_training_meets_its_targets():
