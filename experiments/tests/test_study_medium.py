@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from sparseout_experiments.studies import control
 from sparseout_experiments.studies.control import collect, figures
-from sparseout_experiments.studies.control.analysis import contrasts, evaluate, post_hoc
 from sparseout_experiments.studies.control.collect import Ledger, Record
 from sparseout_experiments.studies.control.dial import Dial
 from sparseout_experiments.studies.control.grid import BUDGETS, Task
+from sparseout_experiments.studies.control.verdicts import contrasts, evaluate, post_hoc
 from study_pages import blank
 from study_rows import ledger_of
 

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 from sparseout_experiments.studies.control import collect, grid
-from sparseout_experiments.studies.control.analysis import (
+from sparseout_experiments.studies.control.collect import Ledger, Record
+from sparseout_experiments.studies.control.dial import COLLAPSED, Curve, Dial
+from sparseout_experiments.studies.control.grid import SEEDS, Setting, Task, Value
+from sparseout_experiments.studies.control.page import Task as OfPage
+from sparseout_experiments.studies.control.verdicts import (
     LAST,
     SOUND,
     Contrast,
@@ -22,10 +26,6 @@ from sparseout_experiments.studies.control.analysis import (
     none_is_best,
     post_hoc,
 )
-from sparseout_experiments.studies.control.collect import Ledger, Record
-from sparseout_experiments.studies.control.dial import COLLAPSED, Curve, Dial
-from sparseout_experiments.studies.control.grid import SEEDS, Setting, Task, Value
-from sparseout_experiments.studies.control.page import Task as OfPage
 from study_rows import ledger_of, result_of
 
 C1 = Contrast("C1", "autoencoder", "hoyer", "matched", "detached", 0.5, True)

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparseout_experiments.studies.control import analysis, figures
-from sparseout_experiments.studies.control.analysis import ContrastResult, contrasts, post_hoc
+from sparseout_experiments.studies.control import figures, verdicts
 from sparseout_experiments.studies.control.collect import Record
 from sparseout_experiments.studies.control.dial import COLLAPSED, Dial, PChoice, cached_dial, mean
 from sparseout_experiments.studies.control.grid import DIGITS, GRIDS, SEEDS, TITLE, Setting, Value, settings
+from sparseout_experiments.studies.control.verdicts import ContrastResult, contrasts, post_hoc
 from sparseout_experiments.studies.engine import pages
 from sparseout_experiments.studies.engine.study import Page
 
@@ -44,7 +44,7 @@ def made(records: Sequence[Record]) -> Page:
         "results.md.j2",
         title_of_page=TITLE,
         sections=sections,
-        analysis=analysis,
+        verdicts=verdicts,
         collapse=COLLAPSED,
         mean=mean,
         networks=figures.NETWORKS,
@@ -63,7 +63,7 @@ class Task:
         self.complete = record.complete  # what means and figures are of
         self.plain = figures.plain(self.complete, "none", "own")
         self.digits = DIGITS[self.grid.metric]
-        self.none_is_best = analysis.none_is_best(self.complete)
+        self.none_is_best = verdicts.none_is_best(self.complete)
 
     def dial(self, p: PChoice, scale: str = "matched", gradient: str = "detached") -> Dial:
         return cached_dial(self.complete, scale, gradient, p)
@@ -83,7 +83,7 @@ class Task:
     def nothing_dead(self) -> bool:
         """Whether live units are all units in every contrast."""
         of_task = (contrast for contrast in contrasts(self.record.budget) if contrast.task == self.record.task)
-        return all(analysis.alive(self.record, contrast) for contrast in of_task if contrast.measure != "metric")
+        return all(verdicts.alive(self.record, contrast) for contrast in of_task if contrast.measure != "metric")
 
     @property
     def emptiest(self) -> Any:
@@ -93,7 +93,7 @@ class Task:
     @property
     def undefined(self) -> list[float]:
         """The shares of samples without a measure where they are many, by run."""
-        return [share for share in self.record.finished["undefined"] if share > analysis.UNDEFINED]
+        return [share for share in self.record.finished["undefined"] if share > verdicts.UNDEFINED]
 
     @property
     def groups(self) -> list[tuple[Setting, str, pd.DataFrame]]:
@@ -146,12 +146,12 @@ class Section:
     def __init__(self, budget: str, tasks: Sequence[Task]) -> None:
         self.budget, self.tasks, self.images = budget, tasks, dict[str, str]()
         self.by_name = {task.record.task: task for task in tasks}
-        self.identity = analysis.identity(task.record for task in tasks)
+        self.identity = verdicts.identity(task.record for task in tasks)
         planned = contrasts(budget)
         place = sum(contrast.claim == "C1" and contrast.primary for contrast in planned)
         ordered = (*planned[:place], *post_hoc(budget), *planned[place:])
         records = {name: task.record for name, task in self.by_name.items()}
-        self._results = [analysis.evaluate(contrast, records.get(contrast.task)) for contrast in ordered]
+        self._results = [verdicts.evaluate(contrast, records.get(contrast.task)) for contrast in ordered]
 
     def count(self, name: str) -> int:
         """Number of runs that are "planned", "missing", "finished" or "failed"."""
@@ -185,7 +185,7 @@ class Section:
             if any(getattr(contrast, name) != value for name, value in wanted.items()):
                 continue
             task = self.by_name.get(contrast.task)
-            if merged and line.units and task and analysis.alive(task.record, contrast):
+            if merged and line.units and task and verdicts.alive(task.record, contrast):
                 if line.units == "live units":
                     continue
                 line = line._replace(merged=True)
@@ -207,7 +207,7 @@ class Section:
         if claim == "C4":
             return self.identity.verdict
         lines = self.lines(False, claim=claim, primary=not post_hoc, post_hoc=post_hoc)
-        return analysis.both(lines)
+        return verdicts.both(lines)
 
     @property
     def undecided(self) -> list[ContrastResult]:
@@ -217,8 +217,8 @@ class Section:
 
     @property
     def counts(self) -> dict[tuple[str, str], Counter[str]]:
-        verdicts: dict[tuple[str, str], Counter[str]] = {}
+        counts: dict[tuple[str, str], Counter[str]] = {}
         for result in self.lines(primary=False, post_hoc=""):
             if result.slope.n:
-                verdicts.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
-        return verdicts
+                counts.setdefault(result.contrast[:2], Counter())[result.verdict] += 1
+        return counts
