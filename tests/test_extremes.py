@@ -131,7 +131,7 @@ def test_balanced_parameters_are_the_same_noise(dtype):
 
 
 @pytest.mark.parametrize(
-    "q", [1.5, *(torch.tensor(q, dtype=t) for q in (1.5, 5.0) for t in (torch.float32, torch.float64))]
+    "q", [1.0, 1.5, *(torch.tensor(q, dtype=t) for q in (1.5, 5.0) for t in (torch.float32, torch.float64))]
 )
 @pytest.mark.parametrize("scale", [None, 0.1, "matched"])
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

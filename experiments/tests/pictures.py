@@ -35,3 +35,12 @@ def make(folder, train, test, mode=None, feature=NAMES, name="label"):
         labels = [i % 2 for i in range(len(pixels))]
         save(folder, split, [png(array, mode) for array in pixels], {name: labels}, {name: feature})
     return str(folder)
+
+
+def draw(root, counts):
+    """Pictures in folders, so many of each."""
+    for folder, n in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number, array in enumerate(numbered(n)):
+            Image.fromarray(array).save(root / folder / f"{number}.png")
+    return str(root)

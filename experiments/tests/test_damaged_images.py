@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pictures import NAMES, datasets, make, numbered, png, save
+from pictures import NAMES, datasets, draw, make, numbered, png, save
 from sparseout_experiments.data import images
 from sparseout_experiments.data.hub import DataError
 
@@ -50,11 +50,7 @@ def empty_split(folder):
 
 
 def two_classes(folder):
-    for split in ("train", "test"):
-        for name in "ab":
-            (folder / split / name).mkdir(parents=True)
-            for n, array in enumerate(numbered(6)):
-                (folder / split / name / f"{n}.png").write_bytes(png(array)["bytes"])
+    draw(folder, dict.fromkeys(("train/a", "train/b", "test/a", "test/b"), 6))
 
 
 def empty_class(folder):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pictures import datasets, make, numbered, png, save
+from pictures import datasets, draw, make, numbered, png, save
 from PIL import Image
 from sparseout_experiments.config import resolve
 from sparseout_experiments.data import images, shuffled_digits
@@ -116,15 +116,6 @@ def test_integers_named_label_are_classes(tmp_path):
     data = images.load(make(tmp_path, numbered(12), numbered(4), feature=datasets.Value("int64")))
     assert data.classes == 2
     assert data.test.labels.tolist() == [0, 1, 0, 1]
-
-
-def draw(root, counts):
-    """Pictures in folders, so many of each."""
-    for folder, n in counts.items():
-        (root / folder).mkdir(parents=True)
-        for number, array in enumerate(numbered(n)):
-            Image.fromarray(array).save(root / folder / f"{number}.png")
-    return str(root)
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ("train", "val", "cat"), ("test", "dev", "eval"), ("Test", "a b")])

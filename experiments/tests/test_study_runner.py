@@ -278,11 +278,19 @@ def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_again(tmp_path: 
     assert row.hoyer_live == result["mean"]["hoyer_live"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"kind": "other"}', '{"kind": "sparseout control study"}'])
-def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ("", "results"),
+        ("[]", "results"),
+        ('{"kind": "other"}', "results"),
+        ('{"kind": "sparseout control study"}', "whole results"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_said_so(tmp_path: Path, content: str, held: str) -> None:
     path = tmp_path / "control-small-image.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"does not hold (whole )?results of sparseout control study"):
+    with pytest.raises(ValueError, match=f"does not hold {held} of sparseout control study"):
         control.STUDY.render(tmp_path, tmp_path / "page.md")
 
 

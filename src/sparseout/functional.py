@@ -140,10 +140,9 @@ def sparseout(
         return dropout(input, p, True, inplace)
     plain = type(input) is Tensor and not input.is_nested and input.layout is torch.strided
     apply = ops.apply if plain else containers.apply
-    if not inplace:
-        return apply(input, seed, p, q, scale, dims, gradient == "exact")
-    kept = input.clone() if input.requires_grad and torch.is_grad_enabled() else input
-    return input.copy_(apply(kept, seed, p, q, scale, dims, gradient == "exact"))
+    kept = input.clone() if inplace and input.requires_grad and torch.is_grad_enabled() else input
+    y = apply(kept, seed, p, q, scale, dims, gradient == "exact")
+    return input.copy_(y) if inplace else y
 
 
 # One check for each argument, without an input, for everything that takes arguments of these names.

@@ -95,11 +95,12 @@ def _patterns(folder: Path) -> list[str]:
     Raises DataError for what `datasets` would pass over: an empty folder in it, or a link to nothing.
     """
     top = folder.absolute()
-    links = [Path(at, name) for at, folders, _ in os.walk(top) for name in folders if Path(at, name).is_symlink()]
-    roots: set[Path] = set()
-    for root in (top, *links):
+    todo, roots = [top], set[Path]()
+    for root in todo:
         for at, folders, names in os.walk(root):
             folders[:] = [name for name in folders if name[0] != "."]
+            if root == top:  # links behind links are not followed, as they may lead back
+                todo += [Path(at, name) for name in folders if Path(at, name).is_symlink()]
             seen = [os.path.join(at, name) for name in names if name[0] != "."]
             if lost := [path for path in seen if not os.path.exists(path)]:
                 raise DataError(f"{lost[0]!r} is a link to a file that is not there: bring it back, or remove the link")

@@ -70,8 +70,10 @@ class ContrastResult(NamedTuple):
     @property
     def units(self) -> str:
         """The units that its measure is of; of the metric there are none."""
-        if self.contrast.measure == "metric" or self.merged:
-            return "all = live units" if self.merged else ""
+        if self.merged:
+            return "all = live units"
+        if self.contrast.measure == "metric":
+            return ""
         return "live units" if self.contrast.measure.endswith("_live") else "all units"
 
     @property

@@ -53,7 +53,7 @@ class Results:
         command: the command that repeats them, if it is known.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
     task: str
     metric: tuple[str, str]
     frame: pd.DataFrame

@@ -26,9 +26,12 @@ def perceptron(
 
 @contextmanager
 def steered(
-    model: nn.Module, optimizer: torch.optim.Optimizer, penalty: baselines.ActivityPenalty | None, target: float | None,
-    measure: str, **control: Any,
-) -> Iterator[tuple[Callable[[Tensor], list[str]], sparseout.SparsityController | None]]:  # fmt: skip
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    penalty: baselines.ActivityPenalty | None,
+    target: float | None,
+    **control: Any,
+) -> Iterator[tuple[Callable[[Tensor], list[str]], sparseout.SparsityController | None]]:
     """A block with a penalty and, given a target, a controller: yields the step of all three, and the controller.
 
     The step goes down the loss and the penalty, and returns what the controller warns of.
@@ -38,7 +41,7 @@ def steered(
             attached.enter_context(penalty)
         controller = None
         if target is not None:
-            controller = sparseout.SparsityController(model, target, measure, **control)
+            controller = sparseout.SparsityController(model, target, **control)
             attached.callback(controller.detach)
 
         def step(loss: Tensor) -> list[str]:

@@ -98,15 +98,11 @@ def wrapped(text: str) -> str:
             blocks.append(line)
         prose = not whole
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return (
-        "\n".join(
-            block
-            if block.startswith(_WHOLE)
-            else textwrap.fill(block, 120, subsequent_indent="  " * block.startswith("- "), **options)
-            for block in blocks
-        ).rstrip()
-        + "\n"
-    )
+    for index, block in enumerate(blocks):
+        if not block.startswith(_WHOLE):
+            indent = "  " if block.startswith("- ") else ""
+            blocks[index] = textwrap.fill(block, 120, subsequent_indent=indent, **options)
+    return "\n".join(blocks).rstrip() + "\n"
 
 
 def check(page: Path, title: str, runs: int | None = None) -> None:

@@ -77,14 +77,14 @@ class Study:
 
         Raises ValueError for a file of something else, or of runs with other options than are wanted.
         """
-        recorded = {}
+        recorded, wanted = {}, self.ledger().wanted
         for path in (self.path(results, task, request.budget) for task in request.names):
             if path.exists():
                 record = self.load(path)
                 with files.shown(path, self.kind):
                     of_file = list(self.runs_of(request, record))
                 for run, job, result in of_file:
-                    files.check_options(path, record["config"], self.ledger().wanted(job))
+                    files.check_options(path, record["config"], wanted(job))
                     recorded[run] = result
         return recorded
 

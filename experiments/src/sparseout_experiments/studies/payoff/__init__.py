@@ -53,10 +53,10 @@ class Payoff(study.Study):
     @staticmethod
     def train(task: str, options: dict[str, Any], folder: Path) -> None:
         def run() -> dict[str, Any]:
-            return transformer.run() if task == MINILM else training.run(task, **options)
+            found = transformer.run() if task == MINILM else training.run(task, **options)
+            return found | {"load": os.getloadavg()[0]}
 
-        packages = ["transformers"] if task == MINILM else []
-        train_own(lambda: run() | {"load": os.getloadavg()[0]}, options, folder, *packages)
+        train_own(run, options, folder, *(["transformers"] if task == MINILM else []))
 
     def content(self, task: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if task == MINILM:

@@ -75,9 +75,9 @@ def run(name: str, data: str, method: str, target: float | None, seed: int) -> d
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     knob: Any = {"sparseout": "q", "penalty": penalty, "topk": "k"}.get(method)
     bounds = {"sparseout": (0.1, 4.0), "topk": (0.002, 0.5)}.get(method)
-    control = {"knob": knob, "probe": x[:PROBE], "every": EVERY, "bounds": bounds}
+    control = {"measure": "density", "knob": knob, "probe": x[:PROBE], "every": EVERY, "bounds": bounds}
     order, messages = torch.Generator().manual_seed(seed), []
-    with steered(model, optimizer, penalty, target, "density", **control) as (step, controller):
+    with steered(model, optimizer, penalty, target, **control) as (step, controller):
         for _ in range(task.epochs):
             for rows in torch.randperm(len(x), generator=order).split(task.batch):
                 messages += step(F.cross_entropy(model(x[rows]), y[rows]))

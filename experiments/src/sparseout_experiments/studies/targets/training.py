@@ -132,10 +132,11 @@ def run(
     if knob == "strength":
         penalty = baselines.ActivityPenalty(model, list(plant.sites), strength=start, q=1.0)
     moved: Any = {"strength": penalty, "threshold": ThresholdKnob(model)}.get(knob, knob)
-    control = {"knob": moved, "probe": plant.probe, "every": task.every, "bounds": task.bounds.get(knob)}
+    bounds = task.bounds.get(knob)
+    control = {"measure": measure, "knob": moved, "probe": plant.probe, "every": task.every, "bounds": bounds}
     optimizer = torch.optim.Adam(model.parameters(), lr=task.rate)
     course, messages = [], []
-    with steered(model, optimizer, penalty, target, measure or "", **control) as (step, controller):
+    with steered(model, optimizer, penalty, target, **control) as (step, controller):
         for number in range(1, task.steps + 1):
             inputs, outputs = next(plant.batches)
             messages += step(plant.loss(model(inputs), outputs))

@@ -169,5 +169,11 @@ def _rescaling(record: Record) -> Figure:
     return figure
 
 
-_DRAWN = (_penalty, _remainder, _balls, _path, _training, _rescaling)
-FIGURES: dict[str, Callable[[Record], Figure]] = {draw.__name__.lstrip("_"): draw for draw in _DRAWN}
+FIGURES: dict[str, Callable[[Record], Figure]] = {
+    "penalty": _penalty,
+    "remainder": _remainder,
+    "balls": _balls,
+    "path": _path,
+    "training": _training,
+    "rescaling": _rescaling,
+}
